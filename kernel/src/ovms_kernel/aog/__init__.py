@@ -1,1 +1,1 @@
-
+"""The face towards go-plugin hosts, AOG above all."""

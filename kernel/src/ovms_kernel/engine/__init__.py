@@ -1,1 +1,1 @@
-
+"""The engine: installed, started, watched, asked."""

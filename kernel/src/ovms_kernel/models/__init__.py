@@ -1,1 +1,1 @@
-
+"""Models on disk and in the engine."""

@@ -1,0 +1,183 @@
+"""The protocols that extensions implement, and the face of the engine that services are given.
+
+A driver is found by name through an entry point and constructed once with its section of the settings
+(``services.chat``, ``platforms.portable`` …): ``Driver(section: Mapping[str, Any])``. It may also implement any of the
+hooks of ``hookspecs``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+    from pathlib import Path
+
+    from ovms_kernel.models.protos.ovms_graph_pb2 import CalculatorGraphConfig
+    from ovms_kernel.values import (
+        Answer,
+        Call,
+        GraphOptions,
+        Host,
+        Installation,
+        LaunchPlan,
+        Message,
+        ModelFiles,
+        ModelRef,
+        Ports,
+        Progress,
+        Release,
+        RemoteFile,
+        Requirement,
+        ServiceDefinition,
+        Upload,
+    )
+
+
+class Engine(Protocol):
+    """The running engine as a service sees it: requests go out once and are never retried.
+
+    All methods raise ``BadRequest`` (the engine refuses the request), ``EngineFailed`` (it failed), ``Unavailable`` (it
+    is not there) or ``TimedOut``, with the engine's own cause stripped of its wrapper text.
+    """
+
+    async def post(
+        self, path: str, body: bytes, *, content_type: str = "application/json", timeout: float | None = None
+    ) -> Answer:
+        """Send one request and return the whole answer; ``timeout`` in seconds, ``None`` = no limit."""
+        ...
+
+    def stream(
+        self, path: str, body: bytes, *, content_type: str = "application/json", timeout: float | None = None
+    ) -> AsyncIterator[bytes]:
+        """Send one request and yield the events of the answer as they arrive.
+
+        Each item is one whole server-sent event with its closing blank line. Closing the iterator closes the
+        connection, which makes the engine stop generating.
+        """
+        ...
+
+    async def upload(
+        self,
+        path: str,
+        fields: Mapping[str, str | list[str]],
+        files: Mapping[str, Upload],
+        *,
+        timeout: float | None = None,
+    ) -> Answer:
+        """Send one multipart request and return the whole answer."""
+        ...
+
+    async def ready(self, model: str, model_type: str) -> str:
+        """Make sure that the model is served, loading it once whoever asks at the same time; return its id.
+
+        An empty ``model`` stands for the only sensible one (the service's default, else the one loaded last).
+
+        :raises NotFound: it is not installed; the sentence lists what is, and how to pull it.
+        :raises BadRequest: it is a model of another type.
+        """
+        ...
+
+
+@runtime_checkable
+class Service(Protocol):
+    """One AI service. ``stream`` is needed if the definition says ``streaming``, ``converse`` if ``bidirectional``."""
+
+    definition: ServiceDefinition
+
+    async def invoke(self, call: Call, engine: Engine) -> bytes:
+        """Answer the call with one JSON object."""
+        ...
+
+
+@runtime_checkable
+class StreamingService(Service, Protocol):
+    """A service that can answer in pieces."""
+
+    def stream(self, call: Call, engine: Engine) -> AsyncIterator[bytes]:
+        """Yield server-sent events, each with its closing blank line."""
+        ...
+
+
+@runtime_checkable
+class ConversingService(Service, Protocol):
+    """A service that listens and speaks at the same time."""
+
+    def converse(self, inbound: AsyncIterator[Message], engine: Engine) -> AsyncIterator[Message]:
+        """Answer a session of messages; ends when the inbound side ends and everything was said."""
+        ...
+
+
+@runtime_checkable
+class Platform(Protocol):
+    """How an engine is got and started on one kind of system."""
+
+    def matches(self, host: Host) -> int:
+        """Return 0 if this is not the host's platform, else a number that is higher the more specific the match is."""
+        ...
+
+    def release(self, host: Host, version: str) -> Release:
+        """Return what to fetch; an empty ``version`` means the newest that is known to work.
+
+        :raises NotFound: that version is not offered for this host.
+        """
+        ...
+
+    async def requirements(self, installation: Installation) -> list[Requirement]:
+        """Return what the system lacks for that installation, each with its exact remedy."""
+        ...
+
+    def launch(self, installation: Installation, ports: Ports) -> LaunchPlan:
+        """Return how to start it; the OVMS flags are appended by the kernel."""
+        ...
+
+
+@runtime_checkable
+class GraphTemplate(Protocol):
+    """Knows one model type: how to recognise it and what its graph looks like."""
+
+    model_type: str
+
+    def recognises(self, files: ModelFiles) -> int:
+        """Return 0 if the files are not of this type, else a number that is higher the surer it is."""
+        ...
+
+    def build(self, files: ModelFiles, options: GraphOptions) -> CalculatorGraphConfig:
+        """Return the graph as a message; paths in it are relative to the model's folder.
+
+        :raises BadRequest: an option is unknown or has a wrong value.
+        """
+        ...
+
+
+@runtime_checkable
+class Hub(Protocol):
+    """A place that models come from."""
+
+    async def list_files(self, ref: ModelRef) -> list[RemoteFile]:
+        """Return every file of the model.
+
+        :raises NotFound: the hub has no such model or revision.
+        :raises Unauthorized: it wants a token, or another one.
+        :raises Unavailable: the hub cannot be reached.
+        """
+        ...
+
+    async def download(
+        self, ref: ModelRef, into: Path, report: Callable[[Progress], None], files: list[RemoteFile] | None = None
+    ) -> None:
+        """Fetch the files (all of them, or those given) into the folder, resuming what is partly there, verified.
+
+        Raises unless every file is complete and has its digest.
+        """
+        ...
+
+
+DRIVER_PROTOCOLS: dict[str, Any] = {
+    "services": Service,
+    "platforms": Platform,
+    "graphs": GraphTemplate,
+    "hubs": Hub,
+    "observers": object,
+}
+"""The kinds of driver, in the order in which they are composed; the entry point groups are ``ovms.<kind>``."""

@@ -1,0 +1,1 @@
+"""KServe v2, as OVMS speaks it."""

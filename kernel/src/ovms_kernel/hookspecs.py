@@ -1,0 +1,141 @@
+"""The lifecycle events. Every hook is ``ovms_<verb>_<noun>``; arguments come by keyword and are frozen values.
+
+The verb says what happens when an implementation raises: ``before`` and ``amend`` may veto by raising ``Refused``; any
+other error, and every error in another hook, is reported under the extension's name and stops nothing. Implementations
+may be ``async def``; a synchronous one must not block. They run one after another, sorted by kind and name, with a time
+limit each; ``ovms_kernel_stopping`` runs in reverse order. Progress and tokens are streams, not hooks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterable, Sequence
+    from pathlib import Path
+
+    from ovms_kernel.values import (
+        Call,
+        EngineExit,
+        EngineInfo,
+        Finding,
+        GraphOptions,
+        GraphPatch,
+        Host,
+        Installation,
+        LaunchPatch,
+        LaunchPlan,
+        LoadedModel,
+        LocalModel,
+        ModelRef,
+        Outcome,
+        PullPlan,
+        Release,
+    )
+
+hookspec = pluggy.HookspecMarker("ovms")
+hookimpl = pluggy.HookimplMarker("ovms")
+
+
+# -- the kernel ----------------------------------------------------------------------------------------------------
+
+
+@hookspec
+def ovms_kernel_started(extensions: Sequence[Any]) -> None:
+    """All extensions are composed, nothing is served yet. ``extensions`` are the ``ExtensionReport`` records."""
+
+
+@hookspec
+def ovms_kernel_stopping(reason: str) -> None:
+    """The kernel is about to stop the engine; requests are no longer admitted."""
+
+
+# -- the engine ----------------------------------------------------------------------------------------------------
+
+
+@hookspec
+def ovms_check_host(host: Host) -> Iterable[Finding] | Awaitable[Iterable[Finding]] | None:
+    """Doctor runs, or an install is about to begin: return what you find."""
+
+
+@hookspec
+def ovms_before_install(release: Release, target: Path) -> None:
+    """The archive is chosen, nothing is written yet."""
+
+
+@hookspec
+def ovms_installed(installation: Installation) -> None:
+    """The active version was switched to this one."""
+
+
+@hookspec
+def ovms_rolled_back(installation: Installation, cause: str) -> None:
+    """A new version did not come up healthy; the active version was switched back to this one."""
+
+
+@hookspec
+def ovms_amend_launch(plan: LaunchPlan) -> LaunchPatch | Awaitable[LaunchPatch | None] | None:
+    """Arguments and environment of the engine are built; return what to add."""
+
+
+@hookspec
+def ovms_engine_ready(engine: EngineInfo) -> None:
+    """REST and gRPC answer."""
+
+
+@hookspec
+def ovms_engine_exited(exit: EngineExit, will_restart: bool) -> None:  # noqa: A002, FBT001 - the event's own word
+    """The engine process ended, for whatever reason."""
+
+
+# -- models --------------------------------------------------------------------------------------------------------
+
+
+@hookspec
+def ovms_before_pull(model: ModelRef, plan: PullPlan) -> None:
+    """Files and bytes are known, nothing is fetched yet."""
+
+
+@hookspec
+def ovms_pulled(model: LocalModel) -> None:
+    """The model is verified and published."""
+
+
+@hookspec
+def ovms_deleted(model: LocalModel) -> None:
+    """The model is gone from disk."""
+
+
+@hookspec
+def ovms_amend_graph(model: LocalModel, options: GraphOptions) -> GraphPatch | Awaitable[GraphPatch | None] | None:
+    """``graph.pbtxt`` is about to be written; return calculator options to set."""
+
+
+@hookspec
+def ovms_model_ready(model: LoadedModel) -> None:
+    """The engine serves the model."""
+
+
+@hookspec
+def ovms_load_failed(model: LocalModel, cause: str) -> None:
+    """The engine could not load the model and its entry was taken out again."""
+
+
+@hookspec
+def ovms_unloaded(model: LocalModel, reason: str) -> None:
+    """The engine no longer serves the model."""
+
+
+# -- requests ------------------------------------------------------------------------------------------------------
+
+
+@hookspec
+def ovms_before_request(call: Call) -> None:
+    """A request was admitted and is about to reach its service."""
+
+
+@hookspec
+def ovms_request_finished(call: Call, outcome: Outcome) -> None:
+    """The last byte was sent, or the request failed or was cancelled."""

@@ -1,0 +1,1 @@
+"""MediaPipe graphs and the options of the calculators of OVMS."""

@@ -1,0 +1,236 @@
+"""Settings, from defaults < ``plugin.yaml`` resources < config file < environment, and every path of ours.
+
+A setting is declared once, as a field of :class:`Settings`; its default, type and docstring there are all there is to
+know. The config file is ``config.yaml`` in the data folder (or ``OVMS_PLUGIN_CONFIG``). In the environment a setting is
+``OVMS_PLUGIN_<NAME>``, a setting of an extension ``OVMS_PLUGIN_<KIND>__<NAME>__<KEY>``, such as
+``OVMS_PLUGIN_SERVICES__CHAT__DEFAULT_MODEL``.
+"""
+
+from __future__ import annotations
+
+import os
+import types
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+
+from ovms_kernel.errors import BadRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PREFIX = "OVMS_PLUGIN_"
+KINDS = ("services", "platforms", "graphs", "hubs", "observers", "models")
+"""Sections of settings that belong to extensions, and ``models``: calculator options by model id."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that can be set. Times are in seconds, sizes in bytes."""
+
+    data_dir: Path
+    """The folder that holds models, engines, logs and run-time state."""
+    platform: str = ""
+    """Name of the platform driver; empty means the one that fits this host best."""
+    hub: str = "modelscope"
+    """Name of the hub driver that models are pulled from."""
+    engine_version: str = ""
+    """Engine version to install; empty means the newest one that is known to work."""
+    rest_port: int = 16666
+    """The engine's REST port; a free one is taken when it is in use."""
+    grpc_port: int = 9000
+    """The engine's gRPC port; a free one is taken when it is in use."""
+    start_timeout: float = 60.0
+    """Time the engine has to answer after it was started."""
+    stop_timeout: float = 8.0
+    """Time the engine has to stop by itself before it is killed."""
+    restart_limit: int = 5
+    """How often in a row a failing engine is started again before giving up."""
+    load_timeout: float = 600.0
+    """Time a model has to load."""
+    hook_timeout: float = 5.0
+    """Time one extension has for one event."""
+    log_level: str = "INFO"
+    """DEBUG, INFO, WARNING or ERROR; for us, never passed to the engine."""
+    disabled: tuple[str, ...] = ()
+    """Extensions that are not loaded, as ``services.chat``."""
+    sections: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    """Settings of extensions by kind and name, and of models by id."""
+
+    def section(self, kind: str, name: str) -> Mapping[str, Any]:
+        """Return the settings of one extension; empty if there are none."""
+        return self.sections.get(kind, {}).get(name, {})
+
+    # The paths. Nothing else in the kernel joins a path to the data folder.
+
+    @property
+    def models_dir(self) -> Path:
+        """Models by owner and name."""
+        return self.data_dir / "models"
+
+    @property
+    def staging_dir(self) -> Path:
+        """Pulls that are not published yet."""
+        return self.models_dir / ".staging"
+
+    @property
+    def config_json(self) -> Path:
+        """The engine's configuration file."""
+        return self.models_dir / "config.json"
+
+    @property
+    def versions_dir(self) -> Path:
+        """Engine versions, a folder each."""
+        return self.data_dir / "engine" / "versions"
+
+    @property
+    def active_file(self) -> Path:
+        """Names the active engine version."""
+        return self.data_dir / "engine" / "active"
+
+    @property
+    def cache_dir(self) -> Path:
+        """What the engine compiled, so that the next load is quick."""
+        return self.data_dir / "engine" / "cache"
+
+    @property
+    def logs_dir(self) -> Path:
+        """Logs of the engine and of the plugin."""
+        return self.data_dir / "logs"
+
+    @property
+    def run_dir(self) -> Path:
+        """Lock, pid, ports and API key of the running engine; for this user only."""
+        return self.data_dir / "run"
+
+
+def default_data_dir(environment: Mapping[str, str]) -> Path:
+    """Return ``$AOG_DATA_DIR/engine/ovms-plugin``, else the platform's folder for user data."""
+    if root := environment.get("AOG_DATA_DIR"):
+        return Path(root) / "engine" / "ovms-plugin"
+    import platformdirs
+
+    return platformdirs.user_data_path("ovms-plugin", appauthor=False)
+
+
+def read_settings(
+    environment: Mapping[str, str] | None = None,
+    resources: Mapping[str, Any] | None = None,
+    **overrides: Any,  # noqa: ANN401 - values of fields, checked below
+) -> Settings:
+    """Read all layers and return the settings.
+
+    :param environment: instead of ``os.environ``.
+    :param resources: the ``resources`` block of ``plugin.yaml``.
+    :param overrides: fields that win over every layer.
+    :raises BadRequest: a value has the wrong type or a key is unknown; the sentence names where it was set.
+    """
+    environment = os.environ if environment is None else environment
+    values: dict[str, Any] = {"data_dir": default_data_dir(environment)}
+    resources = resources or {}
+    if folder := _expand(str(resources.get("data_dir") or ""), environment):
+        values["data_dir"] = Path(folder)
+    if chosen := environment.get(PREFIX + "DATA_DIR"):
+        values["data_dir"] = Path(chosen).expanduser()
+    if "data_dir" in overrides:
+        values["data_dir"] = Path(overrides["data_dir"])
+    # AOG starts plugins in a folder that is not theirs, so a relative folder is made absolute at once.
+    values["data_dir"] = Path(values["data_dir"]).absolute()
+    config = Path(environment.get(PREFIX + "CONFIG") or Path(values["data_dir"]) / "config.yaml")
+    values.update(_check(_read_file(config), f"the config file {config}"))
+    values.update(_check(_from_environment(environment), "the environment"))
+    settings = Settings(**(values | {"data_dir": values["data_dir"]}))
+    return replace(settings, **_check(overrides, "the command")) if overrides else settings
+
+
+def _expand(text: str, environment: Mapping[str, str]) -> str:
+    """Replace ``${NAME}``; a name that is not set makes the whole text empty, as AOG sets few of those it documents."""
+    import string
+
+    try:
+        return string.Template(text).substitute(environment)
+    except (KeyError, ValueError):
+        return ""
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        value = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        detail = " ".join(str(error).split())
+        raise BadRequest(f"The config file {path} cannot be read ({detail}); mend or remove it.") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise BadRequest(f"The config file {path} must hold settings as `name: value` lines; mend or remove it.")
+    if "data_dir" in value:
+        raise BadRequest(
+            f"The config file {path} lies in the data folder, so it cannot set data_dir; remove that line."
+        )
+    return value
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    known = {each.name for each in fields(Settings)} - {"data_dir", "sections"}
+    values: dict[str, Any] = {}
+    for key, text in environment.items():
+        if not key.startswith(PREFIX):
+            continue
+        name = key.removeprefix(PREFIX).lower()
+        kind, *rest = name.split("__")
+        if len(rest) == 2 and kind in KINDS:
+            # Names on the wire have dashes, variables cannot.
+            values.setdefault(kind, {}).setdefault(rest[0].replace("_", "-"), {})[rest[1]] = text
+        elif name in known:
+            values[name] = text
+    return values
+
+
+def _check(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Convert each value to the type of its field; gather the sections of extensions."""
+    hints = get_type_hints(Settings)
+    checked: dict[str, Any] = {}
+    sections: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in KINDS:
+            if not isinstance(value, dict) or not all(isinstance(each, dict) for each in value.values()):
+                raise BadRequest(
+                    f"In {where}, {name} must be a table of tables, such as `{name}: {{name: {{key: value}}}}`."
+                )
+            sections[name] = value
+        elif name in hints and name != "sections":
+            checked[name] = _convert(value, hints[name], name, where)
+        else:
+            raise BadRequest(f"In {where}, {name} is not a setting; see docs/settings.md for those there are.")
+    if sections:
+        checked["sections"] = sections
+    return checked
+
+
+def _convert(value: Any, wanted: Any, name: str, where: str) -> Any:  # noqa: ANN401 - any value to any type
+    try:
+        if get_origin(wanted) is tuple and get_args(wanted)[0] is str:
+            parts = value.split(",") if isinstance(value, str) else value
+            return tuple(str(part).strip() for part in parts if str(part).strip())
+        if wanted is bool:
+            words = {
+                "1": True,
+                "true": True,
+                "yes": True,
+                "on": True,
+                "0": False,
+                "false": False,
+                "no": False,
+                "off": False,
+            }
+            return words[str(value).lower()]
+        if wanted in (int, float, str, Path) and not isinstance(value, (bool, dict, list, types.NoneType)):
+            return wanted(value)
+    except (KeyError, TypeError, ValueError):
+        pass
+    kind = getattr(wanted, "__name__", str(wanted))
+    raise BadRequest(f"In {where}, {name} must be of type {kind}, not {value!r}.")

@@ -1,0 +1,344 @@
+"""The values that travel between the kernel and its extensions: frozen data, no behaviour beyond reading it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+    from pathlib import Path
+
+# -- the machine and the engine ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The machine as far as choosing and starting an engine depends on it; ``engine/host.py`` reads it."""
+
+    os: Literal["linux", "windows", "darwin"]
+    machine: str
+    """``x86_64``, ``arm64`` …"""
+    distribution: str = ""
+    """``ID`` of os-release, such as ``ubuntu``."""
+    version: str = ""
+    """``VERSION_ID`` of os-release, such as ``24.04``."""
+    like: tuple[str, ...] = ()
+    """``ID_LIKE`` of os-release: what the distribution derives from, nearest first."""
+    codename: str = ""
+    """``UBUNTU_CODENAME`` or ``VERSION_CODENAME`` of os-release: names a derivative's base, such as ``noble``."""
+    memory: int = 0
+    """Physical memory in bytes."""
+    devices: tuple[str, ...] = ("CPU",)
+    """Devices that OpenVINO could use, as far as the system shows them without OpenVINO: ``CPU``, ``GPU``, ``NPU``."""
+    libpython: tuple[str, ...] = ()
+    """Versions of shared libpython that the loader finds, such as ``3.12``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One version of an engine and where to get it."""
+
+    version: str
+    archive: str = ""
+    """File name of the archive; empty when nothing has to be fetched."""
+    mirrors: tuple[str, ...] = ()
+    """Base URLs or local folders that hold the archive, tried in order."""
+    size: int | None = None
+    """Bytes, where known beforehand."""
+    sha256: str | None = None
+    """Hex digest, where known beforehand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """One engine version on disk."""
+
+    version: str
+    directory: Path
+    platform: str
+    """Name of the platform driver that chose it."""
+    sha256: str | None = None
+    """Digest of the archive it came from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """Something the system lacks for the engine to work, and what the user can do about it."""
+
+    what: str
+    remedy: str
+    """The exact command to run, or the page to read; never run by us."""
+    fatal: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One result of a check of the host, for ``doctor`` and before an install."""
+
+    level: Literal["ok", "warning", "error"]
+    subject: str
+    text: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The loopback ports chosen for the engine."""
+
+    rest: int
+    grpc: int
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where an engine answers."""
+
+    rest: str
+    """Base URL without a trailing slash, such as ``http://127.0.0.1:16666``."""
+    grpc: str
+    """gRPC target, such as ``127.0.0.1:9000``; empty when gRPC is not offered."""
+    api_key: str = field(default="", repr=False)
+    ca_file: str = ""
+    """Certificate authority for TLS endpoints; empty means the system's."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """How to start the engine. The kernel appends the OVMS flags (ports, config, keys) to ``argv``.
+
+    An empty ``argv`` means that nothing is started: ``endpoint`` names an engine that somebody else runs.
+    """
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    """The whole environment of the engine: nothing is inherited beside it."""
+    cwd: Path | None = None
+    endpoint: Endpoint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPatch:
+    """What an extension adds to a launch; two extensions that set one variable are an error that names both."""
+
+    argv: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """A running engine."""
+
+    version: str
+    endpoint: Endpoint
+    pid: int | None
+    """``None`` when somebody else runs it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineExit:
+    """The end of an engine process."""
+
+    cause: str
+    """In words, with the engine's last error lines where there are any."""
+    code: int | None
+    """Exit code; ``None`` if a signal ended it."""
+    signal: int | None
+    uptime: float
+    """Seconds."""
+    expected: bool
+    """We asked for it."""
+
+
+# -- models --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model as a caller names it, checked: ``owner/name`` or ``name``, and where and which revision."""
+
+    id: str
+    revision: str = ""
+    """Branch, tag or commit on the hub; empty means the hub's default."""
+    hub: str = ""
+    """Name of the hub driver; empty means the configured one."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """One file that a hub offers."""
+
+    path: str
+    """Relative, with forward slashes."""
+    size: int
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PullPlan:
+    """What a pull is about to fetch."""
+
+    files: tuple[RemoteFile, ...]
+    total: int
+    """Bytes of all files."""
+    present: int
+    """Bytes of them that are already here and need not be fetched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One report of long work. ``completed`` never falls."""
+
+    status: str
+    """What is being done: ``downloading``, ``verifying``, ``extracting``, ``loading``, ``success`` …"""
+    completed: int = 0
+    """Bytes."""
+    total: int = 0
+    """Bytes; 0 when not known."""
+    subject: str = ""
+    """The file or thing it is about."""
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model's files as far as recognising it and building its graph need them, on disk or still on a hub."""
+
+    identifier: str
+    """Last part of the model id; some families are told apart by it only."""
+    sizes: Mapping[str, int]
+    """Bytes by relative path with forward slashes."""
+    texts: Mapping[str, str]
+    """Contents of the small text files by path: ``config.json``, ``chat_template.jinja``, ``1_Pooling/config.json`` …"""
+
+    def json(self, path: str) -> dict[str, Any] | None:
+        """Return the JSON object in that file; ``None`` if it is absent, broken or not an object."""
+        try:
+            value = json.loads(self.texts[path])
+        except (KeyError, ValueError):
+            return None
+        return value if isinstance(value, dict) else None
+
+
+@dataclass(frozen=True, slots=True)
+class GraphOptions:
+    """What a graph is built for: the host, and the options of the calculator that the user or a setting gave."""
+
+    host: Host
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """By field name of the calculator's options, such as ``device`` or ``cache_size``."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphPatch:
+    """Calculator options that an extension sets in ``ovms_amend_graph``, by field name; same name twice is an error."""
+
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """A model on disk, complete and published."""
+
+    id: str
+    directory: Path
+    model_type: str
+    """Name of the graph driver: ``text_generation``, ``embeddings`` …"""
+    size: int
+    """Bytes."""
+    digest: str
+    modified: datetime
+    """With a time zone."""
+    format: str = "openvino"
+    family: str = ""
+    parameter_size: str = ""
+    quantization: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model as the engine serves it."""
+
+    model: LocalModel
+    seconds: float
+    """Time the load took; 0 if it was served already."""
+
+
+# -- requests ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceDefinition:
+    """What ``plugin.yaml`` says of a service, and what the kernel needs to route to it."""
+
+    name: str
+    """On the wire: ``text-to-image``."""
+    model_type: str
+    """The graph driver whose models serve it; also AOG's ``task_type``."""
+    endpoint: str
+    """The engine's REST path, such as ``/v3/chat/completions``."""
+    config_ref: str
+    """AOG's conversion template."""
+    config_ref_full: str
+    """The template that keeps all fields, for ``deploy --bodies full``."""
+    default_model: str = ""
+    support_models: tuple[str, ...] = ()
+    protocol: str = "HTTP"
+    expose_protocol: str = "HTTP"
+    streaming: bool = False
+    bidirectional: bool = False
+    timeout: int = 0
+    """Seconds; 0 = the host's default, -1 = none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One admitted request. ``body`` is the decoded JSON object, ``raw`` the bytes it came from."""
+
+    id: str
+    service: str
+    model: str
+    body: Mapping[str, Any] = field(repr=False)
+    raw: bytes = field(repr=False)
+    streaming: bool = False
+    timeout: float | None = None
+    """Seconds left; ``None`` = no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a bidirectional session."""
+
+    data: bytes = field(repr=False)
+    kind: Literal["text", "binary"] = "text"
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a request ended."""
+
+    code: int
+    """200, or the code of the error."""
+    seconds: float
+    bytes_out: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the engine answered, with status 2xx."""
+
+    body: bytes = field(repr=False)
+    content_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One file of a multipart request."""
+
+    name: str
+    data: bytes = field(repr=False)
+    content_type: str = "application/octet-stream"
