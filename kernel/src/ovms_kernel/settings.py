@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import os
 import types
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping  # noqa: TC003 - read at run time, the fields' types are the schema
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from ovms_kernel.errors import BadRequest
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 PREFIX = "OVMS_PLUGIN_"
 KINDS = ("services", "platforms", "graphs", "hubs", "observers", "models")
@@ -59,7 +57,8 @@ class Settings:
 
     def section(self, kind: str, name: str) -> Mapping[str, Any]:
         """Return the settings of one extension; empty if there are none."""
-        return self.sections.get(kind, {}).get(name, {})
+        # Names on the wire have dashes; in variables, and so perhaps in files too, they are written with underscores.
+        return self.sections.get(kind, {}).get(name.replace("-", "_"), {})
 
     # The paths. Nothing else in the kernel joins a path to the data folder.
 
@@ -135,12 +134,23 @@ def read_settings(
     if "data_dir" in overrides:
         values["data_dir"] = Path(overrides["data_dir"])
     # AOG starts plugins in a folder that is not theirs, so a relative folder is made absolute at once.
-    values["data_dir"] = Path(values["data_dir"]).absolute()
+    values["data_dir"] = overrides["data_dir"] = Path(values["data_dir"]).absolute()
     config = Path(environment.get(PREFIX + "CONFIG") or Path(values["data_dir"]) / "config.yaml")
-    values.update(_check(_read_file(config), f"the config file {config}"))
-    values.update(_check(_from_environment(environment), "the environment"))
-    settings = Settings(**(values | {"data_dir": values["data_dir"]}))
-    return replace(settings, **_check(overrides, "the command")) if overrides else settings
+    for layer, where in (
+        (_read_file(config), f"the config file {config}"),
+        (_from_environment(environment), "the environment"),
+        (overrides, "the command"),
+    ):
+        checked = _check(layer, where)
+        checked["sections"] = _join(values.get("sections", {}), checked.get("sections", {}))
+        values.update(checked)
+    return Settings(**values)
+
+
+def _join(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    """Lay one tree of tables over another."""
+    both = {key: _join(lower[key], upper[key]) for key in lower.keys() & upper.keys() if isinstance(upper[key], dict)}
+    return lower | upper | both
 
 
 def _expand(text: str, environment: Mapping[str, str]) -> str:
@@ -183,8 +193,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         name = key.removeprefix(PREFIX).lower()
         kind, *rest = name.split("__")
         if len(rest) == 2 and kind in KINDS:
-            # Names on the wire have dashes, variables cannot.
-            values.setdefault(kind, {}).setdefault(rest[0].replace("_", "-"), {})[rest[1]] = text
+            values.setdefault(kind, {}).setdefault(rest[0], {})[rest[1]] = text
         elif name in known:
             values[name] = text
     return values
@@ -201,7 +210,7 @@ def _check(values: Mapping[str, Any], where: str) -> dict[str, Any]:
                 raise BadRequest(
                     f"In {where}, {name} must be a table of tables, such as `{name}: {{name: {{key: value}}}}`."
                 )
-            sections[name] = value
+            sections[name] = {each.replace("-", "_"): table for each, table in value.items()}
         elif name in hints and name != "sections":
             checked[name] = _convert(value, hints[name], name, where)
         else:

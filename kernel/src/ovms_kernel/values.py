@@ -211,7 +211,7 @@ class ModelFiles:
     sizes: Mapping[str, int]
     """Bytes by relative path with forward slashes."""
     texts: Mapping[str, str]
-    """Contents of the small text files by path: ``config.json``, ``chat_template.jinja``, ``1_Pooling/config.json`` …"""
+    """Contents of the small text files by path, such as ``config.json`` and ``chat_template.jinja``."""
 
     def json(self, path: str) -> dict[str, Any] | None:
         """Return the JSON object in that file; ``None`` if it is absent, broken or not an object."""

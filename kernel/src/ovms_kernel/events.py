@@ -1,0 +1,177 @@
+"""Calling the hooks of ``hookspecs``: the only place that does.
+
+pluggy keeps who listens to what; the calls are made here, implementation by implementation, because one call of
+pluggy's stops at the first implementation that raises and knows nothing of coroutines.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import inspect
+import logging
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from ovms_kernel import hookspecs
+from ovms_kernel.errors import Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+log = logging.getLogger(__name__)
+
+REVERSED = frozenset({"ovms_kernel_stopping"})
+
+
+@dataclass(frozen=True, slots=True)
+class HookFailure:
+    """One failed call of one extension."""
+
+    extension: str
+    hook: str
+    cause: str
+
+
+class Events:
+    """Who listens, and how they are asked.
+
+    :param time_limit: seconds that one implementation has for one event.
+    """
+
+    def __init__(self, time_limit: float = 5.0) -> None:
+        self._time_limit = time_limit
+        self._manager = pluggy.PluginManager("ovms")
+        self._manager.add_hookspecs(hookspecs)
+        self._stuck: set[tuple[str, str]] = set()
+        self.failures: deque[HookFailure] = deque(maxlen=100)
+        """The last failures, oldest first."""
+
+    def register(self, listeners: Mapping[str, object]) -> dict[str, str]:
+        """Register named listeners, in the order in which they are to be called.
+
+        :return: for each one that was refused, its name and why.
+        """
+        refused: dict[str, str] = {}
+        # pluggy calls what was registered last first.
+        for name, listener in reversed(list(listeners.items())):
+            try:
+                self._manager.register(listener, name)
+                self._manager.check_pending()
+                for caller in self._manager.get_hookcallers(listener) or ():
+                    for each in caller.get_hookimpls():
+                        if each.plugin is listener and (each.wrapper or each.hookwrapper):
+                            raise TypeError(f"{caller.name} is a wrapper, which events do not have")
+            except Exception as error:  # noqa: BLE001 - whatever a listener does wrong costs itself alone
+                if self._manager.get_plugin(name) is not None:
+                    self._manager.unregister(name=name)
+                refused[name] = " ".join(str(error).split())
+        return refused
+
+    async def ask(self, hook: str, **arguments: object) -> list[tuple[str, Any]]:
+        """Call every implementation in order and return what they said, as pairs of extension and result.
+
+        :raises Refused: an implementation of a ``before`` or ``amend`` hook vetoes.
+        """
+        implementations = getattr(self._manager.hook, hook).get_hookimpls()
+        if not implementations:
+            return []
+        if hook not in REVERSED:
+            implementations = reversed(implementations)
+        may_veto = hook.startswith(("ovms_before_", "ovms_amend_"))
+        results: list[tuple[str, Any]] = []
+        for each in implementations:
+            try:
+                result = await self._call(each, hook, [arguments[name] for name in each.argnames])
+            except Refused as error:
+                if may_veto:
+                    raise Refused(f"{error.message} (extension {each.plugin_name})") from error
+                self._failed(each.plugin_name, hook, error.message)
+            except TimeoutError:
+                self._failed(each.plugin_name, hook, f"no answer within {self._time_limit:g} s")
+            except Exception as error:
+                log.exception("Extension %s failed in %s", each.plugin_name, hook)
+                self._failed(each.plugin_name, hook, f"{type(error).__name__}: {error}", logged=True)
+            else:
+                if result is not None:
+                    results.append((each.plugin_name, result))
+        return results
+
+    async def tell(self, hook: str, **arguments: object) -> None:
+        """Call every implementation in order; failures are only reported."""
+        await self.ask(hook, **arguments)
+
+    async def _call(self, implementation: pluggy.HookImpl, hook: str, values: list[object]) -> object:
+        import anyio
+
+        key = (implementation.plugin_name, hook)
+        if key in self._stuck:
+            raise RuntimeError("still busy with an earlier event")
+        with anyio.fail_after(self._time_limit):
+            if inspect.iscoroutinefunction(implementation.function):
+                return await implementation.function(*values)
+            self._stuck.add(key)
+            result = await _in_thread(lambda: implementation.function(*values), lambda: self._stuck.discard(key))
+            return await result if inspect.isawaitable(result) else result
+
+    def _failed(self, extension: str, hook: str, cause: str, *, logged: bool = False) -> None:
+        self.failures.append(HookFailure(extension, hook, cause))
+        if not logged:
+            log.error("Extension %s failed in %s: %s", extension, hook, cause)
+
+
+async def _in_thread(function: Callable[[], Any], finished: Callable[[], None]) -> Any:  # noqa: ANN401 - its result
+    """Run a function that ought not to block, so that blocking costs nobody else anything.
+
+    A daemon thread of its own, because a pool's thread that never returns would keep the process from ending.
+    """
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def settle(result: object, error: BaseException | None) -> None:
+        finished()
+        if future.cancelled():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = context.run(function)
+        except BaseException as caught:  # noqa: BLE001 - handed to the caller below
+            # An exit or interrupt raised by a listener must not end the kernel.
+            error = caught if isinstance(caught, Exception) else RuntimeError(f"raised {caught!r}")
+        try:
+            loop.call_soon_threadsafe(settle, result, error)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            finished()
+
+    threading.Thread(target=run, name="ovms-hook", daemon=True).start()
+    return await future
+
+
+def merge(patches: Iterable[tuple[str, Mapping[str, Any]]], what: str) -> dict[str, Any]:
+    """Join what several extensions set; an entry that two of them set differently is an error that names both.
+
+    :raises Refused: two extensions contradict each other.
+    """
+    values: dict[str, Any] = {}
+    owners: dict[str, str] = {}
+    for extension, patch in patches:
+        for key, value in patch.items():
+            if key in values and values[key] != value:
+                raise Refused(
+                    f"Extensions {owners[key]} and {extension} both set {what} {key}; disable one of them by setting."
+                )
+            values[key] = value
+            owners[key] = extension
+    return values

@@ -1,0 +1,149 @@
+"""Finding extensions and making drivers of them. The only place that knows stevedore.
+
+A driver is an entry point of the group ``ovms.<kind>``, such as ``ovms.services``. A platform's entry point may name
+the systems it is for in brackets, ``ubuntu2404 = "ovms_platform_ubuntu2404:Ubuntu2404 [linux]"``, so that it is not
+even imported elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Literal
+
+from ovms_kernel.drivers import DRIVER_PROTOCOLS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from ovms_kernel.drivers import GraphTemplate, Hub, Platform, Service
+    from ovms_kernel.events import Events
+    from ovms_kernel.settings import Settings
+    from ovms_kernel.values import Host
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ExtensionReport:
+    """What became of one extension."""
+
+    kind: str
+    name: str
+    distribution: str
+    version: str
+    state: Literal["loaded", "disabled", "unsuitable", "broken"]
+    cause: str = ""
+
+    @property
+    def key(self) -> str:
+        """Its name in settings and logs, such as ``services.chat``."""
+        return f"{self.kind}.{self.name}"
+
+
+@dataclass(frozen=True)
+class Extensions:
+    """The drivers by name, and a report for every extension that was found."""
+
+    services: Mapping[str, Service] = field(default_factory=dict)
+    platforms: Mapping[str, Platform] = field(default_factory=dict)
+    graphs: Mapping[str, GraphTemplate] = field(default_factory=dict)
+    hubs: Mapping[str, Hub] = field(default_factory=dict)
+    observers: Mapping[str, object] = field(default_factory=dict)
+    reports: tuple[ExtensionReport, ...] = ()
+
+    def listeners(self) -> dict[str, object]:
+        """Return every driver by key, in the fixed order of events: by kind, then by name."""
+        return {
+            f"{kind}.{name}": driver
+            for kind in DRIVER_PROTOCOLS
+            for name, driver in sorted(getattr(self, kind).items())
+        }
+
+
+def compose(
+    settings: Settings, host: Host, *, kinds: Iterable[str] = tuple(DRIVER_PROTOCOLS), events: Events | None = None
+) -> Extensions:
+    """Find, load and construct the extensions of these kinds and register them for events.
+
+    Whatever is wrong with an extension costs that extension alone and is said in its report.
+    """
+    drivers: dict[str, dict[str, Any]] = {kind: {} for kind in DRIVER_PROTOCOLS}
+    reports: list[ExtensionReport] = []
+    for kind in kinds:
+        for report, entry_point in _candidates(kind, settings, host):
+            if entry_point is None:
+                reports.append(report)
+                continue
+            try:
+                driver = _load(kind, report.name, entry_point)(settings.section(kind, report.name))
+                if not isinstance(driver, DRIVER_PROTOCOLS[kind]):
+                    raise TypeError(f"{entry_point.value} does not have all that a driver of {kind} needs")
+            except (Exception, SystemExit) as error:
+                log.debug("Extension %s does not load", report.key, exc_info=True)
+                reports.append(replace(report, state="broken", cause=f"{type(error).__name__}: {error}"))
+            else:
+                drivers[kind][report.name] = driver
+                reports.append(report)
+    extensions = Extensions(reports=(), **drivers)
+    refused = events.register(extensions.listeners()) if events else {}
+    for key, cause in refused.items():
+        kind, name = key.split(".", 1)
+        del drivers[kind][name]
+        reports = [replace(each, state="broken", cause=cause) if each.key == key else each for each in reports]
+    for report in reports:
+        if report.state == "broken":
+            log.error(
+                "Extension %s of %s %s is left out: %s", report.key, report.distribution, report.version, report.cause
+            )
+    return replace(extensions, reports=tuple(reports))
+
+
+def _candidates(
+    kind: str, settings: Settings, host: Host
+) -> Iterator[tuple[ExtensionReport, metadata.EntryPoint | None]]:
+    """Yield each name of a kind with its entry point, or without one if it is not to be imported."""
+    found: defaultdict[str, list[metadata.EntryPoint]] = defaultdict(list)
+    for entry_point in metadata.entry_points(group=f"ovms.{kind}"):
+        found[entry_point.name].append(entry_point)
+    for name, entry_points in sorted(found.items()):
+        first = entry_points[0]
+        report = ExtensionReport(kind, name, *_origin(first), "loaded")
+        if len(entry_points) > 1:
+            owners = " and ".join(sorted(" ".join(_origin(each)) for each in entry_points))
+            cause = f"{owners} both offer it; uninstall one of them"
+            for each in entry_points:
+                yield replace(ExtensionReport(kind, name, *_origin(each), "broken"), cause=cause), None
+        elif report.key in settings.disabled:
+            yield replace(report, state="disabled", cause="by setting"), None
+        elif kind == "platforms" and first.extras and host.os not in first.extras and name != settings.platform:
+            yield replace(report, state="unsuitable", cause=f"for {', '.join(first.extras)} only"), None
+        else:
+            yield report, first
+
+
+def _origin(entry_point: metadata.EntryPoint) -> tuple[str, str]:
+    distribution = entry_point.dist
+    return (distribution.name, distribution.version) if distribution else ("unknown", "")
+
+
+def _load(kind: str, name: str, entry_point: metadata.EntryPoint) -> Any:  # noqa: ANN401 - a driver's class
+    """Import one driver through stevedore; its errors come out as they are."""
+    from stevedore import NamedExtensionManager
+
+    errors: list[BaseException] = []
+    manager = NamedExtensionManager(
+        f"ovms.{kind}",
+        names=[name],
+        on_load_failure_callback=lambda _manager, _entry_point, error: errors.append(error),
+        warn_on_missing_entrypoint=False,
+    )
+    if errors:
+        raise errors[0]
+    try:
+        return manager[name].plugin
+    except KeyError:
+        # stevedore remembers entry points between runs and may not know of a distribution installed a moment ago.
+        return entry_point.load()

@@ -1,0 +1,86 @@
+"""``plugin.yaml``, AOG's manifest, as data made from the installed services.
+
+Fields and their meaning: AOG's plugin SDK, ``types/metadata.go``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ovms_kernel.values import ServiceDefinition
+
+Bodies = Literal["openvino", "full"]
+
+PROVIDER = "ovms-plugin"
+"""The plugin's name. AOG takes its plugin paths only if it contains ``plugin``, and its command line splits names at ``_``."""
+
+SYSTEMS = ("darwin_amd64", "darwin_arm64", "linux_amd64", "linux_arm64", "windows_amd64")
+"""``<GOOS>_<GOARCH>`` of the systems that have a launcher."""
+
+
+def executable(system: str) -> str:
+    """Return the launcher's path in the plugin folder, with forward slashes, for one of ``SYSTEMS``."""
+    return f"bin/{system.replace('_', '-')}/{PROVIDER}" + (".exe" if system.startswith("windows") else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What AOG reads of a plugin."""
+
+    services: tuple[ServiceDefinition, ...]
+    engine_host: str = "http://127.0.0.1:16666"
+    bodies: Bodies = "openvino"
+    """``openvino`` names the conversion templates of AOG's own engine, ``full`` those that keep every field."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it in AOG's field names, in the order in which a person reads it."""
+        return {
+            "version": "1.0",
+            "provider": {
+                "name": PROVIDER,
+                "display_name": "OpenVINO Model Server",
+                "version": metadata.version("ovms-kernel"),
+                "type": "local",
+                "author": "ovms-plugin contributors",
+                "description": "Chat, embeddings, images and speech on Intel hardware through OpenVINO Model Server",
+                "engine_host": self.engine_host,
+            },
+            "services": [self._service(each) for each in self.services],
+            "platforms": {system: {"executable": executable(system)} for system in SYSTEMS},
+            "resources": {"data_dir": "${AOG_DATA_DIR}/engine/ovms-plugin"},
+        }
+
+    def _service(self, definition: ServiceDefinition) -> dict[str, Any]:
+        return {
+            "service_name": definition.name,
+            "task_type": definition.model_type,
+            "protocol": definition.protocol,
+            "expose_protocol": definition.expose_protocol,
+            "endpoint": definition.endpoint,
+            "auth_type": "none",
+            "default_model": definition.default_model,
+            "support_models": list(definition.support_models),
+            "config_ref": definition.config_ref_full if self.bodies == "full" else definition.config_ref,
+            "timeout": definition.timeout,
+            "capabilities": {
+                "support_streaming": definition.streaming,
+                "support_bidirectional": definition.bidirectional,
+            },
+        }
+
+    def as_yaml(self) -> str:
+        """Return the text of ``plugin.yaml``."""
+        import yaml
+
+        head = "# AOG's manifest of ovms-plugin, made from the installed services by `ovms-plugin manifest`; do not edit.\n"
+        return head + yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True, width=120)
+
+
+def make_manifest(definitions: Iterable[ServiceDefinition], *, bodies: Bodies = "openvino") -> Manifest:
+    """Return the manifest of these services, sorted by name."""
+    return Manifest(tuple(sorted(definitions, key=lambda each: each.name)), bodies=bodies)
