@@ -31,11 +31,14 @@ def tool(name: str) -> str:
 
 def call(*command: str) -> None:
     """Run a command; its failure is ours, with its own exit code and without a traceback."""
-    try:
-        code = subprocess.call(command, cwd=ROOT)
-    except KeyboardInterrupt:
-        # The child got the same Ctrl-C and has cleaned up by now.
-        code = 130
+    process = subprocess.Popen(command, cwd=ROOT)
+    while True:
+        try:
+            code = process.wait()
+            break
+        except KeyboardInterrupt:
+            # The child got the same Ctrl-C; it decides how to end.
+            continue
     if code:
         sys.exit(code)
 

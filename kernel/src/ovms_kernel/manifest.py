@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Bodies = Literal["openvino", "full"]
 
 PROVIDER = "ovms-plugin"
-"""The plugin's name. AOG takes its plugin paths only if it contains ``plugin``, and its command line splits names at ``_``."""
+"""The plugin's name: AOG treats it as a plugin only if it contains ``plugin``, and its command line splits at ``_``."""
 
 SYSTEMS = ("darwin_amd64", "darwin_arm64", "linux_amd64", "linux_arm64", "windows_amd64")
 """``<GOOS>_<GOARCH>`` of the systems that have a launcher."""
@@ -77,7 +77,7 @@ class Manifest:
         """Return the text of ``plugin.yaml``."""
         import yaml
 
-        head = "# AOG's manifest of ovms-plugin, made from the installed services by `ovms-plugin manifest`; do not edit.\n"
+        head = "# AOG's manifest, made from the installed services by `ovms-plugin manifest`; do not edit.\n"
         return head + yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True, width=120)
 
 
