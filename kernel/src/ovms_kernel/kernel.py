@@ -1,0 +1,432 @@
+"""The kernel: ties the rooms together, one method for each thing that a host can ask.
+
+It knows that there are services, platforms, graphs and hubs, and none of them by name.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import uuid
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import anyio
+
+from ovms_kernel.engine.client import EngineClient
+from ovms_kernel.engine.host import read_host
+from ovms_kernel.engine.installation import Installations
+from ovms_kernel.engine.supervisor import Supervisor
+from ovms_kernel.errors import (
+    BadRequest,
+    Cancelled,
+    NotFound,
+    NotSupported,
+    OvmsError,
+    PreconditionFailed,
+    TimedOut,
+    Unavailable,
+)
+from ovms_kernel.events import Events
+from ovms_kernel.extensions import Extensions, compose
+from ovms_kernel.manifest import make_manifest
+from ovms_kernel.models.library import Library
+from ovms_kernel.models.serving import Serving
+from ovms_kernel.values import Call, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from pathlib import Path
+
+    from ovms_kernel.drivers import ConversingService, Platform, Service, StreamingService
+    from ovms_kernel.manifest import Manifest
+    from ovms_kernel.settings import Settings
+    from ovms_kernel.values import Endpoint, EngineInfo, Host, Installation, LocalModel, Message, Progress
+
+log = logging.getLogger(__name__)
+
+
+class ServingEngine(EngineClient):
+    """The running engine as services are given it: the client, and models that are loaded when they are needed."""
+
+    def __init__(self, endpoint: Endpoint, ready: Callable[[str, str], Awaitable[str]]) -> None:
+        super().__init__(endpoint)
+        self.endpoint = endpoint
+        self._ready = ready
+
+    async def ready(self, model: str, model_type: str) -> str:
+        """Make sure that the model is served and return its id; see ``drivers.Engine``."""
+        return await self._ready(model, model_type)
+
+
+class Kernel:
+    """Everything that a host can ask, once entered as an async context manager.
+
+    :param host: instead of the machine that this runs on.
+    :param extensions: instead of those that are installed.
+    """
+
+    def __init__(self, settings: Settings, *, host: Host | None = None, extensions: Extensions | None = None) -> None:
+        self.settings = settings
+        self.host = host or read_host()
+        self.events = Events(settings.hook_timeout)
+        if extensions is None:
+            self.extensions = compose(settings, self.host, events=self.events)
+        else:
+            self.extensions = extensions
+            self.events.register(extensions.listeners())
+        self.installations = Installations(settings, self.events)
+        self.library = Library(settings, self.events, self.extensions.hubs, self.extensions.graphs, self.host)
+        self.supervisor = Supervisor(settings, self.events)
+        self.serving = Serving(settings, self.events, self.library, self.client, self.supervisor.log_of)
+        self.operate_status = 1
+        """What AOG asks with GetOperateStatus: 1 = normal, 0 = busy installing, so leave the engine alone."""
+        self._client: ServingEngine | None = None
+        self._installing = anyio.Lock()
+        self._last_used: dict[str, str] = {}
+        self._stopping = False
+
+    async def __aenter__(self) -> Self:
+        self._stack = AsyncExitStack()
+        await self._stack.enter_async_context(self.supervisor)
+        await self.events.tell("ovms_kernel_started", extensions=self.extensions.reports)
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        with anyio.CancelScope(shield=True):
+            await self.stop()
+            await self._stack.aclose()
+
+    async def stop(self, reason: str = "the plugin ends") -> None:
+        """Admit nothing more and stop the engine; a second call waits for the first and does nothing."""
+        if not self._stopping:
+            self._stopping = True
+            await self.events.tell("ovms_kernel_stopping", reason=reason)
+        await self.stop_engine(reason)
+
+    # -- the engine ------------------------------------------------------------------------------------------------
+
+    def platform(self) -> Platform:
+        """Return the platform driver by setting, else the one that fits this host best.
+
+        :raises NotSupported: there is none; the sentence says what to install.
+        """
+        platforms = self.extensions.platforms
+        if wanted := self.settings.platform:
+            if wanted not in platforms:
+                raise NotSupported(
+                    f"No platform extension named {wanted} is loaded (there are: {', '.join(platforms) or 'none'}); "
+                    "install it or change the setting `platform`."
+                )
+            return platforms[wanted]
+        fitting = [(driver.matches(self.host), name) for name, driver in sorted(platforms.items())]
+        fit, name = max(fitting, default=(0, ""))
+        if fit <= 0:
+            raise NotSupported("No installed platform extension fits this system; install ovms-platform-portable.")
+        return platforms[name]
+
+    def platform_name(self) -> str:
+        """Return the name of the platform driver in use."""
+        chosen = self.platform()
+        return next(name for name, driver in self.extensions.platforms.items() if driver is chosen)
+
+    async def check_engine(self) -> bool:
+        """Tell whether an engine is installed."""
+        return await anyio.to_thread.run_sync(self.installations.active) is not None
+
+    async def install_engine(
+        self, version: str = "", *, report: Callable[[Progress], None] = lambda _: None
+    ) -> Installation:
+        """Install an engine version and make it the active one; nothing happens if it is already.
+
+        :param version: empty means the one by setting, else the newest that is known to work.
+        """
+        async with self._installing:
+            release = self.platform().release(self.host, version or self.settings.engine_version)
+            active = self.installations.active()
+            if active and active.version == release.version:
+                return active
+            self.operate_status = 0
+            try:
+                return await self.installations.install(self.platform_name(), release, report)
+            finally:
+                self.operate_status = 1
+
+    async def init_environment(self) -> None:
+        """Make the folders and the engine's configuration file."""
+        await self.serving.prepare()
+
+    async def start_engine(self, mode: str = "") -> None:
+        """Start the engine if it does not run; return before it is ready.
+
+        :raises PreconditionFailed: no engine is installed.
+        """
+        self._admitting()
+        await self.supervisor.start(self.platform(), self._installed(), mode)
+
+    async def stop_engine(self, reason: str = "asked to") -> None:
+        """Stop the engine; nothing happens if it does not run."""
+        await self.supervisor.stop(reason)
+        await self._drop_client()
+
+    async def upgrade_engine(
+        self, version: str = "", *, report: Callable[[Progress], None] = lambda _: None
+    ) -> Installation:
+        """Bring the engine to the wanted version; the old one is put back if the new one does not come up healthy.
+
+        Up to date means that nothing happens, and nothing is downloaded unless a version was asked for, here or by setting:
+        AOG calls this after every start.
+        """
+        from ovms_kernel.engine.upgrade import upgrade
+
+        active = self._installed()
+        asked_for = version or self.settings.engine_version
+        release = self.platform().release(self.host, asked_for)
+        if release.version == active.version or (release.archive and not asked_for):
+            return active
+        async with self._installing:
+            self.operate_status = 0
+            try:
+                return await upgrade(self, release, report)
+            finally:
+                self.operate_status = 1
+
+    async def engine(self) -> EngineInfo:
+        """Return the running engine, starting it if it does not run and waiting until it is ready."""
+        self._admitting()
+        if not self.supervisor.started:
+            await self.start_engine()
+        return await self.supervisor.ensure_ready()
+
+    async def client(self) -> ServingEngine:
+        """Return the connection to the running engine, starting the engine if need be."""
+        info = await self.engine()
+        if self._client is None or self._client.endpoint != info.endpoint:
+            await self._drop_client()
+            self._client = ServingEngine(info.endpoint, self._ready)
+        return self._client
+
+    async def health(self) -> None:
+        """Return if the engine answers now.
+
+        :raises Unavailable: it does not; the sentence says why.
+        """
+        self._installed()
+        info = self.supervisor.info
+        if info is None:
+            raise Unavailable(f"The engine is {self.supervisor.describe()}.")
+        client = await self.client()
+        with anyio.move_on_after(3) as scope:
+            await client.live()
+            await client.grpc_live()
+        if scope.cancelled_caught:
+            raise Unavailable("The engine runs but did not answer within 3 s.")
+
+    async def engine_version(self) -> str:
+        """Return the version of the active engine."""
+        return self._installed().version
+
+    def _installed(self) -> Installation:
+        if installation := self.installations.active():
+            return installation
+        raise PreconditionFailed("The engine is not installed; run `ovms-plugin engine install`.")
+
+    def _admitting(self) -> None:
+        if self._stopping:
+            raise Unavailable("The plugin is stopping.")
+
+    async def _drop_client(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    # -- models ----------------------------------------------------------------------------------------------------
+
+    async def pull_model(
+        self, model: str, *, model_type: str = "", report: Callable[[Progress], None] = lambda _: None
+    ) -> LocalModel:
+        """Fetch a model from its hub, or find that it is here and complete."""
+        return await self.library.pull(self.library.parse_ref(model), model_type=model_type, report=report)
+
+    async def import_model(
+        self, source: Path, model: str, *, model_type: str = "", report: Callable[[Progress], None] = lambda _: None
+    ) -> LocalModel:
+        """Take a model in from a folder or archive on this machine."""
+        return await self.library.import_(source, model, model_type=model_type, report=report)
+
+    async def delete_model(self, model: str) -> None:
+        """Unload a model and remove it from disk."""
+        found = await anyio.to_thread.run_sync(self.library.find, model)
+        await self.serving.unload(found.id, "deleted")
+        await self.library.delete(found.id)
+
+    async def list_models(self) -> list[LocalModel]:
+        """Return the models on disk, by id."""
+        return await anyio.to_thread.run_sync(self.library.list)
+
+    async def running_models(self) -> list[LocalModel]:
+        """Return the models that the engine serves now; none if it does not run."""
+        return await self.serving.running() if self.supervisor.info else []
+
+    async def load_model(self, model: str) -> LocalModel:
+        """Make the engine serve a model."""
+        return (await self.serving.load(model)).model
+
+    async def unload_models(self, models: Sequence[str], reason: str = "asked to") -> None:
+        """Make the engine let go of models; those it does not serve are passed over."""
+        for model in models:
+            await self.serving.unload(model, reason)
+
+    async def _ready(self, model: str, model_type: str) -> str:
+        served = self.serving.served.get(model)
+        if served is None:
+            served = await self._choose(model, model_type)
+        if served.model_type != model_type:
+            raise BadRequest(
+                f"{served.id} is a {served.model_type} model and this request needs one for {model_type}; "
+                f"name one of these: {self._installed_names(await self.list_models(), model_type)}."
+            )
+        await self.serving.ensure(served.id)
+        self._last_used[model_type] = served.id
+        return served.id
+
+    async def _choose(self, model: str, model_type: str) -> LocalModel:
+        installed = await self.list_models()
+        if not model:
+            candidates = [each for each in installed if each.model_type == model_type]
+            last = self._last_used.get(model_type)
+            chosen = [each for each in candidates if each.id == last] or candidates
+            if len(chosen) == 1:
+                return chosen[0]
+            named = self._installed_names(installed, model_type)
+            raise NotFound(
+                f"The request names no model and {'none is' if not chosen else 'several are'} installed for {model_type} "
+                f"({named}); name one, or pull one with `ovms-plugin pull <owner>/<name>`."
+            )
+        for each in installed:
+            if each.id == model:
+                return each
+        raise NotFound(
+            f"Model {model} is not installed; installed for {model_type}: {self._installed_names(installed, model_type)}. "
+            f"Pull it with `ovms-plugin pull {model}`."
+        )
+
+    def _installed_names(self, installed: list[LocalModel], model_type: str) -> str:
+        return ", ".join(each.id for each in installed if each.model_type == model_type) or "none"
+
+    # -- services --------------------------------------------------------------------------------------------------
+
+    def service(self, name: str) -> Service:
+        """Return the service of that name.
+
+        :raises NotFound: there is none.
+        """
+        try:
+            return self.extensions.services[name]
+        except KeyError:
+            offered = ", ".join(sorted(self.extensions.services)) or "none"
+            raise NotFound(f"There is no service {name!r}; installed services: {offered}.") from None
+
+    def manifest(self) -> Manifest:
+        """Return AOG's manifest of the installed services."""
+        return make_manifest(each.definition for each in self.extensions.services.values())
+
+    async def invoke(self, service: str, body: bytes, *, timeout: float | None = None) -> bytes:
+        """Answer one request with one JSON object.
+
+        :param timeout: seconds, for all of it including a load of the model.
+        """
+        driver = self.service(service)
+        async with self._admitted(driver, body, timeout, streaming=False) as (call, sent):
+            try:
+                with anyio.fail_after(timeout):
+                    answer = await driver.invoke(call, await self.client())
+            except TimeoutError as error:
+                raise TimedOut(f"The request was not done within its limit of {timeout:g} s.") from error
+            sent(len(answer))
+            return answer
+
+    async def stream(self, service: str, body: bytes, *, timeout: float | None = None) -> AsyncIterator[bytes]:
+        """Answer one request piece by piece, as server-sent events; closing the iterator stops the generation.
+
+        :param timeout: seconds; the engine's client keeps it, as a cancel scope must not span the yields of a generator.
+        """
+        driver = self.service(service)
+        if not driver.definition.streaming:
+            raise NotSupported(f"The service {service} does not stream; ask for the whole answer.")
+        async with self._admitted(driver, body, timeout, streaming=True) as (call, sent):
+            async with aclosing(
+                cast("Any", cast("StreamingService", driver).stream(call, await self.client()))
+            ) as chunks:
+                async for chunk in chunks:
+                    sent(len(chunk))
+                    yield chunk
+
+    async def converse(self, service: str, inbound: AsyncIterator[Message]) -> AsyncIterator[Message]:
+        """Hold a session of messages."""
+        driver = self.service(service)
+        if not driver.definition.bidirectional:
+            raise NotSupported(f"The service {service} does not hold sessions; ask it with a single request.")
+        self._admitting()
+        conversation = cast("ConversingService", driver).converse(inbound, await self.client())
+        async with aclosing(cast("Any", conversation)) as messages:
+            async for message in messages:
+                yield message
+
+    @asynccontextmanager
+    async def _admitted(
+        self, driver: Service, raw: bytes, timeout: float | None, *, streaming: bool
+    ) -> AsyncIterator[tuple[Call, Callable[[int], None]]]:
+        """Check a request, and tell its beginning and end."""
+        self._admitting()
+        body = decode(raw)
+        call = Call(
+            id=uuid.uuid4().hex,
+            service=driver.definition.name,
+            model=str(body.get("model") or ""),
+            body=body,
+            raw=raw,
+            streaming=streaming,
+            timeout=timeout,
+        )
+        began = time.monotonic()
+        code, error, bytes_out = 200, "", 0
+
+        def sent(count: int) -> None:
+            nonlocal bytes_out
+            bytes_out += count
+
+        try:
+            await self.events.ask("ovms_before_request", call=call)
+            yield call, sent
+        except OvmsError as caught:
+            code, error = caught.code, caught.message
+            raise
+        except (GeneratorExit, anyio.get_cancelled_exc_class()):
+            code, error = Cancelled.code, "cancelled"
+            raise
+        except BaseException as caught:
+            code, error = 500, type(caught).__name__
+            raise
+        finally:
+            outcome = Outcome(code, time.monotonic() - began, bytes_out, error)
+            with anyio.CancelScope(shield=True):
+                await self.events.tell("ovms_request_finished", call=call, outcome=outcome)
+
+
+def decode(raw: bytes) -> dict[str, Any]:
+    """Return the JSON object in a request.
+
+    :raises BadRequest: there is something else in it.
+    """
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"The request is not valid JSON ({error}); send one JSON object.") from error
+    if not isinstance(body, dict):
+        raise BadRequest(f"The request must be one JSON object, not {type(body).__name__}.")
+    # A field that is null counts as absent (services.md).
+    if not isinstance(body.get("model"), str | None):
+        raise BadRequest("The field model must be a string; name an installed model or leave it out.")
+    return body
