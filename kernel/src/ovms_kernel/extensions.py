@@ -138,7 +138,7 @@ def _load(kind: str, name: str, entry_point: metadata.EntryPoint) -> Any:  # noq
         f"ovms.{kind}",
         names=[name],
         on_load_failure_callback=lambda _manager, _entry_point, error: errors.append(error),
-        warn_on_missing_entrypoint=False,
+        on_missing_entrypoints_callback=lambda _names: None,
     )
     if errors:
         raise errors[0]

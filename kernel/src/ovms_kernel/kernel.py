@@ -175,8 +175,8 @@ class Kernel:
     ) -> Installation:
         """Bring the engine to the wanted version; the old one is put back if the new one does not come up healthy.
 
-        Up to date means that nothing happens, and nothing is downloaded unless a version was asked for, here or by setting:
-        AOG calls this after every start.
+        Up to date means that nothing happens, and nothing is downloaded unless a version was asked for, here or by
+        setting: AOG calls this after every start.
         """
         from ovms_kernel.engine.upgrade import upgrade
 
@@ -301,14 +301,15 @@ class Kernel:
                 return chosen[0]
             named = self._installed_names(installed, model_type)
             raise NotFound(
-                f"The request names no model and {'none is' if not chosen else 'several are'} installed for {model_type} "
+                f"The request names no model and {'several are' if chosen else 'none is'} installed for {model_type} "
                 f"({named}); name one, or pull one with `ovms-plugin pull <owner>/<name>`."
             )
         for each in installed:
             if each.id == model:
                 return each
+        named = self._installed_names(installed, model_type)
         raise NotFound(
-            f"Model {model} is not installed; installed for {model_type}: {self._installed_names(installed, model_type)}. "
+            f"Model {model} is not installed; installed for {model_type}: {named}. "
             f"Pull it with `ovms-plugin pull {model}`."
         )
 
@@ -355,13 +356,13 @@ class Kernel:
         driver = self.service(service)
         if not driver.definition.streaming:
             raise NotSupported(f"The service {service} does not stream; ask for the whole answer.")
-        async with self._admitted(driver, body, timeout, streaming=True) as (call, sent):
-            async with aclosing(
-                cast("Any", cast("StreamingService", driver).stream(call, await self.client()))
-            ) as chunks:
-                async for chunk in chunks:
-                    sent(len(chunk))
-                    yield chunk
+        async with (
+            self._admitted(driver, body, timeout, streaming=True) as (call, sent),
+            aclosing(cast("Any", cast("StreamingService", driver).stream(call, await self.client()))) as chunks,
+        ):
+            async for chunk in chunks:
+                sent(len(chunk))
+                yield chunk
 
     async def converse(self, service: str, inbound: AsyncIterator[Message]) -> AsyncIterator[Message]:
         """Hold a session of messages."""

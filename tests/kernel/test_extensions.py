@@ -1,0 +1,125 @@
+"""Discovery: what is wrong with an extension costs that extension alone, and its report says so."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ovms_kernel.api import Host
+from ovms_kernel.events import Events
+from ovms_kernel.extensions import ExtensionReport, compose
+from ovms_kernel.settings import read_settings
+
+LINUX = Host("linux", "x86_64")
+GOOD = """
+from ovms_kernel.api import hookimpl
+class Observer:
+    def __init__(self, section): self.section = section
+    @hookimpl
+    def ovms_pulled(self, model): pass
+"""
+
+
+class Site:
+    """A folder of distributions that are installed as far as Python can tell."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def install(self, distribution: str, group: str, entry_point: str, source: str = GOOD) -> str:
+        module = distribution.replace("-", "_")
+        (self.folder / f"{module}.py").write_text(source)
+        info = self.folder / f"{module}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[{group}]\n{entry_point}\n")
+        return module
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(str(folder))
+    yield Site(folder)
+    for name in [each for each in sys.modules if each.startswith("acme_")]:
+        del sys.modules[name]
+
+
+def reports(tmp_path: Path, **settings: object) -> dict[str, ExtensionReport]:
+    found = compose(read_settings({}, data_dir=tmp_path, **settings), LINUX, events=Events())
+    return {each.distribution: each for each in found.reports if each.distribution.startswith("acme")}
+
+
+def test_an_extension_is_loaded_with_its_section_of_the_settings_and_hears_events(site: Site, tmp_path: Path) -> None:
+    site.install("acme-good", "ovms.observers", "good = acme_good:Observer")
+    settings = read_settings({"OVMS_PLUGIN_OBSERVERS__GOOD__COLOUR": "red"}, data_dir=tmp_path)
+    extensions = compose(settings, LINUX, events=Events())
+    assert extensions.observers["good"].section == {"colour": "red"}  # type: ignore[attr-defined]
+    [report] = [each for each in extensions.reports if each.name == "good"]
+    assert report == ExtensionReport("observers", "good", "acme-good", "1.0", "loaded")
+
+
+@pytest.mark.parametrize(
+    ("source", "cause"),
+    [
+        ("import no_such_module", "No module named 'no_such_module'"),
+        ("raise SystemExit(7)", "SystemExit"),
+        ("assert False, 'never'", "AssertionError"),
+        ("def broken(:", "SyntaxError"),
+        ("class Observer:\n    def __init__(self, section): raise ValueError('bad section')", "bad section"),
+        ("x = 1", "no attribute 'Observer'"),
+        (GOOD.replace("ovms_pulled", "ovms_puled"), "unknown hook"),
+    ],
+    ids=["import error", "exit at import", "assertion", "syntax", "constructor", "no class", "unknown hook"],
+)
+def test_a_broken_extension_costs_itself_alone(site: Site, tmp_path: Path, source: str, cause: str) -> None:
+    site.install("acme-bad", "ovms.observers", "bad = acme_bad:Observer", source)
+    site.install("acme-good", "ovms.observers", "good = acme_good:Observer")
+    found = reports(tmp_path)
+    assert found["acme-good"].state == "loaded"
+    assert found["acme-bad"].state == "broken"
+    assert cause in found["acme-bad"].cause
+
+
+def test_two_extensions_of_one_name_are_refused_before_either_is_imported(site: Site, tmp_path: Path) -> None:
+    first = site.install("acme-one", "ovms.services", "paint = acme_one:Observer")
+    second = site.install("acme-two", "ovms.services", "paint = acme_two:Observer")
+    found = reports(tmp_path)
+    assert found["acme-one"].state == found["acme-two"].state == "broken"
+    assert "acme-one 1.0 and acme-two 1.0 both offer it" in found["acme-one"].cause
+    assert first not in sys.modules
+    assert second not in sys.modules
+
+
+def test_a_service_that_lacks_what_services_need_is_refused(site: Site, tmp_path: Path) -> None:
+    site.install("acme-service", "ovms.services", "paint = acme_service:Observer")
+    report = reports(tmp_path)["acme-service"]
+    assert report.state == "broken"
+    assert "does not have all that a driver of services needs" in report.cause
+
+
+def test_a_disabled_extension_is_not_imported(site: Site, tmp_path: Path) -> None:
+    module = site.install("acme-off", "ovms.observers", "off = acme_off:Observer")
+    assert reports(tmp_path, disabled=("observers.off",))["acme-off"].state == "disabled"
+    assert module not in sys.modules
+
+
+def test_a_platform_for_another_system_is_not_imported_unless_it_is_asked_for(site: Site, tmp_path: Path) -> None:
+    module = site.install("acme-beos", "ovms.platforms", "beos = acme_beos:Observer [beos]")
+    report = reports(tmp_path)["acme-beos"]
+    assert (report.state, report.cause) == ("unsuitable", "for beos only")
+    assert module not in sys.modules
+    assert "does not have all" in reports(tmp_path, platform="beos")["acme-beos"].cause
+    assert module in sys.modules
+
+
+def test_an_extension_installed_a_moment_ago_is_found(site: Site, tmp_path: Path) -> None:
+    site.install("acme-first", "ovms.observers", "first = acme_first:Observer")
+    assert set(reports(tmp_path)) == {"acme-first"}
+    site.install("acme-second", "ovms.observers", "second = acme_second:Observer")
+    found = reports(tmp_path)
+    assert {each.state for each in found.values()} == {"loaded"}
+    assert set(found) == {"acme-first", "acme-second"}

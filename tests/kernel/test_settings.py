@@ -1,0 +1,72 @@
+"""Settings: layers, types, and sentences that say where a mistake was made."""
+
+from pathlib import Path
+
+import pytest
+
+from ovms_kernel.api import BadRequest
+from ovms_kernel.settings import read_settings
+
+
+def test_environment_wins_over_the_file_which_wins_over_defaults(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(
+        "rest_port: 1\ngrpc_port: 2\nservices:\n  text-to-image: {default_model: file/model, steps: 3}\n"
+    )
+    settings = read_settings(
+        {
+            "OVMS_PLUGIN_DATA_DIR": str(tmp_path),
+            "OVMS_PLUGIN_REST_PORT": "3",
+            "OVMS_PLUGIN_DISABLED": "services.chat, hubs.modelscope",
+            "OVMS_PLUGIN_SERVICES__TEXT_TO_IMAGE__DEFAULT_MODEL": "environment/model",
+        }
+    )
+    assert (settings.rest_port, settings.grpc_port, settings.start_timeout) == (3, 2, 60.0)
+    assert settings.disabled == ("services.chat", "hubs.modelscope")
+    assert settings.section("services", "text-to-image") == {"default_model": "environment/model", "steps": 3}
+    assert read_settings({}, data_dir=tmp_path, rest_port=9).rest_port == 9
+
+
+def test_the_data_folder_follows_aog_unless_it_is_set(tmp_path: Path) -> None:
+    aog = {"AOG_DATA_DIR": str(tmp_path)}
+    assert read_settings(aog).data_dir == tmp_path / "engine" / "ovms-plugin"
+    resources = {"data_dir": "${AOG_DATA_DIR}/elsewhere"}
+    assert read_settings(aog, resources).data_dir == tmp_path / "elsewhere"
+    own = read_settings({"OVMS_PLUGIN_DATA_DIR": str(tmp_path / "own")}, resources)
+    assert own.data_dir == tmp_path / "own"
+
+
+def test_a_variable_that_aog_never_sets_does_not_leave_half_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = read_settings({}, {"data_dir": "${AOG_DATA_DIR}/engine/ovms-plugin"})
+    assert settings.data_dir.is_relative_to(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("rest_prot: 1", "rest_prot is not a setting"),
+        ("rest_port: many", "rest_port must be of type int, not 'many'"),
+        ("rest_port: [1]", "rest_port must be of type int"),
+        ("services: chat", "services must be a table of tables"),
+        ("- a list", "must hold settings as `name: value` lines"),
+        ("a: b: c", "cannot be read"),
+        ("data_dir: /x", "cannot set data_dir"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_sentence_that_names_the_file(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(BadRequest) as caught:
+        read_settings({}, data_dir=tmp_path)
+    assert sentence in caught.value.message
+    assert str(path) in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_a_mistake_in_the_environment_says_so(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="In the environment, load_timeout must be of type float"):
+        read_settings({"OVMS_PLUGIN_LOAD_TIMEOUT": "soon"}, data_dir=tmp_path)
