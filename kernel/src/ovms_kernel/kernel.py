@@ -351,7 +351,7 @@ class Kernel:
     async def stream(self, service: str, body: bytes, *, timeout: float | None = None) -> AsyncIterator[bytes]:
         """Answer one request piece by piece, as server-sent events; closing the iterator stops the generation.
 
-        :param timeout: seconds; the engine's client keeps it, as a cancel scope must not span the yields of a generator.
+        :param timeout: seconds; the engine's client keeps it, as a cancel scope must not span a generator's yields.
         """
         driver = self.service(service)
         if not driver.definition.streaming:

@@ -1,0 +1,67 @@
+"""Who may import whom, beyond what import-linter can say of packages."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+KERNEL = ROOT / "kernel" / "src" / "ovms_kernel"
+EXTENSIONS = [
+    each.parent
+    for each in sorted(ROOT.glob("extensions/*/*/pyproject.toml"))
+    if each.parents[1].name in ("services", "platforms", "graphs", "hubs")
+]
+# The name that is imported, where it is not the distribution's.
+MODULES = {"pyyaml": "yaml", "protobuf": "google", "grpcio": "grpc"}
+ALONE = {
+    "stevedore": {"extensions.py"},
+    "pluggy": {"hookspecs.py", "events.py"},
+}
+"""Libraries that only these files of the kernel import."""
+
+
+def imports(path: Path) -> set[str]:
+    """Return the dotted names that a file imports, whether at its top or within a function."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+    return names
+
+
+@pytest.mark.parametrize("folder", EXTENSIONS, ids=lambda each: f"{each.parent.name}/{each.name}")
+def test_an_extension_imports_what_it_declares_and_of_ours_only_the_api(folder: Path) -> None:
+    project = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]
+    declared = [re.split(r"[\[<>=!~; ]", each)[0] for each in project["dependencies"]]
+    allowed = {MODULES.get(each, each.replace("-", "_")) for each in declared} | {folder.name}
+    modules = list(folder.rglob("*.py"))
+    assert modules, "an extension has a module"
+    for path in modules:
+        for name in imports(path):
+            top = name.split(".")[0]
+            if top in sys.stdlib_module_names or name == "ovms_kernel.api" or top == path.stem:
+                continue
+            assert top in allowed, f"{path.name} imports {name}, which its pyproject.toml does not declare"
+            assert not top.startswith("ovms_"), (
+                f"{path.name} imports {name}; of ours it may import ovms_kernel.api only"
+            )
+
+
+@pytest.mark.parametrize("library", ALONE)
+def test_a_library_is_known_to_its_own_file_alone(library: str) -> None:
+    found = {path.name for path in KERNEL.rglob("*.py") if any(name.split(".")[0] == library for name in imports(path))}
+    assert found == ALONE[library]
+
+
+def test_importing_the_kernel_and_its_api_brings_in_nothing_heavy() -> None:
+    code = "import sys, ovms_kernel.api; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert not {"grpc", "httpx", "openvino", "rich", "typer", "google", "numpy"} & set(loaded)
