@@ -65,3 +65,11 @@ def test_importing_the_kernel_and_its_api_brings_in_nothing_heavy() -> None:
     code = "import sys, ovms_kernel.api; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not {"grpc", "httpx", "openvino", "rich", "typer", "google", "numpy"} & set(loaded)
+
+
+@pytest.mark.parametrize("name", ["ovms_graph", "ovms_kserve"])
+def test_the_kernel_and_the_embedded_engine_speak_of_the_same_messages(name: str) -> None:
+    # Both register them in protobuf's one pool, which takes the same file twice but not two different ones.
+    copies = [each.read_bytes() for each in sorted(ROOT.glob(f"[ke]*/**/protos/{name}.proto"))]
+    assert len(copies) == 2
+    assert copies[0] == copies[1]
