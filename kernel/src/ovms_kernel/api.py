@@ -23,6 +23,8 @@ from ovms_kernel.errors import (
     Unavailable,
 )
 from ovms_kernel.hookspecs import hookimpl
+from ovms_kernel.models.files import architectures_of, module_types_of
+from ovms_kernel.models.graph import default_device, fill, graph_of
 from ovms_kernel.values import (
     Answer,
     Call,
@@ -97,5 +99,10 @@ __all__ = [
     "Unauthorized",
     "Unavailable",
     "Upload",
+    "architectures_of",
+    "default_device",
+    "fill",
+    "graph_of",
     "hookimpl",
+    "module_types_of",
 ]

@@ -5,6 +5,7 @@ Fields and their meaning: AOG's plugin SDK, ``types/metadata.go``.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,10 +15,15 @@ if TYPE_CHECKING:
 
     from ovms_kernel.values import ServiceDefinition
 
+log = logging.getLogger(__name__)
+
 Bodies = Literal["openvino", "full"]
 
 PROVIDER = "ovms-plugin"
 """The plugin's name: AOG treats it as a plugin only if it contains ``plugin``, and its command line splits at ``_``."""
+
+FLAVORS = frozenset({"aog", "aliyun", "baidu", "deepseek", "ollama", "openai", "openvino", "tencent"})
+"""The conversion templates built into AOG; naming another one makes AOG panic at its start."""
 
 SYSTEMS = ("darwin_amd64", "darwin_arm64", "linux_amd64", "linux_arm64", "windows_amd64")
 """``<GOOS>_<GOARCH>`` of the systems that have a launcher."""
@@ -65,7 +71,7 @@ class Manifest:
             "auth_type": "none",
             "default_model": definition.default_model,
             "support_models": list(definition.support_models),
-            "config_ref": definition.config_ref_full if self.bodies == "full" else definition.config_ref,
+            "config_ref": (self.bodies == "full" and definition.config_ref_full) or definition.config_ref,
             "timeout": definition.timeout,
             "capabilities": {
                 "support_streaming": definition.streaming,
@@ -82,5 +88,15 @@ class Manifest:
 
 
 def make_manifest(definitions: Iterable[ServiceDefinition], *, bodies: Bodies = "openvino") -> Manifest:
-    """Return the manifest of these services, sorted by name."""
-    return Manifest(tuple(sorted(definitions, key=lambda each: each.name)), bodies=bodies)
+    """Return the manifest of these services, sorted by name.
+
+    A service that AOG could not convert for is left out: one without a template would cost AOG the whole plugin.
+    """
+    offered = []
+    for each in sorted(definitions, key=lambda each: each.name):
+        references = [ref for ref in (each.config_ref, each.config_ref_full) if ref]
+        if unknown := [ref for ref in references if ref.partition(":")[0] not in FLAVORS]:
+            log.error("Service %s is not offered to AOG: it has no template %s.", each.name, unknown[0])
+        elif each.config_ref:
+            offered.append(each)
+    return Manifest(tuple(offered), bodies=bodies)

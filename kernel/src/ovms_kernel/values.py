@@ -279,10 +279,10 @@ class ServiceDefinition:
     """The graph driver whose models serve it; also AOG's ``task_type``."""
     endpoint: str
     """The engine's REST path, such as ``/v3/chat/completions``."""
-    config_ref: str
-    """AOG's conversion template."""
-    config_ref_full: str
-    """The template that keeps all fields, for ``deploy --bodies full``."""
+    config_ref: str = ""
+    """AOG's conversion template, such as ``openvino:chat``; a service without one is not offered to AOG."""
+    config_ref_full: str = ""
+    """The template that keeps all fields, for ``deploy --bodies full``; empty means the same one."""
     default_model: str = ""
     support_models: tuple[str, ...] = ()
     protocol: str = "HTTP"
