@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ovms_kernel.testing.events import EventRecorder
 
 
+pytest.register_assert_rewrite("ovms_kernel.testing.contract")
+
+
 @pytest.fixture
 def ovms_settings(tmp_path: Path) -> Settings:
     """Settings with a data folder of the test's own, untouched by the environment."""
