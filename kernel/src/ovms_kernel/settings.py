@@ -46,6 +46,12 @@ class Settings:
     """How often in a row a failing engine is started again before giving up."""
     load_timeout: float = 600.0
     """Time a model has to load."""
+    idle_unload: float = 0.0
+    """Time after which a model that nobody uses is unloaded; 0 = never. Per model: `idle_unload` in its section."""
+    pinned: tuple[str, ...] = ()
+    """Models that are never unloaded for being idle."""
+    staging_age: float = 7 * 86400.0
+    """Age at which a pull that was not finished is offered for removal."""
     hook_timeout: float = 5.0
     """Time one extension has for one event."""
     log_level: str = "INFO"
