@@ -1,0 +1,79 @@
+"""Graphs of embeddings models (spec/ovms.md F.4, G.2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ovms_kernel.api import (
+    GraphOptions,
+    ModelFiles,
+    architectures_of,
+    default_device,
+    fill,
+    graph_of,
+    module_types_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ovms_kernel.models.protos.ovms_graph_pb2 import CalculatorGraphConfig
+
+OTHERS = ("CLIPTextModel", "InternVLChatModel", "UNet2DConditionModel", "Transformer2DModel")
+"""Architectures that end in Model and do something else."""
+
+
+class Embeddings:
+    """The graph driver; its section sets calculator options for all models of the type."""
+
+    model_type = "embeddings"
+
+    def __init__(self, section: Mapping[str, Any]) -> None:
+        self._section = section
+
+    def recognises(self, files: ModelFiles) -> int:
+        """Return 20 for an encoder, 1 for a language model that could be one if the caller says so, 0 otherwise."""
+        modules, names = module_types_of(files), architectures_of(files)
+        if any("Pooling" in each for each in modules or ()):
+            return 20
+        if any(name.endswith("Model") and not name.endswith(OTHERS) for name in names):
+            return 20
+        if modules is None and "Qwen3ForCausalLM" in names and "embed" in files.identifier.lower():
+            return 20
+        return int(any(name.endswith("ForCausalLM") for name in names))
+
+    def build(self, files: ModelFiles, options: GraphOptions) -> CalculatorGraphConfig:
+        """Return the graph."""
+        from ovms_kernel.models.protos.ovms_graph_pb2 import EmbeddingsCalculatorOVOptions
+
+        defaults = {
+            "models_path": "./",
+            "target_device": default_device(options.host),
+            "pooling": pooling_of(files),
+        }
+        message = EmbeddingsCalculatorOVOptions()
+        fill(message, defaults, self._section, options.values, what=self.model_type)
+        return graph_of(
+            "EmbeddingsCalculatorOV",
+            "EmbeddingsExecutor",
+            message,
+            side_packets=("EMBEDDINGS_NODE_RESOURCES:embeddings_servable",),
+            tags=("REQUEST_PAYLOAD", "RESPONSE_PAYLOAD"),
+        )
+
+
+def pooling_of(files: ModelFiles) -> str:
+    """Return how the model says that its tokens become one vector; empty leaves it to the engine (CLS)."""
+    config = files.json("1_Pooling/config.json") or {}
+    for key, pooling in (
+        ("pooling_mode_cls_token", "CLS"),
+        ("pooling_mode_lasttoken", "LAST"),
+        ("pooling_mode_mean_tokens", "MEAN"),
+    ):
+        if config.get(key) is True:
+            return pooling
+    # Newer sentence-transformers name the mode instead of having a switch for each.
+    if (mode := {"cls": "CLS", "lasttoken": "LAST", "mean": "MEAN"}.get(str(config.get("pooling_mode")))) is not None:
+        return mode
+    # Embedding models made from a language model read their last token.
+    return "LAST" if any(name.endswith("ForCausalLM") for name in architectures_of(files)) else ""

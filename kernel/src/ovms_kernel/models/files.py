@@ -1,0 +1,190 @@
+"""What is in a model's folder: sizes, small texts, digests, and what they say about the model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ovms_kernel.values import ModelFiles
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+GRAPH = "graph.pbtxt"
+METADATA = ".ovms-plugin.json"
+OURS = frozenset({GRAPH, METADATA})
+"""Files in a model's folder that we write; they are not part of what was pulled."""
+
+MAX_TEXT = 1 << 20
+DATA = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json", "normalizer.json"})
+"""Tables for tokenizers: JSON, but nothing that tells what a model is."""
+CHUNK = 1 << 20
+PRECISION = re.compile(r"(?i)(?:^|[-_.])(int4|int8|fp16|bf16|fp32|q\d(?:_[0k1](?:_[sml])?)?)(?![a-z0-9])")
+
+
+def is_text(path: str, size: int) -> bool:
+    """Tell whether recognising a model may need that file's content."""
+    return size <= MAX_TEXT and path.endswith((".json", ".jinja")) and path.rsplit("/", 1)[-1] not in DATA
+
+
+def walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield each regular file below the folder, as a relative path with forward slashes, in a fixed order.
+
+    Symbolic links to files are followed, those to folders are not; files of ours are left out.
+    """
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(each for each in folders if not each.startswith("."))
+        for name in sorted(names):
+            path = Path(root, name)
+            relative = path.relative_to(folder).as_posix()
+            if relative not in OURS and path.is_file():
+                yield relative, path.stat()
+
+
+def read_files(folder: Path, identifier: str) -> ModelFiles:
+    """Read what recognising a model on disk needs; ``identifier`` is the last part of its id."""
+    sizes = {path: status.st_size for path, status in walk(folder)}
+    return ModelFiles(identifier, sizes, read_texts(folder, sizes))
+
+
+def read_texts(folder: Path, sizes: Mapping[str, int]) -> dict[str, str]:
+    """Read the small text files among those listed; one that is not UTF-8 counts as absent."""
+    texts = {}
+    for path, size in sizes.items():
+        if is_text(path, size):
+            try:
+                texts[path] = (folder / path).read_text("utf-8")
+            except (OSError, UnicodeDecodeError):
+                continue
+    return texts
+
+
+def is_served_format(paths: Iterable[str]) -> bool:
+    """Tell whether an OpenVINO engine can use a model of those files: IR, or GGUF."""
+    names = set(paths)
+    return any(
+        path.endswith(".gguf") or (path.endswith(".xml") and path.removesuffix(".xml") + ".bin" in names)
+        for path in names
+    )
+
+
+def hash_file(path: Path, advance: Callable[[int], None] = lambda _: None) -> str:
+    """Return the SHA-256 of a file as hex; ``advance`` hears of every piece read, in bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(CHUNK):
+            digest.update(piece)
+            advance(len(piece))
+    return digest.hexdigest()
+
+
+def manifest_digest(files: Mapping[str, tuple[int, str]]) -> str:
+    """Return one digest for a whole model: of the sorted list of its files, with size and SHA-256 of each."""
+    lines = (f"{path}\0{size}\0{sha256}\n" for path, (size, sha256) in sorted(files.items()))
+    return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def format_of(sizes: Mapping[str, int]) -> str:
+    """Return ``gguf`` or ``openvino``."""
+    return "gguf" if any(path.endswith(".gguf") for path in sizes) else "openvino"
+
+
+def family_of(files: ModelFiles) -> str:
+    """Return the model's architecture family as its own config names it; empty if it does not."""
+    config = files.json("config.json") or {}
+    if isinstance(family := config.get("model_type"), str) and family:
+        return family
+    index = files.json("model_index.json") or {}
+    name = index.get("_class_name")
+    return str(name).removesuffix("Pipeline") if isinstance(name, str) else ""
+
+
+def parameter_size_of(files: ModelFiles) -> str:
+    """Return the number of parameters as people write it, such as ``8B``: from the name, else from the weights."""
+    # Preceded by a separator, so that "v2M" or "int4b" do not count.
+    if found := re.search(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([bBmM])(?![A-Za-z])", files.identifier):
+        return found[1] + found[2].upper()
+    bits = {"int4": 4.5, "int8": 8, "fp16": 16, "bf16": 16, "fp32": 32}.get(quantization_of(files))
+    weights = weight_bytes(files.sizes)
+    if bits is None or not weights:
+        return ""
+    count = weights * 8 / bits
+    return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{max(count / 1e6, 0.1):.1f}M"
+
+
+def quantization_of(files: ModelFiles) -> str:
+    """Return the precision of the weights, such as ``int4``; empty if nothing tells."""
+    config = files.json("openvino_config.json") or {}
+    dtype = config.get("dtype")
+    quantization = config.get("quantization_config")
+    if isinstance(quantization, dict) and isinstance(quantization.get("bits"), int):
+        return f"int{quantization['bits']}"
+    if isinstance(dtype, str) and dtype:
+        return dtype.lower()
+    if found := PRECISION.search(files.identifier):
+        return found[1].lower()
+    return ""
+
+
+def weight_bytes(sizes: Mapping[str, int]) -> int:
+    """Return the bytes of weights: what a load brings into memory at least."""
+    return sum(size for path, size in sizes.items() if path.endswith((".bin", ".gguf")) and "tokenizer" not in path)
+
+
+def read_json(path: Path) -> dict[str, object] | None:
+    """Return the JSON object in that file; ``None`` if it is absent, damaged or not an object."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file so that a reader or a crash sees the old bytes or the new ones, never a part."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power cut, where the system can."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# -- for graph drivers ---------------------------------------------------------------------------------------------
+
+
+def architectures_of(files: ModelFiles) -> tuple[str, ...]:
+    """Return the architectures that ``config.json`` names; none if it names none."""
+    config = files.json("config.json") or {}
+    names = config.get("architectures")
+    return tuple(each for each in names if isinstance(each, str)) if isinstance(names, list) else ()
+
+
+def module_types_of(files: ModelFiles) -> tuple[str, ...] | None:
+    """Return the types of the modules in ``modules.json`` of sentence-transformers; ``None`` without that file."""
+    try:
+        modules = json.loads(files.texts["modules.json"])
+    except (KeyError, ValueError):
+        return None
+    if not isinstance(modules, list):
+        return None
+    return tuple(str(each.get("type", "")) for each in modules if isinstance(each, dict))

@@ -1,0 +1,243 @@
+"""``graph.pbtxt``: built by a graph driver as a message, printed by protobuf, read back before it is written.
+
+The helpers at the top are for graph drivers, through ``ovms_kernel.api``; protobuf is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from ovms_kernel.errors import BadRequest, OvmsError
+from ovms_kernel.models.files import GRAPH, write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from google.protobuf.message import Message
+
+    from ovms_kernel.models.protos.ovms_graph_pb2 import CalculatorGraphConfig
+    from ovms_kernel.values import Host
+
+PLUGIN_CONFIG = "plugin_config"
+BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
+
+
+# -- for graph drivers ---------------------------------------------------------------------------------------------
+
+
+def graph_of(
+    calculator: str,
+    node: str,
+    options: Message,
+    *,
+    side_packets: tuple[str, ...],
+    tags: tuple[str, str] = ("HTTP_REQUEST_PAYLOAD", "HTTP_RESPONSE_PAYLOAD"),
+    loopback: bool = False,
+) -> CalculatorGraphConfig:
+    """Return a graph of one node that serves HTTP requests (spec/ovms.md F.2).
+
+    :param calculator: the registered name of the calculator.
+    :param node: a name that is unique in the graph; OVMS keys the node's resources by it.
+    :param side_packets: ``TAG:name`` of each; OVMS fixes the names.
+    :param tags: tags of the input and the output stream; their names are always ``input`` and ``output``.
+    :param loopback: the node sends itself a packet as long as it has more to say, which streaming needs.
+    """
+    from google.protobuf.message import EncodeError
+
+    from ovms_kernel.models.protos.ovms_graph_pb2 import CalculatorGraphConfig, SyncSetInputStreamHandlerOptions
+
+    streams = [f"{tag}:{name}" for tag, name in zip(tags, ("input", "output"), strict=True)]
+    graph = CalculatorGraphConfig(input_stream=streams[:1], output_stream=streams[1:])
+    only = graph.node.add(
+        name=node,
+        calculator=calculator,
+        input_side_packet=side_packets,
+        input_stream=streams[:1],
+        output_stream=streams[1:],
+    )
+    if loopback:
+        only.input_stream.insert(0, "LOOPBACK:loopback")
+        only.output_stream.insert(0, "LOOPBACK:loopback")
+        only.input_stream_info.add(tag_index="LOOPBACK:0", back_edge=True)
+        only.input_stream_handler.input_stream_handler = "SyncSetInputStreamHandler"
+        handler = only.input_stream_handler.options.Extensions[SyncSetInputStreamHandlerOptions.ext]
+        handler.sync_set.add(tag_index=["LOOPBACK:0"])
+    try:
+        only.node_options.add().Pack(options)
+    except EncodeError as error:  # a table of an option lacks a field that it must have
+        raise BadRequest(f"The options of {calculator} are not complete: {error}.") from error
+    return graph
+
+
+def fill(options: Message, *layers: Mapping[str, Any], what: str) -> None:
+    """Set the fields of a calculator's options from plain values; a later layer wins.
+
+    Text is converted to the field's type, as settings from the environment are text; an enum takes its name, a message
+    a table, a repeated field a list. ``plugin_config`` takes JSON text or a table, and tables are laid over each other.
+    A value of ``None`` or empty text leaves a field at its default.
+
+    :param what: the model type, for the sentence.
+    :raises BadRequest: a name is not an option, or a value does not fit it.
+    """
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            if name == PLUGIN_CONFIG:
+                values[name] = values.get(name, {}) | _plugin_config(value, what)
+            else:
+                values[name] = value
+    _fill(options, values, what, "")
+
+
+def default_device(host: Host) -> str:
+    """Return the device to name in a graph: ``CPU`` if there is nothing else, else none.
+
+    Given no device, OVMS takes the best GPU that it can really use (spec/ovms.md G.3), which only it can know.
+    """
+    return "" if "GPU" in host.devices else "CPU"
+
+
+def _fill(message: Message, values: Mapping[str, Any], what: str, prefix: str) -> None:
+    known = message.DESCRIPTOR.fields_by_name
+    for name, value in values.items():
+        if name not in known:
+            offered = ", ".join(sorted(known))
+            raise BadRequest(f"{prefix}{name} is not an option of {what} models; there are {offered}.")
+        if value is None or value == "" or value == {}:
+            continue
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":")) if name == PLUGIN_CONFIG else value
+        try:
+            _set(message, known[name], text, what, prefix + name)
+        except (TypeError, ValueError, KeyError) as error:
+            raise BadRequest(
+                f"{prefix}{name} of a {what} model cannot be {value!r}; it takes {_kind(known[name])}."
+            ) from error
+
+
+def _set(message: Message, field: Any, value: Any, what: str, path: str) -> None:  # noqa: ANN401
+    if field.is_repeated:
+        if not isinstance(value, (list, tuple)):
+            raise TypeError(path)
+        for each in value:
+            if not isinstance(each, dict):
+                raise TypeError(path)
+            _fill(getattr(message, field.name).add(), each, what, f"{path}.")
+    elif field.message_type is not None:
+        if not isinstance(value, dict):
+            raise TypeError(path)
+        getattr(message, field.name).SetInParent()
+        _fill(getattr(message, field.name), value, what, f"{path}.")
+    else:
+        setattr(message, field.name, _scalar(field, value))
+
+
+def _scalar(field: Any, value: Any) -> Any:  # noqa: ANN401 - any value to any field
+    if field.enum_type is not None:
+        if isinstance(value, str):
+            return field.enum_type.values_by_name[value.upper()].number
+        return field.enum_type.values_by_number[value].number
+    kind = field.cpp_type
+    if kind == field.CPPTYPE_BOOL:
+        return BOOLEANS[str(value).lower()]
+    if isinstance(value, (bool, dict, list)):
+        raise TypeError(field.name)
+    if kind == field.CPPTYPE_STRING:
+        return str(value)
+    if kind in (field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE):
+        return float(value)
+    if isinstance(value, float):
+        raise TypeError(field.name)
+    return int(value)
+
+
+def _kind(field: Any) -> str:  # noqa: ANN401
+    if field.is_repeated:
+        return "a list of tables"
+    if field.message_type is not None:
+        return "a table"
+    if field.enum_type is not None:
+        return "one of " + ", ".join(each.name for each in field.enum_type.values)
+    if field.name == PLUGIN_CONFIG:
+        return "a table or a JSON object"
+    names = {field.CPPTYPE_BOOL: "true or false", field.CPPTYPE_STRING: "text"}
+    whole = field.cpp_type not in (field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE)
+    return names.get(field.cpp_type, "a whole number" if whole else "a number")
+
+
+def _plugin_config(value: Any, what: str) -> dict[str, Any]:  # noqa: ANN401 - whatever a setting holds
+    if value is None or value == "":
+        return {}
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = None
+    if not isinstance(value, dict):
+        raise BadRequest(f"plugin_config of a {what} model must be a table or a JSON object.")
+    return value
+
+
+# -- text ----------------------------------------------------------------------------------------------------------
+
+
+def print_graph(graph: CalculatorGraphConfig, header: str) -> str:
+    """Return the text of ``graph.pbtxt``, which was read back and found to be the same message.
+
+    :param header: what wrote it and for what, one line.
+    """
+    from google.protobuf import text_format
+
+    # The second line is OVMS's own directive: keep a pool of built graphs for concurrent requests.
+    comment = f"# {' '.join(header.split())}\n# OVMS_GRAPH_QUEUE_MAX_SIZE: AUTO\n"
+    text = comment + text_format.MessageToString(graph, as_utf8=True)
+    if parse_graph(text) != graph:
+        raise OvmsError("The graph that was built does not read back as it was written; please report this.")
+    return text
+
+
+def parse_graph(text: str) -> CalculatorGraphConfig:
+    """Return the message that the text of a ``graph.pbtxt`` stands for.
+
+    :raises BadRequest: it is not the text of a graph.
+    """
+    from google.protobuf import text_format
+
+    from ovms_kernel.models.protos.ovms_graph_pb2 import CalculatorGraphConfig
+
+    try:
+        return text_format.Parse(text, CalculatorGraphConfig())
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise BadRequest(f"{GRAPH} cannot be read ({' '.join(str(error).split())}); mend or remove it.") from error
+
+
+def read_graph(folder: Path) -> CalculatorGraphConfig | None:
+    """Return the graph in a model's folder; ``None`` if it has none.
+
+    :raises BadRequest: it is not the text of a graph.
+    """
+    try:
+        return parse_graph((folder / GRAPH).read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"{folder / GRAPH} is not UTF-8 text; mend or remove it.") from error
+
+
+def graph_digest(folder: Path) -> str:
+    """Return the SHA-256 of a folder's ``graph.pbtxt`` as hex; empty if it has none."""
+    try:
+        return hashlib.sha256((folder / GRAPH).read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return ""
+
+
+def write_graph(folder: Path, text: str) -> str:
+    """Replace a folder's ``graph.pbtxt`` atomically, if it differs; return its SHA-256 as hex."""
+    data = text.encode()
+    digest = hashlib.sha256(data).hexdigest()
+    if graph_digest(folder) != digest:
+        write_atomically(folder / GRAPH, data)
+    return digest

@@ -1,0 +1,209 @@
+"""Staging, publication and removal: a model's folder appears whole and disappears whole.
+
+``models/.staging/<key>/files`` grows until it is complete and has its note; one rename makes it ``models/<id>``.
+A crash leaves the old state, or a staging folder that the next pull goes on with. What is to vanish is renamed first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from ovms_kernel.errors import BadRequest, OvmsError, Unavailable
+from ovms_kernel.models.files import METADATA, read_json, sync_folder, write_atomically
+from ovms_kernel.models.metadata import read_metadata
+from ovms_kernel.models.names import staging_key
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ovms_kernel.settings import Settings
+
+TRASH = ".trash-"
+JOURNAL = "staging.json"
+SPACE_MARGIN = 64 << 20
+"""Bytes that stay free beside a model: logs, the graph and the file system's own needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """One model that is not published yet."""
+
+    id: str
+    directory: Path
+    size: int
+    """Bytes on disk."""
+    modified: datetime
+    """Last time that something was added."""
+    offered: bool
+    """It is older than the setting ``staging_age``: nobody seems to want it any more."""
+
+
+def model_folder(settings: Settings, model_id: str) -> Path:
+    """Return where a checked id lives once published."""
+    return settings.models_dir.joinpath(*model_id.split("/"))
+
+
+def staging_folder(settings: Settings, model_id: str) -> Path:
+    """Return where a checked id grows."""
+    return settings.staging_dir / staging_key(model_id)
+
+
+def lock_file(settings: Settings, model_id: str) -> Path:
+    """Return the lock of one model: held by whoever pulls, publishes, loads or deletes it."""
+    return settings.staging_dir / f"{staging_key(model_id)}.lock"
+
+
+def open_staging(settings: Settings, model_id: str, origin: dict[str, str]) -> Path:
+    """Return the folder ``files`` in which the model is to grow, kept if it was begun from the same origin."""
+    folder = staging_folder(settings, model_id)
+    journal = folder / JOURNAL
+    if folder.exists() and (read_json(journal) or {}).get("origin") != origin:
+        discard(settings, folder)
+    files = folder / "files"
+    files.mkdir(parents=True, exist_ok=True)
+    write_atomically(journal, json.dumps({"id": model_id, "origin": origin}, ensure_ascii=False).encode())
+    return files
+
+
+def check_target(settings: Settings, model_id: str) -> None:
+    """Refuse an id whose folder would hold another model or lie in one.
+
+    :raises BadRequest: one sentence names the other model.
+    """
+    target = model_folder(settings, model_id)
+    if "/" in model_id:
+        if (target.parent / METADATA).exists():
+            raise BadRequest(f"{target.parent.name} is itself a model here, so {model_id} cannot be; delete it first.")
+    elif target.is_dir() and not (target / METADATA).exists() and any(target.iterdir()):
+        raise BadRequest(f"{model_id} is the folder of an owner's models here; choose a name such as {model_id}/model.")
+
+
+def check_space(settings: Settings, needed: int, what: str) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    :param needed: bytes still to be written.
+    :raises Unavailable: the sentence has the numbers.
+    """
+    settings.models_dir.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(settings.models_dir).free
+    if needed + SPACE_MARGIN > free:
+        raise Unavailable(
+            f"{what} needs {human(needed)} more on disk and {human(free)} are free in {settings.models_dir}; "
+            "delete models you no longer need, or move data_dir."
+        )
+
+
+def publish(settings: Settings, model_id: str) -> Path:
+    """Make the staged model the published one, in place of an older one; return its folder.
+
+    The caller holds the model's lock and has written the note, which makes the staged files complete.
+    """
+    staged = staging_folder(settings, model_id) / "files"
+    target = model_folder(settings, model_id)
+    if read_metadata(staged) is None:
+        raise OvmsError(f"Model {model_id} is not complete, so it was not published; pull it again.")
+    check_target(settings, model_id)
+    old = _to_trash(settings, target) if target.exists() else None
+    try:
+        _rename_into_place(staged, target)
+    except OSError as error:
+        if old is not None:
+            _rename_into_place(old, target)
+        raise OvmsError(f"Model {model_id} could not be moved to {target} ({error.strerror}).") from error
+    sync_folder(target.parent)
+    for each in (old, staging_folder(settings, model_id)):
+        if each is not None:
+            discard(settings, each)
+    return target
+
+
+def recover(settings: Settings, model_id: str) -> bool:
+    """Finish a publication that a crash interrupted; the caller holds the model's lock."""
+    staged = staging_folder(settings, model_id) / "files"
+    if (staged / METADATA).exists() and read_metadata(staged) is not None:
+        publish(settings, model_id)
+        return True
+    return False
+
+
+def remove(settings: Settings, model_id: str) -> None:
+    """Take a published model off disk; the caller holds the model's lock."""
+    target = model_folder(settings, model_id)
+    trash = _to_trash(settings, target)
+    sync_folder(target.parent)
+    if target.parent != settings.models_dir:
+        with suppress(OSError):
+            target.parent.rmdir()  # only if that was the owner's last model
+    discard(settings, trash)
+
+
+def staged_models(settings: Settings, age: float) -> list[Staged]:
+    """Return what is in staging; ``age`` in seconds decides what is offered for removal."""
+    if not settings.staging_dir.is_dir():
+        return []
+    found = []
+    for folder in sorted(settings.staging_dir.iterdir()):
+        journal = read_json(folder / JOURNAL) if folder.is_dir() else None
+        if journal is None or not isinstance(model_id := journal.get("id"), str):
+            continue
+        size, newest = 0, 0.0
+        for root, _, names in os.walk(folder):
+            for name in names:
+                try:
+                    status = os.stat(os.path.join(root, name))  # noqa: PTH116, PTH118 - thousands of parts
+                except FileNotFoundError:
+                    continue
+                # What a file occupies: a file that grows in ranges is as long as the whole from the start.
+                size += getattr(status, "st_blocks", (status.st_size + 511) // 512) * 512
+                newest = max(newest, status.st_mtime)
+        found.append(
+            Staged(model_id, folder, size, datetime.fromtimestamp(newest, UTC), offered=time.time() - newest > age)
+        )
+    return found
+
+
+def discard(settings: Settings, folder: Path) -> None:
+    """Remove a folder of staging; what cannot be removed now is only said to be trash and goes another time."""
+    if not folder.name.startswith(TRASH):
+        folder = _to_trash(settings, folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def empty_trash(settings: Settings) -> None:
+    """Remove what an earlier removal left, for want of time or because it was in use."""
+    for folder in settings.staging_dir.glob(TRASH + "*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _rename_into_place(staged: Path, target: Path) -> None:
+    for last in (False, False, True):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            staged.rename(target)
+            return
+        except FileNotFoundError:
+            # Another process deleted the owner's last model, and the owner's folder with it, in between.
+            if last:
+                raise
+
+
+def _to_trash(settings: Settings, folder: Path) -> Path:
+    settings.staging_dir.mkdir(parents=True, exist_ok=True)
+    trash = settings.staging_dir / f"{TRASH}{uuid.uuid4().hex}"
+    folder.rename(trash)
+    return trash
+
+
+def human(size: int) -> str:
+    """Return a number of bytes for a sentence."""
+    units = ("bytes", "KB", "MB", "GB", "TB")
+    power = max(0, min(len(units) - 1, (len(str(size)) - 1) // 3))
+    return f"{size / 1000**power:.{1 if power else 0}f} {units[power]}"

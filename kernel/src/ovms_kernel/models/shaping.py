@@ -1,0 +1,141 @@
+"""From a model's files to its type and its ``graph.pbtxt``, through the graph drivers."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import anyio.to_thread
+
+from ovms_kernel.errors import BadRequest, NotFound, NotSupported
+from ovms_kernel.events import merge
+from ovms_kernel.models import graph as graphs
+from ovms_kernel.models.files import read_files
+from ovms_kernel.models.metadata import read_metadata, write_metadata
+from ovms_kernel.values import GraphOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from ovms_kernel.drivers import GraphTemplate
+    from ovms_kernel.events import Events
+    from ovms_kernel.settings import Settings
+    from ovms_kernel.values import Host, LocalModel, ModelFiles
+
+log = logging.getLogger(__name__)
+
+SERVING_KEYS = frozenset({"pinned", "idle_unload", "force"})
+"""Settings of a model that are about serving it; all others are options of its calculator."""
+MODEL_PREFIX = "model:"
+"""An option that names another model here, such as a draft model, is written ``model:owner/name``."""
+
+
+class Shaper:
+    """Recognises models and writes their graphs.
+
+    :param drivers: graph drivers by name.
+    :param folder_of: returns the folder of an installed model.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        events: Events,
+        drivers: Mapping[str, GraphTemplate],
+        host: Host,
+        folder_of: Callable[[str], Path],
+    ) -> None:
+        self._settings = settings
+        self._events = events
+        self._drivers = {driver.model_type: driver for driver in drivers.values()}
+        self._host = host
+        self._folder_of = folder_of
+
+    def check_type(self, model_type: str) -> None:
+        """Refuse a type that no installed extension knows; an empty one is none.
+
+        :raises BadRequest: the sentence lists the types there are.
+        """
+        if model_type and model_type not in self._drivers:
+            offered = ", ".join(sorted(self._drivers)) or "none"
+            raise BadRequest(f"{model_type!r} is not a model type; the installed extensions know {offered}.")
+
+    def recognise(self, described: ModelFiles, declared: str, name: str) -> str:
+        """Return the model type: the declared one unless the files contradict it, else what the files say.
+
+        :raises BadRequest: the files are of another type than declared, or of none that is known.
+        """
+        self.check_type(declared)
+        scores = {kind: driver.recognises(described) for kind, driver in sorted(self._drivers.items())}
+        best = max(scores, key=lambda kind: scores[kind], default="")
+        if not best or scores[best] <= 0:
+            if declared:
+                return declared
+            raise BadRequest(
+                f"What {name} does cannot be told from its files; say its type: {', '.join(sorted(self._drivers))}."
+            )
+        if declared and scores[declared] <= 0:
+            raise BadRequest(
+                f"{name} was declared to be a {declared} model, but its files are those of a {best} model; "
+                f"declare it as {best}, or choose another model for {declared}."
+            )
+        return declared or best
+
+    async def write(self, folder: Path, model: LocalModel, given: Mapping[str, Any]) -> str:
+        """Write the graph of a model that lies, perhaps for the moment, in that folder; return its SHA-256.
+
+        :param given: calculator options that came with the pull; they win over settings, extensions over them.
+        :raises BadRequest: an option is unknown or has a wrong value.
+        :raises Refused: an extension vetoes, or two contradict each other.
+        """
+        try:
+            driver = self._drivers[model.model_type]
+        except KeyError:
+            wanted = f"ovms-graph-{model.model_type.replace('_', '-')}"
+            raise NotSupported(f"No extension for {model.model_type} models is loaded; install {wanted}.") from None
+        section = self._settings.section("models", model.id)
+        values = {key: value for key, value in section.items() if key not in SERVING_KEYS} | dict(given)
+        options = GraphOptions(self._host, values)
+        answers = await self._events.ask("ovms_amend_graph", model=model, options=options)
+        patch = merge(((name, answer.values) for name, answer in answers), "the graph option")
+        options = replace(options, values=self._resolve(values | patch))
+
+        def build() -> str:
+            from importlib.metadata import version
+
+            graph = driver.build(read_files(folder, model.id.rsplit("/", 1)[-1]), options)
+            header = f"Written by ovms-plugin {version('ovms-kernel')} for {model.id}, a {model.model_type} model."
+            return graphs.write_graph(folder, graphs.print_graph(graph, header))
+
+        return await anyio.to_thread.run_sync(build)
+
+    async def refresh(self, model: LocalModel, *, overwrite: bool = False) -> bool:
+        """Write the graph that settings and extensions ask for now; return whether the file changed.
+
+        :param overwrite: replace it even if a user edited it.
+        """
+
+        def look() -> tuple[Any, str]:
+            return read_metadata(model.directory), graphs.graph_digest(model.directory)
+
+        metadata, before = await anyio.to_thread.run_sync(look)
+        if metadata is None:
+            raise NotFound(f"Model {model.id} is not installed any more; pull it again.")
+        if before and before != metadata.graph and not overwrite:
+            log.info("Model %s: keeping its graph.pbtxt as somebody else wrote it", model.id)
+            return False
+        digest = await self.write(model.directory, model, metadata.options)
+        if digest != metadata.graph:
+            await anyio.to_thread.run_sync(write_metadata, model.directory, replace(metadata, graph=digest))
+        return digest != before
+
+    def _resolve(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace ``model:owner/name`` by that model's folder, with forward slashes on every system."""
+        return {
+            key: self._folder_of(value.removeprefix(MODEL_PREFIX)).absolute().as_posix()
+            if isinstance(value, str) and value.startswith(MODEL_PREFIX)
+            else value
+            for key, value in values.items()
+        }
