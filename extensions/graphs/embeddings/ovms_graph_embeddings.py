@@ -17,7 +17,7 @@ from ovms_kernel.api import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ovms_kernel.models.protos.ovms_graph_pb2 import CalculatorGraphConfig
+    from ovms_kernel.api import CalculatorGraphConfig
 
 OTHERS = ("CLIPTextModel", "InternVLChatModel", "UNet2DConditionModel", "Transformer2DModel")
 """Architectures that end in Model and do something else."""
@@ -44,7 +44,7 @@ class Embeddings:
 
     def build(self, files: ModelFiles, options: GraphOptions) -> CalculatorGraphConfig:
         """Return the graph."""
-        from ovms_kernel.models.protos.ovms_graph_pb2 import EmbeddingsCalculatorOVOptions
+        from ovms_kernel.api import EmbeddingsCalculatorOVOptions
 
         defaults = {
             "models_path": "./",

@@ -11,7 +11,7 @@ from ovms_kernel.api import GraphOptions, ModelFiles, architectures_of, default_
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ovms_kernel.models.protos.ovms_graph_pb2 import CalculatorGraphConfig
+    from ovms_kernel.api import CalculatorGraphConfig
 
 MEMORY_PER_CACHE_GB = 8 << 30
 """One GB of KV cache for each eight of memory leaves room for weights, other models and the user."""
@@ -35,7 +35,7 @@ class TextGeneration:
 
     def build(self, files: ModelFiles, options: GraphOptions) -> CalculatorGraphConfig:
         """Return the graph; streaming needs its LOOPBACK."""
-        from ovms_kernel.models.protos.ovms_graph_pb2 import LLMCalculatorOptions
+        from ovms_kernel.api import LLMCalculatorOptions
 
         tool_parser, reasoning_parser = detect_parsers(template_of(files))
         defaults = {

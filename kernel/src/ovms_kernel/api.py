@@ -1,4 +1,12 @@
-"""What extensions may import from the kernel; everything else in it may change without notice."""
+"""What extensions may import from the kernel; everything else in it may change without notice.
+
+The messages of graphs are imported when they are first asked for, as they bring protobuf with them: import those within
+the function that builds a graph.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from ovms_kernel.drivers import (
     ConversingService,
@@ -54,12 +62,25 @@ from ovms_kernel.values import (
     Upload,
 )
 
+if TYPE_CHECKING:
+    from ovms_kernel.models.protos.ovms_graph_pb2 import (
+        CalculatorGraphConfig,
+        EmbeddingsCalculatorOVOptions,
+        ImageGenCalculatorOptions,
+        LLMCalculatorOptions,
+        RerankCalculatorOVOptions,
+        S2tCalculatorOptions,
+        T2sCalculatorOptions,
+    )
+
 __all__ = [
     "Answer",
     "BadRequest",
+    "CalculatorGraphConfig",
     "Call",
     "Cancelled",
     "ConversingService",
+    "EmbeddingsCalculatorOVOptions",
     "Endpoint",
     "Engine",
     "EngineExit",
@@ -71,7 +92,9 @@ __all__ = [
     "GraphTemplate",
     "Host",
     "Hub",
+    "ImageGenCalculatorOptions",
     "Installation",
+    "LLMCalculatorOptions",
     "LaunchPatch",
     "LaunchPlan",
     "LoadedModel",
@@ -92,9 +115,12 @@ __all__ = [
     "Release",
     "RemoteFile",
     "Requirement",
+    "RerankCalculatorOVOptions",
+    "S2tCalculatorOptions",
     "Service",
     "ServiceDefinition",
     "StreamingService",
+    "T2sCalculatorOptions",
     "TimedOut",
     "Unauthorized",
     "Unavailable",
@@ -106,3 +132,11 @@ __all__ = [
     "hookimpl",
     "module_types_of",
 ]
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name in __all__:
+        return getattr(import_module("ovms_kernel.models.protos.ovms_graph_pb2"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
