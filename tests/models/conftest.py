@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,10 +98,8 @@ class TrapEngine:
     async def restart(self) -> None:
         self._graphs.clear()
         self._seen = b""
-        try:
+        with suppress(EngineFailed):
             await self.reload()
-        except EngineFailed:
-            pass
 
     def log_of(self, model: str) -> str:
         return f"[2026-11-23 10:00:00.000][1][serving][error][x.cpp:1] Mediapipe: {model}: no such tensor"

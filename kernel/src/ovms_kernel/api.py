@@ -33,6 +33,7 @@ from ovms_kernel.errors import (
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.models.files import architectures_of, module_types_of
 from ovms_kernel.models.graph import default_device, fill, graph_of
+from ovms_kernel.models.transfer import fetch_files
 from ovms_kernel.values import (
     Answer,
     Call,
@@ -127,6 +128,7 @@ __all__ = [
     "Upload",
     "architectures_of",
     "default_device",
+    "fetch_files",
     "fill",
     "graph_of",
     "hookimpl",

@@ -234,6 +234,11 @@ def graph_digest(folder: Path) -> str:
         return ""
 
 
+def is_edited(folder: Path, written: str) -> bool:
+    """Tell whether a folder has a graph other than the one that we wrote, given by its SHA-256."""
+    return graph_digest(folder) not in ("", written)
+
+
 def write_graph(folder: Path, text: str) -> str:
     """Replace a folder's ``graph.pbtxt`` atomically, if it differs; return its SHA-256 as hex."""
     data = text.encode()

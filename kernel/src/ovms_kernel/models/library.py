@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 
-from ovms_kernel.errors import BadRequest, NotFound
+from ovms_kernel.errors import BadRequest, NotFound, NotSupported
 from ovms_kernel.models import files as model_files
 from ovms_kernel.models import graph as graphs
-from ovms_kernel.models.metadata import Metadata, local_model, read_metadata, write_metadata
+from ovms_kernel.models.metadata import Metadata, describe, local_model, read_metadata, write_metadata
 from ovms_kernel.models.names import check_file_path, parse_model_id, parse_model_ref
 from ovms_kernel.models.publish import (
     Staged,
@@ -31,9 +31,10 @@ from ovms_kernel.models.publish import (
     staged_models,
     staging_folder,
 )
+from ovms_kernel.models.pulling import Pulls, Staging, check_format, choose_files, rising
 from ovms_kernel.models.shaping import Shaper
 from ovms_kernel.models.work import Meter, locked, run_with_progress
-from ovms_kernel.values import Progress
+from ovms_kernel.values import ModelFiles, Progress, PullPlan
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -83,6 +84,7 @@ class Library:
         self.settings = settings
         self._events = events
         self._hubs = hubs
+        self._pulls = Pulls()
         self.shaper = Shaper(settings, events, drivers, host, lambda model_id: self._found(model_id)[0])
         self.release: Callable[[LocalModel], Awaitable[None]] = _keep
         """Makes the engine let go of a model whose files are about to be replaced or removed; serving sets it."""
@@ -107,28 +109,7 @@ class Library:
 
     def describe(self, model_id: str) -> dict[str, Any]:
         """Return everything noted about a model, for people: origin, files with digests, options, graph."""
-        folder, metadata = self._found(model_id)
-        model = local_model(folder, metadata)
-        text = (folder / model_files.GRAPH).read_text("utf-8") if (folder / model_files.GRAPH).exists() else ""
-        return {
-            "id": model.id,
-            "type": model.model_type,
-            "directory": str(folder),
-            "size": model.size,
-            "digest": model.digest,
-            "modified": model.modified.isoformat(),
-            "format": model.format,
-            "family": model.family,
-            "parameter_size": model.parameter_size,
-            "quantization": model.quantization,
-            "hub": metadata.hub,
-            "revision": metadata.revision,
-            "source": metadata.source,
-            "options": dict(metadata.options),
-            "files": [{"path": path, "size": size, "sha256": sha} for path, (size, sha) in metadata.files.items()],
-            "graph": text,
-            "graph_edited": graphs.graph_digest(folder) not in ("", metadata.graph),
-        }
+        return describe(*self._found(model_id))
 
     def usage(self) -> Usage:
         """Return what models and staging occupy, and what is free."""
@@ -169,6 +150,79 @@ class Library:
 
     # -- in and out ------------------------------------------------------------------------------------------------
 
+    async def pull(
+        self,
+        ref: ModelRef,
+        *,
+        model_type: str = "",
+        options: Mapping[str, Any] | None = None,
+        refresh: bool = False,
+        report: Callable[[Progress], None] = _ignore,
+    ) -> LocalModel:
+        """Fetch a model from its hub; whoever asks for the same meanwhile joins, and the last to be cancelled stops it.
+
+        A complete copy is returned as it is, without a look at the network.
+
+        :param model_type: what it is; empty means what its files say.
+        :param options: calculator options for its graph.
+        :param refresh: look at the hub even so, and fetch what has changed there.
+        :raises BadRequest: it is no model that can be served, or not of that type; nothing has changed.
+        :raises OvmsError: as the hub driver; what has arrived is kept, and the next pull goes on from there.
+        """
+        self.shaper.check_type(model_type)
+        if not refresh and (model := await anyio.to_thread.run_sync(self._complete, ref, model_type)):
+            report(Progress("success", model.size, model.size, model.id, model.digest))
+            return model
+        name = ref.hub or self.settings.hub
+        if name not in self._hubs:
+            offered = ", ".join(sorted(self._hubs)) or "none"
+            raise NotSupported(
+                f"There is no hub {name!r} (installed: {offered}); install ovms-hub-{name} or name another."
+            )
+        wanted = (ref, model_type, dict(options or {}))
+
+        async def work(tell: Callable[[Progress], None]) -> LocalModel:
+            return await self._pull(replace(ref, hub=name), model_type, options or {}, rising(tell), refresh=refresh)
+
+        return await self._pulls.join(ref.id, wanted, work, report)
+
+    async def _pull(
+        self,
+        ref: ModelRef,
+        declared: str,
+        options: Mapping[str, Any],
+        report: Callable[[Progress], None],
+        *,
+        refresh: bool,
+    ) -> LocalModel:
+        hub = self._hubs[ref.hub]
+        async with self.hold(ref.id, waiting=lambda: report(Progress("waiting", subject=ref.id))):
+            if not refresh and (model := await anyio.to_thread.run_sync(self._complete, ref, declared)):
+                return model
+            report(Progress("listing", subject=ref.id))
+            files = choose_files(await hub.list_files(ref), ref.id)
+            check_target(self.settings, ref.id)
+            origin = {"hub": ref.hub, "revision": ref.revision}
+            staging = Staging(await anyio.to_thread.run_sync(open_staging, self.settings, ref.id, origin), files)
+            published = model_folder(self.settings, ref.id)
+            known = await anyio.to_thread.run_sync(read_metadata, published)
+            try:
+                present = await anyio.to_thread.run_sync(staging.prepare, published, known)
+                check_space(self.settings, staging.total - present, f"Pulling {ref.id}")
+                plan = PullPlan(tuple(files), staging.total, present)
+                await self._events.ask("ovms_before_pull", model=ref, plan=plan)
+                texts = await staging.fetch_texts(hub, ref, report)
+                sizes = {file.path: file.size for file in files}
+                described = ModelFiles(ref.id.rsplit("/", 1)[-1], sizes, texts)
+                model_type = self.shaper.recognise(described, declared, ref.id)
+            except BadRequest:
+                await anyio.to_thread.run_sync(discard, self.settings, staging_folder(self.settings, ref.id))
+                raise
+            await staging.fetch(hub, ref, report)
+            digests = await staging.digests(report)
+            metadata = Metadata(ref.id, model_type, digests, ref.hub, ref.revision, options=dict(options))
+            return await self._finish(staging.folder, metadata, report)
+
     async def import_(
         self,
         source: Path,
@@ -192,7 +246,9 @@ class Library:
             with_source = await anyio.to_thread.run_sync(open_source, source)
             if self.settings.models_dir.absolute() in (with_source.path, *with_source.path.parents):
                 raise BadRequest(f"{source} lies in this plugin's own models folder; import from somewhere else.")
-            self._check_format(with_source.sizes, str(source))
+            check_format(with_source.sizes, str(source))
+            for path in with_source.sizes:
+                check_file_path(path, str(source))
             check_target(self.settings, model_id)
             total = sum(with_source.sizes.values())
             check_space(self.settings, total, f"Importing {model_id}")
@@ -266,12 +322,16 @@ class Library:
             quantization=model_files.quantization_of(described),
         )
         folder = model_folder(self.settings, metadata.id)
-        if (staged / model_files.GRAPH).exists():
+        old = await anyio.to_thread.run_sync(read_metadata, folder)
+        if metadata.source and (staged / model_files.GRAPH).exists():
             await anyio.to_thread.run_sync(graphs.read_graph, staged)
         else:
             digest = await self.shaper.write(staged, local_model(folder, metadata), metadata.options)
             metadata = replace(metadata, graph=digest)
-        if (old := await anyio.to_thread.run_sync(read_metadata, folder)) is not None:
+            if old is not None and await anyio.to_thread.run_sync(graphs.is_edited, folder, old.graph):
+                log.info("Model %s keeps its graph.pbtxt as somebody else wrote it", metadata.id)
+                await anyio.to_thread.run_sync(shutil.copyfile, folder / model_files.GRAPH, staged / model_files.GRAPH)
+        if old is not None:
             await self.release(local_model(folder, old))
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(write_metadata, staged, metadata)
@@ -282,15 +342,26 @@ class Library:
         report(Progress("success", model.size, model.size, model.id, model.digest))
         return model
 
-    @staticmethod
-    def _check_format(sizes: Mapping[str, int], name: str) -> None:
-        if not model_files.is_served_format(sizes):
+    def _complete(self, ref: ModelRef, declared: str) -> LocalModel | None:
+        """Return the published model if it is whole and what is asked for; ``None`` if it has to be fetched.
+
+        :raises BadRequest: it is here as another type than declared.
+        """
+        try:
+            folder, metadata = self._found(ref.id)
+        except NotFound:
+            return None
+        if ref.revision and metadata.revision != ref.revision:
+            return None
+        for path, (size, _) in metadata.files.items():
+            file = folder / path
+            if not file.is_file() or file.stat().st_size != size:
+                return None
+        if declared and declared != metadata.type:
             raise BadRequest(
-                f"{name} holds no OpenVINO model (an .xml file with its .bin, or a .gguf file); "
-                "look for the same model with -ov at the end of its name, such as those at https://www.modelscope.cn/organization/OpenVINO."
+                f"{ref.id} is installed here as a {metadata.type} model; delete it first to pull it as {declared}."
             )
-        for path in sizes:
-            check_file_path(path, name)
+        return local_model(folder, metadata)
 
     # -- the folders -----------------------------------------------------------------------------------------------
 

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.models.files import METADATA, manifest_digest, read_json, write_atomically
+from ovms_kernel.models.files import GRAPH, METADATA, manifest_digest, read_json, write_atomically
+from ovms_kernel.models.graph import is_edited
 from ovms_kernel.values import LocalModel
 
 if TYPE_CHECKING:
@@ -83,3 +84,27 @@ def local_model(folder: Path, metadata: Metadata) -> LocalModel:
         parameter_size=metadata.parameter_size,
         quantization=metadata.quantization,
     )
+
+
+def describe(folder: Path, metadata: Metadata) -> dict[str, Any]:
+    """Return everything about a model, for people and as JSON."""
+    model = local_model(folder, metadata)
+    return {
+        "id": model.id,
+        "type": model.model_type,
+        "directory": str(folder),
+        "size": model.size,
+        "digest": model.digest,
+        "modified": model.modified.isoformat(),
+        "format": model.format,
+        "family": model.family,
+        "parameter_size": model.parameter_size,
+        "quantization": model.quantization,
+        "hub": metadata.hub,
+        "revision": metadata.revision,
+        "source": metadata.source,
+        "options": dict(metadata.options),
+        "files": [{"path": path, "size": size, "sha256": sha} for path, (size, sha) in metadata.files.items()],
+        "graph": (folder / GRAPH).read_text("utf-8") if (folder / GRAPH).exists() else "",
+        "graph_edited": is_edited(folder, metadata.graph),
+    }

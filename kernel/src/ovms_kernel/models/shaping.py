@@ -116,14 +116,11 @@ class Shaper:
 
         :param overwrite: replace it even if a user edited it.
         """
-
-        def look() -> tuple[Any, str]:
-            return read_metadata(model.directory), graphs.graph_digest(model.directory)
-
-        metadata, before = await anyio.to_thread.run_sync(look)
+        metadata = await anyio.to_thread.run_sync(read_metadata, model.directory)
         if metadata is None:
             raise NotFound(f"Model {model.id} is not installed any more; pull it again.")
-        if before and before != metadata.graph and not overwrite:
+        before = await anyio.to_thread.run_sync(graphs.graph_digest, model.directory)
+        if before not in ("", metadata.graph) and not overwrite:
             log.info("Model %s: keeping its graph.pbtxt as somebody else wrote it", model.id)
             return False
         digest = await self.write(model.directory, model, metadata.options)

@@ -1,0 +1,217 @@
+"""Models from ModelScope, through its own client: it lists, authenticates, redirects and opens ranges.
+
+Its own downloads are not used: they write every large file twice, give each at most an hour, let progress fall, and
+know no limit of rate and no cancel (modelscope-hub 0.5.1). The kernel's ``fetch_files`` does that part.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING, Any
+
+import anyio.to_thread
+
+from ovms_kernel.api import (
+    BadRequest,
+    ModelRef,
+    NotFound,
+    OvmsError,
+    Progress,
+    RemoteFile,
+    Unauthorized,
+    Unavailable,
+    fetch_files,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from modelscope_hub import HubApi
+    from requests import Response
+
+NUMBERS = {
+    "connections": 8,
+    "part_size": 16 << 20,
+    "max_rate": 0,
+    "stall_timeout": 30.0,
+    "retries": 5,
+    "retry_delay": 0.5,
+}
+TEXTS = ("endpoint", "token", "proxy", "ca_file")
+PATTERNS = ("allow_patterns", "ignore_patterns")
+CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+
+
+class ModelScope:
+    """The hub driver.
+
+    Its section may set ``endpoint`` (a mirror), ``token`` (else ``MODELSCOPE_API_TOKEN`` or what ``modelscope login``
+    stored), ``proxy`` (else the usual variables), ``ca_file``, ``allow_patterns`` and ``ignore_patterns`` (shell
+    patterns), ``connections``, ``part_size`` in bytes, ``max_rate`` in bytes per second, ``stall_timeout`` and
+    ``retry_delay`` in seconds, and ``retries``.
+    """
+
+    def __init__(self, section: Mapping[str, Any]) -> None:
+        if unknown := section.keys() - {*NUMBERS, *TEXTS, *PATTERNS}:
+            offered = ", ".join(sorted([*NUMBERS, *TEXTS, *PATTERNS]))
+            raise BadRequest(f"{min(unknown)} is not a setting of hubs.modelscope; there are {offered}.")
+        self._texts = {name: str(section.get(name) or "") for name in TEXTS}
+        self._numbers = {name: _number(name, section.get(name, default), default) for name, default in NUMBERS.items()}
+        self._allow, self._ignore = (_patterns(section.get(name)) for name in PATTERNS)
+        self._api: HubApi | None = None
+
+    async def list_files(self, ref: ModelRef) -> list[RemoteFile]:
+        """Return every file of the model that the patterns let through; hidden files are left out."""
+        # The client tries a listing again for some seconds; whoever cancels need not wait for that.
+        return await anyio.to_thread.run_sync(self._list, ref, abandon_on_cancel=True)
+
+    async def download(
+        self, ref: ModelRef, into: Path, report: Callable[[Progress], None], files: list[RemoteFile] | None = None
+    ) -> None:
+        """Fetch the files into the folder, each verified before it appears there under its name."""
+
+        def open_range(file: RemoteFile, start: int, end: int) -> _Body:
+            return self._open(ref, file, start, end)
+
+        await fetch_files(
+            await self.list_files(ref) if files is None else files,
+            into,
+            open_range,
+            report,
+            connections=int(self._numbers["connections"]),
+            part_size=int(self._numbers["part_size"]),
+            max_rate=int(self._numbers["max_rate"]),
+            stall=self._numbers["stall_timeout"],
+            retries=int(self._numbers["retries"]),
+            retry_delay=self._numbers["retry_delay"],
+        )
+
+    def _client(self) -> HubApi:
+        if self._api is None:
+            import requests
+            from modelscope_hub import HubApi
+
+            api = HubApi(
+                endpoint=self._texts["endpoint"] or None,
+                token=self._texts["token"] or None,
+                user_agent={"ovms-plugin": "1"},
+            )
+            # The client has no parameters for these; its sessions are what the library requests offers for it.
+            for session in vars(api.legacy).values():
+                if isinstance(session, requests.Session):
+                    if proxy := self._texts["proxy"]:
+                        session.proxies = {"http": proxy, "https": proxy}
+                    if ca_file := self._texts["ca_file"]:
+                        session.verify = ca_file
+            self._api = api
+        return self._api
+
+    def _list(self, ref: ModelRef) -> list[RemoteFile]:
+        from modelscope_hub.errors import HubError
+
+        api = self._client()
+        try:
+            entries = api.list_repo_files(ref.id, "model", revision=ref.revision or None)
+        except (HubError, OSError) as error:
+            raise self._ours(error, ref) from error
+        files = [
+            RemoteFile(entry.path, int(entry.size or 0), (entry.sha256 or "").lower())
+            for entry in entries
+            if entry.type != "tree" and not entry.path.startswith(".") and self._is_wanted(entry.path)
+        ]
+        if not files:
+            raise NotFound(f"{ref.id} on {api.legacy.endpoint} has no files that could be pulled; look at its page.")
+        return files
+
+    def _is_wanted(self, path: str) -> bool:
+        allowed = not self._allow or any(fnmatch(path, each) for each in self._allow)
+        return allowed and not any(fnmatch(path, each) for each in self._ignore)
+
+    def _open(self, ref: ModelRef, file: RemoteFile, start: int, end: int) -> _Body:
+        from modelscope_hub.errors import HubError
+
+        headers = {"Range": f"bytes={start}-{end}", "Accept-Encoding": "identity"}
+        try:
+            response = self._client().legacy.download_stream(
+                ref.id, "model", file.path, ref.revision or "master", headers=headers
+            )
+        except (HubError, OSError) as error:
+            raise self._ours(error, ref, file.path) from error
+        body = _Body(response)
+        if body.ranged and body.start != start:
+            body.close()
+            raise Unavailable(f"The hub sent another part of {file.path} than it was asked for; try again later.")
+        return body
+
+    def _ours(self, error: Exception, ref: ModelRef, path: str = "") -> OvmsError:
+        """Return our error for one of the client's or of requests."""
+        what = f"{path} of {ref.id}" if path else ref.id
+        at = f"revision {ref.revision}" if ref.revision else "it"
+        endpoint = self._client().legacy.endpoint
+        status = getattr(error, "status_code", None)
+        if status in (401, 403):
+            return Unauthorized(
+                f"{endpoint} does not give out {what} with these credentials; set hubs.modelscope.token to a token "
+                "that may read it, and accept the model's terms on its page."
+            )
+        if status in (404, 410):
+            return NotFound(f"{endpoint} has no {what}, or not {at}; check owner, name and revision on its site.")
+        if status == 416:
+            ours = Unavailable(f"The hub has fewer bytes of {what} than it lists; try another mirror or revision.")
+            ours.final = True  # type: ignore[attr-defined]
+            return ours
+        reason = f"it answers with status {status}" if status else f"{type(error).__name__}"
+        ours = Unavailable(f"{endpoint} cannot be reached for {what} now ({reason}); check the network or try later.")
+        ours.retry_after = getattr(error, "retry_after", None)  # type: ignore[attr-defined]
+        return ours
+
+
+class _Body:
+    """One answer of the hub, or of the store that it redirects to."""
+
+    def __init__(self, response: Response) -> None:
+        self._response = response
+        self.ranged = response.status_code == 206
+        self.start = 0
+        total = response.headers.get("Content-Length", "")
+        if self.ranged:
+            found = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+            self.start, total = (int(found[1]), found[3]) if found else (-1, "")
+        self.total = int(total) if total.isdigit() else None
+
+    def read(self, size: int) -> bytes:
+        """Return what has arrived, at most so many bytes; nothing at the end."""
+        from urllib3.exceptions import HTTPError
+
+        try:
+            return bytes(self._response.raw.read1(size))
+        except (HTTPError, OSError, ValueError, AttributeError) as error:
+            # The last two come of a connection that was shut down by ``abort`` in the middle of a read.
+            raise Unavailable(f"The connection to the hub broke ({type(error).__name__}); try again later.") from error
+
+    def abort(self) -> None:
+        """Make a ``read`` in another thread return or raise."""
+        with suppress(OSError, RuntimeError, ValueError):
+            self._response.raw.shutdown()
+
+    def close(self) -> None:
+        """Give the connection back, or close it if there is more to read."""
+        self._response.close()
+
+
+def _number(name: str, value: Any, default: float) -> float:  # noqa: ANN401 - whatever a setting holds
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1
+    if number < 0 or (number < 1 and name in ("connections", "part_size")):
+        raise BadRequest(f"hubs.modelscope.{name} must be a number, such as {default}, not {value!r}.")
+    return number
+
+
+def _patterns(value: Any) -> tuple[str, ...]:  # noqa: ANN401 - whatever a setting holds
+    parts = value.split(",") if isinstance(value, str) else value or ()
+    return tuple(str(part).strip() for part in parts if str(part).strip())

@@ -1,0 +1,186 @@
+"""One file that is being fetched in parts: its bytes, and beside them how many of each part there are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import threading
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from ovms_kernel.values import RemoteFile
+
+PARTIAL = ".partial"
+"""Folder in which files grow, beside the complete ones."""
+NOTE_EVERY = 256 << 10
+"""Bytes of a part between two notes of its count."""
+HEADER = struct.Struct("<32sQ")
+"""Digest of path, size and SHA-256 of the file, and the size of its parts."""
+COUNT = struct.Struct("<Q")
+
+
+class Partial:
+    """A file on its way. ``counts`` holds the bytes that each part has, from its start without a gap.
+
+    Each part is changed by one thread at a time; the hash belongs to one thread.
+    """
+
+    def __init__(self, remote: RemoteFile, into: Path, part_size: int) -> None:
+        self.remote = remote
+        self.done = False
+        self.hashed = 0
+        self.resets = 0
+        self.whole = threading.Lock()
+        """Held by whoever takes the whole file from a server that knows no ranges."""
+        self._target = into / remote.path
+        identity = f"{remote.path}\0{remote.size}\0{remote.sha256}"
+        self._identity = hashlib.sha256(identity.encode()).digest()
+        key = hashlib.sha256(remote.path.encode()).hexdigest()[:24]
+        self._data = into / PARTIAL / f"{key}.data"
+        self._journal = into / PARTIAL / f"{key}.journal"
+        self._digest = hashlib.sha256()
+        self._notes: BinaryIO | None = None
+        self._notes_lock = threading.Lock()
+        self._reader: BinaryIO | None = None
+        self._divide(part_size)
+
+    def start(self, index: int) -> int:
+        """Return the first byte of a part."""
+        return index * self.part_size
+
+    def length(self, index: int) -> int:
+        """Return the bytes that a part is to have."""
+        return min(self.part_size, self.remote.size - self.start(index))
+
+    @property
+    def completed(self) -> int:
+        """Bytes that are here."""
+        return self.remote.size if self.done else sum(self.counts)
+
+    def look(self) -> None:
+        """See what is there: the whole file, some of it, or nothing."""
+        if self._target.is_file() and self._target.stat().st_size == self.remote.size:
+            self.done = True
+        elif self._data.exists() and self._data.stat().st_size == self.remote.size:
+            self._read_journal()
+
+    def open(self) -> None:
+        """Get ready to fetch what is missing."""
+        self._data.parent.mkdir(parents=True, exist_ok=True)
+        if not (self._data.exists() and self._data.stat().st_size == self.remote.size):
+            with self._data.open("wb") as data:
+                data.truncate(self.remote.size)
+        if not any(self.counts):
+            self._journal.write_bytes(HEADER.pack(self._identity, self.part_size) + bytes(COUNT.size * self.parts))
+        self._notes = self._journal.open("r+b", buffering=0)
+        self._reader = self._data.open("rb", buffering=0)
+
+    def open_data(self) -> BinaryIO:
+        """Return the growing file for writing, with a position of its own."""
+        return self._data.open("r+b", buffering=0)
+
+    def add(self, index: int, piece: bytes) -> None:
+        """Count bytes that were written to a part."""
+        count = min(self.counts[index] + len(piece), self.length(index))
+        if count - self._noted[index] >= NOTE_EVERY or count == self.length(index):
+            self._note(index, count)
+        # Last: once the last part is counted, the thread that hashes may finish the file and close its journal.
+        self.counts[index] = count
+
+    def hash_some(self, size: int, steps: int = 64) -> bool:
+        """Hash the next bytes, if they are here; return whether there is anything to do with the file now."""
+        gap = self._first_gap()
+        if self.hashed == gap or self._reader is None:
+            return gap == self.remote.size
+        self._reader.seek(self.hashed)
+        for _ in range(steps):
+            piece = self._reader.read(min(size, gap - self.hashed))
+            self._digest.update(piece)
+            self.hashed += len(piece)
+            if self.hashed == gap:
+                break
+        return True
+
+    def finish(self) -> bool:
+        """Put the complete file in its place; return whether its digest is right."""
+        if self.remote.sha256 and self._digest.hexdigest() != self.remote.sha256.lower():
+            return False
+        self.close()
+        self._target.parent.mkdir(parents=True, exist_ok=True)
+        self._data.replace(self._target)
+        self._journal.unlink(missing_ok=True)
+        self.done = True
+        return True
+
+    def reset(self) -> None:
+        """Forget everything that is here of the file."""
+        self.resets += 1
+        self.hashed = 0
+        self._digest = hashlib.sha256()
+        for index in range(self.parts):
+            self.counts[index] = 0
+            self._note(index, 0)
+
+    def close(self) -> None:
+        """Note every count and close the files."""
+        if self._notes is not None:
+            for index in range(self.parts):
+                if self.counts[index] != self._noted[index]:
+                    self._note(index, self.counts[index])
+            self._notes.close()
+        if self._reader is not None:
+            self._reader.close()
+        self._notes = self._reader = None
+
+    def _first_gap(self) -> int:
+        for index, count in enumerate(self.counts):
+            if count < self.length(index):
+                return self.start(index) + count
+        return self.remote.size
+
+    def _note(self, index: int, count: int) -> None:
+        if self._notes is None:
+            return
+        data, offset = COUNT.pack(count), HEADER.size + COUNT.size * index
+        if hasattr(os, "pwrite"):
+            os.pwrite(self._notes.fileno(), data, offset)
+        else:
+            with self._notes_lock:
+                self._notes.seek(offset)
+                self._notes.write(data)
+        self._noted[index] = count
+
+    def _divide(self, part_size: int) -> None:
+        self.part_size = part_size
+        self.parts = max(1, -(-self.remote.size // part_size))
+        self.counts = [0] * self.parts
+        self._noted = [0] * self.parts
+
+    def _read_journal(self) -> None:
+        """Take over the parts and counts of an earlier try, if that was for the same bytes."""
+        try:
+            content = self._journal.read_bytes()
+            identity, part_size = HEADER.unpack_from(content)
+        except (FileNotFoundError, struct.error):
+            return
+        body = content[HEADER.size :]
+        if identity != self._identity or not part_size or len(body) != COUNT.size * -(-self.remote.size // part_size):
+            return
+        self._divide(part_size)
+        counts = [each[0] for each in COUNT.iter_unpack(body)]
+        self.counts = [count if count <= self.length(index) else 0 for index, count in enumerate(counts)]
+        self._noted = [*self.counts]
+
+
+def present_bytes(files: Iterable[RemoteFile], into: Path) -> int:
+    """Return how many bytes of the files are in the folder already, whole or in part."""
+    present = 0
+    for file in files:
+        partial = Partial(file, into, max(file.size, 1))
+        partial.look()
+        present += partial.completed
+    return present

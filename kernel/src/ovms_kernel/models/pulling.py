@@ -1,0 +1,255 @@
+"""Pulls: one per model at a time, joined by whoever asks for the same, stopped when the last one leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+
+from ovms_kernel.errors import BadRequest, OvmsError, Unavailable
+from ovms_kernel.models import files as model_files
+from ovms_kernel.models.journal import present_bytes
+from ovms_kernel.models.names import check_file_path
+from ovms_kernel.models.publish import JOURNAL
+from ovms_kernel.models.transfer import clean_up
+from ovms_kernel.models.work import Meter, run_with_progress
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from ovms_kernel.drivers import Hub
+    from ovms_kernel.models.metadata import Metadata
+    from ovms_kernel.values import LocalModel, ModelRef, Progress, RemoteFile
+
+log = logging.getLogger(__name__)
+
+SPLIT = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
+FOREIGN_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".h5", ".onnx", ".msgpack", ".ckpt")
+PREFERRED_GGUF = re.compile(r"(?i)q4_k_m")
+
+
+@dataclass(eq=False)
+class _Running:
+    wanted: object
+    task: asyncio.Task[LocalModel]
+    listeners: dict[object, Callable[[Progress], None]] = field(default_factory=dict)
+    last: Progress | None = None
+    withdrawn: bool = False
+
+    def tell(self, progress: Progress) -> None:
+        self.last = progress
+        for listener in list(self.listeners.values()):
+            try:
+                listener(progress)
+            except Exception:
+                log.exception("A listener to a pull failed")
+
+
+class Pulls:
+    """The pulls that run in this process, by model id."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, _Running] = {}
+
+    async def join(
+        self,
+        key: str,
+        wanted: object,
+        work: Callable[[Callable[[Progress], None]], Awaitable[LocalModel]],
+        report: Callable[[Progress], None],
+    ) -> LocalModel:
+        """Start the work, or join it if it runs; leave it when cancelled, and stop it if nobody is left.
+
+        :param wanted: whatever must be the same for two callers to want the same.
+        :raises BadRequest: something else is being pulled under that id.
+        """
+        while (running := self._running.get(key)) is not None and running.withdrawn:
+            await asyncio.wait([running.task])
+        if running is None:
+            running = self._start(key, wanted, work)
+        elif running.wanted != wanted:
+            raise BadRequest(f"{key} is being pulled already, at another revision or type; wait for that or cancel it.")
+        elif running.last is not None:
+            report(running.last)
+        me = object()
+        running.listeners[me] = report
+        try:
+            return await asyncio.shield(running.task)
+        finally:
+            del running.listeners[me]
+            if not running.listeners and not running.task.done():
+                running.withdrawn = True
+                running.task.cancel()
+                with anyio.CancelScope(shield=True):
+                    await asyncio.wait([running.task])
+
+    def _start(
+        self, key: str, wanted: object, work: Callable[[Callable[[Progress], None]], Awaitable[LocalModel]]
+    ) -> _Running:
+        async def run() -> LocalModel:
+            try:
+                return await work(running.tell)
+            finally:
+                del self._running[key]
+
+        running = _Running(wanted, asyncio.get_running_loop().create_task(run()))
+        self._running[key] = running
+        return running
+
+
+def choose_files(files: Sequence[RemoteFile], name: str) -> list[RemoteFile]:
+    """Return what to fetch of what a hub offers, checked; the note and the graph are always ours.
+
+    :raises BadRequest: it is no model that an OpenVINO engine can use, or a path is unsafe.
+    """
+    for file in files:
+        check_file_path(file.path, name)
+    doubled, count = Counter(file.path.casefold() for file in files).most_common(1)[0] if files else ("", 0)
+    if count > 1:
+        raise BadRequest(f"{name} has two files that differ only in case ({doubled}), which not every system can hold.")
+    chosen = [file for file in files if file.path not in model_files.OURS and not file.path.startswith(".")]
+    check_format((file.path for file in chosen), name)
+    if any(file.path.endswith(".xml") for file in chosen):
+        return chosen
+    return _one_variant(chosen, name)
+
+
+def check_format(paths: Any, name: str) -> None:  # noqa: ANN401 - any iterable of text
+    """Refuse what no OpenVINO engine can load.
+
+    :raises BadRequest: the sentence says what to look for instead.
+    """
+    paths = list(paths)
+    if not model_files.is_served_format(paths):
+        kinds = ", ".join(sorted({each for each in FOREIGN_WEIGHTS for path in paths if path.endswith(each)}))
+        raise BadRequest(
+            f"{name} holds no OpenVINO model, which is an .xml file with its .bin, or a .gguf file"
+            f"{f' (it has {kinds} files)' if kinds else ''}; look for the same model with -ov at the end of its name, "
+            "such as those at https://www.modelscope.cn/organization/OpenVINO."
+        )
+
+
+def _one_variant(files: Sequence[RemoteFile], name: str) -> list[RemoteFile]:
+    """Choose one of the quantizations that GGUF repositories offer side by side: Q4_K_M, unless there is one only."""
+    variants: dict[str, list[RemoteFile]] = {}
+    others = []
+    for file in files:
+        if file.path.endswith(".gguf") and "mmproj" not in file.path:
+            variants.setdefault(SPLIT.sub("", file.path), []).append(file)
+        else:
+            others.append(file)
+    wanted = list(variants) if len(variants) == 1 else [each for each in variants if PREFERRED_GGUF.search(each)]
+    if len(wanted) != 1:
+        raise BadRequest(
+            f"{name} offers several GGUF files ({', '.join(sorted(variants))}); "
+            "choose one with the hub's setting allow_patterns."
+        )
+    return [*others, *variants[wanted[0]]]
+
+
+@dataclass(frozen=True)
+class Staging:
+    """The folder in which one pull grows."""
+
+    folder: Path
+    files: Sequence[RemoteFile]
+
+    @property
+    def total(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    def prepare(self, published: Path, known: Metadata | None) -> int:
+        """Throw out what belongs to another state of the model, take over what is published already.
+
+        :return: bytes that are here, whole or in part.
+        """
+        note = self.folder.parent / JOURNAL
+        journal = model_files.read_json(note) or {}
+        before = journal.get("files")
+        now = {file.path: [file.size, file.sha256] for file in self.files}
+        for path, _ in list(model_files.walk(self.folder)):
+            if path not in now or not isinstance(before, dict) or before.get(path) != now[path]:
+                (self.folder / path).unlink()
+        model_files.write_atomically(note, json.dumps(journal | {"files": now}, ensure_ascii=False).encode())
+        for file in self.files if known else ():
+            target = self.folder / file.path
+            if file.sha256 and known and known.files.get(file.path) == (file.size, file.sha256) and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _link(published / file.path, target)
+        return present_bytes(self.files, self.folder)
+
+    async def fetch(self, hub: Hub, ref: ModelRef, report: Callable[[Progress], None]) -> None:
+        """Fetch all files; progress counts what was here before."""
+        await hub.download(ref, self.folder, self._within(report), list(self.files))
+
+    async def fetch_texts(self, hub: Hub, ref: ModelRef, report: Callable[[Progress], None]) -> Mapping[str, str]:
+        """Fetch the small files that tell what the model is, and return their content."""
+        texts = [file for file in self.files if model_files.is_text(file.path, file.size)]
+        if texts:
+            await hub.download(ref, self.folder, self._within(report), texts)
+        sizes = {file.path: file.size for file in texts}
+        return await anyio.to_thread.run_sync(model_files.read_texts, self.folder, sizes)
+
+    async def digests(self, report: Callable[[Progress], None]) -> dict[str, tuple[int, str]]:
+        """Return size and SHA-256 of every file, reading only those whose digest the hub did not say.
+
+        :raises Unavailable: a file is missing or has another size, whatever the hub driver claims.
+        """
+        unknown = [file for file in self.files if not file.sha256]
+        meter = Meter("verifying", sum(file.size for file in unknown))
+
+        def check() -> dict[str, tuple[int, str]]:
+            for file in self.files:
+                path = self.folder / file.path
+                if not path.is_file() or path.stat().st_size != file.size:
+                    raise Unavailable(f"{file.path} did not arrive whole; pull the model again.")
+            hashed = {file.path: model_files.hash_file(self.folder / file.path, meter.advance) for file in unknown}
+            clean_up(self.folder)
+            return {file.path: (file.size, hashed.get(file.path) or file.sha256.lower()) for file in self.files}
+
+        return await run_with_progress(check, meter, report if unknown else lambda _: None)
+
+    def _within(self, report: Callable[[Progress], None]) -> Callable[[Progress], None]:
+        """Report against the total of all files; what a hub reports never makes it fall."""
+
+        def forward(progress: Progress) -> None:
+            report(replace(progress, total=self.total, completed=min(progress.completed, self.total)))
+
+        return forward
+
+
+def rising(report: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    """Return a report that passes on nothing lower than before."""
+    highest = 0
+
+    def forward(progress: Progress) -> None:
+        nonlocal highest
+        if progress.status != "downloading":
+            report(progress)
+            return
+        highest = max(highest, progress.completed)
+        report(replace(progress, completed=highest))
+
+    return forward
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            raise OvmsError(f"{source} cannot be copied ({error.strerror}); check the disk.") from error

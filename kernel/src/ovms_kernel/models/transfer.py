@@ -1,0 +1,377 @@
+"""Fetching files in parallel ranges: resumable after any death, hashed on the way, limited in rate, stoppable.
+
+A hub says how one range is opened; everything else is here, for every hub. Beside each unfinished file lies a journal
+with the bytes that every part of it has, written after the bytes themselves: whoever goes on after a kill fetches again
+what one write per connection may have lost, far less than a part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, BinaryIO, Protocol
+
+import anyio
+import anyio.to_thread
+
+from ovms_kernel.errors import Cancelled, OvmsError, Unavailable
+from ovms_kernel.models.journal import PARTIAL, Partial
+from ovms_kernel.models.work import TICK
+from ovms_kernel.values import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from ovms_kernel.values import RemoteFile
+
+CHUNK = 256 << 10
+HASH_CHUNK = 1 << 20
+HASH_WAIT = 0.02
+MAX_DELAY = 20.0
+STOP_TIME = 3.0
+"""Seconds for which threads are waited for; one that still waits for an answer's first byte will write nothing."""
+
+
+class Body(Protocol):
+    """One open answer of a hub, read by one thread."""
+
+    ranged: bool
+    """It is the range that was asked for; otherwise the whole file."""
+    total: int | None
+    """Bytes of the whole file, if the answer tells."""
+
+    def read(self, size: int) -> bytes:
+        """Return what has arrived, at most so many bytes; nothing at the end.
+
+        :raises Unavailable: the connection broke.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Make a ``read`` in another thread return or raise."""
+        ...
+
+    def close(self) -> None:
+        """Give the connection back, or close it if there is more to read."""
+        ...
+
+
+class Opener(Protocol):
+    """How a hub opens a range."""
+
+    def __call__(self, file: RemoteFile, start: int, end: int) -> Body:
+        """Ask for the bytes from ``start`` to ``end``, both included.
+
+        :raises Unavailable: for the moment it does not work; ``retry_after`` on the error is heeded.
+        :raises OvmsError: any other error of ours ends the transfer.
+        """
+        ...
+
+
+async def fetch_files(
+    files: Sequence[RemoteFile],
+    into: Path,
+    open_range: Opener,
+    report: Callable[[Progress], None],
+    *,
+    connections: int = 8,
+    part_size: int = 16 << 20,
+    max_rate: int = 0,
+    stall: float = 30.0,
+    retries: int = 5,
+    retry_delay: float = 0.5,
+) -> None:
+    """Fetch the files into the folder; each appears there under its name once it is complete and has its digest.
+
+    :param connections: how many ranges are fetched at the same time.
+    :param part_size: bytes of a range.
+    :param max_rate: bytes per second over all connections; 0 = no limit.
+    :param stall: seconds without a byte after which a connection is given up.
+    :param retries: how often in a row a range may fail without bringing a byte.
+    :param retry_delay: seconds before the second try; it doubles from there.
+    :raises Unavailable: a file cannot be had, or arrives with other bytes than the hub says.
+    """
+    loop, over = asyncio.get_running_loop(), anyio.Event()
+    transfer = _Transfer(files, into, open_range, part_size, max_rate, stall, retries, retry_delay)
+    transfer.on_end = lambda: loop.call_soon_threadsafe(over.set)
+    await anyio.to_thread.run_sync(transfer.prepare)
+    threads = [threading.Thread(target=transfer.work, name="ovms-pull", daemon=True) for _ in range(connections)]
+    threads.append(threading.Thread(target=transfer.hash_along, name="ovms-pull-hash", daemon=True))
+    try:
+        for thread in threads:
+            thread.start()
+        while not over.is_set():
+            report(transfer.progress())
+            transfer.give_up_stalled()
+            with anyio.move_on_after(TICK):
+                await over.wait()
+    finally:
+        transfer.stop()
+        with anyio.CancelScope(shield=True):
+            deadline = time.monotonic() + STOP_TIME
+            for thread in threads:
+                if thread.ident is not None:
+                    await anyio.to_thread.run_sync(thread.join, max(0.0, deadline - time.monotonic()))
+            await anyio.to_thread.run_sync(transfer.close)
+    if transfer.error is not None:
+        raise transfer.error
+    report(transfer.progress())
+
+
+class _Transfer:
+    """The state that the threads of one call share."""
+
+    def __init__(
+        self,
+        files: Sequence[RemoteFile],
+        into: Path,
+        open_range: Opener,
+        part_size: int,
+        max_rate: int,
+        stall: float,
+        retries: int,
+        retry_delay: float,
+    ) -> None:
+        self._open = open_range
+        self._stall, self._retries, self._retry_delay = stall, retries, retry_delay
+        self._files = [Partial(file, into, part_size) for file in files]
+        self._total = sum(file.size for file in files)
+        self._rate = _Rate(max_rate) if max_rate else None
+        self._chunk = max(1, min(CHUNK, max_rate // 16)) if max_rate else CHUNK
+        self._queue: deque[tuple[Partial, int]] = deque()
+        self._left = 0
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._bodies: dict[Body, float] = {}
+        self._reported = 0
+        self._ended = threading.Event()
+        self.on_end: Callable[[], object] = lambda: None
+        """Called, once or more, when the last file is done or the transfer is stopped."""
+        self.error: Exception | None = None
+
+    def prepare(self) -> None:
+        """See what is there already, and queue the rest, small files first: they tell what the model is."""
+        for file in sorted(self._files, key=lambda each: each.remote.size):
+            file.look()
+            if not file.done:
+                file.open()
+                self._left += 1
+                self._queue.extend((file, index) for index in range(file.parts))
+        if not self._left:
+            self._end()
+
+    def progress(self) -> Progress:
+        """Return what is here; it never falls, even when a file has to be fetched again."""
+        self._reported = max(self._reported, sum(file.completed for file in self._files))
+        current = next((file.remote for file in self._files if not file.done and file.completed), None)
+        return Progress("downloading", self._reported, self._total, current.path if current else "")
+
+    def stop(self) -> None:
+        """Make every thread end soon."""
+        self._stopped.set()
+        self._end()
+        with self._lock:
+            bodies = list(self._bodies)
+        for body in bodies:
+            body.abort()
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files:
+            file.close()
+
+    def give_up_stalled(self) -> None:
+        """Abort connections on which nothing has arrived for too long; their parts are tried again."""
+        limit = time.monotonic() - self._stall
+        with self._lock:
+            stalled = [body for body, last in self._bodies.items() if last < limit]
+        for body in stalled:
+            body.abort()
+
+    # -- the threads -----------------------------------------------------------------------------------------------
+
+    def work(self) -> None:
+        """Fetch one part after the other."""
+        try:
+            while not self._ended.is_set():
+                try:
+                    file, index = self._queue.popleft()
+                except IndexError:
+                    # More may come: a file whose digest is wrong is queued once more.
+                    self._ended.wait(HASH_WAIT)
+                    continue
+                self._fetch_part(file, index)
+        except Exception as error:  # noqa: BLE001 - handed to the caller
+            self._fail(error)
+
+    def hash_along(self) -> None:
+        """Hash every file as far as it has no gaps, and finish those that are complete."""
+        try:
+            while not self._ended.is_set():
+                idle = True
+                for file in self._files:
+                    if file.done or not file.hash_some(HASH_CHUNK):
+                        continue
+                    idle = False
+                    if file.hashed == file.remote.size:
+                        self._finish(file)
+                if idle:
+                    self._ended.wait(HASH_WAIT)
+        except Exception as error:  # noqa: BLE001 - handed to the caller
+            self._fail(error)
+
+    def _finish(self, file: Partial) -> None:
+        if not file.finish():
+            if file.resets:
+                raise Unavailable(
+                    f"{file.remote.path} arrived twice with another SHA-256 than the hub lists; "
+                    "try another mirror or revision, or try again later."
+                )
+            file.reset()
+            self._queue.extend((file, index) for index in range(file.parts))
+            return
+        self._left -= 1
+        if not self._left:
+            self._end()
+
+    def _end(self) -> None:
+        self._ended.set()
+        self.on_end()
+
+    def _fail(self, error: Exception) -> None:
+        with self._lock:
+            if self.error is None and not self._stopped.is_set():
+                self.error = error
+        self.stop()
+
+    def _fetch_part(self, file: Partial, index: int) -> None:
+        failures = 0
+        while file.counts[index] < file.length(index) and not self._stopped.is_set():
+            before = file.counts[index]
+            delay: float | None = None
+            try:
+                self._fetch_rest(file, index)
+            except (Unavailable, OSError) as error:
+                failures = 1 if file.counts[index] > before else failures + 1
+                # An answer that contradicts the listing may be a stale copy; the next one comes from elsewhere.
+                if failures > (1 if getattr(error, "final", False) else self._retries):
+                    if isinstance(error, Unavailable):
+                        raise
+                    raise Unavailable(f"{file.remote.path} cannot be fetched ({error}); try again later.") from error
+                delay = getattr(error, "retry_after", None)
+                if delay is None:
+                    # Spread out, so that all connections of a server that is just back do not ask at once.
+                    delay = self._retry_delay * 2 ** (failures - 1) * random.uniform(0.5, 1)  # noqa: S311
+            if delay:
+                self._stopped.wait(min(delay, MAX_DELAY))
+
+    def _fetch_rest(self, file: Partial, index: int) -> None:
+        """Fetch what a part lacks over one connection."""
+        start = file.start(index) + file.counts[index]
+        end = file.start(index) + file.length(index) - 1
+        body = self._open(file.remote, start, end)
+        with self._lock:
+            self._bodies[body] = time.monotonic()
+        try:
+            if self._stopped.is_set():
+                return
+            if body.total is not None and body.total != file.remote.size:
+                raise _final(
+                    f"The hub lists {file.remote.size} bytes for {file.remote.path} and delivers {body.total}; "
+                    "try another mirror or revision, or try again later."
+                )
+            if body.ranged or (start == 0 and file.parts == 1):
+                self._copy(file, index, body)
+            else:
+                self._copy_whole(file, body)
+        finally:
+            with self._lock:
+                del self._bodies[body]
+            body.close()
+
+    def _copy(self, file: Partial, index: int, body: Body) -> None:
+        with file.open_data() as data:
+            data.seek(file.start(index) + file.counts[index])
+            while (missing := file.length(index) - file.counts[index]) > 0:
+                piece = self._read(body, min(missing, self._chunk))
+                if not piece:
+                    raise Unavailable(f"The connection ended in the middle of {file.remote.path}; try again later.")
+                _write(data, piece)
+                file.add(index, piece)
+
+    def _copy_whole(self, file: Partial, body: Body) -> None:
+        """Take a whole file from a server that knows no ranges, whichever parts of it are here."""
+        with file.whole, file.open_data() as data:
+            if file.completed == file.remote.size:
+                return
+            for index in range(file.parts):
+                end = file.start(index) + file.length(index)
+                while (position := data.tell()) < end:
+                    piece = self._read(body, min(end - position, self._chunk))
+                    if not piece:
+                        raise Unavailable(f"The connection ended in the middle of {file.remote.path}; try again later.")
+                    known = max(0, file.start(index) + file.counts[index] - position)
+                    if len(piece) <= known:
+                        data.seek(len(piece), os.SEEK_CUR)
+                        continue
+                    data.seek(known, os.SEEK_CUR)
+                    _write(data, piece[known:])
+                    file.add(index, piece[known:])
+
+    def _read(self, body: Body, size: int) -> bytes:
+        if self._stopped.is_set():
+            raise Cancelled("The pull was cancelled; what is here of it is kept.")
+        piece = body.read(size)
+        with self._lock:
+            self._bodies[body] = time.monotonic()
+        if self._rate is not None:
+            self._stopped.wait(self._rate.delay(len(piece)))
+        return piece
+
+
+class _Rate:
+    """Spreads bytes over time, for all connections together."""
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._next = time.monotonic()
+        self._lock = threading.Lock()
+
+    def delay(self, size: int) -> float:
+        """Return how long to wait after so many bytes."""
+        with self._lock:
+            now = time.monotonic()
+            self._next = max(self._next, now) + size / self._rate
+            return self._next - now
+
+
+def _write(data: BinaryIO, piece: bytes) -> None:
+    view = memoryview(piece)
+    try:
+        while view:
+            view = view[data.write(view) :]
+    except OSError as error:
+        raise OvmsError(
+            f"The disk does not take what is pulled ({error.strerror}); make room and pull again."
+        ) from error
+
+
+def _final(message: str) -> Unavailable:
+    """Return an error that trying again more than once cannot mend."""
+    error = Unavailable(message)
+    error.final = True  # type: ignore[attr-defined]
+    return error
+
+
+def clean_up(into: Path) -> None:
+    """Remove what unfinished transfers left in the folder."""
+    import shutil
+
+    with suppress(FileNotFoundError):
+        shutil.rmtree(into / PARTIAL)
