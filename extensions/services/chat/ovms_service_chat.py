@@ -1,0 +1,40 @@
+"""The chat service: OpenAI chat completions, whole or streamed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ovms_kernel.api import Route, ServiceDefinition, forward, forward_stream, with_id
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from ovms_kernel.api import Call, Engine
+
+
+class Chat:
+    """Hands a conversation to the engine and its answer back; see ``spec`` of OpenAI's chat completions for the fields.
+
+    :param section: ``default_model``, the model of requests that name none.
+    """
+
+    def __init__(self, section: Mapping[str, Any]) -> None:
+        self.definition = ServiceDefinition(
+            name="chat",
+            model_type="text_generation",
+            endpoint="/v3/chat/completions",
+            config_ref="openvino:chat",
+            config_ref_full="openai:chat",
+            default_model=section.get("default_model", "OpenVINO/Qwen3-8B-int4-ov"),
+            support_models=("OpenVINO/Qwen3-8B-int4-ov", "OpenVINO/Phi-3.5-mini-instruct-int4-ov"),
+            streaming=True,
+        )
+        self._route = Route(self.definition, finish=with_id("chatcmpl"))
+
+    async def invoke(self, call: Call, engine: Engine) -> bytes:
+        """Return the whole answer."""
+        return await forward(self._route, call, engine)
+
+    def stream(self, call: Call, engine: Engine) -> AsyncIterator[bytes]:
+        """Yield the answer's events as the engine sends them, with the usage chunk and ``[DONE]``."""
+        return forward_stream(self._route, call, engine)

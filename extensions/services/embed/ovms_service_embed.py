@@ -1,0 +1,35 @@
+"""The embed service: texts to vectors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ovms_kernel.api import Route, ServiceDefinition, forward, with_model
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ovms_kernel.api import Call, Engine
+
+
+class Embed:
+    """Hands ``input`` (a text, a list of texts, or token lists) to the engine and its vectors back.
+
+    :param section: ``default_model``, the model of requests that name none.
+    """
+
+    def __init__(self, section: Mapping[str, Any]) -> None:
+        self.definition = ServiceDefinition(
+            name="embed",
+            model_type="embeddings",
+            endpoint="/v3/embeddings",
+            config_ref="openvino:embed",
+            config_ref_full="aog:embed",
+            default_model=section.get("default_model", "OpenVINO/Qwen3-Embedding-0.6B-int8-ov"),
+            support_models=("OpenVINO/Qwen3-Embedding-0.6B-int8-ov",),
+        )
+        self._route = Route(self.definition, finish=with_model)
+
+    async def invoke(self, call: Call, engine: Engine) -> bytes:
+        """Return the vectors."""
+        return await forward(self._route, call, engine)

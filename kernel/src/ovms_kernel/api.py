@@ -34,6 +34,7 @@ from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.models.files import architectures_of, module_types_of
 from ovms_kernel.models.graph import default_device, fill, graph_of
 from ovms_kernel.models.transfer import fetch_files
+from ovms_kernel.services import Route, forward, forward_stream, with_id, with_model
 from ovms_kernel.values import (
     Answer,
     Call,
@@ -117,6 +118,7 @@ __all__ = [
     "RemoteFile",
     "Requirement",
     "RerankCalculatorOVOptions",
+    "Route",
     "S2tCalculatorOptions",
     "Service",
     "ServiceDefinition",
@@ -130,9 +132,13 @@ __all__ = [
     "default_device",
     "fetch_files",
     "fill",
+    "forward",
+    "forward_stream",
     "graph_of",
     "hookimpl",
     "module_types_of",
+    "with_id",
+    "with_model",
 ]
 
 

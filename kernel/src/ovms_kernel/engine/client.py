@@ -1,0 +1,299 @@
+"""The engine's REST and KServe gRPC behind one object: the only place that opens connections to it.
+
+Requests are sent once and never retried, as the engine may have begun to work on them. httpx and grpc are imported when
+the first request is made.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import anyio
+
+from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, OvmsError, TimedOut, Unauthorized, Unavailable
+from ovms_kernel.values import Answer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping
+
+    import grpc.aio
+    import httpx
+
+    from ovms_kernel.values import Endpoint, Upload
+
+RELOAD_LIMIT = 3600.0
+"""Seconds that a reload may take; it returns only when every model was tried (spec/ovms.md C.7)."""
+PROBE_LIMIT = 3.0
+"""Seconds that a question about health may take."""
+WRAPPER = "failed: "
+"""What a calculator really said stands behind the last of these (spec/ovms.md D.1)."""
+BY_STATUS: dict[int, type[OvmsError]] = {
+    400: BadRequest,
+    401: Unauthorized,
+    403: Unauthorized,
+    404: NotFound,
+    408: TimedOut,
+    412: BadRequest,
+    413: BadRequest,
+    422: BadRequest,
+    429: Unavailable,
+    503: Unavailable,
+}
+
+
+class EngineClient:
+    """Connections to one endpoint."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self._http: httpx.AsyncClient | None = None
+        self._channel: grpc.aio.Channel | None = None
+
+    async def aclose(self) -> None:
+        """Close all connections; requests that are under way end with an error."""
+        http, self._http = self._http, None
+        channel, self._channel = self._channel, None
+        if http is not None:
+            await http.aclose()
+        if channel is not None:
+            await channel.close()
+
+    # -- requests of services --------------------------------------------------------------------------------------
+
+    async def post(
+        self, path: str, body: bytes, *, content_type: str = "application/json", timeout: float | None = None
+    ) -> Answer:
+        """Send one request and return the whole answer; see ``drivers.Engine``."""
+        with _translated(timeout), anyio.fail_after(timeout):
+            response = await self._client().post(path, content=body, headers={"content-type": content_type})
+        return _answer(response)
+
+    async def upload(
+        self,
+        path: str,
+        fields: Mapping[str, str | list[str]],
+        files: Mapping[str, Upload],
+        *,
+        timeout: float | None = None,
+    ) -> Answer:
+        """Send one multipart request and return the whole answer; see ``drivers.Engine``."""
+        parts = {name: (each.name, each.data, each.content_type) for name, each in files.items()}
+        with _translated(timeout), anyio.fail_after(timeout):
+            response = await self._client().post(path, data=dict(fields), files=parts)
+        return _answer(response)
+
+    async def stream(
+        self, path: str, body: bytes, *, content_type: str = "application/json", timeout: float | None = None
+    ) -> AsyncIterator[bytes]:
+        """Send one request and yield its events as they arrive; see ``drivers.Engine``."""
+        import httpx
+
+        deadline = None if timeout is None else time.monotonic() + timeout
+        request = self._client().build_request("POST", path, content=body, headers={"content-type": content_type})
+        with _translated(timeout), anyio.fail_after(timeout):
+            response = await self._client().send(request, stream=True)
+        try:
+            if response.status_code >= 400:
+                with _translated(timeout), anyio.fail_after(_left(deadline)):
+                    await response.aread()
+                raise _error(response.status_code, response.content)
+            received = response.aiter_raw()
+            rest = b""
+            while True:
+                # The scope must not be open while the consumer works on what is yielded.
+                try:
+                    with _translated(timeout), anyio.fail_after(_left(deadline)):
+                        rest += await anext(received)
+                except StopAsyncIteration:
+                    break
+                except Unavailable as error:
+                    if isinstance(error.__cause__, httpx.HTTPError):
+                        raise EngineFailed("The engine broke off in the middle of its answer.") from error
+                    raise
+                *events, rest = rest.split(b"\n\n")
+                for event in events:
+                    yield _event(event)
+            if rest.strip():
+                yield _event(rest)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await response.aclose()
+
+    # -- health and models -----------------------------------------------------------------------------------------
+
+    async def live(self) -> bool:
+        """Tell whether REST answers."""
+        return await self._is_ok("/v2/health/live")
+
+    async def server_ready(self) -> bool:
+        """Tell whether the engine has looked at its whole configuration; models may have failed all the same."""
+        return await self._is_ok("/v2/health/ready")
+
+    async def model_ready(self, name: str) -> bool:
+        """Tell whether the engine serves a model."""
+        return await self._is_ok(f"/v2/models/{quote(name, safe='')}/ready")
+
+    async def config(self) -> dict[str, Any]:
+        """Return what ``GET /v1/config`` says of every servable."""
+        with _translated(PROBE_LIMIT * 10), anyio.fail_after(PROBE_LIMIT * 10):
+            response = await self._client().get("/v1/config")
+        return _object(_answer(response).body)
+
+    async def reload(self) -> dict[str, Any]:
+        """Make the engine read its configuration again and return when it has tried every model in it.
+
+        :raises OvmsError: something in it did not load; the answer does not say what (spec/ovms.md C.7).
+        """
+        with _translated(RELOAD_LIMIT), anyio.fail_after(RELOAD_LIMIT):
+            response = await self._client().post("/v1/config/reload")
+        return _object(_answer(response).body)
+
+    async def grpc_live(self) -> bool:
+        """Tell whether gRPC answers; true if the endpoint offers none."""
+        return await self._grpc_says("ServerLive", "live")
+
+    async def grpc_ready(self) -> bool:
+        """Tell whether the engine says over gRPC that it is ready; true if the endpoint offers none."""
+        return await self._grpc_says("ServerReady", "ready")
+
+    # -- connections -----------------------------------------------------------------------------------------------
+
+    def _client(self) -> httpx.AsyncClient:
+        if self._http is None:
+            import httpx
+
+            headers = {"authorization": f"Bearer {self.endpoint.api_key}"} if self.endpoint.api_key else {}
+            self._http = httpx.AsyncClient(
+                base_url=self.endpoint.rest,
+                headers=headers,
+                timeout=None,  # noqa: S113 - each call has a limit of its own
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+                # The engine is on this machine, or where the user said: no proxy lies between.
+                trust_env=False,
+                verify=self._tls(),
+            )
+        return self._http
+
+    def _tls(self) -> Any:  # noqa: ANN401 - what httpx takes
+        if not self.endpoint.rest.startswith("https"):
+            return False  # building a context of certificates that nobody asks for costs 20 ms
+        import ssl
+
+        return ssl.create_default_context(cafile=self.endpoint.ca_file or None)
+
+    async def _is_ok(self, path: str) -> bool:
+        try:
+            with _translated(PROBE_LIMIT), anyio.fail_after(PROBE_LIMIT):
+                return (await self._client().get(path)).status_code == 200
+        except (Unavailable, TimedOut):
+            return False
+
+    async def _grpc_says(self, method: str, field: str) -> bool:
+        if not self.endpoint.grpc:
+            return True
+        import grpc.aio
+
+        from ovms_kernel.engine.protos import ovms_kserve_pb2 as kserve
+
+        if self._channel is None:
+            self._channel = self._open_channel()
+        call = self._channel.unary_unary(
+            f"/inference.GRPCInferenceService/{method}",
+            request_serializer=getattr(kserve, method + "Request").SerializeToString,
+            response_deserializer=getattr(kserve, method + "Response").FromString,
+        )
+        try:
+            response = await call(getattr(kserve, method + "Request")(), timeout=PROBE_LIMIT)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(getattr(response, field))
+
+    def _open_channel(self) -> grpc.aio.Channel:
+        import grpc
+        import grpc.aio
+
+        # A refused connection must be tried again soon: this is how readiness is seen.
+        options = [("grpc.initial_reconnect_backoff_ms", 20), ("grpc.max_reconnect_backoff_ms", 200)]
+        if not self.endpoint.rest.startswith("https"):
+            return grpc.aio.insecure_channel(self.endpoint.grpc, options=[*options, ("grpc.enable_http_proxy", 0)])
+        root = anyio.Path(self.endpoint.ca_file) if self.endpoint.ca_file else None
+        from pathlib import Path
+
+        credentials = grpc.ssl_channel_credentials(Path(root).read_bytes() if root else None)
+        return grpc.aio.secure_channel(self.endpoint.grpc, credentials, options=options)
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else deadline - time.monotonic()
+
+
+@contextmanager
+def _translated(timeout: float | None) -> Iterator[None]:
+    """Turn the errors of httpx and of deadlines into ours."""
+    import httpx
+
+    try:
+        yield
+    except TimeoutError as error:
+        raise TimedOut(f"The engine did not answer within {timeout:g} s.") from error
+    except httpx.ConnectError as error:
+        raise Unavailable("The engine does not answer; it is not running or has just stopped.") from error
+    except (httpx.HTTPError, httpx.StreamError, RuntimeError) as error:
+        # RuntimeError: the client was closed because the engine ended.
+        raise Unavailable("The engine broke off before it answered; it may have stopped.") from error
+
+
+def _answer(response: httpx.Response) -> Answer:
+    if response.status_code >= 400:
+        raise _error(response.status_code, response.content)
+    return Answer(response.content, response.headers.get("content-type", ""))
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(body)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise EngineFailed("The engine's answer is not a JSON object; is this really an OpenVINO Model Server?")
+    return value
+
+
+def _event(event: bytes) -> bytes:
+    """Return one event with its blank line; an error that the engine put into the stream is raised (K.8)."""
+    stripped = event.lstrip()
+    if stripped.startswith(b"{") or b'"error"' in stripped[:64]:
+        payload = stripped.removeprefix(b"data:").strip()
+        try:
+            value = json.loads(payload)
+        except ValueError:
+            value = None
+        if isinstance(value, dict) and value.get("error") and "choices" not in value:
+            raise EngineFailed(explain(payload))
+    return event + b"\n\n"
+
+
+def _error(status: int, body: bytes) -> OvmsError:
+    text = explain(body)
+    if status == 500 and "api" in text.lower() and "key" in text.lower():
+        return Unauthorized(text)  # a wrong key is a 500 (spec/ovms.md J)
+    return BY_STATUS.get(status, EngineFailed)(text)
+
+
+def explain(body: bytes) -> str:
+    """Return what the engine's error body really says, without the wrapper of its graph machinery."""
+    try:
+        value = json.loads(body)
+    except ValueError:
+        value = None
+    text = value.get("error") if isinstance(value, dict) else None
+    if isinstance(text, dict):  # as OpenAI writes it
+        text = text.get("message")
+    if not isinstance(text, str) or not text.strip():
+        text = body[:300].decode(errors="replace").strip() or "no cause given"
+    said = " ".join(text.rpartition(WRAPPER)[2].split()) or " ".join(text.split())
+    return f"The engine says: {said}" if said else "The engine gave no cause."
