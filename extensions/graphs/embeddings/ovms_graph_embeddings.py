@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.api import (
-    GraphOptions,
-    ModelFiles,
-    architectures_of,
-    default_device,
-    fill,
-    graph_of,
-    module_types_of,
-)
+from ovms_kernel.api import architectures_of, default_device, fill, graph_of, module_types_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ovms_kernel.api import CalculatorGraphConfig
+    from ovms_kernel.api import CalculatorGraphConfig, GraphOptions, ModelFiles
 
 OTHERS = ("CLIPTextModel", "InternVLChatModel", "UNet2DConditionModel", "Transformer2DModel")
 """Architectures that end in Model and do something else."""

@@ -6,13 +6,16 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.api import GraphOptions, ModelFiles, architectures_of, default_device, fill, graph_of
+from ovms_kernel.api import BadRequest, architectures_of, default_device, fill, graph_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ovms_kernel.api import CalculatorGraphConfig
+    from ovms_kernel.api import CalculatorGraphConfig, GraphOptions, ModelFiles
 
+SUFFIXES = ("ForCausalLM", "ForConditionalGeneration", "InternVLChatModel")
+SPEECH = ("Whisper", "Qwen3ASR", "SeamlessM4T", "ParlerTTS", "SpeechT5")
+"""Architectures that end like those of language models and do something else."""
 MEMORY_PER_CACHE_GB = 8 << 30
 """One GB of KV cache for each eight of memory leaves room for weights, other models and the user."""
 MAX_CACHE_GB = 10
@@ -28,8 +31,8 @@ class TextGeneration:
 
     def recognises(self, files: ModelFiles) -> int:
         """Return 10 for a generating architecture or a GGUF file, 0 otherwise."""
-        suffixes = ("ForCausalLM", "ForConditionalGeneration", "InternVLChatModel")
-        if any(name.endswith(suffixes) for name in architectures_of(files)) or _gguf(files):
+        names = [name for name in architectures_of(files) if not name.startswith(SPEECH)]
+        if any(name.endswith(SUFFIXES) for name in names) or _gguf(files):
             return 10
         return 0
 
@@ -48,6 +51,11 @@ class TextGeneration:
         }
         message = LLMCalculatorOptions()
         fill(message, defaults, self._section, options.values, what=self.model_type)
+        draft = [field.name for field, _ in message.ListFields() if field.name.startswith("draft_")]
+        if draft and not message.draft_models_path:
+            raise BadRequest(
+                f"{draft[0]} is set without draft_models_path; name the draft model, such as model:owner/name."
+            )
         return graph_of(
             "HttpLLMCalculator",
             "LLMExecutor",
@@ -64,9 +72,9 @@ def cache_gigabytes(memory: int) -> int:
 
 def template_of(files: ModelFiles) -> str:
     """Return the chat template that the engine will use; ``chat_template.jinja`` wins over the tokenizer's."""
-    if template := files.texts.get("chat_template.jinja"):
-        return template
-    template = (files.json("tokenizer_config.json") or {}).get("chat_template")
+    if own := files.texts.get("chat_template.jinja"):
+        return own
+    template: object = (files.json("tokenizer_config.json") or {}).get("chat_template")
     if template is None:
         template = (files.json("chat_template.json") or {}).get("chat_template")
     # Some models have several, named ones.

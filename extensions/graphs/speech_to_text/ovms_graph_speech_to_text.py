@@ -1,0 +1,41 @@
+"""Graphs of speech recognition models (spec/ovms.md F.7, G.2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ovms_kernel.api import architectures_of, default_device, fill, graph_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ovms_kernel.api import CalculatorGraphConfig, GraphOptions, ModelFiles
+
+
+class SpeechToText:
+    """The graph driver; its section sets calculator options for all models of the type."""
+
+    model_type = "speech_to_text"
+
+    def __init__(self, section: Mapping[str, Any]) -> None:
+        self._section = section
+
+    def recognises(self, files: ModelFiles) -> int:
+        """Return 60 for Whisper, Qwen3-ASR and SeamlessM4T, 0 otherwise."""
+        known = ("WhisperForConditionalGeneration", "Qwen3ASRForConditionalGeneration")
+        return 60 if any(name in known or name.startswith("SeamlessM4T") for name in architectures_of(files)) else 0
+
+    def build(self, files: ModelFiles, options: GraphOptions) -> CalculatorGraphConfig:  # noqa: ARG002 - nothing to learn
+        """Return the graph; the LOOPBACK is what lets it stream."""
+        from ovms_kernel.api import S2tCalculatorOptions
+
+        message = S2tCalculatorOptions()
+        defaults = {"models_path": "./", "target_device": default_device(options.host)}
+        fill(message, defaults, self._section, options.values, what=self.model_type)
+        return graph_of(
+            "S2tCalculator",
+            "S2tExecutor",
+            message,
+            side_packets=("STT_NODE_RESOURCES:s2t_servable",),
+            loopback=True,
+        )
