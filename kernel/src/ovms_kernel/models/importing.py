@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import lzma
 import tarfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
-from ovms_kernel.errors import BadRequest
+from ovms_kernel.errors import BadRequest, OvmsError
 from ovms_kernel.models.files import CHUNK, GRAPH, METADATA, walk
 from ovms_kernel.models.names import check_file_path
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from ovms_kernel.models.work import Meter
 
 MAX_MEMBERS = 10_000
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +56,22 @@ def open_source(path: Path) -> Source:
         if tarfile.is_tarfile(path):
             with tarfile.open(path) as archive:
                 return _from_members(path, ((each.name, each.size) for each in _plain_tar(archive, path)))
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, ValueError) as error:
+    except (*DAMAGED, OSError, ValueError) as error:
         raise BadRequest(f"{path} is damaged ({' '.join(str(error).split())}); get it again.") from error
     raise BadRequest(f"{path} is neither a folder nor a zip or tar archive.")
 
 
 def copy_into(source: Source, into: Path, meter: Meter) -> dict[str, tuple[int, str]]:
     """Copy every file, and the graph if it brings one; return size and SHA-256 of each file but the graph."""
+    try:
+        return _copy(source, into, meter)
+    except DAMAGED as error:
+        raise BadRequest(f"{source.path} is damaged ({' '.join(str(error).split())}); get it again.") from error
+    except OSError as error:
+        raise OvmsError(f"{source.path} could not be copied ({error.strerror}); check the disk.") from error
+
+
+def _copy(source: Source, into: Path, meter: Meter) -> dict[str, tuple[int, str]]:
     files = {}
     for name, stream in _streams(source):
         meter.subject = name

@@ -359,7 +359,7 @@ class Library:
                 return None
         if declared and declared != metadata.type:
             raise BadRequest(
-                f"{ref.id} is installed here as a {metadata.type} model; delete it first to pull it as {declared}."
+                f"{ref.id} is installed here as type {metadata.type}; delete it first to pull it as {declared}."
             )
         return local_model(folder, metadata)
 

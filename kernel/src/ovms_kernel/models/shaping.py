@@ -78,7 +78,7 @@ class Shaper:
             )
         if declared and scores[declared] <= 0:
             raise BadRequest(
-                f"{name} was declared to be a {declared} model, but its files are those of a {best} model; "
+                f"{name} was declared to be of type {declared}, but its files are those of type {best}; "
                 f"declare it as {best}, or choose another model for {declared}."
             )
         return declared or best

@@ -1,0 +1,353 @@
+"""Models on disk: in, out, and what is told about them."""
+
+import io
+import json
+import os
+import shutil
+import tarfile
+import zipfile
+
+import anyio
+import pytest
+
+from ovms_kernel.errors import BadRequest, NotFound, Refused, Unavailable
+from ovms_kernel.hookspecs import hookimpl
+from ovms_kernel.models import publish
+from ovms_kernel.models.files import METADATA, quantization_of
+from ovms_kernel.models.graph import read_graph
+from ovms_kernel.models.metadata import read_metadata
+from ovms_kernel.values import GraphPatch, ModelFiles
+
+
+def tree(folder):
+    return sorted(each.relative_to(folder).as_posix() for each in folder.rglob("*") if each.is_file())
+
+
+async def test_an_imported_model_is_all_that_aog_wants_to_know(world, tiny):
+    reports = []
+    model = await world.library.import_(tiny("text_generation"), "me/Tiny-0.5B-int8-ov", report=reports.append)
+    assert [model] == world.library.list()
+    assert (model.model_type, model.format, model.family) == ("text_generation", "openvino", "qwen2")
+    assert (model.parameter_size, model.quantization) == ("0.5B", "int8")
+    assert model.size == sum(each.stat().st_size for each in tiny("text_generation").iterdir())
+    assert model.digest.startswith("sha256:")
+    assert model.modified.tzinfo is not None
+    assert reports[-1].status == "success"
+    assert world.heard == [("pulled", "me/Tiny-0.5B-int8-ov")]
+    assert (model.directory / "chat_template.jinja").read_bytes() == (
+        tiny("text_generation") / "chat_template.jinja"
+    ).read_bytes()
+
+
+async def test_the_digest_depends_on_content_alone(world, tiny):
+    one = await world.library.import_(tiny("embeddings"), "a")
+    two = await world.library.import_(tiny("embeddings"), "b/c")
+    assert one.digest == two.digest
+    (tiny("embeddings") / "config.json").write_text('{"architectures": ["BertModel"]}')
+    assert (await world.library.import_(tiny("embeddings"), "d")).digest != one.digest
+
+
+async def test_a_deleted_model_is_gone(world, tiny):
+    model = await world.library.import_(tiny("embeddings"), "me/a")
+    await world.library.delete("me/a")
+    assert world.library.list() == []
+    assert not model.directory.parent.exists()
+    assert tree(world.settings.models_dir) in ([], [".staging/me@a.lock"])
+    with pytest.raises(NotFound):
+        await world.library.delete("me/a")
+
+
+async def test_importing_again_replaces_the_model(world, tiny):
+    await world.library.import_(tiny("embeddings"), "a")
+    (tiny("embeddings") / "extra.txt").write_text("new")
+    (tiny("embeddings") / "vocab.json").write_text("{}")
+    model = await world.library.import_(tiny("embeddings"), "a")
+    assert "extra.txt" in tree(model.directory)
+    assert len(world.library.list()) == 1
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "nested"])
+async def test_archives_are_imported(world, tiny, tmp_path, kind):
+    source = tiny("embeddings")
+    top = "top/" if kind == "nested" else ""
+    archive = tmp_path / f"model.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+            for each in source.iterdir():
+                file.write(each, each.name)
+    else:
+        with tarfile.open(archive, "w:gz" if kind == "tar.gz" else "w") as file:
+            for each in source.iterdir():
+                file.add(each, top + each.name)
+    model = await world.library.import_(archive, "me/packed")
+    assert set(tree(source)) == set(tree(model.directory)) - {"graph.pbtxt", METADATA}
+    assert await world.library.verify("me/packed") == []
+
+
+@pytest.mark.parametrize("evil", ["../escape.bin", "/abs.bin", "a/../../b.bin", "link", "device", "C:\\x.bin"])
+async def test_archives_that_reach_out_are_refused(world, tiny, tmp_path, evil):
+    archive = tmp_path / "evil.tar"
+    with tarfile.open(archive, "w") as file:
+        for each in tiny("embeddings").iterdir():
+            file.add(each, each.name)
+        member = tarfile.TarInfo(evil)
+        if evil == "link":
+            member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        elif evil == "device":
+            member.type = tarfile.CHRTYPE
+        file.addfile(member, io.BytesIO(b""))
+    with pytest.raises(BadRequest):
+        await world.library.import_(archive, "me/evil")
+    assert world.library.list() == []
+    assert not (tmp_path / "escape.bin").exists()
+
+
+async def test_a_damaged_archive_changes_nothing(world, tmp_path):
+    archive = tmp_path / "x.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("openvino_model.xml", b"x" * 1000)
+        file.writestr("openvino_model.bin", b"y" * 1000)
+        file.writestr("config.json", '{"architectures": ["BertModel"]}')
+    data = bytearray(archive.read_bytes())
+    data[200] ^= 255
+    archive.write_bytes(data)
+    with pytest.raises(BadRequest, match=r"x\.zip"):
+        await world.library.import_(archive, "a")
+    assert world.library.list() == []
+    assert world.library.staging() == []
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"model.safetensors": b"x", "config.json": b"{}"}, r"\.safetensors.*-ov"),
+        ({"pytorch_model.bin": b"x"}, r"no OpenVINO model.*\.bin"),
+        ({"openvino_model.xml": b"x"}, "no OpenVINO model"),
+        ({}, "no OpenVINO model"),
+        ({"openvino_model.xml": b"x", "openvino_model.bin": b"x", "config.json": b"{}"}, "say its type"),
+    ],
+)
+async def test_what_is_no_model_is_refused(world, tmp_path, files, words):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    with pytest.raises(BadRequest, match=words):
+        await world.library.import_(folder, "a")
+    assert world.library.list() == []
+    assert world.library.staging() == []
+
+
+async def test_a_declared_type_wins_and_a_contradiction_names_both(world, tiny):
+    model = await world.library.import_(tiny("text_generation"), "a", model_type="embeddings")
+    assert model.model_type == "embeddings"
+    with pytest.raises(BadRequest, match=r"declared to be of type rerank.*type embeddings"):
+        await world.library.import_(tiny("embeddings"), "b", model_type="rerank")
+    with pytest.raises(BadRequest, match=r"'chat' is not a model type; .*text_generation"):
+        await world.library.import_(tiny("embeddings"), "b", model_type="chat")
+    assert [each.id for each in world.library.list()] == ["a"]
+
+
+async def test_an_owner_and_a_model_cannot_share_a_folder(world, tiny):
+    await world.library.import_(tiny("embeddings"), "me")
+    with pytest.raises(BadRequest, match="me is itself a model"):
+        await world.library.import_(tiny("embeddings"), "me/other")
+    await world.library.import_(tiny("embeddings"), "you/other")
+    with pytest.raises(BadRequest, match="you is the folder of an owner"):
+        await world.library.import_(tiny("embeddings"), "you")
+
+
+async def test_the_disk_is_asked_first(world, tiny, monkeypatch):
+    usage = shutil.disk_usage(tiny("embeddings"))
+    monkeypatch.setattr(publish.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(Unavailable, match=r"needs .* more on disk and 1\.0 KB are free"):
+        await world.library.import_(tiny("embeddings"), "a")
+    assert world.library.staging() == []
+
+
+async def test_verify_finds_what_changed(world, tiny):
+    model = await world.library.import_(tiny("embeddings"), "a")
+    assert await world.library.verify("a") == []
+    path = model.directory / "openvino_model.bin"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    (model.directory / "config.json").unlink()
+    (model.directory / "openvino_model.xml").write_bytes(b"short")
+    faults = await world.library.verify("a")
+    assert len(faults) == 3
+    assert any("SHA-256" in fault for fault in faults)
+
+
+async def test_usage_and_description(world, tiny):
+    model = await world.library.import_(tiny("embeddings"), "a", options={"truncate": True})
+    usage = world.library.usage()
+    assert usage.models == {"a": model.size}
+    assert usage.free > 0
+    described = world.library.describe("a")
+    assert described["options"] == {"truncate": True}
+    assert "truncate: true" in described["graph"]
+    assert described["graph_edited"] is False
+    json.dumps(described)
+
+
+async def test_cancelling_an_import_leaves_nothing(world, tiny):
+    (tiny("embeddings") / "big.bin").write_bytes(os.urandom(64 << 20))
+
+    def cancel(progress):
+        if progress.completed > 1 << 20:
+            scope.cancel()
+
+    with anyio.CancelScope() as scope:
+        await world.library.import_(tiny("embeddings"), "a", report=cancel)
+    if scope.cancelled_caught:  # a quick disk may have been quicker
+        assert world.library.list() == []
+    assert world.library.staging() == []
+
+
+# -- the graph -----------------------------------------------------------------------------------------------------
+
+
+class Amend:
+    def __init__(self, **values):
+        self.values = values
+
+    @hookimpl
+    def ovms_amend_graph(self, model, options):
+        if "veto" in self.values:
+            raise Refused("No such models here.")
+        return GraphPatch(self.values)
+
+
+def options_text(world, model_id):
+    return (world.library.find(model_id).directory / "graph.pbtxt").read_text()
+
+
+async def test_options_come_from_settings_call_and_extensions(make_world, tiny):
+    world = make_world(sections={"models": {"me/a": {"max_num_seqs": "3", "cache_size": 4, "pinned": True}}})
+    world.events.register({"amend": Amend(best_of_limit=5)})
+    await world.library.import_(tiny("text_generation"), "me/a", options={"cache_size": 6})
+    text = options_text(world, "me/a")
+    assert "max_num_seqs: 3" in text
+    assert "cache_size: 6" in text
+    assert "best_of_limit: 5" in text
+    assert "pinned" not in text
+
+
+async def test_an_extension_may_veto_and_two_may_not_contradict_each_other(world, tiny):
+    world.events.register({"one": Amend(cache_size=1), "two": Amend(cache_size=2)})
+    with pytest.raises(Refused, match="one and two"):
+        await world.library.import_(tiny("text_generation"), "a")
+    world.events.register({"three": Amend(veto=True)})
+    with pytest.raises(Refused, match="No such models here"):
+        await world.library.import_(tiny("text_generation"), "a")
+    assert world.library.list() == []
+
+
+async def test_a_wrong_option_is_refused_before_anything_is_published(world, tiny):
+    with pytest.raises(BadRequest, match="pooling"):
+        await world.library.import_(tiny("embeddings"), "a", options={"pooling": "MAX"})
+    assert world.library.list() == []
+    assert world.library.staging() == []
+
+
+async def test_the_header_says_what_wrote_it(world, tiny):
+    await world.library.import_(tiny("embeddings"), "me/a")
+    first = options_text(world, "me/a").splitlines()[0]
+    assert first.startswith("# Written by ovms-plugin ")
+    assert "me/a" in first
+
+
+async def test_a_graph_edited_by_hand_is_kept_until_asked(world, tiny):
+    model = await world.library.import_(tiny("embeddings"), "a")
+    graph = model.directory / "graph.pbtxt"
+    edited = graph.read_text().replace('models_path: "./"', 'models_path: "./"\n      truncate: true')
+    graph.write_text(edited)
+    assert not await world.library.shaper.refresh(model)
+    assert graph.read_text() == edited
+    await world.library.import_(tiny("embeddings"), "a")
+    assert graph.read_text() == edited, "a new copy of the model keeps the graph, too"
+    assert world.library.describe("a")["graph_edited"]
+    assert await world.library.shaper.refresh(model, overwrite=True)
+    assert "truncate" not in graph.read_text()
+    assert not world.library.describe("a")["graph_edited"]
+
+
+async def test_a_graph_that_comes_with_an_import_is_kept(world, tiny):
+    graph = tiny("embeddings") / "graph.pbtxt"
+    graph.write_text('# mine\ninput_stream: "REQUEST_PAYLOAD:input"\n')
+    await world.library.import_(tiny("embeddings"), "a")
+    assert options_text(world, "a").startswith("# mine")
+    graph.write_text("broken {")
+    with pytest.raises(BadRequest, match=r"graph\.pbtxt cannot be read"):
+        await world.library.import_(tiny("embeddings"), "b")
+
+
+async def test_changed_settings_reach_the_graph(make_world, tiny):
+    world = make_world()
+    await world.library.import_(tiny("embeddings"), "a")
+    later = make_world(sections={"models": {"a": {"truncate": True}}})
+    assert await later.library.shaper.refresh(later.library.find("a"))
+    assert "truncate: true" in options_text(later, "a")
+    assert not await later.library.shaper.refresh(later.library.find("a"))
+
+
+async def test_an_option_may_name_another_model(world, tiny):
+    draft = await world.library.import_(tiny("text_generation"), "me/draft")
+    await world.library.import_(tiny("text_generation"), "me/main", options={"draft_models_path": "model:me/draft"})
+    assert f'draft_models_path: "{draft.directory.as_posix()}"' in options_text(world, "me/main")
+    with pytest.raises(NotFound, match="me/none"):
+        await world.library.import_(tiny("text_generation"), "x", options={"draft_models_path": "model:me/none"})
+
+
+# -- crashes -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_crash_between_two_renames_is_mended(world, tiny):
+    model = await world.library.import_(tiny("embeddings"), "me/a")
+    staged = publish.staging_folder(world.settings, "me/a") / "files"
+    staged.parent.mkdir(parents=True)
+    model.directory.rename(staged)
+    assert world.library.list() == []
+    async with world.library.hold("me/a"):
+        assert [each.id for each in world.library.list()] == ["me/a"]
+
+
+async def test_a_folder_without_our_note_is_no_model(world, tiny):
+    model = await world.library.import_(tiny("embeddings"), "a")
+    (model.directory / METADATA).write_text("{broken")
+    assert world.library.list() == []
+    assert read_metadata(model.directory) is None
+    with pytest.raises(NotFound):
+        world.library.find("a")
+
+
+async def test_old_staging_is_offered_for_removal_never_removed(make_world, tiny):
+    world = make_world(staging_age=100.0)
+    folder = publish.open_staging(world.settings, "me/a", {"hub": "x", "revision": ""})
+    (folder / "half.bin").write_bytes(b"x" * 10_000)
+    assert [(each.id, each.offered) for each in world.library.staging()] == [("me/a", False)]
+    for each in folder.parent.rglob("*"):
+        os.utime(each, (1, 1))
+    assert [(each.id, each.offered) for each in world.library.staging()] == [("me/a", True)]
+    assert world.library.staging()[0].size >= 10_000
+    await world.library.discard_staging("me/a")
+    assert world.library.staging() == []
+    with pytest.raises(NotFound):
+        await world.library.discard_staging("me/a")
+
+
+def test_the_graph_of_an_empty_folder(tmp_path):
+    assert read_graph(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("Qwen3-8B-int4-ov", "int4"),
+        ("x-FP16-ov", "fp16"),
+        ("m-Q4_K_M", "q4_k_m"),
+        ("mint4", ""),
+        ("x-int4-cw-ov", "int4"),
+    ],
+)
+def test_precision_from_the_name(name, precision):
+    assert quantization_of(ModelFiles(name, {}, {})) == precision
