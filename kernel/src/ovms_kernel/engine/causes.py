@@ -1,0 +1,52 @@
+"""Why an engine ended, in words."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+CODES = {
+    2: "it ended with a warning",
+    64: "it did not understand its command line",
+    126: "its program cannot be executed",
+    127: "its program or a library of it is missing",
+    132: "this processor lacks instructions that it needs",
+    0xC0000135: "a DLL that it needs is missing; install the Visual C++ redistributable",
+    0xC000001D: "this processor lacks instructions that it needs",
+    0xC0000005: "it crashed (access violation)",
+}
+"""By exit code: OVMS's own (spec/ovms.md A.7), a shell's, and Windows' NTSTATUS."""
+SIGNALS = {
+    "SIGILL": "this processor lacks instructions that it needs",
+    "SIGKILL": "it was killed, by a person or because memory ran out",
+    "SIGSEGV": "it crashed (segmentation fault)",
+    "SIGABRT": "it crashed (aborted)",
+    "SIGBUS": "it crashed (bus error), perhaps because a disk is full",
+}
+
+
+def cause_of(returncode: int, lines: Sequence[str]) -> str:
+    """Return the cause as the end of a sentence about the engine.
+
+    :param returncode: as Python's subprocess gives it: negative for a signal.
+    :param lines: the last lines of its log that tell of errors.
+    """
+    said = "; ".join(line.rstrip(".") for line in lines)
+    if returncode < 0:
+        name = _signal_name(-returncode)
+        words = SIGNALS.get(name, f"it was ended by {name}")
+    else:
+        words = CODES.get(returncode & 0xFFFFFFFF, f"it exited with code {returncode}")
+    if "port is busy" in said or "Address already in use" in said:
+        words = "another program took its port"
+    return f"{words}: {said}" if said else words
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

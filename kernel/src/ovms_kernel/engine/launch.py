@@ -1,0 +1,210 @@
+"""What starting an engine needs beside the platform's plan: ports, a key, flags, a log file, notes in ``run/``."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import socket
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from ovms_kernel.errors import Unavailable
+from ovms_kernel.values import Endpoint, Ports
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from ovms_kernel.settings import Settings
+
+LOOPBACK = "127.0.0.1"
+LOG_LIMIT = 16 << 20
+"""Bytes of an engine log before it is set aside at the next start."""
+LOGS_KEPT = 3
+ERRORS = re.compile(r"\[(error|critical)\]|error while loading|Traceback|Error:|terminate called", re.IGNORECASE)
+PREFIX = re.compile(r"^\[[^\]]*\]\[[^\]]*\]\[[^\]]*\]\[[^\]]*\]\[[^\]]*\]\s*")
+"""Time, thread, logger, level and place before an OVMS log line (spec/ovms.md B.4)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningEngine:
+    """What ``run/engine.json`` says of the engine, for the next plugin or a second one."""
+
+    pid: int
+    started: float
+    """Start time of the process as the system tells it: with the pid, it names one process for good."""
+    owner: int
+    """Pid of the plugin."""
+    version: str
+    rest: int
+    grpc: int
+
+
+def choose_ports(settings: Settings, avoid: Iterable[int] = ()) -> Ports:
+    """Return two loopback ports, those of the settings if they are free."""
+    taken = set(avoid)
+    chosen = []
+    for wanted in (settings.rest_port, settings.grpc_port):
+        port = wanted if wanted not in taken and _is_free(wanted) else _any_free(taken)
+        taken.add(port)
+        chosen.append(port)
+    return Ports(*chosen)
+
+
+def _is_free(port: int) -> bool:
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
+        if os.name == "posix":  # on Windows the option would let us share a port that is in use
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except (OSError, OverflowError):
+            return False
+        return True
+
+
+def _any_free(taken: set[int]) -> int:
+    while True:
+        with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
+            probe.bind((LOOPBACK, 0))
+            port = int(probe.getsockname()[1])
+        if port not in taken:
+            return port
+
+
+def write_key(settings: Settings) -> str:
+    """Make a new API key, readable by this user only, and return it."""
+    key = secrets.token_urlsafe(32)
+    write_private(key_file(settings), key + "\n")
+    return key
+
+
+def key_file(settings: Settings) -> Path:
+    """Return where the engine reads its API key."""
+    return settings.run_dir / "api_key"
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace a file that only this user may read, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def endpoint_of(ports: Ports, api_key: str) -> Endpoint:
+    """Return where an engine of ours answers."""
+    return Endpoint(f"http://{LOOPBACK}:{ports.rest}", f"{LOOPBACK}:{ports.grpc}", api_key)
+
+
+def engine_arguments(settings: Settings, ports: Ports) -> list[str]:
+    """Return the flags that every engine of ours is started with (spec/ovms.md B.1).
+
+    Loopback only, as OVMS listens on every interface unless it is told otherwise; and no watching of ``config.json``,
+    as serving asks for each reload.
+    """
+    flags = {
+        "rest_port": ports.rest,
+        "port": ports.grpc,
+        "rest_bind_address": LOOPBACK,
+        "grpc_bind_address": LOOPBACK,
+        "config_path": settings.config_json,
+        "cache_dir": settings.cache_dir,
+        "api_key_file": key_file(settings),
+        "file_system_poll_wait_seconds": 0,
+        "log_level": "INFO",
+    }
+    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+
+# -- run/ ----------------------------------------------------------------------------------------------------------
+
+
+def note_running(settings: Settings, running: RunningEngine) -> None:
+    """Write down which engine runs."""
+    write_private(settings.run_dir / "engine.json", json.dumps(asdict(running)) + "\n")
+
+
+def read_running(settings: Settings) -> RunningEngine | None:
+    """Return the engine that was written down last; it may be gone."""
+    try:
+        return RunningEngine(**json.loads((settings.run_dir / "engine.json").read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def forget_running(settings: Settings) -> None:
+    """Take the note away again, with the key."""
+    (settings.run_dir / "engine.json").unlink(missing_ok=True)
+    key_file(settings).unlink(missing_ok=True)
+
+
+def is_alive(running: RunningEngine) -> bool:
+    """Tell whether that very process still runs, not another one that was given its pid."""
+    import psutil
+
+    try:
+        process = psutil.Process(running.pid)
+        return abs(process.create_time() - running.started) < 2 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def start_time(pid: int) -> float:
+    """Return when a process started, as the system tells it; 0 if it is gone already."""
+    import psutil
+
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return 0.0
+
+
+# -- the log -------------------------------------------------------------------------------------------------------
+
+
+def open_log(settings: Settings) -> Path:
+    """Return the engine's log file, setting a large one aside first.
+
+    :raises Unavailable: it cannot be written.
+    """
+    path = settings.logs_dir / "engine.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size > LOG_LIMIT:
+            for number in range(LOGS_KEPT, 0, -1):
+                older = path.with_suffix(f".log.{number}")
+                newer = path.with_suffix(f".log.{number - 1}") if number > 1 else path
+                if newer.exists():
+                    newer.replace(older)
+        path.open("ab").close()
+    except OSError as error:
+        raise Unavailable(
+            f"The engine's log {path} cannot be written ({error.strerror}); mend that and retry."
+        ) from error
+    return path
+
+
+def log_lines(path: Path, begin: int = 0, *, limit: int = 64 << 10) -> list[str]:
+    """Return the lines of a log after a position in bytes, the last 64 KiB of them at most."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(begin, size - limit, 0))
+            return file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+
+
+def error_lines(lines: list[str], *, most: int = 5) -> list[str]:
+    """Return the last lines that tell of errors, without their prefix; else the very last line."""
+    found = [PREFIX.sub("", line).strip() for line in lines if ERRORS.search(line)]
+    if not found:
+        found = [line.strip() for line in lines if line.strip()][-1:]
+    return found[-most:]
