@@ -1,0 +1,421 @@
+"""The engine process as a state machine with one writer.
+
+One task, :meth:`Supervisor._run`, owns the process and the state. Everybody else says what is wanted and waits for the
+state to change; every change wakes all who wait. So a start during a stop, two stops, or a crash during a start need no
+case of their own.
+
+    stopped ──start──▶ starting ──answers──▶ ready ──exit──▶ starting … ──too often──▶ failed
+       ▲                   │                   │                                          │
+       └──────stop─────────┴───────stop────────┴───────────────────stop───────────────────┘
+
+A second plugin on the same data folder does not start a second engine: it attaches to the first one's, and takes over
+when that is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import sys
+import time
+from contextlib import suppress
+from enum import StrEnum
+from typing import TYPE_CHECKING, Self
+
+import anyio
+import anyio.to_thread
+
+from ovms_kernel.engine import launch
+from ovms_kernel.engine.causes import cause_of
+from ovms_kernel.engine.client import EngineClient
+from ovms_kernel.errors import EngineFailed, OvmsError, TimedOut, Unavailable
+from ovms_kernel.events import merge
+from ovms_kernel.values import EngineExit, EngineInfo, LaunchPatch, LaunchPlan, Ports
+
+if sys.platform == "win32":
+    from ovms_kernel.engine.process_windows import EngineProcess, end_stale, spawn
+else:
+    from ovms_kernel.engine.process_posix import EngineProcess, end_stale, spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import filelock
+
+    from ovms_kernel.drivers import Platform
+    from ovms_kernel.events import Events
+    from ovms_kernel.settings import Settings
+    from ovms_kernel.values import Installation
+
+log = logging.getLogger(__name__)
+
+READY_POLL = 0.01
+"""Seconds between two looks at an engine that starts, at first; it grows to ten times that."""
+ATTACHED_POLL = 1.0
+"""Seconds between two looks at an engine that another plugin runs."""
+WATCH_PERIOD = 10.0
+"""Seconds between two questions to an engine that is ready."""
+WATCH_MISSES = 3
+"""Questions in a row without an answer after which an engine counts as hung."""
+BACK_OFF = (0.1, 0.5, 2.0, 5.0, 15.0, 30.0)
+"""Seconds before each restart in a row."""
+GOOD_RUN = 60.0
+"""Seconds of uptime after which earlier failures are forgotten."""
+
+
+class State(StrEnum):
+    """Where the engine is."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+class Supervisor:
+    """Keeps one engine as it is wanted, between entering and leaving it as an async context manager."""
+
+    def __init__(self, settings: Settings, events: Events) -> None:
+        self._settings = settings
+        self._events = events
+        self.state = State.STOPPED
+        self.info: EngineInfo | None = None
+        """The engine, while it is ready."""
+        self.last_exit: EngineExit | None = None
+        self._wanted: tuple[Platform, Installation] | None = None
+        self._failure: OvmsError | None = None
+        self._changed = anyio.Event()
+        self._lock: filelock.BaseFileLock | None = None
+        self._log_file = settings.logs_dir / "engine.log"
+        self._log_begin = 0
+        self._closing = False
+
+    async def __aenter__(self) -> Self:
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        self._tasks.start_soon(self._run, name="engine supervisor")
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        with anyio.CancelScope(shield=True):
+            await self.stop("the plugin ends")
+            self._closing = True
+            self._notify()
+            await self._tasks.__aexit__(None, None, None)
+
+    # -- what others ask -------------------------------------------------------------------------------------------
+
+    @property
+    def started(self) -> bool:
+        """Whether an engine is wanted; it may not be ready, or have failed."""
+        return self._wanted is not None
+
+    async def start(self, platform: Platform, installation: Installation) -> None:
+        """Want an engine; return at once. One that failed is tried anew, one that runs is left alone."""
+        if self._wanted is None or self.state is State.FAILED:
+            self._failure = None
+            self._wanted = (platform, installation)
+            if self.state in (State.STOPPED, State.FAILED):
+                self._set(State.STARTING)
+            self._notify()
+
+    async def ensure_ready(self, timeout: float | None = None) -> EngineInfo:
+        """Return the engine once it is ready.
+
+        :param timeout: seconds; ``None`` means the time that an engine has to start, and to restart.
+        :raises Unavailable: no engine is wanted, or it failed for good; the sentence has the cause.
+        :raises TimedOut: it is still starting.
+        """
+        limit = self._settings.start_timeout + BACK_OFF[0] if timeout is None else timeout
+        try:
+            with anyio.fail_after(limit):
+                while True:
+                    if self.info is not None:
+                        return self.info
+                    if self._failure is not None:
+                        raise type(self._failure)(self._failure.message)
+                    if self._wanted is None:
+                        raise Unavailable(f"The engine is {self.describe()}.")
+                    await self._changed.wait()
+        except TimeoutError as error:
+            raise TimedOut(f"The engine is {self.describe()} and was not ready within {limit:g} s.") from error
+
+    async def stop(self, reason: str) -> None:
+        """Want no engine, and return when there is none."""
+        if self._wanted is not None:
+            log.info("The engine is stopped: %s", reason)
+            self._wanted = None
+            self._notify()
+        while self.state is not State.STOPPED:
+            await self._changed.wait()
+
+    def describe(self) -> str:
+        """Return the state in words, as the end of a sentence."""
+        if self.state is State.FAILED and self._failure is not None:
+            return f"failed ({self._failure.message})"
+        if self.state is State.STARTING and self.last_exit and not self.last_exit.expected:
+            return f"being started again after it ended: {self.last_exit.cause}"
+        return {State.STARTING: "starting", State.STOPPING: "stopping"}.get(self.state, str(self.state))
+
+    def log_of(self, subject: str) -> str:
+        """Return the engine's last log lines of errors that name a model, else of any error; since its start."""
+        lines = launch.log_lines(self._log_file, self._log_begin)
+        about = [line for line in lines if subject in line]
+        found = launch.error_lines(about) if about else []
+        return "; ".join(found or launch.error_lines(lines, most=3))
+
+    # -- the one writer --------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        attempt = 0
+        while not self._closing:
+            if self._wanted is None or self.state is State.FAILED:
+                if self._wanted is None:
+                    attempt = 0
+                    self._failure = None
+                    self._set(State.STOPPED)
+                await self._changed.wait()
+                continue
+            self._set(State.STARTING)
+            began = time.monotonic()
+            try:
+                await self._live_once(*self._wanted)
+            except OvmsError as error:
+                # What an extension vetoes or the system forbids does not get better by itself.
+                self._fail(error)
+                continue
+            except Exception as error:
+                log.exception("The engine could not be supervised")
+                self._fail(EngineFailed(f"The engine could not be started ({type(error).__name__}); see the log."))
+                continue
+            if self._wanted is None:
+                continue
+            attempt = 1 if time.monotonic() - began > GOOD_RUN else attempt + 1
+            if attempt > self._settings.restart_limit:
+                cause = self.last_exit.cause if self.last_exit else "unknown"
+                self._fail(Unavailable(f"The engine ended {attempt} times in a row and is given up: {cause}."))
+                continue
+            pause = BACK_OFF[min(attempt, len(BACK_OFF)) - 1]
+            await self._wait_until(lambda: self._wanted is None or self._closing, pause * random.uniform(0.8, 1.2))  # noqa: S311
+
+    async def _live_once(self, platform: Platform, installation: Installation) -> None:
+        """Run one engine from its start to its end, or be the guest of another plugin's."""
+        plan = await self._plan(platform, installation)
+        if not plan.argv:
+            await self._attend_remote(plan, installation)
+        elif await self._become_owner():
+            try:
+                await self._own(plan, installation)
+            finally:
+                self._give_up_ownership()
+        else:
+            await self._attach()
+
+    async def _plan(self, platform: Platform, installation: Installation) -> LaunchPlan:
+        self._ports = launch.choose_ports(self._settings)
+        plan = platform.launch(installation, self._ports)
+        patches: list[tuple[str, LaunchPatch]] = await self._events.ask("ovms_amend_launch", plan=plan)
+        env = merge([(name, patch.env) for name, patch in patches], "the variable")
+        extra = tuple(word for _, patch in patches for word in patch.argv)
+        return LaunchPlan(plan.argv + extra if plan.argv else (), dict(plan.env) | env, plan.cwd, plan.endpoint)
+
+    async def _own(self, plan: LaunchPlan, installation: Installation) -> None:
+        settings, ports = self._settings, self._ports
+        self._log_file = await anyio.to_thread.run_sync(launch.open_log, settings)
+        self._log_begin = self._log_file.stat().st_size
+        settings.cache_dir.mkdir(parents=True, exist_ok=True)
+        endpoint = launch.endpoint_of(ports, launch.write_key(settings))
+        argv = [*plan.argv, *launch.engine_arguments(settings, ports)]
+        began = time.monotonic()
+        try:
+            process = await spawn(argv, plan.env, plan.cwd, self._log_file)
+        except OSError as error:
+            raise EngineFailed(f"The engine {argv[0]} cannot be started: {error.strerror}.") from error
+        log.info(
+            "Engine %s was started as process %d on ports %d and %d", installation.version, process.pid, *_pair(ports)
+        )
+        hung = False
+        returncode: int | None = None
+        try:
+            running = launch.RunningEngine(
+                process.pid, launch.start_time(process.pid), os.getpid(), installation.version, ports.rest, ports.grpc
+            )
+            launch.note_running(settings, running)
+            async with anyio.create_task_group() as group:
+
+                async def watch_exit() -> None:
+                    nonlocal returncode
+                    returncode = await process.wait()
+                    group.cancel_scope.cancel()
+
+                group.start_soon(watch_exit)
+                hung = await self._attend(EngineInfo(installation.version, endpoint, process.pid))
+                group.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                expected = returncode is None and not hung
+                if expected:
+                    self._set(State.STOPPING)
+                else:
+                    self._set(State.STARTING)
+                if returncode is None:
+                    returncode = await self._end(process, patient=not hung)
+                await anyio.to_thread.run_sync(process.close)
+                launch.forget_running(settings)
+        lines = launch.error_lines(launch.log_lines(self._log_file, self._log_begin))
+        cause = "it was stopped" if expected else cause_of(returncode, lines)
+        if hung:
+            cause = f"it did not answer (any more) and was ended after {time.monotonic() - began:.0f} s"
+        self.last_exit = EngineExit(
+            cause,
+            returncode if returncode >= 0 else None,
+            -returncode if returncode < 0 else None,
+            time.monotonic() - began,
+            expected,
+        )
+        if not expected:
+            log.error("The engine ended after %.1f s: %s", self.last_exit.uptime, cause)
+        await self._events.tell("ovms_engine_exited", exit=self.last_exit, will_restart=self._wanted is not None)
+
+    async def _attend(self, info: EngineInfo) -> bool:
+        """Wait until an engine is ready, then as long as it is wanted; return whether it hangs."""
+        client = EngineClient(info.endpoint)
+        try:
+            if not await self._await_answers(client):
+                return self._wanted is not None
+            self.info = info
+            self._set(State.READY)
+            log.info("The engine is ready at %s", info.endpoint.rest)
+            await self._events.tell("ovms_engine_ready", engine=info)
+            misses = 0
+            while self._wanted is not None:
+                await self._wait_until(lambda: self._wanted is None, WATCH_PERIOD)
+                misses = 0 if await client.live() else misses + 1
+                if misses >= WATCH_MISSES and self._wanted is not None:
+                    return True
+            return False
+        finally:
+            self.info = None
+            with anyio.CancelScope(shield=True):
+                await client.aclose()
+
+    async def _await_answers(self, client: EngineClient) -> bool:
+        """Return true once REST and gRPC answer, false when that takes too long or is no longer wanted."""
+        deadline = time.monotonic() + self._settings.start_timeout
+        pause = READY_POLL
+        while self._wanted is not None and time.monotonic() < deadline:
+            # gRPC is up before REST (spec/ovms.md B.2), so its channel connects at the first try.
+            if await client.live() and await client.grpc_live():
+                return True
+            await self._wait_until(lambda: self._wanted is None, pause)
+            pause = min(pause * 1.2, READY_POLL * 10)
+        return False
+
+    async def _end(self, process: EngineProcess, *, patient: bool) -> int:
+        """Stop a process: ask it, wait, end it by force with all that it started."""
+        if patient:
+            process.terminate()
+            with anyio.move_on_after(self._settings.stop_timeout):
+                return await process.wait()
+            log.warning("The engine did not stop within %g s and is ended by force", self._settings.stop_timeout)
+        process.kill()
+        return await process.wait()
+
+    # -- engines that others run -----------------------------------------------------------------------------------
+
+    async def _become_owner(self) -> bool:
+        """Take the lock of the data folder; end what a dead owner left running."""
+        import filelock
+
+        self._settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = filelock.FileLock(self._settings.run_dir / "engine.lock", timeout=0)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            return False
+        self._lock = lock
+        stale = launch.read_running(self._settings)
+        if stale and launch.is_alive(stale):
+            log.warning("Engine process %d of plugin %d, which is gone, is ended", stale.pid, stale.owner)
+            end_stale(stale.pid)
+            await self._poll(lambda: not launch.is_alive(stale), READY_POLL)
+        launch.forget_running(self._settings)
+        return True
+
+    def _give_up_ownership(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
+
+    async def _attach(self) -> None:
+        """Use the engine of another plugin while that is there; return when it is gone."""
+        deadline = time.monotonic() + self._settings.start_timeout
+        while self._wanted is not None:
+            running = launch.read_running(self._settings)
+            if running is not None and launch.is_alive(running):
+                with suppress(OSError):
+                    key = launch.key_file(self._settings).read_text("utf-8").strip()
+                    endpoint = launch.endpoint_of(Ports(running.rest, running.grpc), key)
+                    await self._attend_foreign(EngineInfo(running.version, endpoint, running.pid), running)
+                    return
+            if time.monotonic() > deadline:
+                holder = f"process {running.owner}" if running else "another process"
+                raise Unavailable(f"The data folder is in use by {holder}, whose engine does not run; end that first.")
+            await self._wait_until(lambda: self._wanted is None, READY_POLL * 10)
+            if running is None and await self._is_free():
+                return
+
+    async def _is_free(self) -> bool:
+        """Tell whether the owner has gone without a word."""
+        if await self._become_owner():
+            self._give_up_ownership()
+            return True
+        return False
+
+    async def _attend_foreign(self, info: EngineInfo, running: launch.RunningEngine) -> None:
+        log.info("Using the engine of process %d", running.owner)
+        async with anyio.create_task_group() as group:
+
+            async def watch() -> None:
+                await self._poll(lambda: not launch.is_alive(running), ATTACHED_POLL)
+                group.cancel_scope.cancel()
+
+            group.start_soon(watch)
+            await self._attend(info)
+            group.cancel_scope.cancel()
+
+    async def _attend_remote(self, plan: LaunchPlan, installation: Installation) -> None:
+        if plan.endpoint is None:
+            raise EngineFailed("The platform neither starts an engine nor names one that runs; check its settings.")
+        if await self._attend(EngineInfo(installation.version, plan.endpoint, None)) and self._wanted is not None:
+            raise Unavailable(f"The engine at {plan.endpoint.rest} does not answer; ask whoever runs it.")
+
+    # -- telling everybody -----------------------------------------------------------------------------------------
+
+    def _fail(self, error: OvmsError) -> None:
+        log.error("%s", error.message)
+        self._failure = error
+        self._set(State.FAILED)
+
+    def _set(self, state: State) -> None:
+        if state is not self.state:
+            log.debug("Engine: %s → %s", self.state, state)
+            self.state = state
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    @staticmethod
+    async def _poll(condition: Callable[[], bool], period: float) -> None:
+        """Wait for something that nobody tells us of."""
+        while not condition():
+            await anyio.sleep(period)  # noqa: ASYNC110 - another process's life is not an event of ours
+
+    async def _wait_until(self, condition: Callable[[], bool], limit: float) -> None:
+        with anyio.move_on_after(limit):
+            while not condition():
+                await self._changed.wait()
