@@ -10,6 +10,7 @@ import logging
 import time
 import uuid
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import anyio
@@ -33,11 +34,10 @@ from ovms_kernel.extensions import Extensions, compose
 from ovms_kernel.manifest import make_manifest
 from ovms_kernel.models.library import Library
 from ovms_kernel.models.serving import Serving
-from ovms_kernel.values import Call, Outcome
+from ovms_kernel.values import Call, Outcome, Ports
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-    from pathlib import Path
 
     from ovms_kernel.drivers import ConversingService, Platform, Service, StreamingService
     from ovms_kernel.manifest import Manifest
@@ -79,7 +79,14 @@ class Kernel:
         self.installations = Installations(settings, self.events)
         self.library = Library(settings, self.events, self.extensions.hubs, self.extensions.graphs, self.host)
         self.supervisor = Supervisor(settings, self.events)
-        self.serving = Serving(settings, self.events, self.library, self.client, self.supervisor.log_of)
+        self.serving = Serving(
+            settings,
+            self.events,
+            self.library,
+            self.client,
+            self.supervisor.log_of,
+            running=lambda: self.supervisor.info is not None,
+        )
         self.operate_status = 1
         """What AOG asks with GetOperateStatus: 1 = normal, 0 = busy installing, so leave the engine alone."""
         self._client: ServingEngine | None = None
@@ -143,13 +150,14 @@ class Kernel:
         :param version: empty means the one by setting, else the newest that is known to work.
         """
         async with self._installing:
-            release = self.platform().release(self.host, version or self.settings.engine_version)
+            platform = self.platform()
+            release = platform.release(self.host, version or self.settings.engine_version)
             active = self.installations.active()
             if active and active.version == release.version:
                 return active
             self.operate_status = 0
             try:
-                return await self.installations.install(self.platform_name(), release, report)
+                return await self.installations.install(self.platform_name(), platform, release, report)
             finally:
                 self.operate_status = 1
 
@@ -163,7 +171,10 @@ class Kernel:
         :raises PreconditionFailed: no engine is installed.
         """
         self._admitting()
-        await self.supervisor.start(self.platform(), self._installed(), mode)
+        del mode  # graphs name their devices; see docs/architecture.md
+        platform, installation = self.platform(), self._installed()
+        await self.init_environment()
+        await self.supervisor.start(platform, installation)
 
     async def stop_engine(self, reason: str = "asked to") -> None:
         """Stop the engine; nothing happens if it does not run."""
@@ -226,6 +237,27 @@ class Kernel:
     async def engine_version(self) -> str:
         """Return the version of the active engine."""
         return self._installed().version
+
+    def engine_config(self) -> dict[str, str]:
+        """Return what AOG's EngineRecommendConfig asks about the engine."""
+        active = self.installations.active()
+        info = self.supervisor.info
+        rest = info.endpoint.rest if info else f"http://127.0.0.1:{self.settings.rest_port}"
+        scheme, _, host = rest.partition("://")
+        plan = self.platform().launch(active, Ports(0, 0)) if active else None
+        program = Path(plan.argv[0]) if plan and plan.argv else Path()
+        return {
+            "host": rest,
+            "origin": host.partition(":")[0],
+            "scheme": scheme,
+            "recommend_model": "",
+            "download_url": "",
+            "download_path": str(self.settings.models_dir),
+            "engine_path": str(active.directory if active else self.settings.versions_dir),
+            "exec_path": str(program.parent),
+            "exec_file": program.name,
+            "device_type": ",".join(self.host.devices),
+        }
 
     def _installed(self) -> Installation:
         if installation := self.installations.active():

@@ -95,15 +95,15 @@ class Supervisor:
     async def __aenter__(self) -> Self:
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
-        self._tasks.start_soon(self._run, name="engine supervisor")
+        self._tasks.start_soon(self._work, name="engine supervisor")
         return self
 
     async def __aexit__(self, *exception: object) -> None:
         with anyio.CancelScope(shield=True):
             await self.stop("the plugin ends")
-            self._closing = True
-            self._notify()
-            await self._tasks.__aexit__(None, None, None)
+        self._closing = True
+        self._notify()
+        await self._tasks.__aexit__(None, None, None)
 
     # -- what others ask -------------------------------------------------------------------------------------------
 
@@ -168,6 +168,13 @@ class Supervisor:
 
     # -- the one writer --------------------------------------------------------------------------------------------
 
+    async def _work(self) -> None:
+        try:
+            await self._run()
+        finally:  # cancelled with everything else: whoever waits for the engine's end must not wait for ever
+            self._wanted = None
+            self._set(State.STOPPED)
+
     async def _run(self) -> None:
         attempt = 0
         while not self._closing:
@@ -190,7 +197,7 @@ class Supervisor:
                 log.exception("The engine could not be supervised")
                 self._fail(EngineFailed(f"The engine could not be started ({type(error).__name__}); see the log."))
                 continue
-            if self._wanted is None:
+            if not self.started:
                 continue
             attempt = 1 if time.monotonic() - began > GOOD_RUN else attempt + 1
             if attempt > self._settings.restart_limit:
@@ -233,21 +240,18 @@ class Supervisor:
             process = await spawn(argv, plan.env, plan.cwd, self._log_file)
         except OSError as error:
             raise EngineFailed(f"The engine {argv[0]} cannot be started: {error.strerror}.") from error
-        log.info(
-            "Engine %s was started as process %d on ports %d and %d", installation.version, process.pid, *_pair(ports)
-        )
         hung = False
-        returncode: int | None = None
+        ended: list[int] = []
         try:
             running = launch.RunningEngine(
                 process.pid, launch.start_time(process.pid), os.getpid(), installation.version, ports.rest, ports.grpc
             )
             launch.note_running(settings, running)
+            log.info("Engine %s runs as process %d on port %d", running.version, running.pid, running.rest)
             async with anyio.create_task_group() as group:
 
                 async def watch_exit() -> None:
-                    nonlocal returncode
-                    returncode = await process.wait()
+                    ended.append(await process.wait())
                     group.cancel_scope.cancel()
 
                 group.start_soon(watch_exit)
@@ -255,13 +259,9 @@ class Supervisor:
                 group.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
-                expected = returncode is None and not hung
-                if expected:
-                    self._set(State.STOPPING)
-                else:
-                    self._set(State.STARTING)
-                if returncode is None:
-                    returncode = await self._end(process, patient=not hung)
+                expected = not ended and not hung
+                self._set(State.STOPPING if expected else State.STARTING)
+                returncode = ended[0] if ended else await self._end(process, patient=not hung)
                 await anyio.to_thread.run_sync(process.close)
                 launch.forget_running(settings)
         lines = launch.error_lines(launch.log_lines(self._log_file, self._log_begin))
@@ -292,8 +292,10 @@ class Supervisor:
             misses = 0
             while self._wanted is not None:
                 await self._wait_until(lambda: self._wanted is None, WATCH_PERIOD)
+                if not self.started:
+                    break
                 misses = 0 if await client.live() else misses + 1
-                if misses >= WATCH_MISSES and self._wanted is not None:
+                if misses >= WATCH_MISSES:
                     return True
             return False
         finally:
@@ -412,8 +414,8 @@ class Supervisor:
     @staticmethod
     async def _poll(condition: Callable[[], bool], period: float) -> None:
         """Wait for something that nobody tells us of."""
-        while not condition():
-            await anyio.sleep(period)  # noqa: ASYNC110 - another process's life is not an event of ours
+        while not condition():  # noqa: ASYNC110 - another process's life is not an event of ours
+            await anyio.sleep(period)
 
     async def _wait_until(self, condition: Callable[[], bool], limit: float) -> None:
         with anyio.move_on_after(limit):
