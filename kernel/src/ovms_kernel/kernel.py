@@ -103,7 +103,7 @@ class Kernel:
     async def __aexit__(self, *exception: object) -> None:
         with anyio.CancelScope(shield=True):
             await self.stop()
-            await self._stack.aclose()
+        await self._stack.aclose()
 
     async def stop(self, reason: str = "the plugin ends") -> None:
         """Admit nothing more and stop the engine; a second call waits for the first and does nothing."""
