@@ -18,6 +18,7 @@ from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, OvmsError, Ti
 from ovms_kernel.values import Answer
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Iterator, Mapping
 
     import grpc.aio
@@ -31,6 +32,7 @@ PROBE_LIMIT = 3.0
 """Seconds that a question about health may take."""
 WRAPPER = "failed: "
 """What a calculator really said stands behind the last of these (spec/ovms.md D.1)."""
+BROKE_OFF = "The engine broke off in the middle of its answer; its log says why."
 BY_STATUS: dict[int, type[OvmsError]] = {
     400: BadRequest,
     401: Unauthorized,
@@ -112,13 +114,13 @@ class EngineClient:
                     break
                 except Unavailable as error:
                     if isinstance(error.__cause__, httpx.HTTPError):
-                        raise EngineFailed("The engine broke off in the middle of its answer.") from error
+                        raise EngineFailed(BROKE_OFF) from error
                     raise
                 *events, rest = rest.split(b"\n\n")
                 for event in events:
                     yield _event(event)
             if rest.strip():
-                yield _event(rest)
+                yield _event(rest, whole=False)
         finally:
             with anyio.CancelScope(shield=True):
                 await response.aclose()
@@ -166,21 +168,22 @@ class EngineClient:
         if self._http is None:
             import httpx
 
+            from ovms_kernel.engine.transport import EngineTransport
+
             headers = {"authorization": f"Bearer {self.endpoint.api_key}"} if self.endpoint.api_key else {}
             self._http = httpx.AsyncClient(
                 base_url=self.endpoint.rest,
                 headers=headers,
                 timeout=None,  # noqa: S113 - each call has a limit of its own
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
                 # The engine is on this machine, or where the user said: no proxy lies between.
                 trust_env=False,
-                verify=self._tls(),
+                transport=EngineTransport(self._tls()),
             )
         return self._http
 
-    def _tls(self) -> Any:  # noqa: ANN401 - what httpx takes
+    def _tls(self) -> ssl.SSLContext | None:
         if not self.endpoint.rest.startswith("https"):
-            return False  # building a context of certificates that nobody asks for costs 20 ms
+            return None
         import ssl
 
         return ssl.create_default_context(cafile=self.endpoint.ca_file or None)
@@ -263,14 +266,19 @@ def _object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def _event(event: bytes) -> bytes:
-    """Return one event with its blank line; an error that the engine put into the stream is raised (K.8)."""
+def _event(event: bytes, *, whole: bool = True) -> bytes:
+    """Return one event with its blank line; an error that the engine put into the stream is raised (K.8).
+
+    :param whole: its blank line was seen; the last event may lack it, but not half of itself.
+    """
     stripped = event.lstrip()
-    if stripped.startswith(b"{") or b'"error"' in stripped[:64]:
+    if not whole or stripped.startswith(b"{") or b'"error"' in stripped[:64]:
         payload = stripped.removeprefix(b"data:").strip()
         try:
             value = json.loads(payload)
-        except ValueError:
+        except ValueError as error:
+            if not whole and payload != b"[DONE]":
+                raise EngineFailed(BROKE_OFF) from error
             value = None
         if isinstance(value, dict) and value.get("error") and "choices" not in value:
             raise EngineFailed(explain(payload))
@@ -281,6 +289,8 @@ def _error(status: int, body: bytes) -> OvmsError:
     text = explain(body)
     if status == 500 and "api" in text.lower() and "key" in text.lower():
         return Unauthorized(text)  # a wrong key is a 500 (spec/ovms.md J)
+    if status == 500 and "not loaded yet" in text.lower():
+        return Unavailable(text)  # and so is a model that is still loading (D.1)
     return BY_STATUS.get(status, EngineFailed)(text)
 
 

@@ -1,0 +1,171 @@
+"""Streams of events: whole, in order, at once, and ended by an error where they do not end well."""
+
+import json
+import tracemalloc
+from contextlib import aclosing
+
+import anyio
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ovms_kernel.engine.client import EngineClient
+from ovms_kernel.errors import EngineFailed, TimedOut
+from ovms_kernel.testing.stub import StubEngine
+
+
+def event(text):
+    return b"data: " + json.dumps({"choices": [{"delta": {"content": text}}]}, ensure_ascii=False).encode() + b"\n\n"
+
+
+EVENTS = [event("a"), event("你好 \\n\\n"), event('"error"'), event("x" * 5000), b"data: [DONE]\n\n"]
+
+
+def pieces(*parts, end=True, cut=False):
+    async def answer(request, reply):
+        await reply.events()
+        for part in parts:
+            await reply.piece(part)
+        if cut:
+            reply.cut()
+        elif end:
+            await reply.end()
+
+    return answer
+
+
+async def collect(client, **options):
+    return [each async for each in client.stream("/v3/x", b"{}", **options)]
+
+
+def test_events_are_whole_however_they_are_cut():
+    data = b"".join(EVENTS)
+
+    @settings(max_examples=40, deadline=None)
+    @given(st.lists(st.integers(1, len(data) - 1), max_size=30))
+    def check(cuts):
+        edges = [0, *sorted(set(cuts)), len(data)]
+        anyio.run(run, [data[a:b] for a, b in zip(edges, edges[1:], strict=False)])
+
+    async def run(parts):
+        async with StubEngine({"/v3/x": pieces(*parts)}) as stub:
+            client = EngineClient(stub.endpoint)
+            assert await collect(client) == EVENTS
+            await client.aclose()
+
+    check()
+
+
+async def test_an_event_is_handed_on_before_the_next_one_exists(engine, client):
+    seen = anyio.Event()
+
+    async def answer(request, reply):
+        await reply.events()
+        await reply.piece(EVENTS[0])
+        await seen.wait()
+        await reply.piece(EVENTS[1])
+        await reply.end()
+
+    engine.answers["/v3/x"] = answer
+    got = []
+    with anyio.fail_after(3):
+        async for each in client.stream("/v3/x", b"{}"):
+            got.append(each)
+            seen.set()
+    assert got == EVENTS[:2]
+
+
+@pytest.mark.parametrize("tail", [b'{"error": "%s"}', b'data: {"error": {"message": "%s"}}\n\n'])
+async def test_an_error_in_the_stream_is_raised_after_what_came_before(engine, client, tail):
+    cause = b'Calculator::Process() for node \\"LLM\\" failed: out of memory'
+    engine.answers["/v3/x"] = pieces(EVENTS[0], tail % cause)
+    got = []
+    with pytest.raises(EngineFailed, match="^The engine says: out of memory$"):
+        async for each in client.stream("/v3/x", b"{}"):
+            got.append(each)
+    assert got == EVENTS[:1]
+
+
+@pytest.mark.parametrize("how", [{"cut": True}, {"end": True}])
+async def test_half_an_event_is_an_error(engine, client, how):
+    engine.answers["/v3/x"] = pieces(EVENTS[0], EVENTS[1][:-9], **how)
+    got = []
+    with pytest.raises(EngineFailed, match="in the middle"):
+        async for each in client.stream("/v3/x", b"{}"):
+            got.append(each)
+    assert got == EVENTS[:1]
+
+
+async def test_a_last_event_may_lack_its_blank_line(engine, client):
+    engine.answers["/v3/x"] = pieces(EVENTS[0], b"data: [DONE]")
+    assert await collect(client) == [EVENTS[0], b"data: [DONE]\n\n"]
+
+
+async def test_the_deadline_holds_in_the_middle_of_a_stream(engine, client):
+    async def answer(request, reply):
+        await reply.events()
+        await reply.piece(EVENTS[0])
+        await reply.gone.wait()
+
+    engine.answers["/v3/x"] = answer
+    with pytest.raises(TimedOut, match=r"0\.2 s"):
+        await collect(client, timeout=0.2)
+
+
+@pytest.mark.parametrize("way", ["close", "cancel"])
+async def test_leaving_a_stream_stops_the_generation(engine, client, way):
+    stopped = anyio.Event()
+
+    async def answer(request, reply):
+        await reply.events()
+        try:
+            while True:
+                await reply.piece(EVENTS[0])
+                await anyio.sleep(0.001)
+        finally:
+            stopped.set()
+
+    engine.answers["/v3/x"] = answer
+
+    async def read(then):
+        async with aclosing(client.stream("/v3/x", b"{}")) as events:
+            async for _ in events:
+                if then():
+                    break
+
+    if way == "close":
+        await read(lambda: True)
+    else:
+        async with anyio.create_task_group() as group:
+            group.start_soon(read, group.cancel_scope.cancel)
+    with anyio.fail_after(2):
+        await stopped.wait()
+
+
+async def test_a_slow_reader_slows_the_engine_and_memory_stays_flat(engine, client):
+    sent = 0
+    piece = event("x" * 1000) * 50
+
+    async def answer(request, reply):
+        nonlocal sent
+        await reply.events()
+        for _ in range(2000):  # 100 MB in all
+            await reply.piece(piece)
+            sent += len(piece)
+        await reply.end()
+
+    engine.answers["/v3/x"] = answer
+    tracemalloc.start()
+    async with aclosing(client.stream("/v3/x", b"{}")) as events:
+        before = None
+        async for _ in events:
+            if before is None:
+                # Nothing is read now; the engine must come to a stop by itself.
+                while before != sent:
+                    before = sent
+                    await anyio.sleep(0.1)
+                break
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0 < sent < 20_000_000, "the engine was not slowed down"
+    assert peak < 5_000_000
