@@ -34,6 +34,12 @@ class Settings:
     """Name of the hub driver that models are pulled from."""
     engine_version: str = ""
     """Engine version to install; empty means the newest one that is known to work."""
+    engine_mirrors: tuple[str, ...] = ()
+    """Further places of engine archives: base URLs, local folders, or an archive on this machine, which is used first."""
+    engine_sha256: str = ""
+    """SHA-256 that the engine's archive must have."""
+    engine_known_digest: bool = False
+    """Refuse an engine archive whose SHA-256 nobody named beforehand, instead of pinning that of the first download."""
     rest_port: int = 16666
     """The engine's REST port; a free one is taken when it is in use."""
     grpc_port: int = 9000
@@ -92,6 +98,11 @@ class Settings:
     def active_file(self) -> Path:
         """Names the active engine version."""
         return self.data_dir / "engine" / "active"
+
+    @property
+    def downloads_dir(self) -> Path:
+        """Engine archives that are being fetched, and the digests they had."""
+        return self.data_dir / "engine" / "downloads"
 
     @property
     def cache_dir(self) -> Path:

@@ -50,6 +50,8 @@ class Release:
     """Bytes, where known beforehand."""
     sha256: str | None = None
     """Hex digest, where known beforehand."""
+    asset_list: str = ""
+    """URL of the release in GitHub's API, which names size and digest of each asset; empty where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
