@@ -1,5 +1,6 @@
 """Streams of events: whole, in order, at once, and ended by an error where they do not end well."""
 
+import itertools
 import json
 import tracemalloc
 from contextlib import aclosing
@@ -34,8 +35,11 @@ def pieces(*parts, end=True, cut=False):
     return answer
 
 
-async def collect(client, **options):
-    return [each async for each in client.stream("/v3/x", b"{}", **options)]
+async def collect(client, *, into=None, **options):
+    got = [] if into is None else into
+    async for each in client.stream("/v3/x", b"{}", **options):
+        got.append(each)  # noqa: PERF401 - what came before an error counts
+    return got
 
 
 def test_events_are_whole_however_they_are_cut():
@@ -45,7 +49,7 @@ def test_events_are_whole_however_they_are_cut():
     @given(st.lists(st.integers(1, len(data) - 1), max_size=30))
     def check(cuts):
         edges = [0, *sorted(set(cuts)), len(data)]
-        anyio.run(run, [data[a:b] for a, b in zip(edges, edges[1:], strict=False)])
+        anyio.run(run, [data[a:b] for a, b in itertools.pairwise(edges)])
 
     async def run(parts):
         async with StubEngine({"/v3/x": pieces(*parts)}) as stub:
@@ -80,9 +84,8 @@ async def test_an_error_in_the_stream_is_raised_after_what_came_before(engine, c
     cause = b'Calculator::Process() for node \\"LLM\\" failed: out of memory'
     engine.answers["/v3/x"] = pieces(EVENTS[0], tail % cause)
     got = []
-    with pytest.raises(EngineFailed, match="^The engine says: out of memory$"):
-        async for each in client.stream("/v3/x", b"{}"):
-            got.append(each)
+    with pytest.raises(EngineFailed, match=r"^The engine says: out of memory$"):
+        await collect(client, into=got)
     assert got == EVENTS[:1]
 
 
@@ -91,8 +94,7 @@ async def test_half_an_event_is_an_error(engine, client, how):
     engine.answers["/v3/x"] = pieces(EVENTS[0], EVENTS[1][:-9], **how)
     got = []
     with pytest.raises(EngineFailed, match="in the middle"):
-        async for each in client.stream("/v3/x", b"{}"):
-            got.append(each)
+        await collect(client, into=got)
     assert got == EVENTS[:1]
 
 

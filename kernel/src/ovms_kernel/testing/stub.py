@@ -101,7 +101,7 @@ class StubEngine:
     """That are open now."""
     accepted: int = 0
     """In all."""
-    endpoint: Endpoint = Endpoint("", "")
+    endpoint: Endpoint = field(default_factory=lambda: Endpoint("", ""))
 
     async def __aenter__(self) -> Self:
         self._tasks: set[asyncio.Task[None]] = set()
