@@ -42,5 +42,4 @@ def repo(tmp_path: Path) -> Path:
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(random.randbytes(size))
-    (folder / ".gitattributes").write_text("hidden")
     return folder

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
+from ovms_hub_modelscope import ModelScope
 from ovms_kernel.errors import EngineFailed, Unavailable
 from ovms_kernel.events import Events
 from ovms_kernel.extensions import Extensions, compose
@@ -19,6 +21,7 @@ from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.models.library import Library
 from ovms_kernel.models.serving import Serving
 from ovms_kernel.settings import Settings
+from ovms_kernel.testing.hub import FakeHub
 from ovms_kernel.values import Host
 
 HOST = Host(os="linux", machine="x86_64", memory=16 << 30)
@@ -167,12 +170,12 @@ def drivers() -> Extensions:
 
 @pytest.fixture
 def make_world(tmp_path: Path, drivers: Extensions) -> Callable[..., World]:
-    def make(**settings: Any) -> World:
+    def make(hubs: Any = None, **settings: Any) -> World:
         chosen = Settings(tmp_path / "data", **settings)
         events = Events(chosen.hook_timeout)
         recorder = Recorder()
         events.register({"recorder": recorder})
-        library = Library(chosen, events, drivers.hubs, drivers.graphs, HOST)
+        library = Library(chosen, events, hubs or drivers.hubs, drivers.graphs, HOST)
         engine = TrapEngine(chosen.config_json)
 
         async def connect() -> TrapEngine:
@@ -187,6 +190,39 @@ def make_world(tmp_path: Path, drivers: Extensions) -> Callable[..., World]:
 @pytest.fixture
 def world(make_world: Callable[..., World]) -> World:
     return make_world()
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    with FakeHub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def repo(tmp_path: Path, fixtures: Path) -> Path:
+    """A repository with a model of 4 MB whose weights are noise that is always the same."""
+    folder = tmp_path / "repo"
+    shutil.copytree(fixtures / "text_generation", folder)
+    (folder / "openvino_model.bin").write_bytes(random.Random(4).randbytes(4_000_000))
+    (folder / ".gitattributes").write_text("hidden")
+    (folder / "graph.pbtxt").write_text("of the author")
+    return folder
+
+
+@pytest.fixture
+def make_puller(make_world: Callable[..., World], hub: FakeHub) -> Callable[..., World]:
+    """Make a world that pulls from the local hub through the real driver and client."""
+
+    def make(**section: Any) -> World:
+        driver = ModelScope({"endpoint": hub.url, "retry_delay": 0.01, "part_size": 500_000} | section)
+        return make_world(hubs={"modelscope": driver})
+
+    return make
+
+
+@pytest.fixture
+def puller(make_puller: Callable[..., World]) -> World:
+    return make_puller()
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ class ModelScope:
         self._api: HubApi | None = None
 
     async def list_files(self, ref: ModelRef) -> list[RemoteFile]:
-        """Return every file of the model that the patterns let through; hidden files are left out."""
+        """Return every file of the model that the patterns let through."""
         # The client tries a listing again for some seconds; whoever cancels need not wait for that.
         return await anyio.to_thread.run_sync(self._list, ref, abandon_on_cancel=True)
 
@@ -120,7 +120,7 @@ class ModelScope:
         files = [
             RemoteFile(entry.path, int(entry.size or 0), (entry.sha256 or "").lower())
             for entry in entries
-            if entry.type != "tree" and not entry.path.startswith(".") and self._is_wanted(entry.path)
+            if entry.type != "tree" and self._is_wanted(entry.path)
         ]
         if not files:
             raise NotFound(f"{ref.id} on {api.legacy.endpoint} has no files that could be pulled; look at its page.")

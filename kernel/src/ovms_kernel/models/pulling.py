@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.to_thread
 
-from ovms_kernel.errors import BadRequest, OvmsError, Unavailable
+from ovms_kernel.errors import BadRequest, Unavailable
 from ovms_kernel.models import files as model_files
 from ovms_kernel.models.journal import present_bytes
 from ovms_kernel.models.names import check_file_path
@@ -185,8 +185,7 @@ class Staging:
         for file in self.files if known else ():
             target = self.folder / file.path
             if file.sha256 and known and known.files.get(file.path) == (file.size, file.sha256) and not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _link(published / file.path, target)
+                _take_over(published / file.path, target, file)
         return present_bytes(self.files, self.folder)
 
     async def fetch(self, hub: Hub, ref: ModelRef, report: Callable[[Progress], None]) -> None:
@@ -244,12 +243,16 @@ def rising(report: Callable[[Progress], None]) -> Callable[[Progress], None]:
     return forward
 
 
-def _link(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where the file system has no links."""
+def _take_over(source: Path, target: Path, file: RemoteFile) -> None:
+    """Give a published file a second name if it is sound, or copy it where the file system has no links."""
     try:
-        os.link(source, target)
-    except OSError:
+        if source.stat().st_size != file.size or model_files.hash_file(source) != file.sha256:
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
+            os.link(source, target)
+        except OSError:
             shutil.copyfile(source, target)
-        except OSError as error:
-            raise OvmsError(f"{source} cannot be copied ({error.strerror}); check the disk.") from error
+    except OSError as error:
+        log.warning("%s cannot be taken over (%s), so it is fetched again", source, error.strerror)
+        target.unlink(missing_ok=True)

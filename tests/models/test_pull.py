@@ -1,0 +1,404 @@
+"""Pulls through the library: joined, cancelled, refused, offline, and killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import anyio
+import pytest
+
+from ovms_kernel.errors import BadRequest, NotSupported, Refused, Unavailable
+from ovms_kernel.hookspecs import hookimpl
+from ovms_kernel.models import publish
+from ovms_kernel.models.journal import COUNT, HEADER, PARTIAL
+from ovms_kernel.testing.hub import Fault
+from ovms_kernel.values import ModelRef
+
+REF = ModelRef("me/model")
+BIG = "openvino_model.bin"
+
+
+def assert_whole(world, repo, model_id="me/model"):
+    folder = world.library.find(model_id).directory
+    expected = {each.relative_to(repo).as_posix() for each in repo.rglob("*") if each.is_file()}
+    expected -= {".gitattributes", "graph.pbtxt"}
+    found = {each.relative_to(folder).as_posix() for each in folder.rglob("*") if each.is_file()}
+    assert found == expected | {"graph.pbtxt", ".ovms-plugin.json"}
+    for name in expected:
+        assert (folder / name).read_bytes() == (repo / name).read_bytes(), name
+
+
+async def test_a_model_is_pulled_recognised_and_published(puller, hub, repo):
+    hub.add("me/model", repo)
+    reports = []
+    model = await puller.library.pull(REF, report=reports.append)
+    assert_whole(puller, repo)
+    assert model.model_type == "text_generation"
+    assert puller.heard == [("pulled", "me/model")]
+    downloading = [each.completed for each in reports if each.status == "downloading"]
+    assert downloading == sorted(downloading)
+    assert {each.total for each in reports if each.status == "downloading"} == {model.size}
+    assert (reports[-1].status, reports[-1].completed) == ("success", model.size)
+    assert "of the author" not in (model.directory / "graph.pbtxt").read_text()
+    assert puller.library.staging() == []
+    assert await puller.library.verify("me/model") == []
+
+
+async def test_a_complete_copy_needs_no_network(puller, hub, repo):
+    hub.add("me/model", repo)
+    await puller.library.pull(REF)
+    hub.refuse_all = 500
+    before = hub.listings
+    model = await puller.library.pull(REF, model_type="text_generation")
+    assert model.id == "me/model"
+    assert hub.listings == before
+
+
+async def test_a_copy_that_lost_a_file_is_completed(puller, hub, repo):
+    hub.add("me/model", repo)
+    model = await puller.library.pull(REF)
+    (model.directory / "config.json").unlink()
+    before = hub.sent
+    await puller.library.pull(REF)
+    assert_whole(puller, repo)
+    assert hub.sent - before < 100_000, "what was whole is taken over, not fetched"
+
+
+async def test_a_refresh_fetches_what_changed(puller, hub, repo):
+    hub.add("me/model", repo)
+    first = await puller.library.pull(REF)
+    (repo / "generation_config.json").write_text('{"do_sample": false}')
+    hub.add("me/model", repo)
+    before = hub.sent
+    second = await puller.library.pull(REF, refresh=True)
+    assert second.digest != first.digest
+    assert_whole(puller, repo)
+    assert hub.sent - before < 1000
+
+
+async def test_staging_of_an_older_state_is_not_mixed_with_a_newer_one(make_puller, hub, repo):
+    hub.add("me/model", repo)
+    puller = make_puller(retries=0)
+    hub.fault(BIG, *[Fault("status", 500)] * 20)
+    with pytest.raises(Unavailable):
+        await puller.library.pull(REF)
+    config = json.loads((repo / "config.json").read_text())
+    same_size = json.dumps(config | {"bos_token_id": 1021}, indent=2)
+    assert len(same_size) <= (repo / "config.json").stat().st_size
+    (repo / "config.json").write_text(same_size.ljust((repo / "config.json").stat().st_size))
+    hub.faults.clear()
+    hub.add("me/model", repo)
+    await puller.library.pull(REF)
+    assert_whole(puller, repo)
+
+
+async def test_revisions_are_kept_apart(puller, hub, repo):
+    hub.add("me/model", repo)
+    hub.add("me/model", repo, revision="v1")
+    await puller.library.pull(REF)
+    await puller.library.pull(ModelRef("me/model", "v1"))
+    assert puller.library.describe("me/model")["revision"] == "v1"
+    assert hub.listings == 2
+
+
+async def test_who_asks_for_the_same_joins_and_sees_progress(puller, hub, repo):
+    hub.add("me/model", repo)
+    hub.rate = 500_000
+    seen = {name: [] for name in range(5)}
+
+    async def ask(name: int) -> None:
+        await anyio.sleep(name * 0.05)
+        await puller.library.pull(REF, report=seen[name].append)
+
+    async with anyio.create_task_group() as group:
+        for name in seen:
+            group.start_soon(ask, name)
+    assert hub.listings == 1
+    assert len([each for each in hub.requests if each.path == BIG]) == 8
+    for reports in seen.values():
+        assert sum(each.status == "downloading" for each in reports) >= 3
+        assert reports[-1].status == "success"
+    assert_whole(puller, repo)
+
+
+async def test_the_last_asker_to_leave_stops_the_pull(puller, hub, repo):
+    hub.add("me/model", repo)
+    hub.rate = 100_000
+    async with anyio.create_task_group() as group:
+        scopes = [anyio.CancelScope(), anyio.CancelScope()]
+
+        async def ask(scope: anyio.CancelScope) -> None:
+            with scope:
+                await puller.library.pull(REF)
+
+        for scope in scopes:
+            group.start_soon(ask, scope)
+        await anyio.sleep(0.5)
+        scopes[0].cancel()
+        await anyio.sleep(0.3)
+        assert hub.connections > 0, "one asker is left, so it goes on"
+        scopes[1].cancel()
+    assert puller.library.list() == []
+    assert [each.id for each in puller.library.staging()] == ["me/model"]
+    hub.rate = 0
+    before = hub.sent
+    await puller.library.pull(REF)
+    assert_whole(puller, repo)
+    assert hub.sent - before < 4_000_000, "what had arrived was kept"
+
+
+async def test_another_revision_meanwhile_is_refused(puller, hub, repo):
+    hub.add("me/model", repo)
+    hub.rate = 500_000
+    async with anyio.create_task_group() as group:
+        group.start_soon(puller.library.pull, REF)
+        await anyio.sleep(0.2)
+        with pytest.raises(BadRequest, match="being pulled already"):
+            await puller.library.pull(ModelRef("me/model", "v1"))
+
+
+async def test_a_failed_pull_is_told_to_everyone_and_resumed(make_puller, hub, repo):
+    hub.add("me/model", repo)
+    puller = make_puller(retries=1)
+    hub.fault(BIG, *[Fault("cut", 100_000), Fault("status", 500), Fault("status", 500)] * 8)
+    results = []
+
+    async def ask() -> None:
+        with pytest.raises(Unavailable) as caught:
+            await puller.library.pull(REF)
+        results.append(caught.value.message)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask)
+        group.start_soon(ask)
+    assert len(results) == 2
+    assert puller.library.list() == []
+    hub.faults.clear()
+    await puller.library.pull(REF)
+    assert_whole(puller, repo)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["model.safetensors", "config.json"], r"\.safetensors.*-ov"),
+        (["pytorch_model.bin", "config.json"], r"\.bin.*-ov"),
+        (["openvino_model.xml", "openvino_model.bin", "../../evil"], "leads outside"),
+        (["openvino_model.xml", "openvino_model.bin", "C:\\evil"], "backslash"),
+        (["openvino_model.xml", "openvino_model.bin", "a.txt", "A.txt"], "differ only in case"),
+        (["a-q8_0.gguf", "a-q2_k.gguf"], "allow_patterns"),
+    ],
+)
+async def test_what_cannot_be_served_is_refused_before_the_download(puller, hub, repo, files, words):
+    hub.add("me/model", dict.fromkeys(files, repo / "config.json"))
+    with pytest.raises(BadRequest, match=words):
+        await puller.library.pull(REF)
+    assert hub.requests == []
+    assert puller.library.staging() == []
+    assert not (puller.settings.data_dir.parent / "evil").exists()
+
+
+async def test_gguf_is_pulled_for_text_generation(puller, hub, repo):
+    names = ["m-Q2_K.gguf", "m-Q4_K_M-00001-of-00002.gguf", "m-Q4_K_M-00002-of-00002.gguf", "README.md"]
+    hub.add("me/model", dict.fromkeys(names, repo / "config.json"))
+    model = await puller.library.pull(REF)
+    assert (model.model_type, model.format) == ("text_generation", "gguf")
+    assert not (model.directory / "m-Q2_K.gguf").exists()
+    assert 'models_path: "./m-Q4_K_M-00001-of-00002.gguf"' in (model.directory / "graph.pbtxt").read_text()
+
+
+async def test_a_contradiction_is_an_error_before_the_weights(puller, hub, repo):
+    hub.add("me/model", repo)
+    with pytest.raises(BadRequest, match=r"type speech_to_text.*type text_generation"):
+        await puller.library.pull(REF, model_type="speech_to_text")
+    assert all(each.path != BIG for each in hub.requests)
+    assert puller.library.staging() == []
+    await puller.library.pull(REF, model_type="text_generation")
+    with pytest.raises(BadRequest, match="installed here as type text_generation"):
+        await puller.library.pull(REF, model_type="embeddings")
+
+
+class Guard:
+    def __init__(self):
+        self.plans = []
+
+    @hookimpl
+    def ovms_before_pull(self, model, plan):
+        self.plans.append(plan)
+        if plan.total > 1_000_000:
+            raise Refused("Nothing that large.")
+
+
+async def test_extensions_see_the_plan_and_may_veto(puller, hub, repo):
+    guard = Guard()
+    puller.events.register({"guard": guard})
+    hub.add("me/model", repo)
+    with pytest.raises(Refused, match="Nothing that large"):
+        await puller.library.pull(REF)
+    assert guard.plans[0].present == 0
+    assert {file.path for file in guard.plans[0].files} >= {BIG, "config.json"}
+    assert hub.requests == []
+
+
+async def test_the_disk_is_asked_before_the_first_byte(puller, hub, repo, monkeypatch):
+    hub.add("me/model", repo)
+    usage = publish.shutil.disk_usage(repo)
+    monkeypatch.setattr(publish.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(Unavailable, match="more on disk"):
+        await puller.library.pull(REF)
+    assert hub.requests == []
+
+
+async def test_an_unknown_hub_is_named(puller):
+    with pytest.raises(NotSupported, match=r"'elsewhere'.*installed: modelscope"):
+        await puller.library.pull(ModelRef("me/model", hub="elsewhere"))
+
+
+async def test_a_hub_that_lies_about_its_success_is_found_out(make_world, hub, repo):
+    class Liar:
+        async def list_files(self, ref):
+            from ovms_kernel.values import RemoteFile
+
+            return [
+                RemoteFile(name, (repo / name).stat().st_size) for name in (BIG, "openvino_model.xml", "config.json")
+            ]
+
+        async def download(self, ref, into, report, files=None):
+            (into / "config.json").write_bytes((repo / "config.json").read_bytes())
+
+    world = make_world(hubs={"modelscope": Liar()})
+    with pytest.raises(Unavailable, match="did not arrive whole"):
+        await world.library.pull(REF)
+    assert world.library.list() == []
+
+
+# -- kills ---------------------------------------------------------------------------------------------------------
+
+PULL = """
+import os, sys
+import anyio, modelscope_hub, requests, filelock
+from pathlib import Path
+from ovms_hub_modelscope import ModelScope
+from ovms_kernel.events import Events
+from ovms_kernel.extensions import compose
+from ovms_kernel.models.library import Library
+from ovms_kernel.settings import Settings
+from ovms_kernel.values import Host, ModelRef
+
+data, url, part_size = sys.argv[1:]
+settings = Settings(Path(data))
+host = Host(os="linux", machine="x86_64", memory=16 << 30)
+drivers = compose(settings, host, kinds=("graphs",))
+hub = ModelScope({"endpoint": url, "part_size": part_size, "retry_delay": 0.01})
+library = Library(settings, Events(), {"modelscope": hub}, drivers.graphs, host)
+hub._client()
+print("ready", flush=True)
+# One child for each line, so that a kill costs no start of an interpreter.
+for line in sys.stdin:
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            anyio.run(lambda: library.pull(ModelRef(line.strip())))
+            status = 0
+        finally:
+            os._exit(status)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+class Zygote:
+    """Starts pulls in processes of their own, quickly."""
+
+    def __init__(self, tmp_path: Path, data: Path, url: str, part_size: int) -> None:
+        script = tmp_path / "pull.py"
+        script.write_text(PULL)
+        command = [sys.executable, str(script), str(data), url, str(part_size)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout.readline() == "ready\n"
+
+    def pull(self, model_id: str, kill_after: float | None) -> int:
+        self.process.stdin.write(model_id + "\n")
+        self.process.stdin.flush()
+        pid = int(self.process.stdout.readline())
+        if kill_after is not None:
+            time.sleep(kill_after)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return int(self.process.stdout.readline())
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+
+def written_and_noted(staging: Path, repo: Path) -> tuple[int, int]:
+    """Return the bytes of the weights that really are in the growing file, and those that the journal knows."""
+    for journal in (staging / "files" / PARTIAL).glob("*.journal"):
+        data = journal.with_suffix(".data").read_bytes() if journal.with_suffix(".data").exists() else b""
+        truth = (repo / BIG).read_bytes()
+        content = journal.read_bytes()
+        if len(data) != len(truth) or len(content) < HEADER.size:
+            continue
+        _, part_size = HEADER.unpack_from(content)
+        counts = [each[0] for each in COUNT.iter_unpack(content[HEADER.size :])]
+        written = 0
+        for index, count in enumerate(counts):
+            start = index * part_size
+            part, right = data[start : start + part_size], truth[start : start + part_size]
+            assert part[:count] == right[:count], "the journal knows no byte that is not there"
+            written += next((i for i in range(count, len(right)) if part[i] != right[i]), len(right))
+        return written, sum(counts)
+    return 0, 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here")
+def test_fifty_kills_at_random_moments(make_world, hub, tmp_path, repo):
+    part_size = 1 << 20
+    chance = random.Random(2026)
+    (repo / BIG).write_bytes(chance.randbytes(12_000_000))
+    size = sum(each.stat().st_size for each in repo.rglob("*") if each.is_file())
+    hub.add("me/model", repo)
+    hub.rate = 300_000
+    world = make_world()
+    staging = publish.staging_folder(world.settings, "me/model")
+    zygote = Zygote(tmp_path, world.settings.data_dir, hub.url, part_size)
+    wasted, interrupted = 0, 0
+    try:
+        for _ in range(50):
+            code = zygote.pull("me/model", chance.uniform(0, 0.2))
+            interrupted += code == -signal.SIGKILL
+            written, noted = written_and_noted(staging, repo)
+            assert written - noted <= part_size, "more than one part would be fetched twice"
+            wasted = max(wasted, written - noted)
+            if world.library.list():
+                assert_whole(world, repo)
+        hub.rate = 0
+        assert zygote.pull("me/model", None) == 0
+        assert_whole(world, repo)
+        assert interrupted >= 40
+        assert hub.sent <= size + interrupted * part_size
+        # The other moments: recognising, writing the graph and the note, publishing.
+        small = {name: repo / name for name in ("openvino_model.xml", "config.json")}
+        small["openvino_model.bin"] = repo / "tokenizer.json"
+        hub.add("me/small", small)
+        for _ in range(20):
+            zygote.pull("me/small", chance.uniform(0, 0.06))
+            for model in (each for each in world.library.list() if each.id == "me/small"):
+                assert all(
+                    (model.directory / name).stat().st_size == path.stat().st_size for name, path in small.items()
+                )
+            assert zygote.pull("me/small", None) == 0
+            anyio.run(world.library.delete, "me/small")
+    finally:
+        zygote.close()
+    assert [each.id for each in world.library.list()] == ["me/model"]
+    assert not staging.exists()
