@@ -21,6 +21,7 @@ from ovms_kernel.errors import EngineFailed, NotFound, OvmsError, TimedOut, Unav
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.models.config_json import ConfigFile
 from ovms_kernel.models.files import GRAPH
+from ovms_kernel.models.idle import IdleWatch, is_wanted
 from ovms_kernel.models.names import parse_model_id
 from ovms_kernel.models.publish import human
 from ovms_kernel.values import LoadedModel, LocalModel
@@ -98,7 +99,9 @@ class Serving:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._config = ConfigFile(settings.config_json, lambda: {m.id: m.directory for m in self.served.values()})
         library.release = self._release
-        events.register({"kernel.serving": self})
+        events.register(
+            {"kernel.serving": self} | ({"kernel.idle": IdleWatch(settings, self)} if is_wanted(settings) else {})
+        )
 
     async def prepare(self) -> None:
         """Make the engine's configuration file if there is none."""
