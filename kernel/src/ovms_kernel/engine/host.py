@@ -78,7 +78,9 @@ def _libpython() -> tuple[str, ...]:
     """Return the versions of libpython in the folders where the loader looks."""
     found = set()
     for folder in LIBRARY_FOLDERS:
-        for path in Path(folder).glob("**/libpython3.*.so*") if Path(folder).is_dir() else ():
-            if match := re.match(r"libpython(3\.\d+)\.so", path.name):
-                found.add(match[1])
+        # Directly there or in the folder of an architecture: the loader looks no deeper, and a whole tree takes long.
+        for pattern in ("libpython3.*.so*", "*/libpython3.*.so*"):
+            for path in Path(folder).glob(pattern) if Path(folder).is_dir() else ():
+                if match := re.match(r"libpython(3\.\d+)\.so", path.name):
+                    found.add(match[1])
     return tuple(sorted(found, key=lambda each: int(each.partition(".")[2])))
