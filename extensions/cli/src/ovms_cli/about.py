@@ -1,0 +1,138 @@
+"""Commands that report: what is installed, what AOG is told, and what is wrong."""
+
+import inspect
+import shutil
+import sys
+from dataclasses import replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ovms_cli import output
+from ovms_cli.session import Json, Session, add
+from ovms_kernel.errors import OvmsError
+from ovms_kernel.values import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ovms_kernel.kernel import Kernel
+
+ROOM = 5 << 30
+"""Bytes that an engine and a small model need at least."""
+MARKS = {"ok": "✓", "warning": "!", "error": "✗"}
+COLORS = {"ok": "green", "warning": "yellow", "error": "red"}
+
+
+class Bodies(StrEnum):
+    """Which conversion templates the manifest names."""
+
+    openvino = "openvino"
+    full = "full"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands."""
+    add(app, doctor, extensions, manifest)
+
+
+async def extensions(session: Session, *, json: Json = False) -> None:
+    """List the extensions, and why one is not used."""
+    async with session.kernel() as kernel:
+        reports = kernel.extensions.reports
+    if json:
+        output.print_json(reports)
+        return
+    rows = [(each.key, each.state, f"{each.distribution} {each.version}".strip(), each.cause) for each in reports]
+    output.print_table(("EXTENSION", "STATE", "FROM", ""), rows)
+
+
+async def manifest(
+    session: Session,
+    *,
+    bodies: Annotated[
+        Bodies, typer.Option(help="Templates of AOG's own engine, or those that keep every field.")
+    ] = Bodies.openvino,
+    json: Json = False,
+) -> None:
+    """Print plugin.yaml, AOG's manifest of the services."""
+    async with session.kernel() as kernel:
+        made = replace(kernel.manifest(), bodies=bodies.value)
+    if json:
+        output.print_json(made.as_dict())
+    else:
+        sys.stdout.write(made.as_yaml())
+
+
+async def doctor(session: Session, *, json: Json = False) -> None:
+    """Check this machine, and say what to do about it.
+
+    The exit code is 1 if something stands in the way.
+    """
+    async with session.kernel() as kernel:
+        findings = [*_host(kernel), *_extensions(kernel), *await _platform(kernel), *_disk(session)]
+        for name, found in await kernel.events.ask("ovms_check_host", host=kernel.host):
+            more: Iterable[Finding] = await found if inspect.isawaitable(found) else found
+            findings += [replace(each, subject=each.subject or name) for each in more]
+    if json:
+        output.print_json(findings)
+    else:
+        _print(findings)
+    session.code = 1 if any(each.level == "error" for each in findings) else 0
+
+
+def _print(findings: list[Finding]) -> None:
+    from rich.text import Text
+
+    console = output.stdout()
+    width = max(len(each.subject) for each in findings)
+    for each in findings:
+        mark = Text(MARKS[each.level], COLORS[each.level])
+        console.print(Text.assemble(mark, f" {each.subject:<{width}}   {each.text}"))
+        if each.remedy:
+            console.print(Text(f"  {'':<{width}}   → {each.remedy}"))
+
+
+def _host(kernel: "Kernel") -> list[Finding]:
+    host = kernel.host
+    system = f"{host.distribution or host.os} {host.version}".strip()
+    memory = f", {output.size(host.memory)} of memory" if host.memory else ""
+    return [Finding("ok", "system", f"{system} on {host.machine}{memory}; devices: {', '.join(host.devices)}")]
+
+
+def _extensions(kernel: "Kernel") -> list[Finding]:
+    broken = [
+        Finding("error", each.key, each.cause, f"Update or remove {each.distribution}.")
+        for each in kernel.extensions.reports
+        if each.state == "broken"
+    ]
+    loaded = sum(each.state == "loaded" for each in kernel.extensions.reports)
+    return [*broken, Finding("ok", "extensions", f"{loaded} loaded")]
+
+
+async def _platform(kernel: "Kernel") -> list[Finding]:
+    try:
+        platform, name = kernel.platform(), kernel.platform_name()
+        installation = kernel.installations.active()
+        if installation is None:
+            release = platform.release(kernel.host, kernel.settings.engine_version)
+            text = f"not installed; {name} would install {release.version}"
+            return [Finding("warning", "engine", text, "ovms-plugin engine install")]
+        findings = [
+            Finding("error" if each.fatal else "warning", "engine", each.what, each.remedy)
+            for each in await platform.requirements(installation)
+        ]
+    except OvmsError as error:
+        return [Finding("error", "engine", error.message)]
+    return findings or [Finding("ok", "engine", f"{installation.version} of {name}, nothing is missing")]
+
+
+def _disk(session: Session) -> list[Finding]:
+    folder = session.settings.data_dir
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    free = shutil.disk_usage(existing).free
+    text = f"{output.size(free)} free for {folder}"
+    if free < ROOM:
+        return [Finding("warning", "disk", text, "Set data_dir to a folder on a larger disk.")]
+    return [Finding("ok", "disk", text)]

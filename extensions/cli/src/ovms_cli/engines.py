@@ -1,0 +1,189 @@
+"""Commands about the engine: run it, look at it, install another one."""
+
+import os
+from collections import deque
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated
+
+import anyio
+import typer
+
+from ovms_cli import output
+from ovms_cli.session import Json, Session, add, running
+from ovms_kernel.errors import NotFound
+from ovms_kernel.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from ovms_kernel.values import EngineExit, EngineInfo, LoadedModel, LocalModel
+
+LOG = "engine.log"
+FOLLOW_TICK = 0.25
+"""Seconds between two looks at a log that is followed."""
+Version = Annotated[str, typer.Argument(metavar="VERSION", help="As `engine ls` lists it.", show_default=False)]
+AnyVersion = Annotated[
+    str, typer.Argument(metavar="[VERSION]", help="The newest known to work, if none is named.", show_default=False)
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands, and the group ``engine``."""
+    add(app, up, status, logs)
+    group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Install, choose and remove engine versions.")
+    add(group, ls, install, use, upgrade, remove)
+    app.add_typer(group, name="engine")
+
+
+class Teller:
+    """Listens to the kernel and prints a line for what happens to the engine and its models."""
+
+    @hookimpl
+    def ovms_engine_ready(self, engine: "EngineInfo") -> None:
+        """Tell where it answers."""
+        output.say(f"Engine {engine.version} is ready at {engine.endpoint.rest}.")
+
+    @hookimpl
+    def ovms_engine_exited(self, exit: "EngineExit", will_restart: bool) -> None:  # noqa: A002, FBT001 - the event's words
+        """Tell why."""
+        if not exit.expected:
+            output.say(f"The engine ended: {exit.cause}" + (" It is started again." if will_restart else ""))
+
+    @hookimpl
+    def ovms_model_ready(self, model: "LoadedModel") -> None:
+        """Tell how long it took."""
+        output.say(f"{model.model.id} is served, loaded in {model.seconds:.1f} s.")
+
+    @hookimpl
+    def ovms_load_failed(self, model: "LocalModel", cause: str) -> None:
+        """Tell why."""
+        output.say(f"{model.id} could not be loaded: {cause}")
+
+    @hookimpl
+    def ovms_unloaded(self, model: "LocalModel", reason: str) -> None:
+        """Tell why."""
+        output.say(f"{model.id} is not served any more ({reason}).")
+
+
+async def up(session: Session) -> None:
+    """Run the engine until Ctrl-C.
+
+    Other commands, and AOG, use the running engine meanwhile.
+    """
+    session.kept = "The engine is stopped; models and settings are kept."
+    async with session.kernel() as kernel:
+        kernel.events.register({"terminal": Teller()})
+        await kernel.init_environment()
+        output.say("Starting the engine …")
+        await kernel.engine()
+        output.say("Ctrl-C stops it.")
+        await anyio.sleep_forever()
+
+
+async def status(session: Session, *, json: Json = False) -> None:
+    """Show whether the engine runs, where, and what it serves."""
+    async with session.kernel() as kernel:
+        runs = await running(kernel)
+        info = kernel.supervisor.info
+        active = kernel.installations.active()
+        models = [each.id for each in await kernel.running_models()] if runs else []
+        state = kernel.supervisor.describe()
+    report = {
+        "engine": state,
+        "version": info.version if info else active.version if active else "",
+        "rest": info.endpoint.rest if info else "",
+        "grpc": info.endpoint.grpc if info else "",
+        "pid": info.pid if info else None,
+        "models": models,
+        "data_dir": session.settings.data_dir,
+    }
+    if json:
+        output.print_json(report)
+    else:
+        report["models"] = ", ".join(models)
+        output.print_facts({name.replace("_", " "): str(value) for name, value in report.items() if value})
+
+
+async def logs(
+    session: Session,
+    *,
+    lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="How many of the last lines.")] = 50,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with lines as they are written.")] = False,
+) -> None:
+    """Print the engine's log."""
+    session.kept = "No longer following the log."
+    path = session.settings.logs_dir / LOG
+    if not path.exists():
+        raise NotFound(f"There is no log at {path} yet; it begins when the engine is first started.")
+    with ExitStack() as stack:
+        file = stack.enter_context(path.open(encoding="utf-8", errors="replace"))
+        for line in deque(file, maxlen=lines):
+            print(line, end="")
+        while follow:
+            if line := file.readline():
+                print(line, end="", flush=True)
+                continue
+            await anyio.sleep(FOLLOW_TICK)
+            if path.exists() and not os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                # A long log is set aside when the engine starts, and a new one begun.
+                stack.close()
+                file = stack.enter_context(path.open(encoding="utf-8", errors="replace"))
+
+
+async def ls(session: Session, *, json: Json = False) -> None:
+    """List the engine versions on this machine."""
+    async with session.kernel() as kernel:
+        active = kernel.installations.active()
+        versions = kernel.installations.versions()
+    if json:
+        output.print_json([output.plain(each) | {"active": each == active} for each in versions])
+    elif versions:
+        rows = [(each.version, each.platform, "active" if each == active else "") for each in versions]
+        output.print_table(("VERSION", "PLATFORM", ""), rows)
+    else:
+        output.say("No engine is installed; `ovms-plugin engine install` does that.")
+
+
+async def install(session: Session, version: AnyVersion = "", *, json: Json = False) -> None:
+    """Install an engine and make it the active one.
+
+    Nothing happens if it is already.
+    """
+    session.kept = "Interrupted; what was fetched is kept, the same command goes on from there."
+    async with session.kernel() as kernel:
+        with output.progress("engine") as report:
+            installation = await kernel.install_engine(version, report=report)
+    if json:
+        output.print_json(installation)
+    else:
+        print(f"Engine {installation.version} is installed and active.")
+
+
+async def use(session: Session, version: Version) -> None:
+    """Make an installed version the active one.
+
+    An engine that runs is not touched; the version counts from the next start on.
+    """
+    async with session.kernel() as kernel:
+        await kernel.installations.activate(kernel.installations.find(version))
+    print(f"Engine {version} is active from the next start on.")
+
+
+async def upgrade(session: Session, version: AnyVersion = "", *, json: Json = False) -> None:
+    """Change to another version.
+
+    The old one is put back if the new one does not come up healthy.
+    """
+    session.kept = "Interrupted; the engine version is as it was."
+    async with session.kernel() as kernel:
+        with output.progress("engine") as report:
+            installation = await kernel.upgrade_engine(version, report=report)
+    if json:
+        output.print_json(installation)
+    else:
+        print(f"Engine {installation.version} is active.")
+
+
+async def remove(session: Session, version: Version) -> None:
+    """Delete a version that is not the active one."""
+    async with session.kernel() as kernel:
+        await kernel.installations.remove(version)
+    print(f"Engine {version} is removed.")

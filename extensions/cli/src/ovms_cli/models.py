@@ -1,0 +1,257 @@
+"""Commands about models: on disk and in the running engine."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ovms_cli import output
+from ovms_cli.session import Json, Session, add, need_engine, running
+from ovms_kernel.errors import BadRequest, NotSupported
+
+if TYPE_CHECKING:
+    from ovms_kernel.kernel import Kernel
+    from ovms_kernel.values import ModelRef
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="As owner/name.", show_default=False)]
+Models = Annotated[
+    list[str], typer.Argument(metavar="MODEL...", help="One or more, as owner/name.", show_default=False)
+]
+Type = Annotated[
+    str, typer.Option("--type", metavar="TYPE", help="What it is, if its files do not tell.", show_default=False)
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands, in the order in which help lists them."""
+    add(app, pull, import_, ls, show, verify, rm, df, load, unload, ps)
+
+
+async def pull(
+    session: Session,
+    model: Model,
+    *,
+    revision: Annotated[
+        str, typer.Option(metavar="NAME", help="Branch, tag or commit on the hub.", show_default=False)
+    ] = "",
+    type_: Type = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be fetched.")] = False,
+    max_rate: Annotated[
+        str, typer.Option(metavar="RATE", help="Bytes per second at most, such as 5MB.", show_default=False)
+    ] = "",
+    json: Json = False,
+) -> None:
+    """Fetch a model from the hub.
+
+    A pull that broke off goes on where it was.
+    """
+    from ovms_kernel.models.names import parse_model_ref
+
+    ref = parse_model_ref(f"{model}@{revision}" if revision else model)
+    limit = {(ref.hub or session.settings.hub): {"max_rate": read_rate(max_rate)}} if max_rate else {}
+    async with session.kernel(hubs=limit) if limit else session.kernel() as kernel:
+        if dry_run:
+            _tell_plan(await _plan(kernel, ref), json=json)
+            return
+        session.kept = f"Interrupted; what has arrived of {ref.id} is kept, the same command goes on from there."
+        with output.progress(ref.id) as report:
+            pulled = await kernel.library.pull(ref, model_type=type_, report=report)
+    if json:
+        output.print_json(pulled)
+    else:
+        print(f"{pulled.id} is here: {pulled.model_type}, {output.size(pulled.size)}.")
+
+
+def read_rate(text: str) -> int:
+    """Return the bytes per second that were typed, as ``5MB``, ``500k`` or a number."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)i?b?(?:/s)?", text.strip().lower())
+    if not found or not (rate := int(float(found[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[found[2]])):
+        raise BadRequest(f"{text!r} is no rate; write bytes per second such as 5MB or 500k.")
+    return rate
+
+
+async def _plan(kernel: "Kernel", ref: "ModelRef") -> dict[str, Any]:
+    from ovms_kernel.models.pulling import choose_files
+
+    name = ref.hub or kernel.settings.hub
+    if name not in kernel.extensions.hubs:
+        raise NotSupported(f"There is no hub {name!r}; install ovms-hub-{name} or name another.")
+    files = choose_files(await kernel.extensions.hubs[name].list_files(ref), ref.id)
+    usage = kernel.library.usage()
+    return {
+        "id": ref.id,
+        "revision": ref.revision,
+        "hub": name,
+        "files": files,
+        "total": sum(file.size for file in files),
+        "free": usage.free,
+        "installed": ref.id in usage.models,
+    }
+
+
+def _tell_plan(plan: dict[str, Any], *, json: bool) -> None:
+    if json:
+        output.print_json(plan)
+        return
+    output.print_table(
+        ("FILE", "SIZE"), [(file.path, output.size(file.size)) for file in plan["files"]], right=("SIZE",)
+    )
+    known = "; it is here already" if plan["installed"] else ""
+    print(f"\n{plan['id']}: {output.size(plan['total'])} in all, {output.size(plan['free'])} are free{known}.")
+
+
+async def import_(
+    session: Session,
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder or an archive.", show_default=False)],
+    model: Model,
+    *,
+    type_: Type = "",
+    json: Json = False,
+) -> None:
+    """Take in a model from a folder or archive."""
+    async with session.kernel() as kernel:
+        with output.progress(model) as report:
+            taken = await kernel.import_model(path, model, model_type=type_, report=report)
+    if json:
+        output.print_json(taken)
+    else:
+        print(f"{taken.id} is here: {taken.model_type}, {output.size(taken.size)}.")
+
+
+async def ls(session: Session, *, json: Json = False) -> None:
+    """List the models on this machine."""
+    async with session.kernel() as kernel:
+        models = await kernel.list_models()
+    if json:
+        output.print_json(models)
+    elif models:
+        rows = [
+            (each.id, each.model_type, output.size(each.size), each.quantization or "-", output.ago(each.modified))
+            for each in models
+        ]
+        output.print_table(("MODEL", "TYPE", "SIZE", "WEIGHTS", "CHANGED"), rows, right=("SIZE",))
+    else:
+        output.say(
+            "No model is here yet; `ovms-plugin pull OWNER/NAME` fetches one, `ovms-plugin import` takes one in."
+        )
+
+
+async def ps(session: Session, *, json: Json = False) -> None:
+    """List the models that the engine serves now."""
+    async with session.kernel() as kernel:
+        models = await kernel.running_models() if await running(kernel) else []
+        state = kernel.supervisor.describe()
+    if json:
+        output.print_json(models)
+    elif models:
+        rows = [(each.id, each.model_type, output.size(each.size)) for each in models]
+        output.print_table(("MODEL", "TYPE", "SIZE"), rows, right=("SIZE",))
+    else:
+        output.say(f"The engine serves no model; it is {state}.")
+
+
+async def show(session: Session, model: Model, *, json: Json = False) -> None:
+    """Show everything that is known of a model."""
+    async with session.kernel() as kernel:
+        facts = kernel.library.describe(model)
+    if json:
+        output.print_json(facts)
+        return
+    files, graph = facts.pop("files"), facts.pop("graph")
+    facts["size"] = output.size(facts["size"])
+    options = ", ".join(f"{name}={value}" for name, value in facts.pop("options").items())
+    edited = facts.pop("graph_edited")
+    named = {name.replace("_", " "): str(value) for name, value in facts.items() if value}
+    output.print_facts(named | ({"options": options} if options else {}))
+    print()
+    output.print_table(
+        ("FILE", "SIZE", "SHA-256"),
+        [(each["path"], output.size(each["size"]), each["sha256"][:12]) for each in files],
+        right=("SIZE",),
+    )
+    print(f"\ngraph.pbtxt{', edited by hand' if edited else ''}:\n")
+    print(graph.strip())
+
+
+async def verify(
+    session: Session,
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL...]", help="All, if none is named.", show_default=False)
+    ] = None,
+    *,
+    json: Json = False,
+) -> None:
+    """Check that models are still as they were pulled.
+
+    Every file is read again and its SHA-256 compared.
+    """
+    async with session.kernel() as kernel:
+        faults: dict[str, Sequence[str]] = {}
+        for model in models or [each.id for each in await kernel.list_models()]:
+            with output.progress(model) as report:
+                faults[model] = await kernel.library.verify(model, report)
+            if not json:
+                print(f"{model}: {'; '.join(faults[model]) or 'as it was pulled.'}")
+    if json:
+        output.print_json(faults)
+    if any(faults.values()):
+        output.say("Pull or import the damaged models again.")
+        session.code = 1
+
+
+async def rm(session: Session, models: Models) -> None:
+    """Delete models from this machine.
+
+    A model that is served is unloaded first.
+    """
+    async with session.kernel() as kernel:
+        await running(kernel)
+        for model in models:
+            unfinished = {each.id for each in kernel.library.staging()}
+            if model in unfinished and model not in kernel.library.usage().models:
+                await kernel.library.discard_staging(model)
+            else:
+                await kernel.delete_model(model)
+            print(f"{model} is deleted.")
+            session.kept = f"Interrupted; {model} was deleted already."
+
+
+async def df(session: Session, *, json: Json = False) -> None:
+    """Show what models, unfinished pulls and engines occupy."""
+    async with session.kernel() as kernel:
+        usage = kernel.library.usage()
+        staging = kernel.library.staging()
+        engines = {
+            each.version: sum(file.stat().st_size for file in each.directory.rglob("*") if file.is_file())
+            for each in kernel.installations.versions()
+        }
+    if json:
+        output.print_json({"models": usage.models, "staging": staging, "engines": engines, "free": usage.free})
+        return
+    rows = [(name, "model", output.size(count)) for name, count in usage.models.items()]
+    rows += [(each.id, "unfinished pull", output.size(each.size)) for each in staging]
+    rows += [(name, "engine", output.size(count)) for name, count in engines.items()]
+    rows.append(("free", str(session.settings.data_dir), output.size(usage.free)))
+    output.print_table(("WHAT", "KIND", "SIZE"), rows, right=("SIZE",))
+
+
+async def load(session: Session, models: Models) -> None:
+    """Make the running engine serve models."""
+    async with session.kernel() as kernel:
+        await need_engine(kernel)
+        for model in models:
+            loaded = await kernel.load_model(model)
+            print(f"{loaded.id} is served.")
+
+
+async def unload(session: Session, models: Models) -> None:
+    """Make the running engine let go of models."""
+    async with session.kernel() as kernel:
+        await need_engine(kernel)
+        for model in models:
+            # Named first, because the kernel passes over what is not served and a typing error should not.
+            found = kernel.library.find(model)
+            await kernel.unload_models([found.id])
+            print(f"{found.id} is not served any more.")

@@ -1,0 +1,163 @@
+"""What commands print: results on stdout, everything else on stderr, calm on a terminal and plain in a pipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from rich.console import Console
+
+    from ovms_kernel.values import Progress
+
+PLAIN_STEP = 5.0
+"""Seconds between two lines of progress where there is no terminal."""
+QUICK = 1.0
+"""Seconds that work may take without any such line."""
+
+
+def say(text: str) -> None:
+    """Print a notice: anything that is not the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:  # noqa: ANN401 - whatever a command reports
+    """Print a result as JSON."""
+    print(json.dumps(plain(value), indent=2, ensure_ascii=False))
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 - any value to its JSON
+    """Return values of the kernel as what JSON knows: dataclasses as objects, paths and times as strings."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {each.name: plain(getattr(value, each.name)) for each in dataclasses.fields(value) if each.repr}
+    if isinstance(value, dict):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return str(value) if isinstance(value, Path) else value
+
+
+def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+    """Print rows under titles, aligned; no borders, so that it reads well and cuts well.
+
+    :param right: titles of the columns that are aligned at their right, such as sizes.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    console = stdout()
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    for title in titles:
+        table.add_column(title, justify="right" if title in right else "left", no_wrap=True, overflow="ignore")
+    for row in rows:
+        table.add_row(*(Text(each) for each in row))
+    if not console.is_terminal:
+        # A pipe has no width; nothing is to be cut there.
+        console.width = 10_000
+    with console.capture() as capture:
+        console.print(table, crop=False, soft_wrap=True)
+    for line in capture.get().splitlines():
+        print(line.rstrip())
+
+
+def print_facts(facts: Mapping[str, str]) -> None:
+    """Print names and values, one to a line."""
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        print(f"{name:<{width}}   {value}".rstrip())
+
+
+def stdout() -> Console:
+    """Return a console for results."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True)
+
+
+def stderr() -> Console:
+    """Return a console for notices."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def size(count: int) -> str:
+    """Return a number of bytes as people read it, such as ``4.6 GB``."""
+    from rich.filesize import decimal
+
+    return decimal(count)
+
+
+def ago(moment: datetime) -> str:
+    """Return how long ago a moment was, such as ``3 days ago``."""
+    seconds = (datetime.now(UTC) - moment).total_seconds()
+    for unit, length in (("year", 31_536_000), ("month", 2_592_000), ("day", 86_400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count} {unit}{'s' if count > 1 else ''} ago"
+    return "just now"
+
+
+@contextmanager
+def progress(subject: str) -> Iterator[Callable[[Progress], None]]:
+    """Show how long work gets on; gives the function that is to hear of it.
+
+    On a terminal that is a bar which goes when the work is done, elsewhere a line every few seconds.
+    """
+    console = stderr()
+    if not console.is_terminal:
+        yield _lines(subject)
+        return
+    from rich import progress as rich_progress
+
+    columns = (
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(bar_width=24, complete_style="cyan", finished_style="cyan"),
+        rich_progress.DownloadColumn(),
+        rich_progress.TransferSpeedColumn(),
+        rich_progress.TimeRemainingColumn(compact=True),
+    )
+    with rich_progress.Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(subject, total=None)
+        phase = ""
+
+        def show(now: Progress) -> None:
+            nonlocal phase
+            if now.status != phase:
+                # Each phase has a speed of its own: hashing is no download.
+                phase = now.status
+                bars.reset(task, description=f"{subject}: {phase}", total=now.total or None)
+            bars.update(task, completed=now.completed, total=now.total or None)
+
+        yield show
+
+
+def _lines(subject: str) -> Callable[[Progress], None]:
+    phase, before = "", 0
+    last = time.monotonic() - PLAIN_STEP + QUICK
+
+    def show(now: Progress) -> None:
+        nonlocal phase, last, before
+        moment = time.monotonic()
+        if moment - last < PLAIN_STEP:
+            return
+        text = f"{subject}: {now.status}"
+        if now.total:
+            text += f", {size(now.completed)} of {size(now.total)}"
+            if now.status == phase and (speed := (now.completed - before) / (moment - last)) > 0:
+                left = (now.total - now.completed) / speed
+                text += f", {size(int(speed))}/s, {left:.0f} s left"
+        phase, last, before = now.status, moment, now.completed
+        say(text)
+
+    return show

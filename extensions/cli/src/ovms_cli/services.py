@@ -1,0 +1,98 @@
+"""Commands that ask a service: ``call`` for any of them, ``chat`` for the one that people talk to."""
+
+import json as json_
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from ovms_cli.session import Session, add, running
+from ovms_kernel.errors import BadRequest
+
+if TYPE_CHECKING:
+    from ovms_kernel.kernel import Kernel
+
+WITHDRAWN = "Interrupted; the request is withdrawn."
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands."""
+    add(app, chat, call)
+
+
+async def chat(
+    session: Session,
+    text: Annotated[
+        str, typer.Argument(metavar="TEXT", help="What to say; - reads it from stdin.", show_default=False)
+    ],
+    *,
+    model: Annotated[str, typer.Option(metavar="MODEL", help="As owner/name.", show_default=False)] = "",
+) -> None:
+    """Say something to a model and print its answer as it comes."""
+    if text == "-":
+        text = sys.stdin.read()
+    request = {"messages": [{"role": "user", "content": text}], "stream": True} | ({"model": model} if model else {})
+    session.kept = WITHDRAWN
+    async with session.kernel() as kernel:
+        await running(kernel, start=True)
+        body = json_.dumps(request, ensure_ascii=False).encode()
+        async with aclosing(_stream(kernel, "chat", body)) as chunks:
+            async for piece in answer(chunks):
+                print(piece, end="", flush=True)
+        print()
+
+
+async def call(
+    session: Session,
+    service: Annotated[str, typer.Argument(metavar="SERVICE", help="Such as embed.", show_default=False)],
+    request: Annotated[
+        str, typer.Argument(metavar="[JSON|@FILE|-]", help="The request; - reads it from stdin.", show_default=False)
+    ] = "{}",
+    *,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the events of the answer as they come.")] = False,
+) -> None:
+    """Ask a service with a JSON request and print its JSON answer."""
+    body = read_request(request)
+    session.kept = WITHDRAWN
+    async with session.kernel() as kernel:
+        kernel.service(service)
+        await running(kernel, start=True)
+        if stream:
+            async with aclosing(_stream(kernel, service, body)) as chunks:
+                async for chunk in chunks:
+                    sys.stdout.buffer.write(chunk)
+                    sys.stdout.buffer.flush()
+        else:
+            sys.stdout.buffer.write(await kernel.invoke(service, body) + b"\n")
+
+
+def _stream(kernel: "Kernel", service: str, body: bytes) -> AsyncGenerator[bytes, None]:
+    # The kernel promises no more than an iterator; what it returns is closed to withdraw a request.
+    return cast("AsyncGenerator[bytes, None]", kernel.stream(service, body))
+
+
+def read_request(text: str) -> bytes:
+    """Return the request that was typed, named as ``@file`` or piped in."""
+    if text == "-":
+        return sys.stdin.buffer.read()
+    if not text.startswith("@"):
+        return text.encode()
+    try:
+        return Path(text[1:]).expanduser().read_bytes()
+    except OSError as error:
+        raise BadRequest(f"{text[1:]} cannot be read ({error.strerror}); give @ and a file with JSON in it.") from error
+
+
+async def answer(chunks: AsyncIterator[bytes]) -> AsyncIterator[str]:
+    """Yield the text in the events of a chat's answer, those of its reasoning left out."""
+    async for chunk in chunks:
+        for line in chunk.decode().splitlines():
+            data = line.removeprefix("data:").strip()
+            if line.startswith("data:") and data != "[DONE]":
+                event: dict[str, Any] = json_.loads(data)
+                for choice in event.get("choices") or ():
+                    if text := (choice.get("delta") or {}).get("content"):
+                        yield text

@@ -1,0 +1,43 @@
+"""Running the command as a person does: the installed executable, in an environment of the test's own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def executable() -> str:
+    return str(Path(sys.executable).with_name("ovms-plugin" + (".exe" if os.name == "nt" else "")))
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Ours, without what AOG or a user of this machine may have set, and with a data folder of the test's own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OVMS_PLUGIN_", "AOG_"))}
+    return kept | {"OVMS_PLUGIN_DATA_DIR": str(tmp_path / "data"), "OVMS_PLUGIN_PLATFORM": "portable"}
+
+
+@pytest.fixture
+def run(executable: str, environment: dict[str, str]) -> Run:
+    """Run one command to its end."""
+
+    def call(*words: str, code: int = 0, text: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [executable, *words],
+            check=False,
+            capture_output=True,
+            input=text,
+            env=environment | variables,
+            encoding="utf-8",
+            timeout=60,
+        )
+        assert done.returncode == code, f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return call

@@ -1,0 +1,137 @@
+"""The command line itself: what process this is, help, wrong words, exit codes."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from ovms_cli.app import make_app
+from ovms_cli.app import run as run_here
+from ovms_cli.session import EXIT_CODES, report
+from ovms_kernel import errors
+
+
+def commands() -> Iterator[list[str]]:
+    """Yield the words of every command."""
+    app = typer.main.get_command(make_app())
+    for name, command in app.commands.items():
+        yield [name]
+        yield from ([name, inner] for inner in getattr(command, "commands", {}))
+
+
+COMMANDS = list(commands())
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_explains_itself(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_here([*words, "--help"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith(f"Usage: ovms-plugin {' '.join(words)} ")
+    assert words == ["engine"] or ("--data-dir" in told and "--debug" in told)
+
+
+def test_help_names_every_command_and_cuts_no_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_here(["--help"]) == 0
+    told = capsys.readouterr().out
+    assert not [words[0] for words in COMMANDS if f"\n  {words[0]} " not in told]
+    assert "..." not in told.split("Commands:")[1]
+
+
+def test_help_is_quick(executable: str) -> None:
+    def measure() -> float:
+        began = time.monotonic()
+        subprocess.run([executable, "--help"], check=True, capture_output=True)
+        return time.monotonic() - began
+
+    # A generous limit for a loaded machine; the measure itself is 0.2 s.
+    assert min(measure() for _ in range(3)) < 0.6
+
+
+def test_help_imports_neither_rich_nor_the_kernel_itself() -> None:
+    code = "import sys; from ovms_cli.app import run; run(['--help']); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert not {"rich", "grpc", "httpx", "stevedore", "ovms_kernel.kernel"} & set(done.stderr.split())
+
+
+def test_without_words_it_says_what_it_is_and_fails_as_go_plugins_do(run: Any) -> None:
+    done = run(code=1)
+    assert done.stdout == ""
+    assert "pull" in done.stderr
+    assert "go-plugin plugin" in done.stderr.splitlines()[-1]
+
+
+def test_a_host_starts_a_plugin_that_imports_no_terminal(environment: dict[str, str]) -> None:
+    # A cookie of another host: the plugin refuses it at once, after everything that decides was imported.
+    code = (
+        "import sys, atexit; sys.argv = ['ovms-plugin'];"
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr));"
+        "from ovms_cli.__main__ import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment | {"AOG_PLUGIN": "another-host"},
+        timeout=30,
+    )
+    modules = set(done.stderr.split())
+    assert "ovms_kernel.aog.serve" in modules
+    assert not {"typer", "rich", "ovms_cli.app"} & modules
+
+
+def test_with_words_it_is_a_command_even_if_a_host_set_its_cookie(run: Any) -> None:
+    assert "Usage:" in run("--help", AOG_PLUGIN="aog-provider-plugin-v1").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["lss"], "Did you mean 'ls'?"),
+        (["pull"], "MODEL"),
+        (["ls", "--nonsense"], "--nonsense"),
+        (["ls", "superfluous"], "superfluous"),
+        (["logs", "-n", "many"], "many"),
+        (["manifest", "--bodies", "half"], "half"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_words_are_told_and_end_with_2(words: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_here(words) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert part in told.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("error", [each for each in vars(errors).values() if isinstance(each, type)])
+def test_every_error_has_an_exit_code_and_one_sentence(error: type, capsys: pytest.CaptureFixture[str]) -> None:
+    code = report(ExceptionGroup("in a task", [error("No good; do this.")]))
+    assert capsys.readouterr().err == "No good; do this.\n"
+    assert code == EXIT_CODES.get(error.code, 1) != 0
+
+
+def test_what_nobody_foresaw_is_one_line_and_a_traceback_only_if_asked(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "models").write_text("in the way")
+    brief = run("df", code=1)
+    assert len(brief.stderr.splitlines()) == 1
+    assert "Traceback" in run("df", "--debug", code=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "part"),
+    [
+        ({"OVMS_PLUGIN_REST_PORT": "many"}, "rest_port must be of type int"),
+        ({"OVMS_PLUGIN_PLATFORM": "beos"}, "beos"),
+    ],
+    ids=["type", "name"],
+)
+def test_a_wrong_setting_is_told_in_one_sentence(run: Any, variables: dict[str, str], part: str) -> None:
+    done = run("engine", "install", code=2 if part.startswith("rest") else 7, **variables)
+    assert part in done.stderr
+    assert len(done.stderr.splitlines()) == 1

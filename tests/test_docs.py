@@ -1,0 +1,172 @@
+"""The documentation says what is the case: commands exist, examples run, settings are those of the code.
+
+Run as a program, it writes the tables that are made from the code again.
+"""
+
+import ast
+import dataclasses
+import itertools
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from ovms_cli.app import make_app
+from ovms_kernel import settings
+
+ROOT = Path(__file__).parents[1]
+DOCS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NOT_HERE = ("pull", "up", "logs", "demo", "deploy")
+"""Commands for users that need the internet or do not end; they are only parsed. The demo has tests of its own."""
+
+
+def settings_table() -> str:
+    """Return the table of all settings, from the fields of Settings and the docstrings under them."""
+    tree = ast.parse(Path(settings.__file__).read_text("utf-8"))
+    body = next(each for each in tree.body if isinstance(each, ast.ClassDef) and each.name == "Settings").body
+    told = {
+        field.target.id: " ".join(str(doc.value.value).split())
+        for field, doc in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(doc, ast.Expr)
+        and isinstance(doc.value, ast.Constant)
+    }
+    lines = ["| setting | default | meaning |", "|---|---|---|"]
+    lines += [
+        f"| `{field.name}` | {_shown(field.default)} | {told[field.name]} |"
+        for field in dataclasses.fields(settings.Settings)
+        if field.name != "sections"
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _shown(default: object) -> str:
+    if default is dataclasses.MISSING:
+        return "see above"
+    if isinstance(default, float):
+        return f"`{default:g}`"
+    return f"`{default}`" if default not in ("", ()) else ""
+
+
+def commands_table() -> str:
+    """Return the table of all commands, from their own help."""
+    lines = ["| command | what it does |", "|---|---|"]
+    for name, command in typer.main.get_command(make_app()).commands.items():
+        inner = getattr(command, "commands", {})
+        for words, each in [(f"{name} {key}", each) for key, each in inner.items()] or [(name, command)]:
+            operands = [operand.metavar for operand in each.params if operand.param_type_name == "argument"]
+            shown = " ".join([words, *operands]).replace("|", "\\|")
+            lines.append(f"| `{shown}` | {each.help.splitlines()[0]} |")
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {
+    ROOT / "docs" / "settings.md": ("settings", settings_table),
+    ROOT / "docs" / "users.md": ("commands", commands_table),
+}
+
+
+def blocks(*kinds: str) -> Iterator[tuple[Path, str, str]]:
+    """Yield every fenced block of these kinds, with its file."""
+    for path in DOCS:
+        for kind, text in BLOCK.findall(path.read_text("utf-8")):
+            if kind in kinds:
+                yield path, kind, text
+
+
+def shell_lines(*paths: Path) -> Iterator[list[str]]:
+    """Yield the words of every command line in the shell blocks of these files."""
+    for path, _, text in blocks("sh"):
+        if not paths or path in paths:
+            for line in text.splitlines():
+                if words := shlex.split(line, comments=True):
+                    yield words
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda each: each.name)
+def test_a_table_says_what_the_code_says(path: Path) -> None:
+    assert TABLES[path][1]() in path.read_text("utf-8"), "run `python tests/test_docs.py` to write it again"
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda each: each.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", path.read_text("utf-8")):
+        assert "://" in target or (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_blocks_of_data_and_python_are_well_formed() -> None:
+    readers = {"yaml": yaml.safe_load, "json": json.loads, "python": ast.parse}
+    for path, kind, text in blocks(*readers):
+        try:
+            readers[kind](text)
+        except (ValueError, SyntaxError, yaml.YAMLError) as error:
+            raise AssertionError(f"{path.name} has a {kind} block that is none: {error}\n{text}") from error
+
+
+def test_every_command_line_has_words_that_the_program_knows() -> None:
+    seen = 0
+    for line in shell_lines():
+        if "ovms-plugin" in line:
+            words = line[line.index("ovms-plugin") + 1 :]
+            command = typer.main.get_command(make_app())
+            while words and hasattr(command, "commands"):
+                command, words = command.commands[words[0]], words[1:]
+            # Parses everything and runs nothing.
+            command.make_context(command.name, [each for each in words if each not in ("|", "&")])
+            seen += 1
+        elif "dev.py" in line:
+            assert line[line.index("dev.py") + 1] in ("run", "test", "check", "bench", "make")
+    assert seen > 5
+
+
+def test_the_commands_for_users_run(tmp_path: Path, fixtures: Path) -> None:
+    environment = os.environ | {"OVMS_PLUGIN_DATA_DIR": str(tmp_path / "data"), "OVMS_PLUGIN_PLATFORM": "portable"}
+    executable = str(Path(sys.executable).with_name("ovms-plugin"))
+    shutil.copytree(fixtures / "text_generation", tmp_path / "my-model")
+    (tmp_path / "request.json").write_text(
+        '{"model": "tiny/chat", "messages": [{"role": "user", "content": "What is OpenVINO?"}]}'
+    )
+
+    def call(words: list[str], text: str = "") -> str:
+        done = subprocess.run(
+            words,
+            check=False,
+            cwd=tmp_path,
+            env=environment,
+            input=text,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=60,
+        )
+        assert done.returncode == 0, f"{words}: {done.stderr}"
+        return done.stdout
+
+    call([executable, "import", str(fixtures / "embeddings"), "tiny/embeddings"])
+    call([executable, "import", str(fixtures / "text_generation"), "tiny/chat"])
+    ran = []
+    for words in shell_lines(ROOT / "docs" / "users.md"):
+        if words[0] == "echo":
+            assert words[2:4] == ["|", "ovms-plugin"]
+            ran.append(call([executable, *words[4:]], words[1]))
+        elif words[0] == "ovms-plugin" and words[1] not in NOT_HERE:
+            ran.append(call([executable, *words[1:]]))
+    assert any("toolkit for running AI models" in each for each in ran)
+    assert sum("embedding" in each for each in ran) >= 2
+
+
+if __name__ == "__main__":
+    for path, (name, table) in TABLES.items():
+        begin, end = f"<!-- {name} -->\n", "<!-- end -->\n"
+        before, _, rest = path.read_text("utf-8").partition(begin)
+        path.write_text(before + begin + "\n" + table() + "\n" + end + rest.partition(end)[2], "utf-8")
