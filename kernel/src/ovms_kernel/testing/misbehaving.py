@@ -1,0 +1,143 @@
+"""A real process that passes for an OVMS and goes wrong on demand.
+
+``python -m ovms_kernel.testing.misbehaving --how … <OVMS flags>`` answers health over REST and gRPC, says of every
+model in ``config.json`` that it is available, and otherwise does what ``--how`` says, several of these with commas:
+
+``never-ready``       listens on nothing
+``slow=SECONDS``      listens after that time
+``exit=CODE``         writes an error to its log and exits at once
+``exit-after=COUNT``  exits with code 9 at that request to a generative endpoint, before it answers
+``cut``               breaks off in the middle of a stream and exits
+``ignore-sigterm``    has to be killed
+``hang-after=COUNT``  answers nothing any more after that many requests of any kind
+``child``             starts a child that outlives it unless its whole group is ended
+``no-grpc``           answers REST only
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+VERSION = "2026.3.0-misbehaving"
+EVENTS = [b'data: {"choices":[{"index":0,"delta":{"content":"%d "}}]}\n\n' % number for number in range(20)]
+
+
+def main() -> None:
+    """Behave, or not."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--how", default="")
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("--rest_port", type=int)
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--config_path", type=Path)
+    options, _ = parser.parse_known_args()
+    if options.version:
+        print(f"OpenVINO Model Server {VERSION}\nOpenVINO backend 2026.3.0")  # noqa: T201 - it is a program
+        return
+    how = {name: value for name, _, value in (each.partition("=") for each in options.how.split(","))}
+    if "exit" in how:
+        print("[2026-01-01 00:00:00.000][1][serving][error][main.cpp:1] The disk is made of cheese", flush=True)  # noqa: T201
+        os._exit(int(how["exit"]))
+    if "ignore-sigterm" in how:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if "child" in how:
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    if "never-ready" in how:
+        threading.Event().wait()
+    if "slow" in how:
+        time.sleep(float(how["slow"]))
+    if "no-grpc" not in how:
+        _serve_grpc(options.port)
+    _serve_rest(options, how)
+
+
+def _serve_grpc(port: int) -> None:
+    import grpc
+
+    from ovms_kernel.engine.protos import ovms_kserve_pb2 as kserve
+
+    class Health(grpc.GenericRpcHandler):
+        def service(self, details: Any) -> Any:  # noqa: ANN401 - grpc's own
+            name = details.method.rpartition("/")[2]
+            if name not in ("ServerLive", "ServerReady"):
+                return None
+            response = getattr(kserve, name + "Response")(**{name.removeprefix("Server").lower(): True})
+            return grpc.unary_unary_rpc_method_handler(
+                lambda _request, _context: response,
+                request_deserializer=getattr(kserve, name + "Request").FromString,
+                response_serializer=type(response).SerializeToString,
+            )
+
+    server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])
+    server.add_generic_rpc_handlers((Health(),))
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    server.start()
+    _serve_grpc.server = server  # type: ignore[attr-defined] - a server that nobody holds stops
+
+
+def _serve_rest(options: argparse.Namespace, how: dict[str, str]) -> None:
+    count = {"all": 0, "generative": 0}
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            count["all"] += 1
+            if "hang-after" in how and count["all"] > int(how["hang-after"]):
+                threading.Event().wait()
+            if self.path.startswith("/v1/config"):
+                entries = json.loads(options.config_path.read_text("utf-8"))["model_config_list"]
+                status = {"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": "OK"}}
+                self._answer({each["config"]["name"]: {"model_version_status": [status]} for each in entries})
+            else:
+                self._answer({})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers.get("content-length") or 0)) or b"{}")
+            if not self.path.startswith("/v3/"):
+                return self.do_GET()
+            count["generative"] += 1
+            if "exit-after" in how and count["generative"] >= int(how["exit-after"]):
+                os._exit(9)
+            if not body.get("stream"):
+                return self._answer({"object": "answer", "choices": [], "asked": body})
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.send_header("transfer-encoding", "chunked")
+            self.end_headers()
+            for number, event in enumerate([*EVENTS, b"data: [DONE]\n\n"]):
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
+                self.wfile.flush()
+                if "cut" in how and number == 5:
+                    os._exit(9)
+            self.wfile.write(b"0\r\n\r\n")
+            return None
+
+        def _answer(self, value: object) -> None:
+            data = json.dumps(value).encode()
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+    ThreadingHTTPServer.daemon_threads = True
+    ThreadingHTTPServer(("127.0.0.1", options.rest_port), Handler).serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""A platform whose engine is :mod:`ovms_kernel.testing.misbehaving`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ovms_kernel.values import LaunchPlan, Release
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ovms_kernel.values import Host, Installation, Ports, Requirement
+
+
+class MisbehavingPlatform:
+    """Fits every host; its engine behaves as the setting ``how`` says, which tests may change between starts."""
+
+    def __init__(self, section: Mapping[str, Any]) -> None:
+        self.how: str = section.get("how", "")
+        self.version: str = section.get("version", "1.0")
+        self.program = (sys.executable, "-m", "ovms_kernel.testing.misbehaving")
+
+    def matches(self, host: Host) -> int:
+        """Return a fit above every other platform's."""
+        del host
+        return 1000
+
+    def release(self, host: Host, version: str) -> Release:
+        """Return a release that needs no download."""
+        del host
+        return Release(version or self.version)
+
+    async def requirements(self, installation: Installation) -> list[Requirement]:
+        """Return nothing."""
+        del installation
+        return []
+
+    def launch(self, installation: Installation, ports: Ports) -> LaunchPlan:
+        """Return how to start it."""
+        del installation, ports
+        return LaunchPlan((*self.program, "--how", self.how), {"PATH": os.environ.get("PATH", "")})

@@ -1,0 +1,293 @@
+"""The engine process: started once, watched, restarted, ended; nothing of it is left, whatever happens."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import anyio
+import psutil
+import pytest
+
+from ovms_kernel.api import EngineFailed, Refused, TimedOut, Unavailable, hookimpl
+from ovms_kernel.engine import launch
+from ovms_kernel.engine.client import EngineClient
+from ovms_kernel.engine.supervisor import State, Supervisor
+from ovms_kernel.settings import Settings
+from ovms_kernel.testing.events import EventRecorder
+from ovms_kernel.values import LaunchPatch
+from tests.engine.conftest import INSTALLATION, Engine, engines_of
+
+
+async def test_an_engine_is_ready_when_rest_and_grpc_answer_and_gone_after_stop(engine: Engine) -> None:
+    await engine.start()
+    info = await engine.supervisor.ensure_ready()
+    client = EngineClient(info.endpoint)
+    assert await client.live()
+    assert await client.grpc_live()
+    await client.aclose()
+    key_file = launch.key_file(engine.settings)
+    assert info.endpoint.api_key == key_file.read_text().strip()
+    assert key_file.stat().st_mode & 0o777 == 0o600
+    await engine.supervisor.stop("test")
+    await engine.supervisor.stop("test")
+    assert engine.supervisor.state is State.STOPPED
+    assert not key_file.exists()
+    assert engine.events.names() == ["ovms_amend_launch", "ovms_engine_ready", "ovms_engine_exited"]
+    assert engine.supervisor.last_exit is not None
+    assert engine.supervisor.last_exit.expected
+
+
+async def test_an_engine_without_grpc_is_not_ready(settings: Settings) -> None:
+    from dataclasses import replace
+
+    engine = Engine(replace(settings, start_timeout=1.0, restart_limit=1))
+    async with engine.supervisor:
+        await engine.start("no-grpc")
+        with pytest.raises(TimedOut, match="starting"):
+            await engine.supervisor.ensure_ready(0.5)
+
+
+async def test_twenty_starts_at_once_start_one_engine(engine: Engine) -> None:
+    found = set()
+
+    async def ask() -> None:
+        await engine.start()
+        found.add((await engine.supervisor.ensure_ready()).pid)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(ask)
+    assert len(found) == 1
+    assert engine.events.names().count("ovms_engine_ready") == 1
+
+
+async def test_a_killed_engine_is_told_with_its_cause_and_started_again(engine: Engine) -> None:
+    await engine.start()
+    first = await engine.supervisor.ensure_ready()
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGKILL)
+    told = await engine.events.wait_for("ovms_engine_exited")
+    assert told["will_restart"]
+    assert told["exit"].signal == signal.SIGKILL
+    assert "killed" in told["exit"].cause
+    second = await engine.supervisor.ensure_ready()
+    assert second.pid != first.pid
+
+
+async def test_an_engine_that_exits_at_start_is_given_up_after_a_few_tries_with_its_own_words(
+    settings: Settings,
+) -> None:
+    from dataclasses import replace
+
+    engine = Engine(replace(settings, restart_limit=2))
+    async with engine.supervisor:
+        await engine.start("exit=1")
+        with pytest.raises(Unavailable) as caught:
+            await engine.supervisor.ensure_ready()
+        assert "given up" in caught.value.message
+        assert "The disk is made of cheese" in caught.value.message
+        assert engine.events.names().count("ovms_engine_exited") == 3
+        assert engine.supervisor.state is State.FAILED
+        # Asked again, with the cause mended, it starts.
+        await engine.start()
+        assert (await engine.supervisor.ensure_ready()).pid
+
+
+async def test_an_engine_that_never_answers_is_ended_and_given_up(settings: Settings) -> None:
+    from dataclasses import replace
+
+    engine = Engine(replace(settings, start_timeout=0.5, restart_limit=0))
+    async with engine.supervisor:
+        await engine.start("never-ready")
+        with pytest.raises(Unavailable, match="did not answer"):
+            await engine.supervisor.ensure_ready(20)
+        assert not engines_of(settings)
+
+
+async def test_an_engine_that_ignores_sigterm_is_killed_with_its_children(settings: Settings) -> None:
+    from dataclasses import replace
+
+    engine = Engine(replace(settings, stop_timeout=0.3))
+    async with engine.supervisor:
+        await engine.start("ignore-sigterm,child")
+        info = await engine.supervisor.ensure_ready()
+        family = [psutil.Process(info.pid), *psutil.Process(info.pid).children(recursive=True)]
+        assert len(family) == 2
+        await engine.supervisor.stop("test")
+        _, alive = psutil.wait_procs(family, timeout=5)
+        assert not alive
+
+
+async def test_an_engine_that_hangs_is_noticed_ended_and_started_again(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ovms_kernel.engine.supervisor.WATCH_PERIOD", 0.05)
+    monkeypatch.setattr("ovms_kernel.engine.client.PROBE_LIMIT", 0.2)
+    await engine.start()
+    info = await engine.supervisor.ensure_ready()
+    assert info.pid is not None
+    os.kill(info.pid, signal.SIGSTOP)
+    told = await engine.events.wait_for("ovms_engine_exited")
+    assert "did not answer" in told["exit"].cause
+    assert (await engine.supervisor.ensure_ready()).pid != info.pid
+
+
+async def test_a_stop_during_a_start_wins(engine: Engine) -> None:
+    await engine.start("slow=30")
+    with anyio.fail_after(10):
+        await engine.supervisor.stop("changed my mind")
+    assert engine.supervisor.state is State.STOPPED
+    with pytest.raises(Unavailable, match="stopped"):
+        await engine.supervisor.ensure_ready()
+
+
+async def test_ports_that_are_taken_are_not_used(engine: Engine) -> None:
+    import socket
+
+    with socket.socket() as rest, socket.socket() as grpc:
+        for each in (rest, grpc):
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        rest.bind(("127.0.0.1", engine.settings.rest_port))
+        rest.listen()
+        grpc.bind(("127.0.0.1", engine.settings.grpc_port))
+        grpc.listen()
+        await engine.start()
+        info = await engine.supervisor.ensure_ready()
+        assert str(engine.settings.rest_port) not in info.endpoint.rest
+        assert str(engine.settings.grpc_port) not in info.endpoint.grpc
+
+
+async def test_an_unwritable_log_folder_is_one_sentence(engine: Engine) -> None:
+    engine.settings.logs_dir.write_text("a file where the folder should be")
+    await engine.start()
+    with pytest.raises(Unavailable, match=r"log .* cannot be written"):
+        await engine.supervisor.ensure_ready()
+    engine.settings.logs_dir.unlink()
+
+
+async def test_a_program_that_is_not_there_is_one_sentence(engine: Engine) -> None:
+    engine.platform.program = ("/no/such/program",)
+    await engine.start()
+    with pytest.raises(EngineFailed, match="/no/such/program cannot be started"):
+        await engine.supervisor.ensure_ready()
+
+
+async def test_extensions_may_amend_a_launch_or_veto_it(settings: Settings) -> None:
+    class Amends:
+        @hookimpl
+        def ovms_amend_launch(self) -> LaunchPatch:
+            return LaunchPatch(env={"COLOUR": "red"})
+
+    class Vetoes:
+        @hookimpl
+        def ovms_amend_launch(self) -> LaunchPatch:
+            raise Refused("Not today.")
+
+    engine = Engine(settings)
+    engine.events.register({"amends": Amends()})
+    async with engine.supervisor:
+        await engine.start()
+        info = await engine.supervisor.ensure_ready()
+        environment = psutil.Process(info.pid).environ()
+        assert environment["COLOUR"] == "red"
+        assert "HOME" not in environment, "nothing of ours is inherited"
+    engine = Engine(settings)
+    engine.events.register({"vetoes": Vetoes()})
+    async with engine.supervisor:
+        await engine.start()
+        with pytest.raises(Refused, match=r"Not today\. \(extension vetoes\)"):
+            await engine.supervisor.ensure_ready()
+
+
+# -- two plugins, dead plugins -------------------------------------------------------------------------------------
+
+
+async def test_a_second_plugin_uses_the_first_ones_engine_and_takes_over_when_that_ends(engine: Engine) -> None:
+    await engine.start()
+    first = await engine.supervisor.ensure_ready()
+    second = Supervisor(engine.settings, EventRecorder())
+    async with second:
+        await second.start(engine.platform, INSTALLATION)
+        guest = await second.ensure_ready()
+        assert (guest.pid, guest.endpoint) == (first.pid, first.endpoint)
+        await engine.supervisor.stop("the first ends")
+        assert isinstance(second._events, EventRecorder)
+        await second._events.wait_for("ovms_engine_ready", count=2)
+        own = await second.ensure_ready()
+        assert own.pid != first.pid
+
+
+PLUGIN = """
+import sys, anyio
+from pathlib import Path
+from ovms_kernel.engine.supervisor import Supervisor
+from ovms_kernel.events import Events
+from ovms_kernel.settings import read_settings
+from ovms_kernel.testing.platform import MisbehavingPlatform
+from ovms_kernel.values import Installation
+
+async def main():
+    settings = read_settings({}, data_dir=sys.argv[1])
+    async with Supervisor(settings, Events()) as supervisor:
+        await supervisor.start(MisbehavingPlatform({"how": sys.argv[2]}), Installation("1.0", Path(), "x"))
+        print((await supervisor.ensure_ready()).pid, flush=True)
+        await anyio.sleep_forever()
+anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize("how", ["", "ignore-sigterm,child"])
+async def test_a_killed_plugin_takes_its_engine_with_it(settings: Settings, how: str) -> None:
+    plugin = subprocess.Popen(
+        [sys.executable, "-c", PLUGIN, str(settings.data_dir), how], stdout=subprocess.PIPE, text=True
+    )
+    assert plugin.stdout is not None
+    family = [psutil.Process(int(plugin.stdout.readline()))]
+    family += family[0].children(recursive=True)
+    plugin.kill()
+    plugin.wait()
+    plugin.stdout.close()
+    began = time.monotonic()
+    _, alive = await anyio.to_thread.run_sync(lambda: psutil.wait_procs(family, timeout=5))
+    assert not alive, f"alive after {time.monotonic() - began:.1f} s"
+
+
+async def test_an_engine_of_a_dead_plugin_is_ended_by_the_next_one_but_a_stranger_with_its_pid_is_not(
+    engine: Engine,
+) -> None:
+    settings = engine.settings
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    stale = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    try:
+        note = launch.RunningEngine(stranger.pid, launch.start_time(stranger.pid) - 100, 1, "1.0", 1, 2)
+        launch.note_running(settings, note)
+        await engine.start()
+        await engine.supervisor.ensure_ready()
+        await engine.supervisor.stop("test")
+        assert stranger.poll() is None
+        launch.note_running(settings, launch.RunningEngine(stale.pid, launch.start_time(stale.pid), 1, "1.0", 1, 2))
+        await engine.start()
+        await engine.supervisor.ensure_ready()
+        assert stale.wait(5) == -signal.SIGKILL
+    finally:
+        for each in (stranger, stale):
+            each.kill()
+            each.wait()
+
+
+async def test_a_hundred_starts_and_stops_leave_nothing_behind(engine: Engine) -> None:
+    # A program that starts faster than Python; that it never answers does not matter to starting and stopping.
+    engine.platform.program = ("/bin/sh", "-c", "exec sleep 60")
+    await engine.start()
+    await engine.events.wait_for("ovms_amend_launch")
+    await engine.supervisor.stop("the first opens what stays open")
+    before = psutil.Process().num_fds()
+    for number in range(2, 102):
+        await engine.start()
+        await engine.events.wait_for("ovms_amend_launch", count=number)
+        await engine.supervisor.stop("test")
+    assert engine.supervisor.state is State.STOPPED
+    assert engine.events.names().count("ovms_engine_exited") == 101, "each of them did run"
+    assert psutil.Process().num_fds() <= before
