@@ -189,13 +189,13 @@ class Kernel:
         Up to date means that nothing happens, and nothing is downloaded unless a version was asked for, here or by
         setting: AOG calls this after every start.
         """
-        from ovms_kernel.engine.upgrade import upgrade
-
         active = self._installed()
         asked_for = version or self.settings.engine_version
         release = self.platform().release(self.host, asked_for)
         if release.version == active.version or (release.archive and not asked_for):
             return active
+        from ovms_kernel.engine.upgrade import upgrade
+
         async with self._installing:
             self.operate_status = 0
             try:
@@ -316,7 +316,7 @@ class Kernel:
             served = await self._choose(model, model_type)
         if served.model_type != model_type:
             raise BadRequest(
-                f"{served.id} is a {served.model_type} model and this request needs one for {model_type}; "
+                f"{served.id} is for {served.model_type} and this request needs a model for {model_type}; "
                 f"name one of these: {self._installed_names(await self.list_models(), model_type)}."
             )
         await self.serving.ensure(served.id)

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 
-GRACE = 2.0
+GRACE = 1.0
 """Seconds that the engine has to stop by itself."""
 
 

@@ -57,12 +57,14 @@ def main() -> None:
         threading.Event().wait()
     if "slow" in how:
         time.sleep(float(how["slow"]))
-    if "no-grpc" not in how:
-        _serve_grpc(options.port)
+    # A gRPC server that nobody holds stops.
+    server = _serve_grpc(options.port) if "no-grpc" not in how else None
     _serve_rest(options, how)
+    del server
 
 
-def _serve_grpc(port: int) -> None:
+def _serve_grpc(port: int) -> Any:  # noqa: ANN401 - grpc's own
+    """Answer health over gRPC and return the server."""
     import grpc
 
     from ovms_kernel.engine.protos import ovms_kserve_pb2 as kserve
@@ -83,7 +85,7 @@ def _serve_grpc(port: int) -> None:
     server.add_generic_rpc_handlers((Health(),))
     server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
-    _serve_grpc.server = server  # type: ignore[attr-defined] - a server that nobody holds stops
+    return server
 
 
 def _serve_rest(options: argparse.Namespace, how: dict[str, str]) -> None:

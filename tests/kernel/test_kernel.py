@@ -1,0 +1,264 @@
+"""The kernel as a host sees it, over a real engine process that does what the test says."""
+
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from ovms_kernel.api import (
+    BadRequest,
+    Call,
+    Engine,
+    EngineFailed,
+    Host,
+    NotFound,
+    NotSupported,
+    PreconditionFailed,
+    Refused,
+    Route,
+    ServiceDefinition,
+    TimedOut,
+    Unavailable,
+    forward,
+    forward_stream,
+    hookimpl,
+)
+from ovms_kernel.extensions import Extensions
+from ovms_kernel.kernel import Kernel
+from ovms_kernel.settings import Settings, read_settings
+from ovms_kernel.testing.platform import MisbehavingPlatform
+
+HOST = Host("linux", "x86_64", "ubuntu", "24.04", memory=16 << 30)
+
+
+class Chat:
+    def __init__(self) -> None:
+        self.definition = ServiceDefinition("chat", "text_generation", "/v3/chat/completions", streaming=True)
+        self._route = Route(self.definition)
+
+    async def invoke(self, call: Call, engine: Engine) -> bytes:
+        return await forward(self._route, call, engine)
+
+    def stream(self, call: Call, engine: Engine) -> AsyncIterator[bytes]:
+        return forward_stream(self._route, call, engine)
+
+
+class Slow:
+    definition = ServiceDefinition("slow", "text_generation", "/v3/slow")
+
+    async def invoke(self, call: Call, engine: Engine) -> bytes:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+
+class Watcher:
+    """Hears of requests, and refuses those that say so."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Any] = []
+        self.died = anyio.Event()
+
+    @hookimpl
+    def ovms_before_request(self, call: Call) -> None:
+        if call.body.get("forbidden"):
+            raise Refused("This is forbidden.")
+
+    @hookimpl
+    async def ovms_engine_exited(self) -> None:
+        self.died.set()
+
+    @hookimpl
+    async def ovms_request_finished(self, call: Call, outcome: Any) -> None:
+        self.outcomes.append(outcome)
+
+
+class Setup:
+    def __init__(self, settings: Settings) -> None:
+        from ovms_graph_embeddings import Embeddings
+        from ovms_graph_text_generation import TextGeneration
+
+        self.platform, self.watcher = MisbehavingPlatform({}), Watcher()
+        self.extensions = Extensions(
+            services={"chat": Chat(), "slow": Slow()},
+            platforms={"misbehaving": self.platform},
+            graphs={"embeddings": Embeddings({}), "text_generation": TextGeneration({})},
+            observers={"watcher": self.watcher},
+        )
+        self.kernel = Kernel(settings, host=HOST, extensions=self.extensions)
+
+
+@pytest.fixture
+async def setup(tmp_path: Path) -> AsyncIterator[Setup]:
+    setup = Setup(read_settings({}, data_dir=tmp_path / "data", restart_limit=1, rest_port=18766, grpc_port=18790))
+    async with setup.kernel:
+        yield setup
+
+
+@pytest.fixture
+async def ready(setup: Setup, fixtures: Path) -> Setup:
+    await setup.kernel.install_engine()
+    await setup.kernel.import_model(fixtures / "text_generation", "tiny/text")
+    return setup
+
+
+def ask(**fields: Any) -> bytes:
+    return json.dumps({"messages": [{"role": "user", "content": "hi"}]} | fields).encode()
+
+
+async def test_nothing_works_before_the_engine_is_installed_and_the_sentence_says_what_to_do(setup: Setup) -> None:
+    kernel = setup.kernel
+    assert not await kernel.check_engine()
+    for question in (kernel.start_engine, kernel.health, kernel.upgrade_engine, kernel.engine_version):
+        with pytest.raises(PreconditionFailed, match="ovms-plugin engine install"):
+            await question()
+    assert await kernel.running_models() == []
+
+
+async def test_a_request_starts_the_engine_loads_the_model_and_is_answered(ready: Setup) -> None:
+    kernel = ready.kernel
+    assert kernel.supervisor.info is None
+    answer = json.loads(await kernel.invoke("chat", ask(model="tiny/text", seed=7)))
+    assert answer["asked"]["seed"] == 7, "unknown fields pass"
+    assert [each.id for each in await kernel.running_models()] == ["tiny/text"]
+    await kernel.health()
+    chunks = [chunk async for chunk in kernel.stream("chat", ask())]
+    assert len(chunks) == 21
+    assert chunks[-1] == b"data: [DONE]\n\n"
+    assert [(each.code, each.bytes_out > 0) for each in ready.watcher.outcomes] == [(200, True), (200, True)]
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"[1]", "must be one JSON object, not list"),
+        (b'{"model": 3}', "model must be a string"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"\xff\xfe", "not valid JSON"),
+    ],
+)
+async def test_what_is_not_a_request_is_refused_before_the_engine_is_asked(
+    setup: Setup, body: bytes, sentence: str
+) -> None:
+    with pytest.raises(BadRequest, match=sentence):
+        await setup.kernel.invoke("chat", body)
+    assert setup.kernel.supervisor.info is None
+
+
+async def test_a_wrong_name_lists_what_there_is(ready: Setup) -> None:
+    with pytest.raises(NotFound, match=r"no service 'paint'; installed services: chat, slow"):
+        await ready.kernel.invoke("paint", b"{}")
+    with pytest.raises(
+        NotFound, match=r"no/model is not installed; installed for text_generation: tiny/text\. Pull it"
+    ):
+        await ready.kernel.invoke("chat", ask(model="no/model"))
+    with pytest.raises(NotSupported, match="does not stream"):
+        await anext(ready.kernel.stream("slow", ask()))
+
+
+async def test_a_model_of_another_type_is_refused_by_name(ready: Setup, fixtures: Path) -> None:
+    await ready.kernel.import_model(fixtures / "embeddings", "tiny/embed")
+    with pytest.raises(BadRequest, match="tiny/embed is for embeddings"):
+        await ready.kernel.invoke("chat", ask(model="tiny/embed"))
+
+
+async def test_a_request_without_a_model_takes_the_only_one_or_the_last_one(ready: Setup, fixtures: Path) -> None:
+    kernel = ready.kernel
+    assert json.loads(await kernel.invoke("chat", ask()))["asked"]["model"] == "tiny/text"
+    await kernel.import_model(fixtures / "text_generation", "tiny/second")
+    assert json.loads(await kernel.invoke("chat", ask()))["asked"]["model"] == "tiny/text"
+    await kernel.invoke("chat", ask(model="tiny/second"))
+    assert json.loads(await kernel.invoke("chat", ask()))["asked"]["model"] == "tiny/second"
+
+
+async def test_an_extension_may_veto_a_request(ready: Setup) -> None:
+    with pytest.raises(Refused, match="This is forbidden"):
+        await ready.kernel.invoke("chat", ask(forbidden=True))
+    assert ready.watcher.outcomes[-1].code == 400
+
+
+async def test_a_request_has_its_time_and_no_more(ready: Setup) -> None:
+    with pytest.raises(TimedOut, match=r"within its limit of 0\.2 s"):
+        await ready.kernel.invoke("slow", ask(), timeout=0.2)
+    assert ready.watcher.outcomes[-1].code == 408
+
+
+async def test_a_cancelled_request_is_told_as_such(ready: Setup) -> None:
+    await ready.kernel.engine()
+    with anyio.move_on_after(0.1):
+        await ready.kernel.invoke("slow", ask())
+    assert ready.watcher.outcomes[-1].code == 499
+    stream = ready.kernel.stream("chat", ask())
+    async with aclosing(stream) as chunks:  # type: ignore[type-var]
+        await anext(chunks)
+    assert ready.watcher.outcomes[-1].code == 499
+
+
+async def test_an_engine_that_breaks_off_in_mid_stream_is_an_error_and_the_next_request_is_answered(
+    ready: Setup,
+) -> None:
+    ready.platform.how = "cut"
+    chunks: list[bytes] = []
+
+    async def collect() -> None:
+        async for chunk in ready.kernel.stream("chat", ask()):
+            chunks.append(chunk)  # noqa: PERF401 - what came before the error counts
+
+    with pytest.raises((EngineFailed, Unavailable)):
+        await collect()
+    assert chunks
+    assert ready.watcher.outcomes[-1].code in (502, 503)
+    ready.platform.how = ""
+    assert json.loads(await ready.kernel.invoke("chat", ask()))["object"] == "answer"
+
+
+async def test_an_engine_that_dies_fails_the_requests_in_flight_at_once(ready: Setup) -> None:
+    ready.platform.how = "exit-after=1"
+    with pytest.raises((EngineFailed, Unavailable)), anyio.fail_after(10):
+        await ready.kernel.invoke("chat", ask())
+
+
+async def test_models_are_served_again_after_a_crash(ready: Setup) -> None:
+    kernel = ready.kernel
+    await kernel.load_model("tiny/text")
+    info = await kernel.engine()
+    assert info.pid is not None
+    os.kill(info.pid, signal.SIGKILL)
+    with anyio.fail_after(20):
+        await ready.watcher.died.wait()
+    assert json.loads(await kernel.invoke("chat", ask()))["object"] == "answer"
+    assert [each.id for each in await kernel.running_models()] == ["tiny/text"]
+
+
+async def test_a_stopped_kernel_admits_nothing(ready: Setup) -> None:
+    await ready.kernel.invoke("chat", ask())
+    await ready.kernel.stop()
+    await ready.kernel.stop()
+    for question in (ready.kernel.invoke("chat", ask()), ready.kernel.start_engine()):
+        with pytest.raises(Unavailable, match="stopping"):
+            await question
+
+
+async def test_an_install_that_is_up_to_date_does_nothing_even_twenty_times_at_once(setup: Setup) -> None:
+    async with anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(setup.kernel.install_engine)
+    assert [each.version for each in setup.kernel.installations.versions()] == ["1.0"]
+    assert await setup.kernel.check_engine()
+    assert setup.kernel.operate_status == 1
+
+
+async def test_a_host_that_no_platform_fits_is_told_what_to_install(tmp_path: Path) -> None:
+    kernel = Kernel(read_settings({}, data_dir=tmp_path), host=HOST, extensions=Extensions())
+    with pytest.raises(NotSupported, match="install ovms-platform-portable"):
+        kernel.platform()
+    named = Kernel(read_settings({}, data_dir=tmp_path, platform="beos"), host=HOST, extensions=Extensions())
+    with pytest.raises(NotSupported, match="No platform extension named beos"):
+        named.platform()
