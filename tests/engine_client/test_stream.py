@@ -38,7 +38,7 @@ def pieces(*parts, end=True, cut=False):
 async def collect(client, *, into=None, **options):
     got = [] if into is None else into
     async for each in client.stream("/v3/x", b"{}", **options):
-        got.append(each)  # noqa: PERF401 - what came before an error counts
+        got.append(each)
     return got
 
 

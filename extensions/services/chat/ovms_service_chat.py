@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.api import Route, ServiceDefinition, forward, forward_stream, with_id
+from ovms_kernel.api import BadRequest, Route, ServiceDefinition, forward, forward_stream, need, with_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -29,7 +29,7 @@ class Chat:
             support_models=("OpenVINO/Qwen3-8B-int4-ov", "OpenVINO/Phi-3.5-mini-instruct-int4-ov"),
             streaming=True,
         )
-        self._route = Route(self.definition, finish=with_id("chatcmpl"))
+        self._route = Route(self.definition, prepare, finish=with_id("chatcmpl"))
 
     async def invoke(self, call: Call, engine: Engine) -> bytes:
         """Return the whole answer."""
@@ -38,3 +38,11 @@ class Chat:
     def stream(self, call: Call, engine: Engine) -> AsyncIterator[bytes]:
         """Yield the answer's events as the engine sends them, with the usage chunk and ``[DONE]``."""
         return forward_stream(self._route, call, engine)
+
+
+def prepare(fields: dict[str, Any]) -> dict[str, Any]:
+    """Check the messages, and give ``n`` the ``best_of`` that the engine needs with it."""
+    for number, message in enumerate(need(fields, "messages", list, "a list of messages, each with role and content")):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise BadRequest(f"Message {number} must be an object with role and content.")
+    return {"best_of": fields["n"]} | fields if fields.get("n", 1) != 1 else fields

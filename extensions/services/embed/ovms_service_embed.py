@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.api import Route, ServiceDefinition, forward, with_model
+from ovms_kernel.api import Route, ServiceDefinition, forward, need, with_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,8 +28,14 @@ class Embed:
             default_model=section.get("default_model", "OpenVINO/Qwen3-Embedding-0.6B-int8-ov"),
             support_models=("OpenVINO/Qwen3-Embedding-0.6B-int8-ov",),
         )
-        self._route = Route(self.definition, finish=with_model)
+        self._route = Route(self.definition, prepare, with_model)
 
     async def invoke(self, call: Call, engine: Engine) -> bytes:
         """Return the vectors."""
         return await forward(self._route, call, engine)
+
+
+def prepare(fields: dict[str, Any]) -> dict[str, Any]:
+    """Check that there is something to embed."""
+    need(fields, "input", (str, list), "a text, a list of texts, or lists of tokens, and not empty")
+    return fields

@@ -8,6 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ovms_kernel.audio import (
+    Heard,
+    Segment,
+    language_of,
+    playable_sound,
+    sound_for_engine,
+    transcribe,
+    transcription_fields,
+    wav,
+)
 from ovms_kernel.drivers import (
     ConversingService,
     Engine,
@@ -16,6 +26,18 @@ from ovms_kernel.drivers import (
     Platform,
     Service,
     StreamingService,
+)
+from ovms_kernel.engine.ovms import (
+    DERIVED,
+    EXACT,
+    GUESS,
+    Build,
+    fit_on_linux,
+    lacks_on_linux,
+    lacks_on_windows,
+    launch_on_linux,
+    launch_on_windows,
+    ovms_release,
 )
 from ovms_kernel.errors import (
     BadRequest,
@@ -31,10 +53,24 @@ from ovms_kernel.errors import (
     Unavailable,
 )
 from ovms_kernel.hookspecs import hookimpl
+from ovms_kernel.media import allowed_hosts, output_folder, read_media, write_output
 from ovms_kernel.models.files import architectures_of, module_types_of
 from ovms_kernel.models.graph import default_device, fill, graph_of
 from ovms_kernel.models.transfer import fetch_files
-from ovms_kernel.services import Route, forward, forward_stream, with_id, with_model
+from ovms_kernel.services import (
+    Route,
+    check,
+    decode_answer,
+    encode,
+    forward,
+    forward_stream,
+    need,
+    present,
+    served_model,
+    time_left,
+    with_id,
+    with_model,
+)
 from ovms_kernel.values import (
     Answer,
     Call,
@@ -76,8 +112,12 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "DERIVED",
+    "EXACT",
+    "GUESS",
     "Answer",
     "BadRequest",
+    "Build",
     "CalculatorGraphConfig",
     "Call",
     "Cancelled",
@@ -92,6 +132,7 @@ __all__ = [
     "GraphOptions",
     "GraphPatch",
     "GraphTemplate",
+    "Heard",
     "Host",
     "Hub",
     "ImageGenCalculatorOptions",
@@ -120,6 +161,7 @@ __all__ = [
     "RerankCalculatorOVOptions",
     "Route",
     "S2tCalculatorOptions",
+    "Segment",
     "Service",
     "ServiceDefinition",
     "StreamingService",
@@ -128,17 +170,40 @@ __all__ = [
     "Unauthorized",
     "Unavailable",
     "Upload",
+    "allowed_hosts",
     "architectures_of",
+    "check",
+    "decode_answer",
     "default_device",
+    "encode",
     "fetch_files",
     "fill",
+    "fit_on_linux",
     "forward",
     "forward_stream",
     "graph_of",
     "hookimpl",
+    "lacks_on_linux",
+    "lacks_on_windows",
+    "language_of",
+    "launch_on_linux",
+    "launch_on_windows",
     "module_types_of",
+    "need",
+    "output_folder",
+    "ovms_release",
+    "playable_sound",
+    "present",
+    "read_media",
+    "served_model",
+    "sound_for_engine",
+    "time_left",
+    "transcribe",
+    "transcription_fields",
+    "wav",
     "with_id",
     "with_model",
+    "write_output",
 ]
 
 

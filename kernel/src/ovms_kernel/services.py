@@ -7,19 +7,23 @@ carry it there and back.
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.errors import EngineFailed
+from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, TimedOut
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from ovms_kernel.drivers import Engine
     from ovms_kernel.values import Call, ServiceDefinition
 
 Fields = dict[str, Any]
+
+MAX_BODY = 1 << 30
+"""Bytes of a request that the engine takes (spec/ovms.md E.0)."""
 
 
 def unchanged(fields: Fields) -> Fields:
@@ -46,8 +50,9 @@ async def forward(route: Route, call: Call, engine: Engine) -> bytes:
 
     :raises OvmsError: whatever the model, the request or the engine deserves.
     """
+    began = time.monotonic()
     model, body = await _request(route, call, engine, streaming=False)
-    answer = await engine.post(route.definition.endpoint, body, timeout=call.timeout)
+    answer = await engine.post(route.definition.endpoint, body, timeout=time_left(call, began))
     if route.finish is None:
         return answer.body
     return encode(route.finish(decode_answer(answer.body), model))
@@ -55,8 +60,9 @@ async def forward(route: Route, call: Call, engine: Engine) -> bytes:
 
 async def forward_stream(route: Route, call: Call, engine: Engine) -> AsyncIterator[bytes]:
     """Yield the engine's events as they arrive, byte for byte; closing the iterator stops the generation."""
+    began = time.monotonic()
     _, body = await _request(route, call, engine, streaming=True)
-    events = engine.stream(route.definition.endpoint, body, timeout=call.timeout)
+    events = engine.stream(route.definition.endpoint, body, timeout=time_left(call, began))
     try:
         async for event in events:
             yield event
@@ -66,9 +72,10 @@ async def forward_stream(route: Route, call: Call, engine: Engine) -> AsyncItera
 
 async def _request(route: Route, call: Call, engine: Engine, *, streaming: bool) -> tuple[str, bytes]:
     """Return the model's id and the body to send: the caller's own bytes if nothing in them has to change."""
-    model = await engine.ready(call.model, route.definition.model_type)
-    fields = {name: value for name, value in call.body.items() if value is not None}
-    fields = route.prepare(fields) | {"model": model}
+    # The request is checked before the model, as that may have to be loaded first.
+    fields = route.prepare(present(call))
+    model = await served_model(route.definition, call, engine)
+    fields = fields | {"model": model}
     if route.definition.streaming:
         # How the host asked decides, not what the body says: AOG's conversion may lose or invent the field.
         fields["stream"] = streaming
@@ -77,6 +84,72 @@ async def _request(route: Route, call: Call, engine: Engine, *, streaming: bool)
             if "stream" not in call.body:
                 del fields["stream"]
     return model, call.raw if fields == call.body else encode(fields)
+
+
+def present(call: Call) -> Fields:
+    """Return the fields of a request; one that is null counts as absent.
+
+    :raises BadRequest: the request is larger than the engine takes.
+    """
+    if len(call.raw) > MAX_BODY:
+        raise BadRequest(f"The request has {len(call.raw)} bytes; the engine takes at most {MAX_BODY}.")
+    return {name: value for name, value in call.body.items() if value is not None}
+
+
+async def served_model(definition: ServiceDefinition, call: Call, engine: Engine) -> str:
+    """Return the id of the model for a call, loaded: the one it names, else the default, else the only sensible one.
+
+    :raises NotFound: it is not installed; the sentence lists what is, and how to pull it.
+    :raises BadRequest: it is a model of another type.
+    """
+    if call.model or not definition.default_model:
+        return await engine.ready(call.model, definition.model_type)
+    try:
+        return await engine.ready(definition.default_model, definition.model_type)
+    except NotFound as missing:
+        try:
+            return await engine.ready("", definition.model_type)
+        except NotFound:
+            raise missing from None
+
+
+def time_left(call: Call, began: float) -> float | None:
+    """Return how many of the call's seconds are left, given when it began by the monotonic clock.
+
+    :raises TimedOut: none is left.
+    """
+    if call.timeout is None:
+        return None
+    left = call.timeout - (time.monotonic() - began)
+    if left <= 0:
+        raise TimedOut(f"The model was not ready within the limit of {call.timeout:g} s.")
+    return left
+
+
+def need(fields: Mapping[str, Any], name: str, kinds: type | tuple[type, ...], what: str) -> Any:  # noqa: ANN401 - any field
+    """Return a field that has to be there and may not be empty.
+
+    :param what: what it has to be, such as ``a list of messages``.
+    :raises BadRequest: it is missing, empty or something else.
+    """
+    value = fields.get(name)
+    if value is None:
+        raise BadRequest(f"The request needs the field {name}: {what}.")
+    if not isinstance(value, kinds) or isinstance(value, bool) or value in ("", []):
+        raise BadRequest(f"The field {name} must be {what}.")
+    return value
+
+
+def check(fields: Mapping[str, Any], name: str, kinds: type | tuple[type, ...], what: str) -> Any:  # noqa: ANN401 - any field
+    """Return a field that may be absent, then ``None``.
+
+    :raises BadRequest: it is there and of another type.
+    """
+    value = fields.get(name)
+    wrong_bool = isinstance(value, bool) and kinds is not bool
+    if value is not None and (wrong_bool or not isinstance(value, kinds)):
+        raise BadRequest(f"The field {name} must be {what}.")
+    return value
 
 
 def encode(fields: Fields) -> bytes:

@@ -1,0 +1,48 @@
+"""The generate service: OpenAI completions, whole or streamed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ovms_kernel.api import Route, ServiceDefinition, forward, forward_stream, need, with_id
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from ovms_kernel.api import Call, Engine
+
+
+class Generate:
+    """Hands a prompt to the engine and its continuation back; see OpenAI's completions for the fields.
+
+    :param section: ``default_model``, the model of requests that name none.
+    """
+
+    def __init__(self, section: Mapping[str, Any]) -> None:
+        self.definition = ServiceDefinition(
+            name="generate",
+            model_type="text_generation",
+            endpoint="/v3/completions",
+            config_ref="openvino:generate",
+            config_ref_full="aog:generate",
+            default_model=section.get("default_model", "OpenVINO/Qwen3-8B-int4-ov"),
+            support_models=("OpenVINO/Qwen3-8B-int4-ov", "OpenVINO/Phi-3.5-mini-instruct-int4-ov"),
+            streaming=True,
+        )
+        self._route = Route(self.definition, prepare, finish=with_id("cmpl"))
+
+    async def invoke(self, call: Call, engine: Engine) -> bytes:
+        """Return the whole answer."""
+        return await forward(self._route, call, engine)
+
+    def stream(self, call: Call, engine: Engine) -> AsyncIterator[bytes]:
+        """Yield the answer's events as the engine sends them, with the usage chunk and ``[DONE]``."""
+        return forward_stream(self._route, call, engine)
+
+
+def prepare(fields: dict[str, Any]) -> dict[str, Any]:
+    """Take the prompt out of a list of one, as the engine takes no lists, and give ``n`` the ``best_of`` it needs."""
+    if isinstance(fields.get("prompt"), list) and len(fields["prompt"]) == 1:
+        fields = fields | {"prompt": fields["prompt"][0]}
+    need(fields, "prompt", str, "a text that is not empty; lists of prompts are not supported, send one request each")
+    return {"best_of": fields["n"]} | fields if fields.get("n", 1) != 1 else fields

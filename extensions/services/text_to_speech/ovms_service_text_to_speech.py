@@ -1,0 +1,80 @@
+"""The text-to-speech service: a text in, a WAV file out."""
+
+from __future__ import annotations
+
+import base64
+import time
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from ovms_kernel.api import (
+    BadRequest,
+    ServiceDefinition,
+    check,
+    encode,
+    need,
+    output_folder,
+    playable_sound,
+    present,
+    served_model,
+    time_left,
+    write_output,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ovms_kernel.api import Call, Engine
+
+
+class TextToSpeech:
+    """Speaks ``text`` into a file, or into the answer with ``"response_format": "b64_json"``.
+
+    :param section: ``default_model``; ``output_dir`` for the files.
+    """
+
+    def __init__(self, section: Mapping[str, Any]) -> None:
+        default = "NamoLi/speecht5-tts"
+        self.definition = ServiceDefinition(
+            name="text-to-speech",
+            model_type="text_to_speech",
+            endpoint="/v3/audio/speech",
+            config_ref="openvino:text-to-speech",
+            config_ref_full="aog:text-to-speech",
+            default_model=section.get("default_model", default),
+            support_models=(default,),
+            timeout=-1,
+        )
+        self._section = section
+
+    async def invoke(self, call: Call, engine: Engine) -> bytes:
+        """Return ``url``, the path of the file, or ``audio``."""
+        began = time.monotonic()
+        wanted = prepare(present(call))
+        inline = wanted.pop("response_format", "") == "b64_json"
+        wanted["model"] = model = await served_model(self.definition, call, engine)
+        answer = await engine.post(self.definition.endpoint, encode(wanted), timeout=time_left(call, began))
+        sound, seconds = await anyio.to_thread.run_sync(playable_sound, answer.body)
+        if inline:
+            said = {"audio": base64.b64encode(sound).decode()}
+        else:
+            folder = output_folder(self._section)
+            path = await anyio.to_thread.run_sync(write_output, folder, "speech", ".wav", sound)
+            said = {"url": str(path)}
+        return encode(said | {"model": model, "duration": round(seconds, 3)})
+
+
+def prepare(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the engine's fields of the caller's."""
+    fields = fields.copy()
+    if "text" in fields:
+        fields["input"] = fields.pop("text")
+    need(fields, "input", str, "the text to speak")
+    for name in ("voice", "language"):
+        check(fields, name, str, "a text")
+    if (speed := check(fields, "speed", (int, float), "a number")) is not None and not 0.25 <= speed <= 4:
+        raise BadRequest(f"The field speed must be between 0.25 and 4, not {speed}.")
+    if fields.pop("stream_format", None):
+        raise BadRequest("The engine does not stream speech; leave stream_format out.")
+    return fields

@@ -1,0 +1,183 @@
+"""Images and sounds on their way in and out: what the services for them share.
+
+In: base64, a data URI, a path on this machine, or a URL of an allowed host. Out: a file in the user's folder.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+import stat
+import uuid
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import anyio
+
+from ovms_kernel.errors import BadRequest, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Source = Literal["base64", "path", "url"]
+
+MAX_FILE = 512 << 20
+"""Bytes of a file that is read for a request."""
+MAX_FETCH = 64 << 20
+"""Bytes that are fetched from a URL."""
+FETCH_LIMIT = 60.0
+"""Seconds that a fetch may take."""
+
+
+def allowed_hosts(section: Mapping[str, Any]) -> frozenset[str]:
+    """Return the setting ``allowed_hosts``: names of hosts that may be fetched from, none by default."""
+    value = section.get("allowed_hosts", ())
+    hosts = value.split(",") if isinstance(value, str) else value
+    return frozenset(str(host).strip().lower() for host in hosts if str(host).strip())
+
+
+def source_of(text: str) -> Source:
+    """Tell what a text stands for that came without saying so."""
+    if re.match(r"https?://", text, re.IGNORECASE):
+        return "url"
+    if text.startswith(("file://", "~/", "~\\")):
+        return "path"
+    # Base64 may begin with a slash, but is hardly the name of a file that exists.
+    if len(text) < 4096 and Path(text).is_absolute() and (not text.startswith("/") or _exists(text)):
+        return "path"
+    if len(text) < 1024 and re.search(r"\.\w{2,5}$", text) and re.search(r"[/\\]", text):
+        return "path"  # a path that does not exist, to be refused as one
+    return "base64"
+
+
+async def read_media(
+    field: str, value: object, *, source: str | None = None, hosts: frozenset[str] = frozenset()
+) -> bytes:
+    """Return the bytes that a field of a request stands for.
+
+    :param field: its name, for the error.
+    :param source: ``base64``, ``path`` or ``url``, as the request says; ``None`` if it does not.
+    :param hosts: that may be fetched from.
+    :raises BadRequest: there is nothing to read, or it may not be read.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise BadRequest(f"The field {field} must be base64, a data URI, or the path of a file on this machine.")
+    text = value.strip()
+    kind = source or ("base64" if text.startswith("data:") else source_of(text))
+    if kind == "base64":
+        return decode_base64(field, text)
+    if kind == "path":
+        return await anyio.to_thread.run_sync(_read_file, field, text)
+    if kind == "url":
+        return await _fetch(field, text, hosts)
+    raise BadRequest(f"The kind of {field} must be base64, path or url, not {kind!r}.")
+
+
+def decode_base64(field: str, text: str) -> bytes:
+    """Return the bytes of base64 or of a data URI; line breaks, the URL alphabet and missing padding are all right.
+
+    :raises BadRequest: it is something else, or empty.
+    """
+    if text.startswith("data:"):
+        head, comma, text = text.partition(",")
+        if not comma or not head.endswith(";base64"):
+            raise BadRequest(f"The data URI in {field} must be of the form data:<type>;base64,<data>.")
+    plain = "".join(text.split()).replace("-", "+").replace("_", "/").rstrip("=")
+    try:
+        data = base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        data = b""
+    if not data:
+        raise BadRequest(f"The field {field} is neither base64, nor a data URI, nor the path of a file that exists.")
+    return data
+
+
+def output_folder(section: Mapping[str, Any]) -> Path:
+    """Return the setting ``output_dir``, else the user's folder for downloads, else the home folder."""
+    if chosen := section.get("output_dir"):
+        return Path(str(chosen)).expanduser()
+    import platformdirs
+
+    downloads = platformdirs.user_downloads_path()  # it knows XDG_DOWNLOAD_DIR
+    return downloads if downloads.is_dir() else Path.home()
+
+
+def write_output(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
+    """Write a new file under a name that says what and when, whole or not at all, and return its path.
+
+    :raises Unavailable: the folder cannot be written.
+    """
+    name = f"{stem}-{datetime.now().astimezone():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}{suffix}"
+    path, half = folder / name, folder / f".{name}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        half.write_bytes(data)
+        half.replace(path)
+    except OSError as error:
+        half.unlink(missing_ok=True)
+        raise Unavailable(
+            f"The result cannot be written to {folder} ({error.strerror}); set output_dir to another folder."
+        ) from error
+    return path
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _read_file(field: str, text: str) -> bytes:
+    if text.startswith("file://"):
+        from urllib.parse import urlsplit
+        from urllib.request import url2pathname
+
+        text = url2pathname(urlsplit(text).path)
+    path = Path(text).expanduser()
+    if not path.is_absolute():
+        raise BadRequest(f"The path in {field} must be absolute, not {text}.")
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise BadRequest(f"{path}, named in {field}, is no regular file.")
+            if status.st_size > MAX_FILE:
+                raise BadRequest(f"{path}, named in {field}, has more than {MAX_FILE >> 20} MB.")
+            return file.read()
+    except (OSError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise BadRequest(f"The file {path}, named in {field}, cannot be read ({cause}).") from error
+
+
+async def _fetch(field: str, url: str, hosts: frozenset[str]) -> bytes:
+    import httpx
+
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, TypeError) as error:
+        raise BadRequest(f"The field {field} does not hold a valid URL.") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise BadRequest(f"The URL in {field} must begin with http:// or https://.")
+    if parsed.host.lower() not in hosts:
+        raise BadRequest(
+            f"Nothing is fetched from {parsed.host}: add it to the setting allowed_hosts, "
+            f"or send {field} as base64 or as a path."
+        )
+    data = bytearray()
+    try:
+        with anyio.fail_after(FETCH_LIMIT):
+            # Redirects are not followed: they could lead to hosts that are not allowed.
+            async with httpx.AsyncClient() as client, client.stream("GET", parsed) as response:
+                if response.status_code != 200:
+                    raise BadRequest(f"{parsed.host} answered {response.status_code} for the URL in {field}.")
+                async for part in response.aiter_bytes():
+                    data += part
+                    if len(data) > MAX_FETCH:
+                        raise BadRequest(f"The URL in {field} leads to more than {MAX_FETCH >> 20} MB.")
+    except (httpx.HTTPError, TimeoutError) as error:
+        raise Unavailable(f"The URL in {field} could not be fetched from {parsed.host}.") from error
+    return bytes(data)
