@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import anyio
 
+from ovms_kernel.engine.choice import candidates, install_best
 from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.engine.host import read_host
 from ovms_kernel.engine.installation import Installations
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from ovms_kernel.drivers import ConversingService, Platform, Service, StreamingService
+    from ovms_kernel.engine.choice import Choice
     from ovms_kernel.manifest import Manifest
     from ovms_kernel.settings import Settings
     from ovms_kernel.values import Endpoint, EngineInfo, Host, Installation, LocalModel, Message, Progress
@@ -115,28 +117,19 @@ class Kernel:
     # -- the engine ------------------------------------------------------------------------------------------------
 
     def platform(self) -> Platform:
-        """Return the platform driver by setting, else the one that fits this host best.
+        """Return the platform driver by setting, else that of the engine in use, else the one that fits this host best.
 
         :raises NotSupported: there is none; the sentence says what to install.
         """
-        platforms = self.extensions.platforms
-        if wanted := self.settings.platform:
-            if wanted not in platforms:
-                raise NotSupported(
-                    f"No platform extension named {wanted} is loaded (there are: {', '.join(platforms) or 'none'}); "
-                    "install it or change the setting `platform`."
-                )
-            return platforms[wanted]
-        fitting = [(driver.matches(self.host), name) for name, driver in sorted(platforms.items())]
-        fit, name = max(fitting, default=(0, ""))
-        if fit <= 0:
-            raise NotSupported("No installed platform extension fits this system; install ovms-platform-portable.")
-        return platforms[name]
+        return self._choices()[0].platform
 
     def platform_name(self) -> str:
         """Return the name of the platform driver in use."""
-        chosen = self.platform()
-        return next(name for name, driver in self.extensions.platforms.items() if driver is chosen)
+        return self._choices()[0].name
+
+    def _choices(self) -> list[Choice]:
+        active = self.installations.active()
+        return candidates(self.host, self.extensions.platforms, self.settings.platform, active)
 
     async def check_engine(self) -> bool:
         """Tell whether an engine is installed."""
@@ -150,14 +143,14 @@ class Kernel:
         :param version: empty means the one by setting, else the newest that is known to work.
         """
         async with self._installing:
-            platform = self.platform()
-            release = platform.release(self.host, version or self.settings.engine_version)
+            version = version or self.settings.engine_version
+            choices = self._choices()
             active = self.installations.active()
-            if active and active.version == release.version:
+            if active and active.version == choices[0].platform.release(self.host, version).version:
                 return active
             self.operate_status = 0
             try:
-                return await self.installations.install(self.platform_name(), platform, release, report)
+                return await install_best(self.installations, choices, self.host, version, report)
             finally:
                 self.operate_status = 1
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -157,7 +158,7 @@ async def _known_digest(settings: Settings, release: Release, client: httpx.Asyn
     """Return the digest that was named beforehand: by setting, by our release data, or by the release's page."""
     known = settings.engine_sha256 or release.sha256 or ""
     if not known and release.asset_list:
-        known = await _published_digest(release, client)
+        known = await _published_digest(release, client) or await _digest_beside(release, client)
     if not known and settings.engine_known_digest:
         raise PreconditionFailed(
             f"No SHA-256 is known for {release.archive} and the setting engine_known_digest demands one; "
@@ -178,6 +179,21 @@ async def _published_digest(release: Release, client: httpx.AsyncClient) -> str:
                 return digest
     except (httpx.HTTPError, OvmsError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.info("The release page %s cannot be read: %s", release.asset_list, error)
+    return ""
+
+
+async def _digest_beside(release: Release, client: httpx.AsyncClient) -> str:
+    """Return the digest in the file ``<archive>.sha256`` that lies beside the archive on the vendor's page."""
+    import httpx
+
+    for mirror in release.mirrors:
+        try:
+            answer = await client.get(f"{mirror.rstrip('/')}/{quote(release.archive)}.sha256", timeout=CONNECT_LIMIT)
+        except (httpx.HTTPError, httpx.InvalidURL, OvmsError) as error:
+            log.info("%s names no digest: %s", mirror, error)
+            continue
+        if answer.status_code == 200 and (found := re.match(r"([0-9a-fA-F]{64})(\s|$)", answer.text)):
+            return found[1]
     return ""
 
 

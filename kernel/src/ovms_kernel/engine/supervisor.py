@@ -86,6 +86,7 @@ class Supervisor:
         self.last_exit: EngineExit | None = None
         self._wanted: tuple[Platform, Installation] | None = None
         self._failure: OvmsError | None = None
+        self._restarts = settings.restart_limit
         self._changed = anyio.Event()
         self._lock: filelock.BaseFileLock | None = None
         self._log_file = settings.logs_dir / "engine.log"
@@ -112,10 +113,14 @@ class Supervisor:
         """Whether an engine is wanted; it may not be ready, or have failed."""
         return self._wanted is not None
 
-    async def start(self, platform: Platform, installation: Installation) -> None:
-        """Want an engine; return at once. One that failed is tried anew, one that runs is left alone."""
+    async def start(self, platform: Platform, installation: Installation, *, trial: bool = False) -> None:
+        """Want an engine; return at once. One that failed is tried anew, one that runs is left alone.
+
+        :param trial: give up at the first failure, unless the engine has been ready.
+        """
         if self._wanted is None or self.state is State.FAILED:
             self._failure = None
+            self._restarts = 0 if trial else self._settings.restart_limit
             self._wanted = (platform, installation)
             if self.state in (State.STOPPED, State.FAILED):
                 self._set(State.STARTING)
@@ -179,8 +184,8 @@ class Supervisor:
         attempt = 0
         while not self._closing:
             if self._wanted is None or self.state is State.FAILED:
+                attempt = 0
                 if self._wanted is None:
-                    attempt = 0
                     self._failure = None
                     self._set(State.STOPPED)
                 await self._changed.wait()
@@ -200,9 +205,10 @@ class Supervisor:
             if not self.started:
                 continue
             attempt = 1 if time.monotonic() - began > GOOD_RUN else attempt + 1
-            if attempt > self._settings.restart_limit:
+            if attempt > self._restarts:
                 cause = self.last_exit.cause if self.last_exit else "unknown"
-                self._fail(Unavailable(f"The engine ended {attempt} times in a row and is given up: {cause}."))
+                often = f"{attempt} times in a row" if attempt > 1 else "at its first start"
+                self._fail(Unavailable(f"The engine ended {often} and is given up: {cause}."))
                 continue
             pause = BACK_OFF[min(attempt, len(BACK_OFF)) - 1]
             await self._wait_until(lambda: self._wanted is None or self._closing, pause * random.uniform(0.8, 1.2))  # noqa: S311
@@ -286,6 +292,7 @@ class Supervisor:
             if not await self._await_answers(client):
                 return self._wanted is not None
             self.info = info
+            self._restarts = self._settings.restart_limit
             self._set(State.READY)
             log.info("The engine is ready at %s", info.endpoint.rest)
             await self._events.tell("ovms_engine_ready", engine=info)

@@ -1,0 +1,82 @@
+"""An OVMS, or another KServe endpoint, that somebody else runs, such as on Kubernetes; see docs/cluster.md.
+
+platforms:
+remote:
+url: https://models.example.org
+grpc: models.example.org:443      # empty: readiness is asked over REST only
+api_key_file: /run/secrets/key    # or api_key
+ca_file: /etc/ssl/our-ca.pem      # empty: the system's
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from ovms_kernel.api import (
+    BadRequest,
+    Endpoint,
+    Host,
+    Installation,
+    LaunchPlan,
+    NotSupported,
+    Ports,
+    PreconditionFailed,
+    Release,
+    Requirement,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+KEYS = frozenset({"url", "grpc", "api_key", "api_key_file", "ca_file"})
+
+
+class Remote:
+    """Names an engine and starts none; it is chosen as soon as it has a ``url``."""
+
+    def __init__(self, section: Mapping[str, Any]) -> None:
+        if unknown := sorted(set(section) - KEYS):
+            raise BadRequest(f"platforms.remote has no setting {unknown[0]}; there are {', '.join(sorted(KEYS))}.")
+        self._section = {key: str(value) for key, value in section.items()}
+        self._url = self._section.get("url", "").rstrip("/")
+        parts = urlsplit(self._url)
+        if self._url and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise BadRequest(f"platforms.remote.url must be like https://models.example.org, not {self._url}.")
+
+    def matches(self, host: Host) -> int:
+        """Return a fit above all others if there is a URL: who sets one wants it."""
+        del host
+        return 100 if self._url else 0
+
+    def release(self, host: Host, version: str) -> Release:
+        """Return that there is nothing to fetch; the version is not ours to choose."""
+        del host
+        if version not in ("", "remote"):
+            raise NotSupported(f"{self._in_charge()} decides its version, so {version} cannot be chosen here.")
+        return Release("remote")
+
+    async def requirements(self, installation: Installation) -> list[Requirement]:
+        """Return nothing: the system that it needs is not this one."""
+        del installation
+        return []
+
+    def launch(self, installation: Installation, ports: Ports) -> LaunchPlan:
+        """Return where it answers."""
+        del installation, ports
+        if not self._url:
+            raise PreconditionFailed("Set platforms.remote.url to the engine that somebody else runs.")
+        key = self._section.get("api_key", "")
+        if file := self._section.get("api_key_file"):
+            try:
+                key = Path(file).read_text("utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise PreconditionFailed(f"The API key in {file} cannot be read: {error}.") from error
+        ca_file = self._section.get("ca_file", "")
+        if ca_file and not Path(ca_file).is_file():
+            raise PreconditionFailed(f"The certificate authority {ca_file} of platforms.remote is not there.")
+        return LaunchPlan((), {}, endpoint=Endpoint(self._url, self._section.get("grpc", ""), key, ca_file))
+
+    def _in_charge(self) -> str:
+        return f"Whoever runs the engine at {self._url or 'the remote URL'}"

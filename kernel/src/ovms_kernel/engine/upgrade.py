@@ -1,0 +1,104 @@
+"""To another engine version and, if that does not come up healthy, back.
+
+The new version is installed beside the old one and started without being the active one. Only when it answers and
+serves every model that the old one served does the pointer change; killed before that, the old one is in use.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+import anyio
+
+from ovms_kernel.errors import EngineFailed, OvmsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ovms_kernel.drivers import Platform
+    from ovms_kernel.engine.installation import Installations
+    from ovms_kernel.engine.supervisor import Supervisor
+    from ovms_kernel.events import Events
+    from ovms_kernel.models.serving import Serving
+    from ovms_kernel.values import Installation, Progress, Release
+
+log = logging.getLogger(__name__)
+
+
+class Upgradable(Protocol):
+    """What an upgrade needs of the kernel."""
+
+    installations: Installations
+    supervisor: Supervisor
+    serving: Serving
+    events: Events
+
+    def platform(self) -> Platform:
+        """Return the platform driver in use."""
+        ...
+
+    def platform_name(self) -> str:
+        """Return its name."""
+        ...
+
+    async def init_environment(self) -> None:
+        """Make the folders and the engine's configuration file."""
+        ...
+
+    async def stop_engine(self, reason: str = "") -> None:
+        """Stop the engine and close the connections to it."""
+        ...
+
+
+async def upgrade(kernel: Upgradable, release: Release, report: Callable[[Progress], None]) -> Installation:
+    """Install a release, change over to it with all loaded models, and return what is in use then.
+
+    An engine that did not run does not run afterwards either, but the new one has.
+
+    :raises EngineFailed: the new version did not come up healthy; the old one is in use again.
+    """
+    old = kernel.installations.active()
+    platform = kernel.platform()
+    new = await kernel.installations.install(kernel.platform_name(), platform, release, report, activate=False)
+    ran = kernel.supervisor.started
+    models = list(kernel.serving.served)
+    try:
+        await kernel.stop_engine(f"the engine changes to version {new.version}")
+        await _bring_up(kernel, platform, new, models)
+    except BaseException as error:
+        with anyio.CancelScope(shield=True):
+            cause = error.message if isinstance(error, OvmsError) else "it was interrupted"
+            await _roll_back(kernel, platform, old if ran else None, models)
+            if old is not None:
+                await kernel.events.tell("ovms_rolled_back", installation=old, cause=cause)
+        if isinstance(error, OvmsError):
+            kept = f"version {old.version} is in use again" if old else "none is active"
+            raise EngineFailed(f"Engine {new.version} did not come up healthy, so {kept}: {error.message}") from error
+        raise
+    await kernel.installations.activate(new)
+    if not ran:
+        await kernel.stop_engine("the new engine was only tried")
+    return new
+
+
+async def _bring_up(kernel: Upgradable, platform: Platform, installation: Installation, models: list[str]) -> None:
+    await kernel.init_environment()
+    await kernel.supervisor.start(platform, installation, trial=True)
+    await kernel.supervisor.ensure_ready()
+    for model in models:
+        await kernel.serving.load(model)
+
+
+async def _roll_back(kernel: Upgradable, platform: Platform, old: Installation | None, models: list[str]) -> None:
+    await kernel.stop_engine("the new engine is not healthy")
+    if old is None:
+        return
+    log.warning("Engine %s is put back", old.version)
+    try:
+        await kernel.supervisor.start(platform, old)
+        await kernel.supervisor.ensure_ready()
+        for model in models:
+            await kernel.serving.load(model)
+    except OvmsError as error:
+        log.error("Engine %s did not come up either: %s", old.version, error.message)
