@@ -117,8 +117,7 @@ def test_blocks_of_data_and_python_are_well_formed() -> None:
 def test_every_command_line_has_words_that_the_program_knows() -> None:
     seen = 0
     for line in shell_lines():
-        if "ovms-plugin" in line:
-            words = line[line.index("ovms-plugin") + 1 :]
+        if words := line[line.index("ovms-plugin") + 1 :] if "ovms-plugin" in line else []:
             command = typer.main.get_command(make_app())
             while words and hasattr(command, "commands"):
                 command, words = command.commands[words[0]], words[1:]

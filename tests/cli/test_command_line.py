@@ -96,8 +96,8 @@ def test_with_words_it_is_a_command_even_if_a_host_set_its_cookie(run: Any) -> N
         (["pull"], "MODEL"),
         (["ls", "--nonsense"], "--nonsense"),
         (["ls", "superfluous"], "superfluous"),
-        (["logs", "-n", "many"], "many"),
-        (["manifest", "--bodies", "half"], "half"),
+        (["logs", "-n", "many"], "--lines"),
+        (["manifest", "--bodies", "half"], "--bodies"),
     ],
     ids=" ".join,
 )
@@ -131,7 +131,10 @@ def test_what_nobody_foresaw_is_one_line_and_a_traceback_only_if_asked(run: Any,
     ],
     ids=["type", "name"],
 )
-def test_a_wrong_setting_is_told_in_one_sentence(run: Any, variables: dict[str, str], part: str) -> None:
-    done = run("engine", "install", code=2 if part.startswith("rest") else 7, **variables)
+def test_a_wrong_setting_is_told_in_one_sentence(
+    here: Any, environment: dict[str, str], variables: dict[str, str], part: str
+) -> None:
+    environment.update(variables)
+    done = here("engine", "install", code=2 if part.startswith("rest") else 7)
     assert part in done.stderr
     assert len(done.stderr.splitlines()) == 1

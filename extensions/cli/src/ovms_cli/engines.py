@@ -175,7 +175,9 @@ async def upgrade(session: Session, version: AnyVersion = "", *, json: Json = Fa
     session.kept = "Interrupted; the engine version is as it was."
     async with session.kernel() as kernel:
         with output.progress("engine") as report:
-            installation = await kernel.upgrade_engine(version, report=report)
+            # The kernel fetches nothing unless a version is named, as AOG asks it for an upgrade after every start.
+            newest = kernel.platform().release(kernel.host, kernel.settings.engine_version).version
+            installation = await kernel.upgrade_engine(version or newest, report=report)
     if json:
         output.print_json(installation)
     else:

@@ -94,8 +94,12 @@ def _as_command(function: Callable[..., Coroutine[Any, Any, None]]) -> Callable[
 def _run(work: Callable[[Session], Awaitable[None]], data_dir: Path | None, *, debug: bool) -> None:
     from ovms_kernel.settings import read_settings
 
-    level = logging.DEBUG if debug else logging.WARNING
-    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    if debug:
+        from ovms_kernel.log import set_up
+
+        set_up("DEBUG", hosted=False)
+    else:
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     received: list[signal.Signals] = []
     kept = Session.kept
     caught: BaseException | None = None

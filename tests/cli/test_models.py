@@ -1,0 +1,173 @@
+"""Commands about models, on a real data folder with the tiny models and a hub on this machine."""
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ovms_cli.models import read_rate
+from ovms_kernel.errors import BadRequest
+from ovms_kernel.testing.hub import FakeHub
+
+CHAT = "tiny/chat"
+
+
+@pytest.fixture
+def hub(fixtures: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with FakeHub() as hub:
+        hub.add(CHAT, fixtures / "text_generation")
+        yield hub
+
+
+@pytest.fixture
+def environment(environment: dict[str, str], hub: FakeHub) -> dict[str, str]:
+    return environment | {"OVMS_PLUGIN_HUBS__MODELSCOPE__ENDPOINT": hub.url}
+
+
+def test_a_model_comes_is_shown_and_goes(here: Any, fixtures: Path) -> None:
+    assert "pull OWNER/NAME" in here("ls").stderr
+    assert json.loads(here("ls", "--json").stdout) == []
+    assert here("import", str(fixtures / "embeddings"), "tiny/嵌入").stdout.startswith(
+        "tiny/嵌入 is here: embeddings, "
+    )
+    taken = json.loads(here("import", str(fixtures / "text_generation"), CHAT, "--json").stdout)
+    assert (taken["id"], taken["model_type"]) == (CHAT, "text_generation")
+
+    listed = here("ls").stdout.splitlines()
+    assert listed[0].split() == ["MODEL", "TYPE", "SIZE", "WEIGHTS", "CHANGED"]
+    assert [line.split()[:2] for line in listed[1:]] == [[CHAT, "text_generation"], ["tiny/嵌入", "embeddings"]]
+    assert {each["id"] for each in json.loads(here("ls", "--json").stdout)} == {CHAT, "tiny/嵌入"}
+
+    told = here("show", CHAT).stdout
+    assert "openvino_model.bin" in told
+    assert "HttpLLMCalculator" in told
+    shown = json.loads(here("show", CHAT, "--json").stdout)
+    assert shown["type"] == "text_generation"
+    assert shown["size"] == taken["size"]
+
+    usage = json.loads(here("df", "--json").stdout)
+    assert usage["models"][CHAT] == taken["size"]
+    assert usage["free"] > 0
+    assert CHAT in here("df").stdout
+
+    assert "deleted" in here("rm", CHAT).stdout
+    assert [each["id"] for each in json.loads(here("ls", "--json").stdout)] == ["tiny/嵌入"]
+
+
+def test_damage_is_found(here: Any, fixtures: Path, tmp_path: Path) -> None:
+    here("import", str(fixtures / "text_generation"), CHAT)
+    assert here("verify").stdout == f"{CHAT}: as it was pulled.\n"
+    weights = tmp_path / "data" / "models" / "tiny" / "chat" / "openvino_model.bin"
+    weights.write_bytes(b"x" + weights.read_bytes()[1:])
+    done = here("verify", CHAT, code=1)
+    assert "openvino_model.bin" in done.stdout
+    assert "again" in done.stderr
+    assert "SHA-256" in json.loads(here("verify", "--json", code=1).stdout)[CHAT][0]
+
+
+def test_a_pull_can_be_looked_at_before_and_told_of_after(here: Any, hub: FakeHub) -> None:
+    planned = json.loads(here("pull", CHAT, "--dry-run", "--json").stdout)
+    assert planned["total"] == sum(each["size"] for each in planned["files"]) > 1_000_000
+    assert not planned["installed"]
+    assert "are free." in here("pull", CHAT, "--dry-run").stdout
+    assert hub.sent == 0
+    assert here("pull", CHAT).stdout == f"{CHAT} is here: text_generation, 1.2 MB.\n"
+    assert json.loads(here("pull", CHAT, "--json").stdout)["id"] == CHAT
+    assert "here already" in here("pull", CHAT, "--dry-run").stdout
+
+
+def test_a_pull_has_revisions_types_and_rates(here: Any, hub: FakeHub, fixtures: Path) -> None:
+    hub.add("tiny/two", fixtures / "embeddings", revision="v2")
+    assert "embeddings" in here("pull", "tiny/two", "--revision", "v2", "--type", "text_generation", code=2).stderr
+    began = time.monotonic()
+    here("pull", "tiny/two", "--revision", "v2", "--max-rate", "100k")
+    assert time.monotonic() - began > 1
+    assert json.loads(here("show", "tiny/two", "--json").stdout)["revision"] == "v2"
+
+
+def test_ctrl_c_in_a_pull_keeps_what_has_arrived(
+    executable: str, environment: dict[str, str], here: Any, hub: FakeHub
+) -> None:
+    hub.rate = 50_000
+    pulling = subprocess.Popen(
+        [executable, "pull", CHAT], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while hub.sent < 100_000:
+        assert pulling.poll() is None, pulling.communicate()
+        time.sleep(0.02)
+    pulling.send_signal(signal.SIGINT)
+    out, err = pulling.communicate(timeout=20)
+    assert pulling.returncode == 130
+    assert out == ""
+    assert err.splitlines()[-1] == (
+        f"Interrupted; what has arrived of {CHAT} is kept, the same command goes on from there."
+    )
+    unfinished = json.loads(here("df", "--json").stdout)["staging"]
+    assert [each["id"] for each in unfinished] == [CHAT]
+    assert "unfinished pull" in here("df").stdout
+
+    hub.rate, before = 0, hub.sent
+    here("pull", CHAT)
+    assert hub.sent - before < 1_188_459, "it began anew"
+    here("verify", CHAT)
+
+
+def test_an_unfinished_pull_can_be_removed(
+    executable: str, environment: dict[str, str], here: Any, hub: FakeHub
+) -> None:
+    hub.rate = 50_000
+    pulling = subprocess.Popen([executable, "pull", CHAT], env=environment, stderr=subprocess.DEVNULL)
+    while hub.sent < 100_000:
+        assert pulling.poll() is None
+        time.sleep(0.02)
+    pulling.kill()
+    pulling.wait()
+    assert "deleted" in here("rm", CHAT).stdout
+    assert json.loads(here("df", "--json").stdout)["staging"] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/abs/olute", "a'b", "a\nb", "x" * 300, "a/b/c", ""], ids=lambda each: repr(each)[:12]
+)
+@pytest.mark.parametrize("words", [["show"], ["rm"], ["pull"]], ids=" ".join)
+def test_a_bad_name_is_refused_in_one_sentence(here: Any, name: str, words: list[str], tmp_path: Path) -> None:
+    done = here(*words, name, code=2)
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.endswith(".\n")
+    assert not (tmp_path / "data" / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "part"),
+    [
+        (["show", "no/such"], 3, "not installed"),
+        (["rm", "no/such"], 3, "not installed"),
+        (["pull", "no/such"], 3, "no/such"),
+        (["pull", "qwen3:8b"], 3, "Ollama"),
+        (["pull", CHAT, "--max-rate", "fast"], 2, "rate"),
+        (["pull", "elsewhere:tiny/chat"], 7, "elsewhere"),
+        (["import", "/no/such/folder", "my/model"], 2, "does not exist"),
+        (["import", str(Path(__file__).parent), "my/model"], 2, "holds no OpenVINO model"),
+        (["load", CHAT], 4, "ovms-plugin up"),
+        (["unload", CHAT], 4, "ovms-plugin up"),
+    ],
+    ids=lambda each: " ".join(each[:2]) if isinstance(each, list) else "",
+)
+def test_what_cannot_be_done_is_said_in_one_sentence(here: Any, words: list[str], code: int, part: str) -> None:
+    done = here(*words, code=code)
+    assert done.stdout == ""
+    assert part in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_rates_are_read_as_people_write_them() -> None:
+    assert [read_rate(text) for text in ("5MB", "500k", "2.5 MiB/s", "1000")] == [5_000_000, 500_000, 2_500_000, 1000]
+    for text in ("", "fast", "-1", "0", "5 apples"):
+        with pytest.raises(BadRequest):
+            read_rate(text)
