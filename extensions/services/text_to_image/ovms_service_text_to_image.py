@@ -67,10 +67,10 @@ class TextToImage:
         """Return ``created`` and ``data`` with an image each."""
         began = time.monotonic()
         fields = present(call)
-        source = fields.pop("image_type", None)
+        sources = {"image": fields.pop("image_type", None)}
         wanted = prepare(fields)
         images: dict[str, bytes] = {
-            name: await read_media(name, wanted.pop(name), source=source, hosts=self._hosts)
+            name: await read_media(name, wanted.pop(name), source=sources.get(name), hosts=self._hosts)
             for name in ("image", "mask")
             if name in wanted
         }
@@ -90,7 +90,7 @@ class TextToImage:
 
 
 def prepare(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the engine's fields of the caller's; the engine refuses fields that it does not know, so they are named."""
+    """Return the engine's fields of the caller's; the engine refuses fields that it does not know."""
     fields = fields.copy()
     if "seed" in fields:
         fields["rng_seed"] = fields.pop("seed")

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import uuid
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -117,7 +118,8 @@ def write_output(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
         half.write_bytes(data)
         half.replace(path)
     except OSError as error:
-        half.unlink(missing_ok=True)
+        with suppress(OSError):
+            half.unlink(missing_ok=True)
         raise Unavailable(
             f"The result cannot be written to {folder} ({error.strerror}); set output_dir to another folder."
         ) from error

@@ -78,11 +78,10 @@ async def _request(route: Route, call: Call, engine: Engine, *, streaming: bool)
     fields = fields | {"model": model}
     if route.definition.streaming:
         # How the host asked decides, not what the body says: AOG's conversion may lose or invent the field.
-        fields["stream"] = streaming
-        if not streaming:
-            fields.pop("stream_options", None)
-            if "stream" not in call.body:
-                del fields["stream"]
+        if streaming:
+            fields["stream"] = True
+        else:
+            fields = {name: value for name, value in fields.items() if name not in ("stream", "stream_options")}
     return model, call.raw if fields == call.body else encode(fields)
 
 

@@ -1,0 +1,67 @@
+"""What the tests of services share: a stub of the engine over a real socket, and a call as the kernel admits it."""
+
+import json
+from contextlib import asynccontextmanager
+
+import pytest
+
+from ovms_kernel.testing.stub import StubClient, StubEngine
+from ovms_kernel.values import Call
+
+MODELS = {
+    "llm": "text_generation",
+    "vectors": "embeddings",
+    "ranker": "rerank",
+    "painter": "image_generation",
+    "listener": "speech_to_text",
+    "speaker": "text_to_speech",
+}
+
+
+@pytest.fixture
+async def stub():
+    async with StubEngine() as engine:
+        yield engine
+
+
+@pytest.fixture
+async def engine(stub):
+    client = StubClient(stub.endpoint, dict(MODELS))
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def call():
+    """Make a call of a request's fields."""
+
+    def make(timeout=None, **body):
+        return Call("c", "s", body.get("model") or "", body, json.dumps(body).encode(), timeout=timeout)
+
+    return make
+
+
+@pytest.fixture
+def ask(engine, call):
+    """Ask a service with a request's fields and return the decoded answer."""
+
+    async def run(service, **body):
+        return json.loads(await service.invoke(call(**body), engine))
+
+    return run
+
+
+@pytest.fixture
+def served():
+    """Serve a stub client for a service under test, outside of the fixtures."""
+
+    @asynccontextmanager
+    async def run(answers):
+        async with StubEngine(answers) as stub:
+            client = StubClient(stub.endpoint, dict(MODELS))
+            try:
+                yield stub, client
+            finally:
+                await client.aclose()
+
+    return run
