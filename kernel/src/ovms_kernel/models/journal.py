@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from io import FileIO
     from pathlib import Path
 
     from ovms_kernel.values import RemoteFile
@@ -45,7 +46,7 @@ class Partial:
         self._digest = hashlib.sha256()
         self._notes: BinaryIO | None = None
         self._notes_lock = threading.Lock()
-        self._reader: BinaryIO | None = None
+        self._reader: FileIO | None = None
         self._divide(part_size)
 
     def start(self, index: int) -> int:
@@ -91,16 +92,16 @@ class Partial:
         # Last: once the last part is counted, the thread that hashes may finish the file and close its journal.
         self.counts[index] = count
 
-    def hash_some(self, size: int, steps: int = 64) -> bool:
+    def hash_some(self, buffer: memoryview, steps: int = 64) -> bool:
         """Hash the next bytes, if they are here; return whether there is anything to do with the file now."""
         gap = self._first_gap()
         if self.hashed == gap or self._reader is None:
             return gap == self.remote.size
         self._reader.seek(self.hashed)
         for _ in range(steps):
-            piece = self._reader.read(min(size, gap - self.hashed))
-            self._digest.update(piece)
-            self.hashed += len(piece)
+            count = self._reader.readinto(buffer[: gap - self.hashed])
+            self._digest.update(buffer[:count])
+            self.hashed += count
             if self.hashed == gap:
                 break
         return True

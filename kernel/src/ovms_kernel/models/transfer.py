@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ovms_kernel.values import RemoteFile
 
-CHUNK = 256 << 10
+CHUNK = 512 << 10
 HASH_CHUNK = 1 << 20
 HASH_WAIT = 0.02
 MAX_DELAY = 20.0
@@ -97,6 +97,9 @@ async def fetch_files(
     :param retry_delay: seconds before the second try; it doubles from there.
     :raises Unavailable: a file cannot be had, or arrives with other bytes than the hub says.
     """
+    # glibc gives large blocks back at once and asks for fresh, zeroed pages for the next one, which costs more than
+    # hashing, until it has seen one of this size freed.
+    bytearray(8 * CHUNK)
     loop, over = asyncio.get_running_loop(), anyio.Event()
     transfer = _Transfer(files, into, open_range, part_size, max_rate, stall, retries, retry_delay)
     transfer.on_end = lambda: loop.call_soon_threadsafe(over.set)
@@ -212,11 +215,12 @@ class _Transfer:
 
     def hash_along(self) -> None:
         """Hash every file as far as it has no gaps, and finish those that are complete."""
+        buffer = memoryview(bytearray(HASH_CHUNK))
         try:
             while not self._ended.is_set():
                 idle = True
                 for file in self._files:
-                    if file.done or not file.hash_some(HASH_CHUNK):
+                    if file.done or not file.hash_some(buffer):
                         continue
                     idle = False
                     if file.hashed == file.remote.size:
@@ -328,8 +332,7 @@ class _Transfer:
         if self._stopped.is_set():
             raise Cancelled("The pull was cancelled; what is here of it is kept.")
         piece = body.read(size)
-        with self._lock:
-            self._bodies[body] = time.monotonic()
+        self._bodies[body] = time.monotonic()
         if self._rate is not None:
             self._stopped.wait(self._rate.delay(len(piece)))
         return piece
