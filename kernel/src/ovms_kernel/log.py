@@ -1,6 +1,7 @@
 """Where log lines go: to stderr, as hclog's JSON under a host and as readable lines otherwise, and to a file of ours.
 
-No prompt, audio, image or key is logged. AOG's own log of plugins may go nowhere, so the file is what a user is pointed to.
+No prompt, audio, image or key is logged. AOG's own log of plugins may go nowhere, so the file is what a user is
+pointed to.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ QUIET = (
 
 
 class HclogFormatter(logging.Formatter):
-    """One JSON object a line, as go-plugin hosts parse it: all special fields text, six digits of a second, and ``Z``."""
+    """One JSON object a line, as go-plugin hosts parse it: special fields are text, times have six digits and ``Z``."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line; anything else than these types in these fields would make the host panic (A4)."""

@@ -18,7 +18,7 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import grpc.aio
@@ -74,8 +74,8 @@ def check_host(handshake: Handshake, environment: Mapping[str, str]) -> int:
         )
     if environment.get("PLUGIN_CLIENT_CERT"):
         raise NotStartedByHost(
-            "The host asks for AutoMTLS, which this plugin does not support, as gRPC for Python cannot verify the P-521 "
-            "certificates of go-plugin hosts; switch AutoMTLS off in the host."
+            "The host asks for AutoMTLS, which this plugin does not support, as gRPC for Python cannot verify the "
+            "P-521 certificates of go-plugin hosts; switch AutoMTLS off in the host."
         )
     if environment.get("PLUGIN_MULTIPLEX_GRPC"):
         raise NotStartedByHost(
@@ -265,8 +265,8 @@ class PluginServer:
                 pass
         finally:
             self._streams_open -= 1
-        return
-        yield
+        for nothing in cast("list[Any]", []):
+            yield nothing
 
     async def _stdio_stream(self, request: empty_pb2.Empty, context: Any) -> AsyncIterator[Any]:  # noqa: ANN401, ARG002
         """Hold the stream of what the plugin prints; what it prints goes to its log instead."""
@@ -275,8 +275,8 @@ class PluginServer:
             await self._ended.wait()
         finally:
             self._streams_open -= 1
-        return
-        yield
+        for nothing in cast("list[Any]", []):
+            yield nothing
 
     def _open_stream(self) -> None:
         self._streams_open += 1

@@ -1,0 +1,96 @@
+"""The JSON inside the bytes of ProviderService, as AOG's Go types read and write it (aog-plugin.md B7)."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from ovms_kernel.errors import BadRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ovms_kernel.values import LocalModel, Progress
+
+
+def read_request(raw: bytes) -> dict[str, Any]:
+    """Return the JSON object in a request; nothing at all counts as an empty one.
+
+    :raises BadRequest: there is something else in it.
+    """
+    try:
+        value = json.loads(raw or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"The request is not valid JSON ({error}); send one JSON object.") from error
+    if not isinstance(value, dict):
+        raise BadRequest(f"The request must be one JSON object, not {type(value).__name__}.")
+    return value
+
+
+def read_model(raw: bytes) -> str:
+    """Return the field ``model`` of a request.
+
+    :raises BadRequest: it is missing or not a text.
+    """
+    name = read_request(raw).get("model")
+    if not isinstance(name, str) or not name:
+        raise BadRequest('The request names no model; send {"model": "<owner>/<name>"}.')
+    return name
+
+
+def read_models(raw: bytes) -> list[str]:
+    """Return the field ``models`` of a request, a list of names; ``model`` is understood too.
+
+    :raises BadRequest: it is missing or something else.
+    """
+    request = read_request(raw)
+    names = request.get("models") or [request.get("model")]
+    if not isinstance(names, list) or not all(isinstance(each, str) and each for each in names):
+        raise BadRequest('The request names no models; send {"models": ["<owner>/<name>"]}.')
+    return names
+
+
+def write(value: object) -> bytes:
+    """Return JSON for Go's decoder."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def write_models(models: Iterable[LocalModel]) -> bytes:
+    """Return the answer of ListModels and GetRunningModels.
+
+    ``name`` is compared with what the user typed, so it is the id as it was pulled; times need a zone and sizes must be
+    whole numbers, or the whole list fails to decode.
+    """
+    return write(
+        {
+            "models": [
+                {
+                    "name": each.id,
+                    "model": each.id,
+                    "modified_at": each.modified.isoformat(),
+                    "size": int(each.size),
+                    "digest": each.digest,
+                    "details": {
+                        "format": each.format,
+                        "family": each.family,
+                        "families": [each.family] if each.family else [],
+                        "parameter_size": each.parameter_size,
+                        "quantization_level": each.quantization,
+                    },
+                }
+                for each in models
+            ]
+        }
+    )
+
+
+def write_progress(progress: Progress) -> bytes:
+    """Return one message of PullModelStream; AOG shows only what has a ``completed`` above 0 (C4)."""
+    return write(
+        {
+            "status": progress.status,
+            "digest": progress.digest,
+            "total": int(progress.total),
+            "completed": max(int(progress.completed), 1),
+        }
+    )
