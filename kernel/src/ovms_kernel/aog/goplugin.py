@@ -18,7 +18,7 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -47,6 +47,9 @@ EXIT_LIMIT = 1.5
 """Seconds from the reply to Shutdown to the end of the process; the host kills at 2 s (A6)."""
 DRAIN = 0.2
 """Seconds that replies under way have to be flushed when the server stops."""
+
+NOTHING: tuple[Any, ...] = ()
+"""What a stream that is only held open yields."""
 
 
 class NotStartedByHost(Exception):
@@ -265,8 +268,8 @@ class PluginServer:
                 pass
         finally:
             self._streams_open -= 1
-        for nothing in cast("list[Any]", []):
-            yield nothing
+        for each in NOTHING:
+            yield each
 
     async def _stdio_stream(self, request: empty_pb2.Empty, context: Any) -> AsyncIterator[Any]:  # noqa: ANN401, ARG002
         """Hold the stream of what the plugin prints; what it prints goes to its log instead."""
@@ -275,8 +278,8 @@ class PluginServer:
             await self._ended.wait()
         finally:
             self._streams_open -= 1
-        for nothing in cast("list[Any]", []):
-            yield nothing
+        for each in NOTHING:
+            yield each
 
     def _open_stream(self) -> None:
         self._streams_open += 1
