@@ -1,0 +1,26 @@
+"""``python -m ovms_embedded``: the command line, then the server."""
+
+from __future__ import annotations
+
+import sys
+
+from ovms_embedded.cli import USAGE, Settings, WrongUsage, parse
+
+
+def main() -> int:
+    """Run the server until it is told to stop; returns the exit code (spec A.7)."""
+    try:
+        parsed = parse(sys.argv[1:])
+    except WrongUsage as error:
+        sys.stderr.write(f"error parsing options - {error}\n")
+        return USAGE if sys.platform != "win32" else 3
+    if not isinstance(parsed, Settings):
+        sys.stdout.write(parsed)
+        return 0
+    from ovms_embedded.server import serve
+
+    return serve(parsed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""The command line of OVMS, as far as a supervisor or a person at a terminal needs it (spec B.1)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import NoReturn
+
+from ovms_embedded import SERVER_NAME, SERVER_VERSION
+
+USAGE = 64
+PORTS = 65535
+WORKERS = (2, 10000)
+MANAGEMENT = ("list_models", "add_to_config", "remove_from_config", "pull", "configure")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A checked command line."""
+
+    port: int
+    rest_port: int
+    grpc_addresses: tuple[str, ...]
+    rest_addresses: tuple[str, ...]
+    config_path: Path | None
+    model_name: str
+    model_path: Path | None
+    poll_seconds: float
+    log_level: str
+    log_path: str | None
+    cache_dir: str | None
+    api_key: str
+    metrics: bool
+    metrics_list: tuple[str, ...]
+    rest_workers: int
+    allowed_origins: str
+    allowed_methods: str
+    allowed_headers: str
+    allow_credentials: bool
+
+
+class WrongUsage(Exception):
+    """The command line is wrong, with the reason."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise WrongUsage(message)
+
+
+def version_lines() -> list[str]:
+    """Return what ``--version`` prints (spec A.6)."""
+    return [
+        f"{SERVER_NAME} {SERVER_VERSION}",
+        f"OpenVINO backend {_version('openvino')}",
+        f"OpenVINO GenAI backend {_version('openvino-genai')}",
+        f"Bazel build flags: none (ovms-embedded {_version('ovms-embedded')}, Python {sys.version.split()[0]})",
+    ]
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of every flag."""
+    made = _Parser(prog="ovms-embedded", allow_abbrev=False, add_help=False, description=__doc__)
+    add = made.add_argument
+    add("--help", "-h", action="store_true", help="show this and exit")
+    add("--version", action="store_true", help="show versions and exit")
+    add("--port", type=int, default=0, help="gRPC port, 0 = off")
+    add("--rest_port", type=int, default=0, help="REST port, 0 = off")
+    add("--grpc_bind_address", default="0.0.0.0", help="comma list of addresses and host names")
+    add("--rest_bind_address", default="0.0.0.0", help="comma list of addresses and host names")
+    add("--config_path", help="configuration file; excludes --model_name and --model_path")
+    add("--model_name", help="name of the only servable")
+    add("--model_path", help="folder of the only servable, with graph.pbtxt or a model that is recognised")
+    add("--file_system_poll_wait_seconds", type=int, default=1, help="period of the configuration watcher, 0 = off")
+    add("--log_level", default="INFO", help="TRACE, DEBUG, INFO, WARNING or ERROR")
+    add("--log_path", help="log file, in addition to standard output")
+    add("--cache_dir", help="folder for compiled models")
+    add("--api_key_file", help="file whose first line is the key that generative requests must bear")
+    add("--metrics_enable", nargs="?", const="true", default="false", help="serve /metrics")
+    add("--metrics_list", default="", help="comma list of metrics")
+    add("--rest_workers", type=int, help="accepted for compatibility: this engine needs no threads for REST")
+    add("--grpc_workers", type=int, default=1, help="accepted for compatibility")
+    add("--grpc_max_threads", type=int, help="accepted for compatibility")
+    add("--grpc_memory_quota", type=int, help="accepted for compatibility")
+    add("--grpc_channel_arguments", help="accepted for compatibility")
+    add("--cpu_extension", help="refused: this engine loads no CPU extensions")
+    add("--custom_node_resources_cleaner_interval_seconds", type=int, help="accepted for compatibility")
+    add("--allowed_media_domains", help="accepted for compatibility: no servable of this engine fetches media")
+    add("--allowed_local_media_path", help="accepted for compatibility")
+    add("--verbose_response", nargs="?", const="true", default="false", help="accepted for compatibility")
+    add("--allowed_origins", default="*", help="CORS")
+    add("--allowed_methods", default="*", help="CORS")
+    add("--allowed_headers", default="*", help="CORS")
+    add("--allow_credentials", nargs="?", const="true", default="false", help="CORS")
+    for name in MANAGEMENT:
+        add(f"--{name}", nargs="?", const="true", help=argparse.SUPPRESS)
+    return made
+
+
+def parse(arguments: list[str]) -> Settings | str:
+    """Return the settings, or the text to print before ending with success.
+
+    :raises WrongUsage: the command line is wrong.
+    """
+    made = parser()
+    if not arguments:
+        return made.format_help()
+    given = made.parse_args(arguments)
+    if given.help:
+        return made.format_help()
+    if given.version:
+        return "\n".join(version_lines()) + "\n"
+    _check(given)
+    return Settings(
+        port=given.port,
+        rest_port=given.rest_port,
+        grpc_addresses=_addresses(given.grpc_bind_address, "grpc_bind_address"),
+        rest_addresses=_addresses(given.rest_bind_address, "rest_bind_address"),
+        config_path=Path(given.config_path) if given.config_path else None,
+        model_name=given.model_name or "",
+        model_path=Path(given.model_path) if given.model_path else None,
+        poll_seconds=given.file_system_poll_wait_seconds,
+        log_level=given.log_level.upper(),
+        log_path=given.log_path,
+        cache_dir=given.cache_dir,
+        api_key=_api_key(given.api_key_file),
+        metrics=_flag(given.metrics_enable, "metrics_enable"),
+        metrics_list=tuple(each.strip() for each in given.metrics_list.split(",") if each.strip()),
+        rest_workers=given.rest_workers or max(2, os.cpu_count() or 2),
+        allowed_origins=given.allowed_origins,
+        allowed_methods=given.allowed_methods,
+        allowed_headers=given.allowed_headers,
+        allow_credentials=_flag(given.allow_credentials, "allow_credentials"),
+    )
+
+
+def _check(given: argparse.Namespace) -> None:
+    for name in MANAGEMENT:
+        if getattr(given, name) is not None:
+            raise WrongUsage(f"--{name} is not part of the embedded engine; use ovms-plugin or the OVMS of Intel")
+    if given.cpu_extension:
+        raise WrongUsage("--cpu_extension is not part of the embedded engine")
+    for name in ("port", "rest_port"):
+        if not 0 <= getattr(given, name) <= PORTS:
+            raise WrongUsage(f"{name} number out of range from 0 to {PORTS}")
+    if not given.port and not given.rest_port:
+        raise WrongUsage("port and rest_port cannot both be unset")
+    if given.port == given.rest_port:
+        raise WrongUsage("port and rest_port cannot have the same values")
+    if given.rest_workers is not None:
+        if not given.rest_port:
+            raise WrongUsage("rest_workers is set but rest_port is not set")
+        if not WORKERS[0] <= given.rest_workers <= WORKERS[1]:
+            raise WrongUsage(f"rest_workers count should be from {WORKERS[0]} to {WORKERS[1]}")
+    if not 1 <= given.grpc_workers <= (os.cpu_count() or 1):
+        raise WrongUsage("grpc_workers count should be from 1 to CPU core count")
+    if given.log_level.upper() not in ("TRACE", "DEBUG", "INFO", "WARNING", "ERROR"):
+        raise WrongUsage("log_level should be one of: TRACE, DEBUG, INFO, WARNING, ERROR")
+    if given.file_system_poll_wait_seconds < 0:
+        raise WrongUsage("file_system_poll_wait_seconds must not be negative")
+    if given.config_path and (given.model_name or given.model_path):
+        raise WrongUsage("Use either config_path or model_path with model_name")
+    if not given.config_path and not (given.model_name and given.model_path):
+        raise WrongUsage("Use config_path or model_path with model_name")
+    metrics = _flag(given.metrics_enable, "metrics_enable")
+    if metrics and not given.rest_port:
+        raise WrongUsage("rest_port setting is missing, metrics are enabled on rest port")
+    if given.metrics_list and not metrics:
+        raise WrongUsage("metrics_enable setting is missing, required when metrics_list is provided")
+
+
+def _flag(value: str, name: str) -> bool:
+    if value.lower() in ("true", "1"):
+        return True
+    if value.lower() in ("false", "0"):
+        return False
+    raise WrongUsage(f"{name} is a boolean flag; it cannot be {value}")
+
+
+def _addresses(value: str, name: str) -> tuple[str, ...]:
+    found = tuple(each.strip() for each in value.split(","))
+    if not all(found) or any(" " in each for each in found):
+        raise WrongUsage(f"{name} has invalid format: proper hostname or IP address expected.")
+    return found
+
+
+def _api_key(path: str | None) -> str:
+    if path is None:
+        return os.environ.get("API_KEY", "")
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            return file.readline().rstrip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise WrongUsage(f"api_key_file {path} cannot be read: {error}") from error

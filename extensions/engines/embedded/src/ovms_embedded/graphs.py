@@ -1,0 +1,135 @@
+"""``graph.pbtxt`` as a plain value: which calculator, which options."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf import text_format
+
+from ovms_embedded.protos import ovms_graph_pb2 as pb
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from google.protobuf.message import Message
+
+OPTIONS: dict[str, type[Message]] = {
+    "HttpLLMCalculator": pb.LLMCalculatorOptions,
+    "EmbeddingsCalculatorOV": pb.EmbeddingsCalculatorOVOptions,
+    "RerankCalculatorOV": pb.RerankCalculatorOVOptions,
+    "ImageGenCalculator": pb.ImageGenCalculatorOptions,
+    "S2tCalculator": pb.S2tCalculatorOptions,
+    "T2sCalculator": pb.T2sCalculatorOptions,
+}
+
+
+class GraphInvalid(Exception):
+    """A graph that OVMS would not take, with the reason."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What the server must know of a graph."""
+
+    calculator: str
+    node: str
+    options: dict[str, Any] = field(default_factory=dict)
+    """The calculator's options by name, with their defaults; options that are absent and have none are left out."""
+    loopback: bool = False
+    inputs: tuple[str, ...] = ()
+    """Names of the graph's input streams."""
+    outputs: tuple[str, ...] = ()
+    digest: str = ""
+    """MD5 of the file, by which a reload tells whether it changed (spec C.6)."""
+
+
+def read_graph(path: Path) -> Graph:
+    """Return the graph in a file.
+
+    :raises GraphInvalid: there is no such file, or it is none that this engine can serve.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        message = f"Failed to open graph file: {path}: {error.strerror}"
+        raise GraphInvalid(message) from error
+    return parse_graph(content)
+
+
+def digest_of(path: Path) -> str:
+    """Return the MD5 of a graph file, ``""`` when there is none."""
+    try:
+        return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    except OSError:
+        return ""
+
+
+def parse_graph(content: bytes) -> Graph:
+    """Return the graph in the bytes of a file.
+
+    :raises GraphInvalid: it is none that this engine can serve.
+    """
+    config = pb.CalculatorGraphConfig()
+    try:
+        text_format.Parse(content.decode("utf-8"), config)
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        message = f"Trying to parse mediapipe graph definition failed: {error}"
+        raise GraphInvalid(message) from error
+    if len(config.node) != 1:
+        message = f"The graph has {len(config.node)} nodes; the embedded engine serves graphs of one node."
+        raise GraphInvalid(message)
+    node = config.node[0]
+    if node.calculator not in OPTIONS:
+        message = f'Unable to find Calculator "{node.calculator}"'
+        raise GraphInvalid(message)
+    if not node.name:
+        message = f"The node of {node.calculator} needs a name."
+        raise GraphInvalid(message)
+    names = [_split(stream) for stream in config.input_stream]
+    if [name for _, name in names] != ["input"] or len(config.output_stream) != 1:
+        message = "The graph needs one input stream named input and one output stream."
+        raise GraphInvalid(message)
+    return Graph(
+        calculator=node.calculator,
+        node=node.name,
+        options=_options(node),
+        loopback=any(_split(stream)[0] == "LOOPBACK" for stream in node.input_stream),
+        inputs=tuple(name for _, name in names),
+        outputs=tuple(_split(stream)[1] for stream in config.output_stream),
+        digest=hashlib.md5(content, usedforsecurity=False).hexdigest(),
+    )
+
+
+def _split(stream: str) -> tuple[str, str]:
+    tag, _, name = stream.rpartition(":")
+    return tag.partition(":")[0], name
+
+
+def _options(node: pb.CalculatorGraphConfig.Node) -> dict[str, Any]:
+    message = OPTIONS[node.calculator]()
+    if not node.node_options:
+        text = f"The node of {node.calculator} has no node_options; models_path is required."
+        raise GraphInvalid(text)
+    if not node.node_options[0].Unpack(message):
+        text = f"node_options of {node.calculator} are not {message.DESCRIPTOR.full_name}"
+        raise GraphInvalid(text)
+    if not message.IsInitialized():
+        text = f"{message.DESCRIPTOR.name} lacks required fields: {', '.join(message.FindInitializationErrors())}"
+        raise GraphInvalid(text)
+    return _values(message)
+
+
+def _values(message: Message) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for each in message.DESCRIPTOR.fields:
+        value = getattr(message, each.name)
+        if each.is_repeated:
+            values[each.name] = [_values(item) for item in value]
+        elif each.message_type is not None:
+            if message.HasField(each.name):
+                values[each.name] = _values(value)
+        elif message.HasField(each.name) or each.has_default_value:
+            values[each.name] = each.enum_type.values_by_number[value].name if each.enum_type else value
+    return values

@@ -1,0 +1,340 @@
+"""What is served: servables and their states, driven by config.json (spec C.5 to C.8)."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from ovms_embedded import log
+from ovms_embedded.config import Config, ConfigError, Entry, read_config, single
+from ovms_embedded.graphs import Graph, GraphInvalid, digest_of, read_graph
+from ovms_embedded.workers import LoadFailed, Worker
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ovms_embedded.cli import Settings
+
+PARSE_TRIES = 3
+PARSE_PAUSE = 0.01
+QUEUE = 64
+"""Requests that may wait for a servable, beyond those that it works on."""
+RELOADING_PATIENCE = 0.5
+"""Seconds that a request waits for a servable that is being reloaded."""
+STABLE = 5.0
+"""Seconds after which a worker that crashes is started again; sooner, it would only crash again."""
+
+
+class State(Enum):
+    """Internal states of a graph, as the log names them."""
+
+    BEGIN = "BEGIN"
+    RELOADING = "RELOADING"
+    AVAILABLE = "AVAILABLE"
+    FAILED = "LOADING_PRECONDITION_FAILED"
+    RETIRED = "RETIRED"
+
+
+EXTERNAL = {
+    State.BEGIN: ("LOADING", "OK"),
+    State.RELOADING: ("LOADING", "OK"),
+    State.AVAILABLE: ("AVAILABLE", "OK"),
+    State.FAILED: ("LOADING", "FAILED_PRECONDITION"),
+    State.RETIRED: ("END", "OK"),
+}
+
+
+class Overloaded(Exception):
+    """The servable's queue is full."""
+
+
+@dataclass
+class Servable:
+    """A graph that was listed at least once."""
+
+    entry: Entry
+    state: State = State.BEGIN
+    cause: str = ""
+    """Why it failed."""
+    graph: Graph | None = None
+    worker: Worker | None = None
+    digest: str = ""
+    """MD5 of the graph file that was tried last."""
+    available_since: float = 0.0
+    in_use: int = 0
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set and replaced at every change of the state, and when the last user leaves."""
+
+    @property
+    def name(self) -> str:
+        """The name that requests use."""
+        return self.entry.name
+
+    def aliases(self) -> list[str]:
+        """Names of LoRA adapters and composites, which are served like models (spec F.6)."""
+        options = self.graph.options if self.graph else {}
+        return [each["alias"] for key in ("lora_adapters", "composite_lora_adapters") for each in options.get(key, ())]
+
+    def hides_base(self) -> bool:
+        """Whether only the aliases are listed, because the adapters cannot be left out."""
+        adapters = self.graph.options.get("lora_adapters", ()) if self.graph else ()
+        return any(each["mode"] in ("STATIC", "FUSE") for each in adapters)
+
+    def limit(self) -> int:
+        """How many requests may run and wait."""
+        return (self.graph.options.get("max_num_seqs", 0) if self.graph else 0) + QUEUE
+
+    def enter(self) -> None:
+        """Begin to use it.
+
+        :raises Overloaded: too many do.
+        """
+        if self.in_use >= self.limit():
+            raise Overloaded(self.name)
+        self.in_use += 1
+
+    def leave(self) -> None:
+        """End to use it."""
+        self.in_use -= 1
+        if not self.in_use:
+            self.notify()
+
+    def notify(self) -> None:
+        """Wake whoever waits for a change."""
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def move(self, state: State, event: str, cause: str = "") -> None:
+        """Change the state, and say so in the log."""
+        self.state = state
+        self.cause = cause
+        if state is State.AVAILABLE:
+            self.available_since = time.monotonic()
+        log.manager.info("Mediapipe: %s state changed to: %s after handling: %s", self.name, state.value, event)
+        self.notify()
+
+    async def drained(self) -> None:
+        """Wait until nobody uses it."""
+        while self.in_use:
+            await self.changed.wait()
+
+
+class Manager:
+    """Owns every servable; one change of the configuration at a time."""
+
+    def __init__(self, config_path: Path | None, cache_dir: str | None = None) -> None:
+        self.servables: dict[str, Servable] = {}
+        self.first_pass_done = False
+        self._path = config_path
+        self._cache_dir = cache_dir
+        self._lock = asyncio.Lock()
+        self._digest = ""
+        self._failed = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loads = asyncio.Semaphore(max(2, (os.cpu_count() or 2) // 2))
+
+    def find(self, name: str) -> Servable | None:
+        """Return the servable of a name or an alias."""
+        if servable := self.servables.get(name):
+            return servable
+        return next((each for each in self.servables.values() if name in each.aliases()), None)
+
+    async def settle(self, servable: Servable) -> None:
+        """Give a servable that is being reloaded a moment."""
+        if servable.state in (State.RELOADING, State.BEGIN):
+            try:
+                async with asyncio.timeout(RELOADING_PATIENCE):
+                    while servable.state in (State.RELOADING, State.BEGIN):
+                        await servable.changed.wait()
+            except TimeoutError:
+                return
+
+    def status(self) -> dict[str, Any]:
+        """Return what ``GET /v1/config`` answers."""
+        answer: dict[str, Any] = {}
+        for name, servable in self.servables.items():
+            state, code = EXTERNAL[servable.state]
+            status = {"error_code": code, "error_message": servable.cause or code}
+            answer[name] = {"model_version_status": [{"version": "1", "state": state, "status": status}]}
+        return answer
+
+    # -- the configuration -----------------------------------------------------------------------------------------
+
+    async def first(self, settings: Settings) -> Config:
+        """Return the configuration to start with.
+
+        :raises ConfigError: the file cannot be used.
+        """
+        if self._path is not None:
+            return await self._read(self._path)
+        return single(settings)
+
+    async def reload(self) -> None:
+        """Bring what is served in line with the file, if its bytes have changed or the last pass failed.
+
+        :raises ConfigError: the file cannot be used, or an entry did not load.
+        """
+        async with self._lock:
+            if self._path is None:
+                return
+            config = await self._read(self._path)
+            if config.digest == self._digest and not self._failed:
+                return
+            await self.apply(config)
+
+    async def watch(self, period: float) -> None:
+        """Look after the file, for ever."""
+        log.manager.info("Started model manager thread")
+        while True:
+            await asyncio.sleep(period)
+            if self._path is None or await asyncio.to_thread(_digest, self._path) == self._digest:
+                continue
+            try:
+                async with self._lock:
+                    await self.apply(await self._read(self._path))
+            except ConfigError as error:
+                log.manager.error("Reloading config file failed: %s", error)
+
+    async def _read(self, path: Path) -> Config:
+        for attempt in range(PARSE_TRIES):
+            try:
+                return await asyncio.to_thread(read_config, path)
+            except ConfigError as error:
+                if attempt == PARSE_TRIES - 1:
+                    self._digest = await asyncio.to_thread(_digest, path)
+                    self._failed = True
+                    log.manager.error("%s", error)
+                    raise
+                await asyncio.sleep(PARSE_PAUSE)
+        raise AssertionError
+
+    async def apply(self, config: Config) -> None:
+        """Load, reload and retire; every entry is tried, whatever happens to the others.
+
+        :raises ConfigError: something did not load.
+        """
+        listed = {entry.name for entry in config.entries}
+        gone = [each for name, each in self.servables.items() if name not in listed and each.state is not State.RETIRED]
+        work = [self._retire(each) for each in gone]
+        work += [self._bring(entry) for entry in config.entries if self._differs(entry)]
+        await asyncio.gather(*work)
+        tried = [self.servables[entry.name] for entry in config.entries]
+        self._digest = config.digest
+        failed = [each for each in tried if each.state is State.FAILED]
+        again = not work and self._failed
+        self._failed = bool(failed or config.duplicate) and not again
+        if config.duplicate:
+            log.manager.error("Model %s is configured twice", config.duplicate)
+        if self._failed:
+            text = "Reloading config file failed. Check server logs for more info."
+            raise ConfigError(text, 500)
+
+    def _differs(self, entry: Entry) -> bool:
+        known = self.servables.get(entry.name)
+        return (
+            known is None
+            or known.state is State.RETIRED
+            or known.entry != entry
+            or known.digest != digest_of_entry(entry)
+        )
+
+    async def _bring(self, entry: Entry) -> None:
+        servable = self.servables.get(entry.name)
+        if servable is None:
+            servable = self.servables[entry.name] = Servable(entry)
+        else:
+            servable.entry = entry
+            servable.move(State.RELOADING, "ReloadEvent")
+            await servable.drained()
+        await self._load(servable)
+
+    async def _load(self, servable: Servable) -> None:
+        entry = servable.entry
+        await self._close(servable)
+        servable.digest = digest_of_entry(entry)
+        try:
+            if entry.problem:
+                raise GraphInvalid(entry.problem)
+            graph = await asyncio.to_thread(read_graph, _path(entry))
+            self._check_names(servable, graph)
+            spec = {
+                "calculator": graph.calculator,
+                "options": graph.options,
+                "base_path": entry.base_path,
+                "cache_dir": self._cache_dir,
+            }
+            async with self._loads:
+                worker = await Worker.start(entry.name, spec)
+        except (GraphInvalid, LoadFailed, OSError) as error:
+            log.manager.error("Mediapipe: %s failed to load: %s", entry.name, error)
+            servable.move(State.FAILED, "ValidationFailedEvent", str(error))
+            return
+        worker.on_exit = lambda cause: self._crashed(servable, cause)
+        servable.graph = graph
+        servable.worker = worker
+        for alias in servable.aliases():
+            log.manager.info("Registered LoRA alias: %s -> %s", alias, entry.name)
+        servable.move(State.AVAILABLE, "ValidationPassedEvent")
+
+    def _check_names(self, servable: Servable, graph: Graph) -> None:
+        aliases = Servable(servable.entry, graph=graph).aliases()
+        taken = {
+            name for each in self.servables.values() if each is not servable for name in (each.name, *each.aliases())
+        }
+        if clash := (taken | {servable.name}) & set(aliases):
+            message = f"LoRA alias {min(clash)} is the name of another servable"
+            raise GraphInvalid(message)
+
+    async def _retire(self, servable: Servable) -> None:
+        servable.move(State.RETIRED, "RetireEvent")
+        await servable.drained()
+        await self._close(servable)
+
+    async def _close(self, servable: Servable) -> None:
+        worker, servable.worker = servable.worker, None
+        if worker is not None:
+            await worker.close()
+
+    def _crashed(self, servable: Servable, cause: str) -> None:
+        log.manager.error("Mediapipe: %s crashed: %s", servable.name, cause)
+        stable = time.monotonic() - servable.available_since > STABLE
+        servable.move(State.FAILED, "ValidationFailedEvent", cause)
+        if stable:
+            task = asyncio.create_task(self._revive(servable))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _revive(self, servable: Servable) -> None:
+        async with self._lock:
+            if servable.state is State.FAILED:
+                servable.move(State.RELOADING, "ReloadEvent")
+                await self._load(servable)
+
+    async def close(self) -> None:
+        """Unload everything."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*(self._close(each) for each in self.servables.values()))
+
+
+def _path(entry: Entry) -> Path:
+    from pathlib import Path
+
+    return Path(entry.graph_path)
+
+
+def digest_of_entry(entry: Entry) -> str:
+    """Return the MD5 of an entry's graph file, ``""`` when there is none."""
+    return digest_of(_path(entry))
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    except OSError:
+        return ""

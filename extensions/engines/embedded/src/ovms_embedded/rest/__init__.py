@@ -1,0 +1,1 @@
+"""REST as OVMS speaks it (spec parts D and E)."""

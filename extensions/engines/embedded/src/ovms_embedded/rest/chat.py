@@ -1,0 +1,127 @@
+"""``chat/completions`` (spec E.2 to E.4)."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from ovms_embedded.rest.fields import Fields
+from ovms_embedded.rest.generation import Generation, read_generation
+from ovms_embedded.rest.http import Reply, Request, Stream, encode
+from ovms_embedded.rest.messages import read_grammar, read_messages, read_template_context, read_tools
+from ovms_embedded.rest.parsers import OutputParser, parser_for
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from ovms_embedded.manager import Servable
+    from ovms_embedded.workers import Call, Worker
+
+DONE = b"data: [DONE]\n\n"
+
+
+async def chat(request: Request, servable: Servable, worker: Worker) -> Reply | Stream:
+    """Answer a chat request."""
+    data = request.fields
+    options = servable.graph.options if servable.graph else {}
+    messages = read_messages(data)
+    tools, _ = read_tools(data)
+    generation = read_generation(data, options, stream=request.stream, endpoint="chat")
+    generation.logprobs = read_logprobs(data, stream=request.stream)
+    payload = generation.payload(
+        messages=messages, tools=tools, context=read_template_context(data), grammar=read_grammar(data)
+    )
+    parser = parser_for(worker.info, tools=bool(tools), raw=not generation.skip_special_tokens)
+    payload["special"] = payload["special"] or parser.needs_special_tokens
+    call = worker.call("generate", payload)
+    if request.stream:
+        return Stream(_chunks(call, request.model, generation, parser))
+    try:
+        result = await call.result()
+    finally:
+        call.close()
+    return Reply(encode(_answer(result, request.model, parser)))
+
+
+def read_logprobs(data: dict[str, Any], *, stream: bool) -> bool:
+    """Return whether probabilities are wanted."""
+    from ovms_embedded.rest.errors import Invalid
+
+    wanted = bool(Fields(data).boolean("logprobs"))
+    if wanted and stream:
+        raise Invalid("logprobs are not supported in streaming mode.")
+    return wanted
+
+
+def usage(result: dict[str, Any]) -> dict[str, int]:
+    """Return the token counts of a result."""
+    prompt, completion = result["prompt_tokens"], result["completion_tokens"]
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _answer(result: dict[str, Any], model: str, parser: OutputParser) -> dict[str, Any]:
+    choices = []
+    for index, choice in enumerate(result["choices"]):
+        parsed = parser.parse(choice["text"])
+        message: dict[str, Any] = {"content": parsed.content, "role": "assistant", "tool_calls": parsed.tool_calls}
+        if parsed.reasoning:
+            message["reasoning_content"] = parsed.reasoning
+        reason = "tool_calls" if parsed.tool_calls else choice["finish_reason"]
+        logprobs = choice.get("logprobs")
+        choices.append(
+            {
+                "finish_reason": reason,
+                "index": index,
+                "logprobs": None if logprobs is None else {"content": [_logprob(*each) for each in logprobs]},
+                "message": message,
+            }
+        )
+    return {
+        "choices": choices,
+        "created": int(time.time()),
+        "model": model,
+        "object": "chat.completion",
+        "usage": usage(result),
+    }
+
+
+def _logprob(token: str, value: float) -> dict[str, Any]:
+    return {"token": token, "logprob": value, "bytes": list(token.encode()), "top_logprobs": []}
+
+
+async def _chunks(call: Call, model: str, generation: Generation, parser: OutputParser) -> AsyncIterator[bytes]:
+    tail = encode({"created": int(time.time()), "model": model, "object": "chat.completion.chunk"})[1:-1]
+    if generation.include_usage:
+        tail += b',"usage":null'
+    head = b'data: {"choices":[{"index":0,"logprobs":null,"delta":'
+    open_end = b',"finish_reason":null}],' + tail + b"}\n\n"
+    content = head + b'{"content":'
+    content_end = b"}" + open_end
+    try:
+        called_tools = False
+        async for items in call.batches():
+            if isinstance(items[0], int):
+                # The prompt is accepted: the handshake, which also brings the client its status.
+                del items[0]
+                yield head + b'{"role":"assistant","content":null}' + open_end
+            if not items:
+                continue
+            text = items[0] if len(items) == 1 else "".join(items)
+            if parser.passive:
+                yield content + encode(text) + content_end
+                continue
+            for delta in parser.feed(text):
+                called_tools = called_tools or "tool_calls" in delta
+                yield head + encode(delta) + open_end
+        result = await call.result()
+        for delta in () if parser.passive else parser.end():
+            called_tools = called_tools or "tool_calls" in delta
+            yield head + encode(delta) + open_end
+        reason = "tool_calls" if called_tools else result["finish_reason"]
+        last = head + b'{},"finish_reason":' + encode(reason) + b"}]," + tail + b"}\n\n"
+        if generation.include_usage:
+            bare = tail.removesuffix(b',"usage":null')
+            last += b'data: {"choices":[],' + bare + b',"usage":' + encode(usage(result)) + b"}\n\n"
+        yield last + DONE
+    finally:
+        call.close()

@@ -1,0 +1,63 @@
+"""``embeddings`` (spec E.7)."""
+
+from __future__ import annotations
+
+import array
+import base64
+from typing import TYPE_CHECKING, Any
+
+from ovms_embedded.rest.errors import Invalid
+from ovms_embedded.rest.http import Reply, Request, encode
+
+if TYPE_CHECKING:
+    from ovms_embedded.manager import Servable
+    from ovms_embedded.workers import Worker
+
+FLOAT = 4
+
+
+async def embeddings(request: Request, _: Servable, worker: Worker) -> Reply:
+    """Answer an embeddings request."""
+    texts, tokens = _read_input(request.fields)
+    form = request.fields.get("encoding_format", "float")
+    if form not in ("float", "base64"):
+        raise Invalid("encoding_format should either be base64 or float")
+    call = worker.call("embed", {"texts": texts, "tokens": tokens})
+    try:
+        result = await call.result()
+    finally:
+        call.close()
+    raw, size = result["vectors"], result["size"] * FLOAT
+    rows = (raw[start : start + size] for start in range(0, len(raw), size))
+    vectors = [base64.b64encode(row).decode() if form == "base64" else array.array("f", row).tolist() for row in rows]
+    data = [{"object": "embedding", "embedding": vector, "index": index} for index, vector in enumerate(vectors)]
+    usage = {"prompt_tokens": result["tokens"], "total_tokens": result["tokens"]}
+    return Reply(encode({"object": "list", "data": data, "usage": usage}))
+
+
+def _read_input(data: dict[str, Any]) -> tuple[list[str] | None, list[list[int]] | None]:
+    given = data.get("input")
+    if "input" not in data:
+        raise Invalid("input field is required")
+    if isinstance(given, str):
+        return [given], None
+    if not isinstance(given, list):
+        raise Invalid(
+            "input must be a string, an array of strings, an array of integers or an array of arrays of integers"
+        )
+    if not given:
+        raise Invalid("input array should not be empty")
+    if all(isinstance(each, str) for each in given):
+        return given, None
+    if all(_is_token(each) for each in given):
+        return None, [given]
+    if all(isinstance(each, list) for each in given):
+        if not all(each for each in given):
+            raise Invalid("input array should not be empty")
+        if all(_is_token(token) for each in given for token in each):
+            return None, given
+    raise Invalid("input must be homogeneous: strings, integers or arrays of integers")
+
+
+def _is_token(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31

@@ -1,0 +1,38 @@
+"""Which endpoint serves which path of which graph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ovms_embedded.rest.chat import chat
+from ovms_embedded.rest.embeddings import embeddings
+from ovms_embedded.rest.errors import HttpError, Invalid
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ovms_embedded.manager import Servable
+    from ovms_embedded.rest.http import Reply, Request, Stream
+    from ovms_embedded.workers import Worker
+
+    Endpoint = Callable[[Request, Servable, Worker], Awaitable[Reply | Stream]]
+
+ENDPOINTS: dict[str, dict[str, Endpoint]] = {
+    "HttpLLMCalculator": {"chat/completions": chat},
+    "EmbeddingsCalculatorOV": {"embeddings": embeddings},
+}
+
+
+async def dispatch(request: Request, servable: Servable) -> Reply | Stream:
+    """Answer a request by the graph that it names.
+
+    :raises Invalid: this graph does not serve this path.
+    """
+    if servable.graph is None or servable.worker is None:
+        raise HttpError(500, "Mediapipe graph definition with requested name is not loaded yet")
+    known = ENDPOINTS[servable.graph.calculator]
+    endpoint = known.get(request.path)
+    if endpoint is None:
+        allowed = ", ".join(f"/v3/{path}" for path in known)
+        raise Invalid(f"Wrong endpoint. Allowed endpoints: {allowed}")
+    return await endpoint(request, servable, servable.worker)

@@ -1,0 +1,214 @@
+"""The front process from start to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from ovms_embedded import log
+from ovms_embedded.cli import Settings, version_lines
+from ovms_embedded.config import ConfigError
+from ovms_embedded.manager import Manager
+from ovms_embedded.metrics import Metrics
+from ovms_embedded.rest.app import App
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+GRACE = 5
+"""Seconds that running requests have to end after a signal, before they are cancelled."""
+KEEP_ALIVE = 75
+BACKLOG = 2048
+
+
+class StartFailed(Exception):
+    """The server cannot start, with the reason."""
+
+
+class _Uvicorn(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # Signals are ours: uvicorn would send itself the signal again after the shutdown, and the exit code with it.
+        yield
+
+
+def serve(settings: Settings) -> int:
+    """Run the server; returns the exit code."""
+    try:
+        log.configure(settings.log_level, settings.log_path)
+    except OSError as error:
+        sys.stderr.write(f"log_path {settings.log_path} cannot be written: {error}\n")
+        return 1
+    for line in version_lines()[:3]:
+        log.serving.info("%s", line)
+    if not settings.api_key:
+        log.serving.info(
+            "API key not provided via --api_key_file or API_KEY environment variable. Authentication disabled."
+        )
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(_run(settings))
+    except KeyboardInterrupt:
+        return 0
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+async def _run(settings: Settings) -> int:
+    stopped = asyncio.Event()
+    _on_signals(stopped.set)
+    stack = contextlib.AsyncExitStack()
+    try:
+        async with stack:
+            await _start(settings, stack, stopped)
+            await stopped.wait()
+            log.serving.info("Shutting down")
+    except StartFailed as failed:
+        log.serving.error("%s", failed)
+        return 1
+    log.serving.info("Shutdown complete")
+    return 0
+
+
+def _on_signals(stop: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for name in ("SIGINT", "SIGTERM"):
+        try:
+            loop.add_signal_handler(getattr(signal, name), stop)
+        except NotImplementedError:  # Windows
+            signal.signal(getattr(signal, name), lambda *_: loop.call_soon_threadsafe(stop))
+
+
+async def _start(settings: Settings, stack: contextlib.AsyncExitStack, stopped: asyncio.Event) -> None:
+    manager = Manager(settings.config_path, settings.cache_dir)
+    config, metrics = await _read_configuration(settings, manager)
+    stack.push_async_callback(_module, "ServableManager", manager.close)
+    app = App(manager, settings, metrics)
+    if settings.rest_port:
+        await _start_rest(settings, app, stack)
+    if settings.port:
+        await _start_grpc(settings, manager, stack)
+    log.serving.info("ServableManagerModule starting")
+    background = asyncio.create_task(_manage(settings, manager, config, stopped))
+    stack.callback(background.cancel)
+
+
+async def _read_configuration(settings: Settings, manager: Manager):  # noqa: ANN202
+    try:
+        config = await manager.first(settings)
+    except ConfigError as error:
+        raise StartFailed(str(error)) from error
+    wanted = list(settings.metrics_list)
+    if config.metrics is not None:
+        if settings.metrics:
+            raise StartFailed("metrics_enable and a monitoring section in the configuration file exclude each other")
+        wanted = config.metrics.get("metrics_list", [])
+    if not (settings.metrics or (config.metrics or {}).get("enable")):
+        return config, None
+    try:
+        return config, Metrics(wanted)
+    except ValueError as error:
+        raise StartFailed(str(error)) from error
+
+
+async def _manage(settings: Settings, manager: Manager, config, stopped: asyncio.Event) -> None:  # noqa: ANN001
+    try:
+        await manager.apply(config)
+    except ConfigError as error:
+        log.manager.error("%s", error)
+        if settings.config_path is None:
+            # The only servable there is: without it there is nothing to serve (spec B.2).
+            stopped.set()
+    manager.first_pass_done = True
+    log.serving.info("ServableManagerModule started")
+    if settings.config_path and settings.poll_seconds:
+        await manager.watch(settings.poll_seconds)
+
+
+async def _start_rest(settings: Settings, app: App, stack: contextlib.AsyncExitStack) -> None:
+    log.serving.info("HTTPServerModule starting")
+    sockets = []
+    for address in settings.rest_addresses:
+        log.serving.info("Binding REST server to address: %s:%d", address, settings.rest_port)
+        try:
+            sockets.append(_listen(address, settings.rest_port))
+        except OSError as error:
+            for each in sockets:
+                each.close()
+            text = f"Failed to start REST server at {address}:{settings.rest_port}: port is busy or address is wrong: {error}"
+            raise StartFailed(text) from error
+    config = uvicorn.Config(
+        app, http="auto", loop="none", ws="none", lifespan="off", log_config=None, access_log=False,
+        server_header=False, timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=GRACE, backlog=BACKLOG,
+    )  # fmt: skip
+    server = _Uvicorn(config)
+    task = asyncio.create_task(server.serve(sockets))
+    while not server.started:  # a few turns of the loop: the sockets are bound already
+        await asyncio.sleep(0)
+
+    async def stop() -> None:
+        server.should_exit = True
+        await task
+
+    stack.push_async_callback(_module, "HTTPServer", stop)
+    workers = settings.rest_workers
+    log.serving.info(
+        "REST server listening on port %d with %d unary threads and %d streaming threads",
+        settings.rest_port,
+        workers,
+        workers,
+    )
+    for address in settings.rest_addresses:
+        log.serving.info("Started REST server at %s:%d", address, settings.rest_port)
+    log.serving.info("HTTPServerModule started")
+
+
+def _listen(address: str, port: int) -> socket.socket:
+    family, kind, protocol, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        if sys.platform != "win32":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(where)
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+async def _start_grpc(settings: Settings, manager: Manager, stack: contextlib.AsyncExitStack) -> None:
+    log.serving.info("GRPCServerModule starting")
+    from ovms_embedded.grpc_service import start
+
+    for address in settings.grpc_addresses:
+        try:
+            server = await start(manager, address, settings.port)
+        except (RuntimeError, OSError) as error:
+            text = (
+                f"Failed to start gRPC server at {address}:{settings.port}: port is busy or address is wrong: {error}"
+            )
+            raise StartFailed(text) from error
+        stack.push_async_callback(_module, "GRPCServer", lambda server=server: server.stop(GRACE))
+    log.serving.info("Started gRPC server on port %d", settings.port)
+    log.serving.info("GRPCServerModule started")
+
+
+async def _module(name: str, stop: Callable[[], Awaitable[None]]) -> None:
+    log.serving.info("%sModule shutting down", name)
+    await stop()
+    log.serving.info("%sModule shutdown", name)

@@ -1,0 +1,99 @@
+"""What several servables need: paths, devices and properties from a graph's options, and tokenizing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ovms_embedded.worker.pipe import Refused
+
+if TYPE_CHECKING:
+    import openvino_genai
+
+    from ovms_embedded.worker.pipe import Pipe
+
+WINDOW_KEYS = ("max_position_embeddings", "n_positions", "seq_len", "seq_length", "n_ctx", "sliding_window")
+
+
+def models_path(spec: dict[str, Any], option: str = "models_path") -> Path:
+    """Return the folder of the model; relative to the entry's base path.
+
+    :raises FileNotFoundError: it does not exist.
+    """
+    path = Path(spec["base_path"]) / spec["options"][option]
+    if not path.exists():
+        message = f"Path to the model does not exist: {path}"
+        raise FileNotFoundError(message)
+    return path
+
+
+def device(spec: dict[str, Any], pipe: Pipe, option: str) -> str:
+    """Return the device of the graph, or the best one there is when it names none (spec G.3: never an NPU)."""
+    named = str(spec["options"].get(option) or "").strip()
+    if named:
+        return named
+    import openvino
+
+    available = openvino.Core().available_devices
+    chosen = next((each for each in available if each.startswith("GPU")), "CPU")
+    pipe.log("info", "serving", f"No device specified, using recommended device: {chosen}")
+    return chosen
+
+
+def properties(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return the graph's plugin_config, with the server's cache folder unless it names its own.
+
+    :raises ValueError: it is no JSON object.
+    """
+    text = str(spec["options"].get("plugin_config") or "").strip()
+    try:
+        found = json.loads(text) if text else {}
+    except ValueError as error:
+        message = f"plugin_config is not valid JSON: {error}"
+        raise ValueError(message) from error
+    if not isinstance(found, dict):
+        message = "plugin_config is not a JSON object"
+        raise TypeError(message)
+    if spec.get("cache_dir"):
+        found.setdefault("CACHE_DIR", spec["cache_dir"])
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON file of a model, or nothing when it is absent or unreadable."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def window(folder: Path) -> int | None:
+    """Return how many tokens a model takes, by the first key of its config.json that says so (spec E.1)."""
+    config = read_json(folder / "config.json")
+    values = (config.get(key) for key in WINDOW_KEYS)
+    return next((value for value in values if isinstance(value, int) and not isinstance(value, bool)), None)
+
+
+def tokenize(tokenizer: openvino_genai.Tokenizer, payload: dict[str, Any]) -> list[list[int]]:
+    """Return the tokens of texts as the tokenize endpoint wants them (spec E.9)."""
+    arguments: dict[str, Any] = {"add_special_tokens": payload["add_special_tokens"]}
+    if payload["max_length"] is not None:
+        arguments |= {"max_length": payload["max_length"], "truncation": True}
+    if payload["pad_to_max_length"]:
+        arguments["pad_to_max_length"] = True
+    if payload["padding_side"]:
+        arguments["padding_side"] = payload["padding_side"]
+    try:
+        encoded = tokenizer.encode(payload["texts"], **arguments)
+    except Exception as error:
+        text = f"Tokenization failed: {error}"
+        raise Refused(text) from error
+    rows: list[list[int]] = encoded.input_ids.data.tolist()
+    if payload["pad_to_max_length"]:
+        return rows
+    masks = encoded.attention_mask.data
+    return [
+        [token for token, kept in zip(row, mask, strict=True) if kept] for row, mask in zip(rows, masks, strict=True)
+    ]

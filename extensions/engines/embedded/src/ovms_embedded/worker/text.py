@@ -1,0 +1,164 @@
+"""Text generation: one ContinuousBatchingPipeline, stepped by this process's only busy thread."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import openvino_genai as genai
+
+from ovms_embedded import wire
+from ovms_embedded.worker import common, detection
+from ovms_embedded.worker.detokenize import Running, flush
+from ovms_embedded.worker.pipe import Refused, tidy
+from ovms_embedded.worker.text_pipeline import build, generation_config
+
+if TYPE_CHECKING:
+    from ovms_embedded.worker.pipe import Pipe
+
+FLUSH = 0.002
+"""Seconds between two messages about the same streams; a first token and an end go out at once.
+
+It only matters to models that are faster than 500 tokens per second: a slower one flushes with every step.
+"""
+Message = list[Any]
+
+
+class Text:
+    """Requests join between two steps, share every step, and leave as soon as they are finished or cancelled."""
+
+    def __init__(self, spec: dict[str, Any], pipe: Pipe) -> None:
+        self.pipe = pipe
+        self.spec = spec
+        self.folder = common.models_path(spec)
+        self.device = common.device(spec, pipe, "device")
+        self.pipeline = build(spec, self.folder, self.device)
+        self.tokenizer = self.pipeline.get_tokenizer()
+        template = self.folder / "chat_template.jinja"
+        if template.exists():
+            self.tokenizer.set_chat_template(template.read_text("utf-8"))
+        self.window = common.window(self.folder)
+        self.running: dict[int, Running] = {}
+        self.waiting: deque[Message] = deque()
+        self.usable_grammars: dict[str, bool] = {}
+        self.info = detection.parsers(spec["options"], self.tokenizer.chat_template, pipe)
+
+    def run(self) -> None:
+        """Take calls and step, for ever."""
+        inbox = self.pipe.inbox
+        flushed = 0.0
+        while True:
+            if not self.running and not self.waiting and not self.pipeline.has_non_finished_requests():
+                self._take(inbox.get())
+            while not inbox.empty():
+                self._take(inbox.get())
+            if self.waiting:
+                self._admit()
+            try:
+                self.pipeline.step()
+            except Exception as error:  # noqa: BLE001 - the pipeline is unusable after it, whatever it was
+                self._recover(error)
+                continue
+            now = time.monotonic()
+            if now - flushed >= FLUSH or any(each.urgent and each.handle.can_read() for each in self.running.values()):
+                flushed = now
+                flush(self.running, self.tokenizer, self.pipe)
+            elif not self.pipeline.has_non_finished_requests():
+                flush(self.running, self.tokenizer, self.pipe)
+
+    def _take(self, message: Message) -> None:
+        if message[0] == wire.CANCEL:
+            number = message[1]
+            self.pipe.cancelled.discard(number)
+            if running := self.running.pop(number, None):
+                running.handle.cancel()
+            self.waiting = deque(each for each in self.waiting if each[1] != number)
+            return
+        if message[2] == "generate":
+            self.waiting.append(message)
+            return
+        _, number, _, payload = message
+        try:
+            self.pipe.send([wire.END, number, common.tokenize(self.tokenizer, payload)])
+        except Refused as refused:
+            self.pipe.send([wire.ERROR, number, refused.kind, str(refused)])
+
+    def _admit(self) -> None:
+        while self.waiting:
+            _, number, _, payload = self.waiting[0]
+            grammar = payload["grammar"]
+            if grammar and grammar not in self.usable_grammars:
+                if self.running or self.pipeline.has_non_finished_requests():
+                    return  # wait until nothing runs: only then can a grammar be tried without harm to others
+                self._try(grammar)
+            self.waiting.popleft()
+            try:
+                self._add(number, payload)
+            except Refused as refused:
+                self.pipe.send([wire.ERROR, number, refused.kind, str(refused)])
+            except Exception as error:  # noqa: BLE001 - what the library says about this request's parameters
+                self.pipe.send([wire.ERROR, number, wire.INVALID, tidy(error)])
+
+    def _try(self, grammar: str) -> None:
+        """Compile a grammar where its failure can be contained.
+
+        The library compiles grammars while it steps, and a step that throws leaves it unusable; only ``generate``
+        cleans up after itself.
+        """
+        config = genai.GenerationConfig(max_new_tokens=1)
+        config.structured_output_config = genai.StructuredOutputConfig(json_schema=grammar)
+        prompt = self.tokenizer.encode("a").input_ids
+        try:
+            self.pipeline.generate([prompt], [config])
+        except Exception as error:  # noqa: BLE001 - OVMS drops a schema that it cannot use (spec E.2)
+            self.pipe.log("error", "llm_calculator", f"response_format is ignored: {tidy(error)}")
+            self.usable_grammars[grammar] = False
+        else:
+            self.usable_grammars[grammar] = True
+
+    def _add(self, number: int, payload: dict[str, Any]) -> None:
+        if payload["prompt"] is None:
+            prompt = self._template(payload)
+            tokens = self.tokenizer.encode(prompt, add_special_tokens=False).input_ids
+        else:
+            prompt = payload["prompt"]
+            tokens = self.tokenizer.encode(prompt).input_ids
+        length = tokens.shape[1]
+        if not length:
+            text = "Prompt is empty after tokenization"
+            raise Refused(text)
+        config = generation_config(self.pipeline.get_config(), payload, self.spec["options"], length, self.window)
+        if payload["grammar"] and self.usable_grammars[payload["grammar"]]:
+            config.structured_output_config = genai.StructuredOutputConfig(json_schema=payload["grammar"])
+        handle = self.pipeline.add_request(number, tokens, config)
+        self.running[number] = Running(handle, payload, length, config.num_return_sequences)
+        if payload["stream"]:
+            self.pipe.send([wire.ITEMS, [[number, length]]])
+
+    def _template(self, payload: dict[str, Any]) -> str:
+        context = dict(payload["context"])
+        arguments: dict[str, Any] = {"add_generation_prompt": bool(context.pop("add_generation_prompt", True))}
+        if payload["tools"]:
+            arguments["tools"] = payload["tools"]
+        if context:
+            arguments["extra_context"] = context
+        try:
+            return self.tokenizer.apply_chat_template(payload["messages"], **arguments)
+        except Exception as error:
+            text = f"Failed to apply chat template: {tidy(error)}"
+            raise Refused(text) from error
+
+    def _recover(self, error: Exception) -> None:
+        """Fail what runs and make the pipeline anew."""
+        self.pipe.log("error", "llm_executor", f"A step failed, the pipeline is made anew: {tidy(error)}")
+        for number in self.running:
+            self.pipe.send([wire.ERROR, number, wire.INTERNAL, f"Generation failed: {tidy(error)}"])
+        self.running.clear()
+        del self.pipeline
+        self.pipeline = build(self.spec, self.folder, self.device)
+
+
+def load(spec: dict[str, Any], pipe: Pipe) -> Text:
+    """Load the graph's model; whatever the library throws is the reason why it does not serve."""
+    return Text(spec, pipe)

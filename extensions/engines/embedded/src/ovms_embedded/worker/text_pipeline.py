@@ -1,0 +1,131 @@
+"""A text generation graph's options as openvino-genai knows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import openvino_genai as genai
+
+from ovms_embedded.worker import common
+from ovms_embedded.worker.pipe import Refused
+
+UNLIMITED = 1 << 30
+"""Tokens; stands for "until it ends by itself" where neither the request, the graph nor the model says a number."""
+ALL_TOKENS = (1 << 64) - 1
+DEFAULT_TOP_K = 40
+DRAFT_OPTIONS = ("max_num_batched_tokens", "cache_size", "max_num_seqs", "dynamic_split_fuse")
+CONTINUOUS = {"LM_CB", "AUTO"}
+
+
+def build(spec: dict[str, Any], folder: Path, device: str) -> genai.ContinuousBatchingPipeline:
+    """Load the model.
+
+    :raises ValueError: the options contradict the model folder or ask for what this engine does not have.
+    """
+    options = spec["options"]
+    kind = options["pipeline_type"]
+    if (folder / "openvino_text_embeddings_model.xml").exists():
+        message = "Models that see or hear (VLM, Omni) need the OVMS of Intel; the embedded engine serves text models."
+        raise ValueError(message)
+    if kind not in CONTINUOUS:
+        message = f"pipeline_type {kind} is not supported by the embedded engine; use LM_CB or AUTO for text models."
+        raise ValueError(message)
+    properties = common.properties(spec)
+    if options.get("draft_models_path"):
+        properties["draft_model"] = _draft(spec, device)
+    elif given := [name for name in options if name.startswith("draft_") and name != "draft_eagle3_mode"]:
+        message = f"{given[0]} is set but draft_models_path is not"
+        raise ValueError(message)
+    return genai.ContinuousBatchingPipeline(folder, _scheduler(options), device, properties)
+
+
+def _scheduler(options: dict[str, Any]) -> genai.SchedulerConfig:
+    scheduler = genai.SchedulerConfig()
+    for name in (*DRAFT_OPTIONS, "enable_prefix_caching", "cache_interval_multiplier"):
+        if options.get(name) is not None:
+            setattr(scheduler, name, options[name])
+    if eviction := options.get("cache_eviction_config"):
+        crush = eviction.get("kv_crush_config") or {}
+        scheduler.use_cache_eviction = True
+        scheduler.cache_eviction_config = genai.CacheEvictionConfig(
+            start_size=eviction["start_size"],
+            recent_size=eviction["recent_size"],
+            max_cache_size=eviction["max_cache_size"],
+            aggregation_mode=getattr(genai.AggregationMode, eviction["aggregation_mode"]),
+            apply_rotation=eviction["apply_rotation"],
+            snapkv_window_size=eviction["snapkv_window_size"],
+            kvcrush_config=genai.KVCrushConfig(
+                budget=crush.get("budget", 0),
+                anchor_point_mode=getattr(genai.KVCrushAnchorPointMode, crush.get("anchor_point_mode", "RANDOM")),
+                rng_seed=crush.get("rng_seed", 0),
+            ),
+        )
+    if sparse := options.get("sparse_attention_config"):
+        scheduler.use_sparse_attention = True
+        config = genai.SparseAttentionConfig(mode=getattr(genai.SparseAttentionMode, sparse["mode"]))
+        for name, value in sparse.items():
+            if name != "mode":
+                setattr(config, name, value)
+        scheduler.sparse_attention_config = config
+    return scheduler
+
+
+def _draft(spec: dict[str, Any], device: str) -> Any:  # noqa: ANN401 - an opaque property of the library
+    options = spec["options"]
+    folder = common.models_path(spec, "draft_models_path")
+    named = {name: options.get(f"draft_{name}", options.get(name)) for name in DRAFT_OPTIONS}
+    return genai.draft_model(
+        folder, options.get("draft_device") or device, scheduler_config=_scheduler(named), **common.properties(spec)
+    )
+
+
+def generation_config(
+    config: genai.GenerationConfig,
+    payload: dict[str, Any],
+    options: dict[str, Any],
+    length: int,
+    window: int | None,
+) -> genai.GenerationConfig:
+    """Lay a request over the defaults that come from the model's generation_config.json.
+
+    :param length: tokens of the prompt.
+    :param window: tokens that the model takes in all.
+    :raises Refused: the prompt, or what may follow it, does not fit.
+    """
+    wanted = payload["max_new_tokens"]
+    if window is not None and length >= window:
+        text = f"Number of prompt tokens: {length} exceeds model max length: {window}"
+        raise Refused(text)
+    if window is not None and wanted is not None and length + wanted > window:
+        text = f"Number of prompt tokens: {length} + max tokens value: {wanted} exceeds model max length: {window}"
+        raise Refused(text)
+    if wanted is None:
+        wanted = options.get("max_tokens_limit") or UNLIMITED
+        if window is not None:
+            wanted = min(wanted, window - length)
+    config.max_new_tokens = wanted
+    settings: dict[str, Any] = dict(payload["settings"])
+    if stop := settings.pop("stop_strings", None):
+        config.stop_strings = set(stop)
+        config.include_stop_str_in_output = payload["stream"] or bool(settings.get("include_stop_str_in_output"))
+    settings.pop("include_stop_str_in_output", None)
+    beams = payload["best_of"]
+    temperature = settings.pop("temperature", config.temperature)
+    top_k = settings.pop("top_k", None)
+    for name, value in settings.items():
+        setattr(config, name, value)
+    config.do_sample = temperature > 0 and beams == 1
+    if config.do_sample:
+        config.temperature = temperature
+        if top_k is not None:
+            config.top_k = ALL_TOKENS if top_k == -1 else top_k
+        elif config.top_k == ALL_TOKENS:
+            config.top_k = DEFAULT_TOP_K
+    elif beams > 1:
+        config.num_beams = beams
+        config.num_beam_groups = 1
+        config.num_return_sequences = payload["n"]
+    config.logprobs = 1 if payload["logprobs"] else 0
+    config.apply_chat_template = False
+    return config
