@@ -1,7 +1,7 @@
 """``ovms-plugin demo``: the whole way through, with this command in the part of the host.
 
-The plugin is started as AOG starts it and asked what AOG asks, in AOG's order. Everything happens in a temporary folder,
-and what is left of it at the end is looked for, not assumed.
+The plugin is started as AOG starts it and asked what AOG asks, in AOG's order. Everything happens in a temporary
+folder, and what is left of it at the end is looked for, not assumed.
 """
 
 import os
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import anyio
 import anyio.to_thread
@@ -20,14 +20,11 @@ import typer
 
 from ovms_cli import output
 from ovms_cli.session import Session, add
+from ovms_cli.story import CHAT, EMBED, tell
 from ovms_kernel.errors import NotFound, OvmsError
 
-if TYPE_CHECKING:
-    from ovms_cli.steps import Steps
-    from ovms_cli.traces import Traces
-
-MODELS = {"demo/tiny-chat": "text_generation", "demo/tiny-embeddings": "embeddings"}
-"""The tiny models by the id they are given here, with their folder among the fixtures."""
+FOLDERS = {CHAT: "text_generation", EMBED: "embeddings"}
+"""The tiny models' folders among the fixtures, by the id they are given here."""
 LOG_LINES = 15
 """How many of a log's last lines are shown when the demo fails."""
 
@@ -71,10 +68,9 @@ async def demo(
     --data-dir names, which is kept).
     """
     from ovms_cli.steps import Steps
-    from ovms_cli.story import tell
     from ovms_cli.traces import Traces
 
-    sources = find_models(models)
+    sources, executable = find_models(models), find_executable()
     session.kept = "Interrupted; all that was started is stopped, and the temporary folder is gone."
     steps = Steps()
     with _place(session) as place:
@@ -82,7 +78,7 @@ async def demo(
         steps.line(f"What AOG does with this plugin, done by hand in {place.data}", "bold")
         steps.line()
         try:
-            await tell(steps, traces, place, sources)
+            await tell(steps, traces, place, sources, executable)
             with steps.step("nothing is left") as step:
                 left = [*traces.left(), *(f"file {each}" for each in place.temporary.rglob("*"))]
                 if left:
@@ -120,7 +116,7 @@ def find_models(folder: Path | None) -> dict[str, Path]:
     :param folder: where they are; ``None`` means in the clone that this program runs from.
     """
     root = folder or Path(__file__).absolute().parents[4] / "tests" / "fixtures"
-    found = {model: root / name for model, name in MODELS.items()}
+    found = {model: root / name for model, name in FOLDERS.items()}
     if not all(each.is_dir() for each in found.values()):
         what = f"{root} does not hold" if folder else "The demo needs"
         raise NotFound(

@@ -1,7 +1,6 @@
 """Commands about models: on disk and in the running engine."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,8 @@ from ovms_cli.session import Json, Session, add, need_engine, running
 from ovms_kernel.errors import BadRequest, NotSupported
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ovms_kernel.kernel import Kernel
     from ovms_kernel.values import ModelRef
 
