@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,10 @@ from ovms_kernel.engine import guard
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+
+GATE = 'read -r go && exec "$@" </dev/null'
+"""What the shell does: wait for a line, then be the engine, with the same pid."""
 
 
 class EngineProcess:
@@ -28,6 +34,15 @@ class EngineProcess:
     async def wait(self) -> int:
         """Return the exit code, negative for a signal, once the process has ended."""
         return await self._process.wait()
+
+    def has_ended(self) -> bool:
+        """Tell whether it has ended, be it that :meth:`wait` has not heard of it yet."""
+        if not hasattr(os, "waitid"):  # macOS, before Python 3.13
+            return False
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:
+            return True
 
     def terminate(self) -> None:
         """Ask it to stop."""
@@ -56,33 +71,49 @@ async def spawn(argv: Sequence[str], env: Mapping[str, str], cwd: Path | None, l
 
     :raises OSError: it cannot be started.
     """
-    with log_file.open("ab") as log:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            env=dict(env),
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    program = shutil.which(argv[0], path=env.get("PATH", os.defpath))
+    if program is None:
+        raise OSError(errno.ENOENT, "there is no such program that may be executed", argv[0])
+    gate, word = os.pipe()
     try:
-        watcher = subprocess.Popen(  # noqa: ASYNC220 - returns at once
-            [sys.executable, "-I", "-S", guard.__file__],
-            env={},
-            cwd="/",
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        assert watcher.stdin is not None  # noqa: S101 - we asked for a pipe
-        watcher.stdin.write(f"{process.pid}\n".encode())
-        watcher.stdin.flush()
-    except BaseException:
-        process.kill()
-        raise
+        with log_file.open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                "/bin/sh",
+                "-c",
+                GATE,
+                "engine",
+                program,
+                *argv[1:],
+                env=dict(env),
+                cwd=cwd,
+                stdin=gate,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        watcher = _start_guard(process.pid)
+        os.write(word, b"go\n")
+    finally:
+        # Without the word, this ends the shell.
+        os.close(gate)
+        os.close(word)
     return EngineProcess(process, watcher)
+
+
+def _start_guard(group: int) -> subprocess.Popen[bytes]:
+    watcher = subprocess.Popen(
+        [sys.executable, "-I", "-S", guard.__file__],
+        env={},
+        cwd="/",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    assert watcher.stdin is not None  # noqa: S101 - we asked for a pipe
+    watcher.stdin.write(f"{group}\n".encode())
+    watcher.stdin.flush()
+    return watcher
 
 
 def end_stale(pid: int) -> None:

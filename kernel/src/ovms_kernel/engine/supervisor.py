@@ -87,6 +87,7 @@ class Supervisor:
         self._wanted: tuple[Platform, Installation] | None = None
         self._failure: OvmsError | None = None
         self._restarts = settings.restart_limit
+        self._process: EngineProcess | None = None
         self._changed = anyio.Event()
         self._lock: filelock.BaseFileLock | None = None
         self._log_file = settings.logs_dir / "engine.log"
@@ -137,7 +138,8 @@ class Supervisor:
         try:
             with anyio.fail_after(limit):
                 while True:
-                    if self.info is not None:
+                    # A request must not go to an engine that has ended a moment ago.
+                    if self.info is not None and not (self._process and self._process.has_ended()):
                         return self.info
                     if self._failure is not None:
                         raise type(self._failure)(self._failure.message)
@@ -248,6 +250,7 @@ class Supervisor:
             raise EngineFailed(f"The engine {argv[0]} cannot be started: {error.strerror}.") from error
         hung = False
         ended: list[int] = []
+        self._process = process
         try:
             running = launch.RunningEngine(
                 process.pid, launch.start_time(process.pid), os.getpid(), installation.version, ports.rest, ports.grpc
@@ -268,6 +271,7 @@ class Supervisor:
                 expected = not ended and not hung
                 self._set(State.STOPPING if expected else State.STARTING)
                 returncode = ended[0] if ended else await self._end(process, patient=not hung)
+                self._process = None
                 await anyio.to_thread.run_sync(process.close)
                 launch.forget_running(settings)
         lines = launch.error_lines(launch.log_lines(self._log_file, self._log_begin))
