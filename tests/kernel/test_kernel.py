@@ -39,7 +39,9 @@ HOST = Host("linux", "x86_64", "ubuntu", "24.04", memory=16 << 30)
 
 class Chat:
     def __init__(self) -> None:
-        self.definition = ServiceDefinition("chat", "text_generation", "/v3/chat/completions", streaming=True)
+        self.definition = ServiceDefinition(
+            "chat", "text_generation", "/v3/chat/completions", default_model="tiny/default", streaming=True
+        )
         self._route = Route(self.definition)
 
     async def invoke(self, call: Call, engine: Engine) -> bytes:
@@ -169,13 +171,24 @@ async def test_a_model_of_another_type_is_refused_by_name(ready: Setup, fixtures
         await ready.kernel.invoke("chat", ask(model="tiny/embed"))
 
 
-async def test_a_request_without_a_model_takes_the_only_one_or_the_last_one(ready: Setup, fixtures: Path) -> None:
-    kernel = ready.kernel
-    assert json.loads(await kernel.invoke("chat", ask()))["asked"]["model"] == "tiny/text"
-    await kernel.import_model(fixtures / "text_generation", "tiny/second")
-    assert json.loads(await kernel.invoke("chat", ask()))["asked"]["model"] == "tiny/text"
-    await kernel.invoke("chat", ask(model="tiny/second"))
-    assert json.loads(await kernel.invoke("chat", ask()))["asked"]["model"] == "tiny/second"
+async def test_a_request_without_a_model_takes_the_only_one_the_last_one_or_the_default(
+    setup: Setup, fixtures: Path
+) -> None:
+    kernel = setup.kernel
+    await kernel.install_engine()
+
+    async def chosen() -> str:
+        return str(json.loads(await kernel.invoke("chat", ask()))["asked"]["model"])
+
+    with pytest.raises(NotFound, match=r"none is installed for text_generation; .*`ovms-plugin pull tiny/default`"):
+        await chosen()
+    await kernel.import_model(fixtures / "text_generation", "tiny/a")
+    assert await chosen() == "tiny/a"
+    await kernel.import_model(fixtures / "text_generation", "tiny/b")
+    await kernel.invoke("chat", ask(model="tiny/b"))
+    assert await chosen() == "tiny/b"
+    await kernel.import_model(fixtures / "text_generation", "tiny/default")
+    assert await chosen() == "tiny/default"
 
 
 async def test_an_extension_may_veto_a_request(ready: Setup) -> None:
