@@ -180,7 +180,7 @@ async def test_a_request_without_a_model_takes_the_only_one_the_last_one_or_the_
     async def chosen() -> str:
         return str(json.loads(await kernel.invoke("chat", ask()))["asked"]["model"])
 
-    with pytest.raises(NotFound, match=r"none is installed for text_generation; .*`ovms-plugin pull tiny/default`"):
+    with pytest.raises(NotFound, match=r"tiny/default is not installed; .*`ovms-plugin pull tiny/default`"):
         await chosen()
     await kernel.import_model(fixtures / "text_generation", "tiny/a")
     assert await chosen() == "tiny/a"

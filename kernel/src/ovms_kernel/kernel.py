@@ -320,17 +320,13 @@ class Kernel:
         installed = await self.list_models()
         if not model:
             candidates = [each for each in installed if each.model_type == model_type]
-            definitions = (each.definition for each in self.extensions.services.values())
-            defaults = [each.default_model for each in definitions if each.model_type == model_type]
-            for preferred in (defaults, [self._last_used.get(model_type)], [each.id for each in candidates[:2]]):
-                chosen = [each for each in candidates if each.id in preferred]
-                if len(chosen) == 1:
-                    return chosen[0]
-            found = f"several are ({self._installed_names(installed, model_type)})" if candidates else "none is"
-            pull = next((each for each in defaults if each), "<owner>/<name>")
+            chosen = [each for each in candidates if each.id == self._last_used.get(model_type)] or candidates
+            if len(chosen) == 1:
+                return chosen[0]
+            found = f"several are ({self._installed_names(installed, model_type)})" if chosen else "none is"
             raise NotFound(
                 f"The request names no model and {found} installed for {model_type}; "
-                f"name one, or pull one with `ovms-plugin pull {pull}`."
+                "name one, or pull one with `ovms-plugin pull <owner>/<name>`."
             )
         for each in installed:
             if each.id == model:
