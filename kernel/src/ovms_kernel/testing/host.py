@@ -103,13 +103,15 @@ class PluginHost:
                 line = await self.process.stdout.readline()
         except TimeoutError:
             self.process.kill()
+            await self.process.wait()
             raise PluginFailed(f"The plugin printed no handshake line within {HANDSHAKE_LIMIT:g} s.") from None
         self.handshake_seconds = time.perf_counter() - began
         self.stdout = line
         self._tasks.append(asyncio.create_task(self._keep_bytes(self.process.stdout)))
         parts = line.decode(errors="replace").strip().split("|")
         if len(parts) < 5 or parts[:2] != ["1", "1"] or parts[2] not in ("unix", "tcp") or parts[4] != "grpc":
-            self.process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                self.process.kill()
             await self.process.wait()
             await asyncio.gather(*self._tasks)
             said = " ".join(self.stderr[-3:]) or "nothing"
