@@ -1,7 +1,7 @@
-"""Where log lines go: to stderr, as hclog's JSON under a host and as readable lines otherwise, and to a file of ours.
+"""Where log lines go: to the host as hclog's JSON, to a file that is rotated, or readable to a person.
 
-No prompt, audio, image or key is logged. AOG's own log of plugins may go nowhere, so the file is what a user is
-pointed to.
+hclog's rules (go-plugin ``log_entry.go``): ``@level``, ``@message`` and ``@timestamp`` must be strings or the *host*
+panics, and the time needs six digits and a zone or the level is lost.
 """
 
 from __future__ import annotations
@@ -9,84 +9,109 @@ from __future__ import annotations
 import json
 import logging
 import logging.handlers
-import sys
-from datetime import UTC, datetime
+import os
+import queue
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-LEVELS = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warn", logging.ERROR: "error"}
 LINE_LIMIT = 48 << 10
-"""Characters of a message; go-plugin cuts lines at 64 KiB and then takes the pieces for raw text (A4)."""
-FILE_LIMIT = 8 << 20
-QUIET = (
-    "asyncio",
-    "filelock",
-    "grpc",
-    "hpack",
-    "httpcore",
-    "httpx",
-    "modelscope",
-    "modelscope_hub",
-    "stevedore",
-    "urllib3",
-)
-"""Libraries whose chatter is of no use to our users, and may hold what must not be logged."""
+"""Bytes of a line for the host, which splits lines at 64 KiB and then no longer understands them."""
+WAITING = 10_000
+"""Lines that wait for a host that does not read; further ones are dropped, as the work must not wait for a log."""
+FILE_LIMIT = 4 << 20
+FILES_KEPT = 3
+LEVELS = ((logging.ERROR, "error"), (logging.WARNING, "warn"), (logging.INFO, "info"), (logging.DEBUG, "debug"))
+READABLE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class HclogFormatter(logging.Formatter):
-    """One JSON object a line, as go-plugin hosts parse it: special fields are text, times have six digits and ``Z``."""
+    """Makes one JSON line of a record, as hclog would."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line; anything else than these types in these fields would make the host panic (A4)."""
+        """Return the line without its end."""
         message = record.getMessage()
         if record.exc_info:
             message += "\n" + self.formatException(record.exc_info)
-        moment = datetime.fromtimestamp(record.created, UTC)
-        return json.dumps(
-            {
-                "@level": LEVELS.get(record.levelno, "error" if record.levelno > logging.ERROR else "trace"),
-                "@message": message[:LINE_LIMIT],
-                "@module": record.name,
-                "@timestamp": moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-            }
-        )
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        fields = {
+            "@level": next((name for level, name in LEVELS if record.levelno >= level), "trace"),
+            "@message": message,
+            "@module": record.name,
+            "@timestamp": f"{seconds}.{int(record.created % 1 * 1_000_000):06d}Z",
+        }
+        # ASCII, so that characters are bytes and lone surrogates do no harm.
+        line = json.dumps(fields)
+        if len(line) > LINE_LIMIT:
+            # What escaping adds is not known beforehand: sixfold at most.
+            fields["@message"] = message[: LINE_LIMIT // 8] + " …"
+            line = json.dumps(fields)
+        return line
 
 
-class SafeStreamHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """A handler that a closed pipe does not upset: when the host is gone, so is the reader of stderr."""
+class DescriptorHandler(logging.Handler):
+    """Writes lines to a descriptor; a host that is gone is no error."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Say nothing if the pipe is closed."""
-        if not isinstance(sys.exc_info()[1], (OSError, ValueError)):
-            super().handleError(record)
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
 
-
-def set_up(level: str, *, hosted: bool, file: Path | None = None) -> None:
-    """Send everything that is logged from now on to stderr, and to a file that is set aside when it grows large.
-
-    :param level: a name such as ``INFO``; an unknown one counts as that.
-    :param hosted: stderr belongs to a go-plugin host.
-    """
-    root = logging.getLogger()
-    for each in list(root.handlers):
-        root.removeHandler(each)
-    root.setLevel(logging.getLevelNamesMapping().get(level.upper(), logging.INFO))
-    readable = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    stream = SafeStreamHandler(sys.stderr)
-    stream.setFormatter(HclogFormatter() if hosted else readable)
-    root.addHandler(stream)
-    if file is not None:
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line at once, so that lines of threads and of dying processes stay whole."""
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            kept = logging.handlers.RotatingFileHandler(file, maxBytes=FILE_LIMIT, backupCount=3, encoding="utf-8")
+            data = (self.format(record) + "\n").encode("utf-8", "backslashreplace")
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+        except (OSError, ValueError, TypeError):
+            pass
+
+
+class Log:
+    """The logging of a process under a host: records are queued, and a thread writes them."""
+
+    def __init__(self, descriptor: int, level: str = "INFO") -> None:
+        # A record that cannot be formatted must not be printed where the host would read it.
+        logging.raiseExceptions = False
+        to_host = DescriptorHandler(descriptor)
+        to_host.setFormatter(HclogFormatter())
+        waiting: queue.Queue[logging.LogRecord] = queue.Queue(WAITING)
+        self._listener = logging.handlers.QueueListener(waiting, to_host)
+        root = logging.getLogger()
+        root.handlers[:] = [QueueHandler(waiting)]
+        root.setLevel(level)
+        logging.captureWarnings(capture=True)
+        self._listener.start()
+
+    def add_file(self, path: Path, level: str) -> None:
+        """Write to a file as well; a host that runs as a service may keep no log at all."""
+        logging.getLogger().setLevel(level)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            to_file = logging.handlers.RotatingFileHandler(
+                path, maxBytes=FILE_LIMIT, backupCount=FILES_KEPT, encoding="utf-8", errors="backslashreplace"
+            )
         except OSError as error:
-            root.warning("The log file %s cannot be written (%s); logging to stderr only", file, error.strerror)
-        else:
-            kept.setFormatter(readable)
-            root.addHandler(kept)
-    for name in QUIET:
-        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
-    logging.captureWarnings(capture=True)
-    sys.excepthook = lambda kind, error, trace: root.critical("Unexpected error", exc_info=(kind, error, trace))
+            logging.getLogger(__name__).warning("The log file %s cannot be written: %s", path, error.strerror)
+            return
+        to_file.setFormatter(logging.Formatter(READABLE))
+        self._listener.handlers += (to_file,)
+
+    def close(self) -> None:
+        """Write what waits."""
+        self._listener.stop()
+
+
+class QueueHandler(logging.handlers.QueueHandler):
+    """Queues records unformatted: the writers have formats of their own."""
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        """Fix the message now, as its arguments may change."""
+        record.msg, record.args = record.getMessage(), None
+        return record
+
+
+def readable(level: str = "WARNING") -> None:
+    """Log to stderr, for a person."""
+    logging.basicConfig(level=level, format=READABLE)

@@ -1,5 +1,8 @@
-"""``python -m ovms_kernel.aog``: plugin mode, for installs without the command line."""
+"""``python -m ovms_kernel.aog [LAUNCHER]``: plugin mode, as the launcher that ``ovms-plugin deploy`` writes starts it."""
+
+import sys
 
 from ovms_kernel.aog.serve import main
 
-main()
+if __name__ == "__main__":
+    main(*sys.argv[1:2])

@@ -1,321 +1,359 @@
-"""hashicorp/go-plugin's wire, as a plugin speaks it over gRPC. Knows nothing of AOG nor of the kernel.
+"""hashicorp/go-plugin's wire (v1.7.0) from the plugin's side: environment, handshake, its own services, the host's end.
 
-Facts and numbers in parentheses are sections of go-plugin v1.7.0 as read in its source: A1 environment, A2 handshake
-line, A5 services, A6 shutdown, A9 death of the host.
+Knows nothing of AOG and of what is served beside; see spec part A in docs/aog.md.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
-from contextlib import suppress
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import grpc
-import grpc.aio
-from google.protobuf import empty_pb2, message_factory
-from grpc_health.v1 import health_pb2
-
-from ovms_kernel.aog.protos import goplugin_pb2
-
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
+    import grpc
     from google.protobuf.descriptor import ServiceDescriptor
 
 log = logging.getLogger(__name__)
 
-CORE_PROTOCOL = 1
-SOCKET_LIMIT = 100
-"""Bytes of a unix socket's path that work everywhere: Linux takes 107, macOS 103."""
-FOLDER = "ovms-plugin-"
-"""Begins the name of each socket's private folder; then the pid, so that those of dead plugins can be cleared away."""
-HOST_POLL = 0.25
-"""Seconds between two looks at whether our parent is still the one that started us."""
-STREAM_GRACE = 1.0
-"""Seconds that a Shutdown has to arrive after the host's two long-lived streams have ended."""
+CORE_VERSION = 1
+PORTS = (10_000, 25_000)
+"""Where a TCP port is looked for if the host names no range."""
+PATH_LIMIT = 100
+"""Bytes of a socket's path that every system takes."""
+WATCH_PERIOD = 0.2
+"""Seconds between two looks at whether the host still lives."""
+STREAM_PATIENCE = 0.6
+"""Seconds that a host which closed its streams has to ask for the shutdown; in a normal end it does so at once."""
+STOP_LIMIT = 10.0
+"""Seconds that stopping may take; a host waits longer, but its user does not."""
 EXIT_LIMIT = 1.5
-"""Seconds from the reply to Shutdown to the end of the process; the host kills at 2 s (A6)."""
-DRAIN = 0.2
-"""Seconds that replies under way have to be flushed when the server stops."""
-
-NOTHING: tuple[Any, ...] = ()
-"""What a stream that is only held open yields."""
-
-
-class NotStartedByHost(Exception):
-    """The process was not started as a plugin, or in a way that it does not support; the text is for a person."""
+"""Seconds from the shutdown's answer to the process's end; the host kills after 2."""
+GRACE = 0.3
+"""Seconds that calls in flight have to end once the server stops."""
+FOLDER = "ovms-plugin-"
+"""The beginning of the name of the socket's folder; our pid follows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Handshake:
-    """What a host must present, and which protocol we speak."""
+@dataclass(frozen=True)
+class Magic:
+    """What plugin and host agreed on beforehand; a host that sets another cookie is not ours."""
 
-    cookie_key: str
-    cookie_value: str
-    protocol_version: int
+    key: str
+    value: str
+    versions: tuple[int, ...]
+    """Application protocol versions that we speak."""
 
 
-def check_host(handshake: Handshake, environment: Mapping[str, str]) -> int:
-    """Return the protocol version to announce.
+class Refusal(Exception):
+    """This process cannot be a plugin of that host, or has none; the text is for a person."""
 
-    :raises NotStartedByHost: there is no host, or it asks for what this plugin does not do.
+
+def read_environment(magic: Magic, environment: Mapping[str, str]) -> int:
+    """Check what the host set and return the application protocol version to speak.
+
+    :raises Refusal: there is no host, or one that wants what cannot be offered.
     """
-    if environment.get(handshake.cookie_key) != handshake.cookie_value:
-        raise NotStartedByHost(
-            "This program is a plugin: a go-plugin host such as AOG starts it, and it does nothing by itself. "
-            "Run `ovms-plugin --help` for what you can do at a terminal."
+    if environment.get(magic.key) != magic.value:
+        raise Refusal(
+            "This program is a plugin that a host such as AOG starts by itself; it is not meant to be run bare. "
+            "At a terminal use `ovms-plugin --help`, and `ovms-plugin deploy` makes AOG find it."
         )
     if environment.get("PLUGIN_CLIENT_CERT"):
-        raise NotStartedByHost(
-            "The host asks for AutoMTLS, which this plugin does not support, as gRPC for Python cannot verify the "
-            "P-521 certificates of go-plugin hosts; switch AutoMTLS off in the host."
+        raise Refusal(
+            "The host asks for AutoMTLS, which gRPC's Python server cannot offer, as it cannot verify go-plugin's P-521 "
+            "certificates; turn AutoMTLS off in the host's ClientConfig."
         )
     if environment.get("PLUGIN_MULTIPLEX_GRPC"):
-        raise NotStartedByHost(
-            "The host asks for a multiplexed gRPC broker, which this plugin does not support; "
-            "switch GRPCBrokerMultiplex off in the host."
+        raise Refusal(
+            "The host asks for gRPC broker multiplexing, which exists in Go only; turn GRPCBrokerMultiplex off in the "
+            "host's ClientConfig."
         )
-    offered = {int(each) for each in re.findall(r"\d+", environment.get("PLUGIN_PROTOCOL_VERSIONS", ""))}
-    if offered and handshake.protocol_version not in offered:
-        log.warning("The host speaks protocol versions %s; this plugin speaks %d", offered, handshake.protocol_version)
-    return handshake.protocol_version
+    offered = {
+        int(each) for each in environment.get("PLUGIN_PROTOCOL_VERSIONS", "").split(",") if each.strip().isdigit()
+    }
+    return max(offered & set(magic.versions), default=min(magic.versions))
 
 
-def take_stdout() -> int:
-    """Return a descriptor of the host's end of stdout for the handshake line, and point stdout itself at stderr.
+def take_standard_streams() -> tuple[int, int]:
+    """Keep stdout and stderr for ourselves and return them as new descriptors that no child inherits.
 
-    From now on nothing that a library or an extension prints can reach the host as part of the handshake, nor fill the
-    pipe later.
+    The host reads stdout as protocol and waits for the end of both pipes when it stops us, so neither a library that
+    prints nor a child may have them. Descriptors 0, 1 and 2 become harmless: what is written there is logged.
     """
-    sys.stdout.flush()
-    line = os.dup(1)
-    os.dup2(2, 1)
-    return line
+    stdout, stderr = os.dup(1), os.dup(2)
+    reading, writing = os.pipe()
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (writing, 1), (writing, 2)):
+        os.dup2(source, target)
+    os.close(null)
+    os.close(writing)
+    sys.stdout, sys.stderr = (
+        open(each, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: PTH123, SIM115 - descriptors
+        for each in (1, 2)
+    )
+    threading.Thread(target=_log_output, args=(reading,), name="stray output", daemon=True).start()
+    return stdout, stderr
 
 
-def handlers_of(service: ServiceDescriptor, methods: Mapping[str, Callable[..., Any]]) -> grpc.GenericRpcHandler:
-    """Return gRPC's handlers of a service, from its descriptor; a method's name is the key of its function."""
+def _log_output(descriptor: int) -> None:
+    stray = logging.getLogger("output")
+    with open(descriptor, "rb") as lines:  # noqa: PTH123 - a descriptor, not a path
+        while line := lines.readline(32 << 10):
+            if text := line.decode("utf-8", "replace").rstrip():
+                stray.warning("%s", text)
+
+
+def handler_of(descriptor: ServiceDescriptor, methods: Mapping[str, Any], *, lenient: bool = False) -> Any:  # noqa: ANN401 - grpc's own
+    """Return gRPC's handler for a service from the methods' implementations.
+
+    :param lenient: a request that cannot be decoded reaches the method as ``None`` instead of ending as INTERNAL.
+    """
+    import grpc
+    from google.protobuf.message import DecodeError
+    from google.protobuf.message_factory import GetMessageClass
+
+    def parser(message: Any) -> Callable[[bytes], Any]:  # noqa: ANN401 - a message class
+        def parse(raw: bytes) -> Any:  # noqa: ANN401 - a message
+            try:
+                return message.FromString(raw)
+            except DecodeError:
+                if not lenient:
+                    raise
+                return Undecodable
+
+        return parse
+
     handlers = {}
-    for method in service.methods:
-        make = _HANDLERS[method.client_streaming, method.server_streaming]
+    for method in descriptor.methods:
+        ways = ("stream" if method.client_streaming else "unary", "stream" if method.server_streaming else "unary")
+        make = getattr(grpc, f"{ways[0]}_{ways[1]}_rpc_method_handler")
         handlers[method.name] = make(
             methods[method.name],
-            request_deserializer=message_factory.GetMessageClass(method.input_type).FromString,
-            response_serializer=message_factory.GetMessageClass(method.output_type).SerializeToString,
+            request_deserializer=parser(GetMessageClass(method.input_type)),
+            response_serializer=GetMessageClass(method.output_type).SerializeToString,
         )
-    return grpc.method_handlers_generic_handler(service.full_name, handlers)
+    return grpc.method_handlers_generic_handler(descriptor.full_name, handlers)
 
 
-_HANDLERS: dict[tuple[bool, bool], Callable[..., Any]] = {
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, False): grpc.stream_unary_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
-}
+class Undecodable:
+    """Stands for a request whose bytes are not the message they should be."""
 
 
-class PluginServer:
-    """Serves one host until it says Shutdown, dies, or a signal arrives.
+class Server:
+    """Serves one host, from the handshake to the host's end or its wish.
 
-    :param handlers: the plugin's own services.
-    :param shut_down: ends the plugin's work; called once, with the reason, before the host gets its reply.
+    :param handlers: gRPC's handlers of the services that the plugin is for.
+    :param stop: called once when the end has come, before that is told to the host; must be done within ``STOP_LIMIT``.
     """
 
-    def __init__(self, handlers: Sequence[grpc.GenericRpcHandler], shut_down: Callable[[str], Awaitable[None]]) -> None:
-        self._handlers = [*handlers, *self._own_handlers()]
-        self._shut_down = shut_down
+    def __init__(self, handlers: Sequence[grpc.GenericRpcHandler], stop: Callable[[str], Awaitable[None]]) -> None:
+        self.ended = asyncio.Event()
+        """Everything was stopped; all that is left is to close the server and exit."""
+        self._handlers = tuple(handlers)
+        self._stop = stop
         self._ending: asyncio.Task[None] | None = None
-        self._ended = asyncio.Event()
-        self._streams_open = 0
-        self._streams_seen = 0
         self._folder: Path | None = None
+        self._parent = os.getppid()
+        self._opened: set[str] = set()
+        self._open: set[str] = set()
+        self._closed_at = 0.0
 
-    async def serve(self, version: int, line: int, environment: Mapping[str, str]) -> None:
-        """Listen, print the handshake line, and return when the plugin has ended its work.
+    async def start(self, version: int, handshake: int, environment: Mapping[str, str]) -> None:
+        """Listen, and tell the host where, on a descriptor that is closed afterwards."""
+        import grpc.aio
+        from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-        :param line: descriptor that the handshake line is written to; it is closed afterwards.
-        """
-        server = grpc.aio.server(
-            options=[
-                # The host's own limits are MaxInt32, and images travel as base64 (A3).
-                ("grpc.max_receive_message_length", -1),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),
-            ]
-        )
-        server.add_generic_rpc_handlers(self._handlers)
-        try:
-            network, address = self._bind(server, environment)
-            await server.start()
-            os.write(line, f"{CORE_PROTOCOL}|{version}|{network}|{address}|grpc|\n".encode())
-            os.close(line)
-            self._catch_signals()
-            watcher = asyncio.create_task(self._watch_host(os.getppid()))
-            await self._ended.wait()
-            watcher.cancel()
-            self._arm_hard_exit()
-            await server.stop(DRAIN)
-        finally:
-            if self._folder is not None:
-                shutil.rmtree(self._folder, ignore_errors=True)
+        from ovms_kernel.aog.protos import goplugin_pb2
+
+        options = [
+            # Images and audio exceed gRPC's 4 MiB; hosts of go-plugin have no limit either.
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.max_send_message_length", -1),
+            # Otherwise a port that another plugin listens on seems to be free.
+            ("grpc.so_reuseport", 0),
+        ]
+        self._server = grpc.aio.server(options=options)
+        servicer = health.aio.HealthServicer()
+        for name in ("", "plugin"):
+            await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, self._server)
+        services = goplugin_pb2.DESCRIPTOR.services_by_name
+        self._server.add_generic_rpc_handlers((
+            handler_of(services["GRPCController"], {"Shutdown": self._shutdown}),
+            handler_of(services["GRPCBroker"], {"StartStream": self._broker}),
+            handler_of(services["GRPCStdio"], {"StreamStdio": self._stdio}),
+            *self._handlers,
+        ))  # fmt: skip
+        network, address = self._bind(environment)
+        await self._server.start()
+        line = f"{CORE_VERSION}|{version}|{network}|{address}|grpc|\n"
+        with contextlib.suppress(BrokenPipeError):  # the host has gone already, which the watch will find
+            os.write(handshake, line.encode())
+        os.close(handshake)
+        self._watch = asyncio.create_task(self._watch_host())
+        _catch_signals(self.end)
 
     def end(self, reason: str) -> asyncio.Task[None]:
-        """Begin to end, once; later callers get the same task to wait for."""
+        """Begin the end, once whoever asks for it; return the task that does it."""
         if self._ending is None:
+            log.info("The plugin ends: %s", reason)
             self._ending = asyncio.create_task(self._end(reason))
         return self._ending
 
+    async def close(self) -> None:
+        """Let calls in flight end, stop listening and remove the socket."""
+        self._watch.cancel()
+        await self._server.stop(GRACE)
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
     async def _end(self, reason: str) -> None:
-        log.info("The plugin ends: %s", reason)
         try:
-            await self._shut_down(reason)
+            async with asyncio.timeout(STOP_LIMIT):
+                await self._stop(reason)
         except Exception:
-            log.exception("Ending the plugin's work failed")
-        finally:
-            # The reply to Shutdown leaves before the server stops.
-            asyncio.get_running_loop().call_later(0.05, self._ended.set)
+            log.exception("Stopping did not go well")
+        # Whatever still holds us then, threads above all: the host must not have to kill.
+        last = threading.Timer(EXIT_LIMIT, self._exit)
+        last.daemon = True
+        last.start()
+        self.ended.set()
 
-    # -- where to listen -------------------------------------------------------------------------------------------
+    def _exit(self) -> None:
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        os._exit(0)
 
-    def _bind(self, server: grpc.aio.Server, environment: Mapping[str, str]) -> tuple[str, str]:
-        if sys.platform != "win32" and (path := self._socket_path(environment.get("PLUGIN_UNIX_SOCKET_DIR", ""))):
-            server.add_insecure_port(f"unix:{path}")
-            if group := environment.get("PLUGIN_UNIX_SOCKET_GROUP"):
-                path.parent.chmod(0o750)
-                for each in (path.parent, path):
-                    shutil.chown(each, group=int(group) if group.isdigit() else group)
-                path.chmod(0o660)
-            return "unix", str(path)
-        first, last = (int(environment.get(f"PLUGIN_{name}_PORT") or port) for name, port in _PORTS.items())
+    # -- listening -------------------------------------------------------------------------------------------------
+
+    def _bind(self, environment: Mapping[str, str]) -> tuple[str, str]:
+        if os.name != "nt":
+            wanted = environment.get("PLUGIN_UNIX_SOCKET_DIR")
+            for folder in [wanted] if wanted else [tempfile.gettempdir(), "/tmp"]:  # noqa: S108 - a folder in it is made
+                with contextlib.suppress(OSError, RuntimeError):
+                    return "unix", self._bind_unix(folder, environment.get("PLUGIN_UNIX_SOCKET_GROUP", ""))
+        return "tcp", self._bind_tcp(environment)
+
+    def _bind_unix(self, parent: str, group: str) -> str:
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir=parent))
+        path = str(self._folder / "grpc")
+        try:
+            if len(os.fsencode(path)) > PATH_LIMIT or re.search(r"[|\s]", path):
+                raise OSError("No socket can have that path.")  # noqa: TRY301 - the same clearing up
+            self._server.add_insecure_port(f"unix:{path}")
+            if group:
+                import grp
+
+                gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+                for each, mode in ((self._folder, 0o710), (Path(path), 0o660)):
+                    os.chown(each, -1, gid)
+                    each.chmod(mode)
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+            raise
+        return path
+
+    def _bind_tcp(self, environment: Mapping[str, str]) -> str:
+        first, last = PORTS
+        with contextlib.suppress(KeyError, ValueError):
+            first, last = int(environment["PLUGIN_MIN_PORT"]), int(environment["PLUGIN_MAX_PORT"])
         for port in range(first, last + 1):
-            with suppress(RuntimeError):
-                if server.add_insecure_port(f"127.0.0.1:{port}"):
-                    return "tcp", f"127.0.0.1:{port}"
-        raise NotStartedByHost(f"No port from {first} to {last} is free on 127.0.0.1; widen the host's port range.")
-
-    def _socket_path(self, wanted: str) -> Path | None:
-        """Return a path in a new private folder; ``None`` if no folder's path is short enough."""
-        for root in (wanted,) if wanted else (tempfile.gettempdir(), "/tmp"):  # noqa: S108 - the short one
-            if len(os.fsencode(root)) + len(FOLDER) + 24 > SOCKET_LIMIT or "|" in root or not Path(root).is_dir():
-                continue
-            _clear_dead(Path(root))
-            self._folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir=root))
-            return self._folder / "s"
-        return None
-
-    # -- ends ------------------------------------------------------------------------------------------------------
-
-    def _catch_signals(self) -> None:
-        # Host and plugin share a terminal's process group: ^C reaches both, and the host then asks us to end (A7).
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if sys.platform == "win32":
-            signal.signal(signal.SIGBREAK, signal.SIG_IGN)
-            return
-        loop = asyncio.get_running_loop()
-        for each in (signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(each, self.end, f"{each.name} was received")
-
-    async def _watch_host(self, parent: int) -> None:
-        """End when the host is gone without a word: another parent, or both of its streams ended (A9)."""
-        while True:
-            await asyncio.sleep(HOST_POLL)
-            if os.getppid() != parent:
-                self.end("the host is gone")
-            elif self._streams_seen >= 2 and self._streams_open == 0:
-                await asyncio.sleep(STREAM_GRACE)
-                self.end("the host closed its connection")
-
-    @staticmethod
-    def _arm_hard_exit() -> None:
-        timer = threading.Timer(EXIT_LIMIT - DRAIN, os._exit, (0,))
-        timer.daemon = True
-        timer.start()
+            address = f"127.0.0.1:{port}"
+            with contextlib.suppress(OSError, OverflowError, RuntimeError):
+                with socket.socket() as probe:  # gRPC itself complains aloud about each port that is taken
+                    probe.bind(("127.0.0.1", port))
+                if self._server.add_insecure_port(address) == port:
+                    return address
+        raise Refusal(f"No TCP port from {first} to {last} is free; end what uses them.")
 
     # -- go-plugin's own services ----------------------------------------------------------------------------------
 
-    def _own_handlers(self) -> list[grpc.GenericRpcHandler]:
-        services = goplugin_pb2.DESCRIPTOR.services_by_name
-        return [
-            handlers_of(services["GRPCController"], {"Shutdown": self._controller_shutdown}),
-            handlers_of(services["GRPCBroker"], {"StartStream": self._broker_stream}),
-            handlers_of(services["GRPCStdio"], {"StreamStdio": self._stdio_stream}),
-            handlers_of(
-                health_pb2.DESCRIPTOR.services_by_name["Health"],
-                {"Check": self._health_check, "Watch": self._health_watch, "List": self._health_list},
-            ),
-        ]
+    async def _shutdown(self, _request: object, _context: object) -> Any:  # noqa: ANN401 - a message
+        from ovms_kernel.aog.protos import goplugin_pb2
 
-    async def _controller_shutdown(self, request: Any, context: Any) -> goplugin_pb2.Empty:  # noqa: ANN401, ARG002
-        # The host waits for this reply without limit, and then two seconds for our end (A6).
+        # The host waits for this answer as long as it takes, but for our exit only 2 s.
         await asyncio.shield(self.end("the host asked for it"))
         return goplugin_pb2.Empty()
 
-    async def _broker_stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:  # noqa: ANN401, ARG002
-        """Hold the broker's stream; nothing is brokered here, its end tells that the host is gone."""
-        self._open_stream()
-        try:
+    async def _broker(self, requests: AsyncIterator[Any], _context: object) -> AsyncIterator[Any]:
+        with self._held("broker"):
             async for _ in requests:
                 pass
-        finally:
-            self._streams_open -= 1
-        for each in NOTHING:
-            yield each
+        return
+        yield
 
-    async def _stdio_stream(self, request: empty_pb2.Empty, context: Any) -> AsyncIterator[Any]:  # noqa: ANN401, ARG002
-        """Hold the stream of what the plugin prints; what it prints goes to its log instead."""
-        self._open_stream()
+    async def _stdio(self, _request: object, _context: object) -> AsyncIterator[Any]:
+        with self._held("stdio"):
+            await self.ended.wait()
+        return
+        yield
+
+    @contextlib.contextmanager
+    def _held(self, name: str) -> Any:  # noqa: ANN401 - a generator
+        """Note that the host holds one of the two streams that it keeps open for its whole life."""
+        self._opened.add(name)
+        self._open.add(name)
         try:
-            await self._ended.wait()
+            yield
         finally:
-            self._streams_open -= 1
-        for each in NOTHING:
-            yield each
+            self._open.discard(name)
+            self._closed_at = time.monotonic()
 
-    def _open_stream(self) -> None:
-        self._streams_open += 1
-        self._streams_seen += 1
+    # -- the host's end --------------------------------------------------------------------------------------------
 
-    async def _health_check(self, request: Any, context: Any) -> Any:  # noqa: ANN401
-        if request.service not in ("", "plugin"):
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"There is no service {request.service!r} here.")
-        return health_pb2.HealthCheckResponse(status=self._health())
-
-    async def _health_watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: ANN401, ARG002
-        yield health_pb2.HealthCheckResponse(status=self._health())
-        await self._ended.wait()
-        yield health_pb2.HealthCheckResponse(status=self._health())
-
-    async def _health_list(self, request: Any, context: Any) -> Any:  # noqa: ANN401, ARG002
-        return health_pb2.HealthListResponse(statuses={"plugin": health_pb2.HealthCheckResponse(status=self._health())})
-
-    def _health(self) -> Any:  # noqa: ANN401 - an enum's value
-        serving = health_pb2.HealthCheckResponse.ServingStatus
-        return serving.Value("SERVING" if self._ending is None else "NOT_SERVING")
+    async def _watch_host(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_PERIOD)
+            # On Windows the parent may be a launcher, and a pid of a dead one is kept; there the streams have to do.
+            if os.name != "nt" and os.getppid() != self._parent:
+                self.end("the host is gone")
+            # A host that never opened both is not known to hold them.
+            if len(self._opened) == 2 and not self._open and time.monotonic() - self._closed_at > STREAM_PATIENCE:
+                self.end("the host closed its streams")
 
 
-_PORTS = {"MIN": 10000, "MAX": 25000}
-"""go-plugin's own defaults."""
+def _catch_signals(end: Callable[[str], object]) -> None:
+    # Host and plugin share the terminal's process group: Ctrl-C reaches both, and the host then asks for the shutdown.
+    # A function and not SIG_IGN, which children would inherit.
+    for name in ("SIGINT", "SIGBREAK"):
+        if number := getattr(signal, name, None):
+            signal.signal(number, lambda *_: None)
+    if os.name != "nt":
+        loop = asyncio.get_running_loop()
+        for each in (signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(each, end, f"it was sent {each.name}")
 
 
-def _clear_dead(root: Path) -> None:
-    """Remove the socket folders of plugins that were killed."""
-    for folder in root.glob(f"{FOLDER}*-*"):
-        pid = folder.name.removeprefix(FOLDER).partition("-")[0]
-        if not pid.isdigit():
-            continue
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            shutil.rmtree(folder, ignore_errors=True)
-        except OSError:
-            continue
+def remove_stale_folders() -> None:
+    """Remove socket folders of plugins that were killed."""
+    for parent in {tempfile.gettempdir(), "/tmp"}:  # noqa: S108 - only folders of ours are touched
+        for folder in Path(parent).glob(f"{FOLDER}*-*"):
+            pid = folder.name.removeprefix(FOLDER).partition("-")[0]
+            with contextlib.suppress(OSError, OverflowError):
+                if pid.isdigit() and folder.stat().st_uid == os.getuid() and not _runs(int(pid)):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -1,321 +1,388 @@
-"""AOG's ProviderService over the kernel: a few lines for each rpc, and the only place that turns errors into codes.
+"""AOG's ``ProviderService`` over the kernel, a few lines for each rpc, as any host of it expects.
 
-An expected failure is a code and a sentence with gRPC's status OK; gRPC's own status is left to cancels and deadlines
-(aog-plugin.md B8). Under AOG, its habits are met here; see ``habits.py``.
+What only AOG itself needs is in :mod:`ovms_kernel.aog.habits`. Here and nowhere else errors become codes: gRPC's own
+status stays OK, the answer carries ``code`` and ``message``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from contextlib import aclosing, suppress
-from typing import TYPE_CHECKING, Any
+import re
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, cast
 
-import anyio
-from google.protobuf import message_factory
-
-from ovms_kernel.aog import habits, payloads
-from ovms_kernel.aog.goplugin import handlers_of
-from ovms_kernel.aog.protos import aog_provider_pb2 as pb
-from ovms_kernel.errors import NotFound, NotSupported, OvmsError, TimedOut
+from ovms_kernel.aog.goplugin import Undecodable, handler_of
+from ovms_kernel.errors import BadRequest, NotSupported, OvmsError
 from ovms_kernel.values import Message, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+    from pathlib import Path
 
     import grpc
 
     from ovms_kernel.kernel import Kernel
+    from ovms_kernel.values import LocalModel
 
 log = logging.getLogger(__name__)
 
-SERVICE = pb.DESCRIPTOR.services_by_name["ProviderService"]
-OK = 200
-MARGIN = 1.0
-"""Seconds before the caller's deadline at which our own sentence is sent, so that it wins over a bare status."""
-REMOTE_ONLY = "This provider runs on this machine and takes no credentials."
+Fields = dict[str, Any]
+"""What a message of an answer is made of, by field."""
+
+PROGRESS_PERIOD = 0.1
+"""Seconds between two reports of a pull."""
 
 
 class Provider:
-    """The methods of ProviderService, by their names.
+    """Answers the rpcs once the kernel is composed; until then they wait."""
 
-    :param kernel: the kernel, once it is composed; its error is every rpc's answer if it cannot be.
-    :param under_aog: whether AOG is the host.
-    """
+    def __init__(self) -> None:
+        self._composed: asyncio.Future[Kernel] = asyncio.get_running_loop().create_future()
+        self._log_file: Path | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
 
-    def __init__(self, kernel: asyncio.Future[Kernel], *, under_aog: bool) -> None:
-        self._composed = kernel
-        self._under_aog = under_aog
+    def use(self, kernel: Kernel, log_file: Path | None = None) -> None:
+        """Begin to answer.
+
+        :param log_file: what a user is pointed to when something unforeseen happens.
+        """
+        self._log_file = log_file
+        self._composed.set_result(kernel)
+
+    def fail(self, error: OvmsError) -> None:
+        """Answer everything with this error, as there is no kernel."""
+        self._composed.set_exception(error)
+        self._composed.exception()  # nobody need ask for it
+
+    async def kernel(self) -> Kernel:
+        """Return the kernel; a caller that gives up takes nothing with it."""
+        return await asyncio.shield(self._composed)
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """Return gRPC's handlers of the whole service."""
-        return handlers_of(SERVICE, {each.name: self._guarded(each) for each in SERVICE.methods})
+        """Return gRPC's handler of all rpcs."""
+        from google.protobuf.message_factory import GetMessageClass
 
-    # -- service invocation ----------------------------------------------------------------------------------------
+        from ovms_kernel.aog.protos import aog_provider_pb2
 
-    async def InvokeService(self, request: Any, context: Any) -> dict[str, Any]:
+        descriptor = aog_provider_pb2.DESCRIPTOR.services_by_name["ProviderService"]
+        methods = {}
+        for method in descriptor.methods:
+            implementation = getattr(self, re.sub(r"\B([A-Z])", r"_\1", method.name).lower())
+            guard = self._guard_stream if method.server_streaming else self._guard
+            methods[method.name] = guard(implementation, GetMessageClass(method.output_type))
+        return cast("grpc.GenericRpcHandler", handler_of(descriptor, methods, lenient=True))
+
+    # -- errors become codes ---------------------------------------------------------------------------------------
+
+    def _guard(self, method: Callable[..., Awaitable[Fields]], response: Any) -> Callable[..., Awaitable[Any]]:  # noqa: ANN401 - a message class
+        async def call(request: Any, context: Any) -> Any:  # noqa: ANN401 - messages
+            try:
+                return response(**await method(_decoded(request), context))
+            except Exception as error:  # noqa: BLE001 - the last frame of ours
+                problem = self.problem(error, method.__name__)
+                return response(**problem) if "code" in response.DESCRIPTOR.fields_by_name else response()
+
+        return call
+
+    def _guard_stream(
+        self,
+        method: Callable[..., AsyncIterator[Fields]],
+        response: Any,  # noqa: ANN401 - a message class
+    ) -> Callable[..., AsyncIterator[Any]]:
+        async def call(request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: ANN401 - messages
+            try:
+                async with aclosing(cast("Any", method(_decoded(request), context))) as answers:
+                    async for fields in answers:
+                        yield response(**fields)
+            except Exception as error:  # noqa: BLE001 - the last frame of ours
+                yield response(**self.problem(error, method.__name__))
+
+        return call
+
+    def problem(self, error: Exception, where: str) -> Fields:
+        """Return code and message for an error; the traceback of one that nobody foresaw goes to the log."""
+        if isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+            return self.problem(error.exceptions[0], where)
+        if isinstance(error, OvmsError):
+            log.info("%s: %d %s", where, error.code, error.message)
+            return {"code": error.code, "message": error.message}
+        log.error("%s failed", where, exc_info=error)
+        more = f"the log {self._log_file} tells more" if self._log_file else "the log tells more"
+        return {"code": 500, "message": f"This should not have happened ({type(error).__name__}); {more}."}
+
+    # -- services --------------------------------------------------------------------------------------------------
+
+    async def invoke_service(self, request: Any, context: Any) -> Fields:  # noqa: ANN401 - messages of gRPC
         """Answer one request."""
-        kernel = await self._kernel()
-        name = request.service_name
-        if self._under_aog and name == "speech-to-text-ws":
-            name = "speech-to-text"  # AOG may pick the other row of its table for a plain request (D1-19)
-        answer = await kernel.invoke(name, request.request_data, timeout=_time_left(context))
-        return {"response_data": habits.reframe_answer(answer) if self._under_aog else answer}
+        answer = await self.invoke(await self.kernel(), request.service_name, request.request_data, time_left(context))
+        return {"response_data": answer}
 
-    async def InvokeServiceStream(self, request: Any, context: Any) -> AsyncIterator[dict[str, Any]]:
+    async def invoke_service_stream(self, request: Any, context: Any) -> AsyncIterator[Fields]:  # noqa: ANN401
         """Answer one request piece by piece."""
-        kernel = await self._kernel()
-        chunks = kernel.stream(request.service_name, request.request_data, timeout=_time_left(context))
-        async with aclosing(chunks):  # type: ignore[type-var]
+        kernel = await self.kernel()
+        stream = self.stream(kernel, request.service_name, request.request_data, time_left(context))
+        async with aclosing(cast("Any", stream)) as chunks:
             async for chunk in chunks:
-                data = habits.reframe_event(chunk) if self._under_aog else chunk
-                if data:
-                    yield {"chunk_data": data}
+                yield {"chunk_data": chunk}
         yield {"is_final": True}
 
-    async def InvokeServiceBidi(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[dict[str, Any]]:
-        """Hold a session."""
-        kernel = await self._kernel()
-        first = await anext(aiter(requests), None)
+    async def invoke_service_bidi(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Fields]:  # noqa: ANN401
+        """Hold a session of messages; the first of them names the service."""
+        del context
+        kernel = await self.kernel()
+        first = await anext(requests, None)
         if first is None:
             return
-        task = first.metadata.get("ws_conn_id", "")
-        messages = kernel.converse(first.service_name, self._inbound(first, requests))
-        try:
-            async with aclosing(messages):  # type: ignore[type-var]
-                async for each in messages:
-                    if not (self._under_aog and habits.is_task_started(each.data)):
-                        yield {"data": each.data, "message_type": each.kind, "metadata": dict(each.metadata)}
-        except OvmsError as error:
-            if not self._under_aog:
-                raise
-            yield {"data": habits.session_failed(task, error), "message_type": "text"}
 
-    async def _inbound(self, first: Any, requests: AsyncIterator[Any]) -> AsyncIterator[Message]:
-        """Yield a session's messages; under AOG, which never closes one, until nothing came for long."""
-        request = first
-        while request is not None:
-            kind = "binary" if request.message_type == "binary" else "text"
-            yield Message(request.data, kind, dict(request.metadata))  # type: ignore[arg-type]
-            request = None
-            with anyio.move_on_after(habits.SESSION_IDLE if self._under_aog else None):
-                request = await anext(requests, None)
+        async def inbound() -> AsyncIterator[Message]:
+            yield _message(first)
+            async for request in requests:
+                yield _message(request)
+
+        async with aclosing(cast("Any", self.converse(kernel, first.service_name, inbound()))) as messages:
+            async for message in messages:
+                yield {"data": message.data, "message_type": message.kind, "metadata": message.metadata}
+
+    async def invoke(self, kernel: Kernel, service: str, body: bytes, timeout: float | None) -> bytes:
+        """Answer one request with one JSON object."""
+        return await kernel.invoke(service, body, timeout=timeout)
+
+    def stream(self, kernel: Kernel, service: str, body: bytes, timeout: float | None) -> AsyncIterator[bytes]:
+        """Yield the server-sent events of one request."""
+        return kernel.stream(service, body, timeout=timeout)
+
+    def converse(self, kernel: Kernel, service: str, inbound: AsyncIterator[Message]) -> AsyncIterator[Message]:
+        """Yield what is answered in a session."""
+        return kernel.converse(service, inbound)
 
     # -- the engine ------------------------------------------------------------------------------------------------
 
-    async def GetManifest(self, request: Any, context: Any) -> dict[str, Any]:
-        """Return ``plugin.yaml`` as JSON."""
-        return {"manifest_json": payloads.write((await self._kernel()).manifest().as_dict())}
+    async def get_manifest(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+        """Tell what ``plugin.yaml`` tells."""
+        return {"manifest_json": encode((await self.kernel()).manifest().as_dict())}
 
-    async def HealthCheck(self, request: Any, context: Any) -> dict[str, Any]:
-        """Return OK if the engine answers now."""
-        await (await self._kernel()).health()
+    async def health_check(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+        """Tell whether the engine answers."""
+        await (await self.kernel()).health()
         return {}
 
-    async def GetOperateStatus(self, request: Any, context: Any) -> dict[str, Any]:
-        """Return 1, or 0 while the engine is being installed, so that AOG leaves it alone."""
-        return {"status": (await self._kernel()).operate_status}
+    async def get_operate_status(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+        """Tell whether the engine may be looked after (1) or is being installed (0)."""
+        try:
+            return {"status": (await self.kernel()).operate_status}
+        except OvmsError:
+            # There is no code in this answer, and 0 would keep the host from asking for the cause.
+            return {"status": 1}
 
-    async def SetOperateStatus(self, request: Any, context: Any) -> dict[str, Any]:
-        """Set what the above returns."""
-        (await self._kernel()).operate_status = request.status
+    async def set_operate_status(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+        """Set what ``GetOperateStatus`` tells."""
+        (await self.kernel()).operate_status = request.status
         return {}
 
-    async def CheckEngine(self, request: Any, context: Any) -> dict[str, Any]:
-        """Return whether an engine is installed."""
-        return {"installed": await (await self._kernel()).check_engine()}
-
-    async def InstallEngine(self, request: Any, context: Any) -> dict[str, Any]:
-        """Install an engine, or find that it is."""
-        await (await self._kernel()).install_engine()
+    async def start_engine(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+        """Begin to start the engine."""
+        await (await self.kernel()).start_engine(request.mode)
         return {}
 
-    async def InitEnv(self, request: Any, context: Any) -> dict[str, Any]:
-        """Make the folders and files that the engine needs."""
-        await (await self._kernel()).init_environment()
-        return {}
-
-    async def StartEngine(self, request: Any, context: Any) -> dict[str, Any]:
-        """Begin to start the engine; AOG's own start waits for this answer, so it does not wait for the engine."""
-        await (await self._kernel()).start_engine(request.mode)
-        return {}
-
-    async def StopEngine(self, request: Any, context: Any) -> dict[str, Any]:
+    async def stop_engine(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
         """Stop the engine."""
-        await (await self._kernel()).stop_engine("the host asked for it")
+        await (await self.kernel()).stop_engine("the host asked for it")
         return {}
 
-    async def UpgradeEngine(self, request: Any, context: Any) -> dict[str, Any]:
-        """Bring the engine to the version that the settings want; AOG asks after every start (D1-11)."""
-        await (await self._kernel()).upgrade_engine()
+    async def get_config(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+        """Tell where the engine is."""
+        return {"config_json": encode((await self.kernel()).engine_config())}
+
+    async def check_engine(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+        """Tell whether an engine is installed."""
+        return {"installed": await (await self.kernel()).check_engine()}
+
+    async def install_engine(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+        """Install the engine; the field ``cover`` is set by no host, and what is up to date stays."""
+        await (await self.kernel()).install_engine()
         return {}
 
-    async def GetConfig(self, request: Any, context: Any) -> dict[str, Any]:
-        """Return AOG's EngineRecommendConfig."""
-        return {"config_json": payloads.write((await self._kernel()).engine_config())}
+    async def init_env(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+        """Make the folders and the engine's configuration."""
+        await (await self.kernel()).init_environment()
+        return {}
 
-    async def GetVersion(self, request: Any, context: Any) -> dict[str, Any]:
-        """Return the engine's version."""
-        return {"response_json": payloads.write({"version": await (await self._kernel()).engine_version()})}
+    async def upgrade_engine(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+        """Bring the engine to the version that the settings ask for; up to date means that nothing happens."""
+        await (await self.kernel()).upgrade_engine()
+        return {}
 
-    # -- credentials -----------------------------------------------------------------------------------------------
-
-    async def SetAuth(self, request: Any, context: Any) -> dict[str, Any]:
-        """Refuse; only remote providers have credentials."""
-        raise NotSupported(REMOTE_ONLY)
-
-    ValidateAuth = RefreshAuth = SetAuth
+    async def get_version(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+        """Tell the engine's version."""
+        return {"response_json": encode({"version": await (await self.kernel()).engine_version()})}
 
     # -- models ----------------------------------------------------------------------------------------------------
 
-    async def PullModel(self, request: Any, context: Any) -> dict[str, Any]:
-        """Fetch a model and return when it is here."""
-        kernel = await self._kernel()
-        wanted = payloads.read_request(request.request_json)
-        model = payloads.read_model(request.request_json)
-        await kernel.pull_model(model, model_type=_model_type(kernel, wanted))
-        return {"response_json": payloads.write({"status": "success"})}
+    async def pull_model(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+        """Pull a model and answer when it is here."""
+        kernel, (model, model_type) = await self.kernel(), _pull_request(request, await self.kernel())
+        await self.pull(kernel, model, model_type, lambda _: None)
+        return {"response_json": encode({"status": "success"})}
 
-    async def PullModelStream(self, request: Any, context: Any) -> AsyncIterator[dict[str, Any]]:
-        """Fetch a model and tell how far it is."""
-        try:
-            async with aclosing(self._pull(request)) as reports:
-                async for report in reports:
-                    yield {"data": payloads.write_progress(report)}
-        except OvmsError as error:
-            if not self._under_aog:
-                raise
-            yield {"data": habits.pull_failed(error)}
-        if self._under_aog:
-            await asyncio.sleep(habits.LINGER)
-
-    async def _pull(self, request: Any) -> AsyncGenerator[Progress]:
-        kernel = await self._kernel()
-        model = payloads.read_model(request.request_json)
-        model_type = _model_type(kernel, payloads.read_request(request.request_json))
-        # Only the newest report matters: a host that reads slowly must not hold up the download.
-        newest: asyncio.Queue[Progress] = asyncio.Queue(maxsize=1)
+    async def pull_model_stream(self, request: Any, context: Any) -> AsyncIterator[Fields]:  # noqa: ANN401, ARG002
+        """Pull a model and report on it; the work never waits for the host to read."""
+        kernel, (model, model_type) = await self.kernel(), _pull_request(request, await self.kernel())
+        latest = Progress("starting")
 
         def report(progress: Progress) -> None:
-            if progress.status != "success":
-                with suppress(asyncio.QueueEmpty):
-                    newest.get_nowait()
-                newest.put_nowait(progress)
+            nonlocal latest
+            latest = progress
 
-        pull = asyncio.create_task(kernel.pull_model(model, model_type=model_type, report=report))
+        pulling = asyncio.create_task(self.pull(kernel, model, model_type, report))
+        told: Progress | None = None
         try:
-            while not pull.done():
-                waiting = asyncio.create_task(newest.get())
-                await asyncio.wait({pull, waiting}, return_when=asyncio.FIRST_COMPLETED)
-                if waiting.done():
-                    yield waiting.result()
-                else:
-                    waiting.cancel()
-            found = pull.result()
-            yield Progress("success", found.size, found.size, found.id, found.digest)
+            while not pulling.done():
+                # That the library says success is not yet that the pull returned.
+                if latest is not told and latest.status != "success":
+                    told = latest
+                    yield {"data": encode(progress_fields(told))}
+                await asyncio.wait([pulling], timeout=PROGRESS_PERIOD)
         finally:
-            pull.cancel()
-            with suppress(asyncio.CancelledError, OvmsError):
-                await pull
+            await self.leave(pulling)
+        done = pulling.result()
+        yield {"data": encode(progress_fields(Progress("success", done.size, done.size, digest=done.digest)))}
 
-    async def DeleteModel(self, request: Any, context: Any) -> dict[str, Any]:
-        """Remove a model; one that is not there is removed already."""
-        model = payloads.read_model(request.request_json)
-        with suppress(NotFound):
-            await (await self._kernel()).delete_model(model)
+    async def pull(self, kernel: Kernel, model: str, model_type: str, report: Callable[[Progress], None]) -> LocalModel:
+        """Pull a model."""
+        return await kernel.pull_model(model, model_type=model_type, report=report)
+
+    async def leave(self, pulling: asyncio.Task[Any]) -> None:
+        """Do what is right with a pull that nobody listens to any more."""
+        if not pulling.done():
+            pulling.cancel()
+            await asyncio.wait([pulling])
+
+    async def delete_model(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+        """Remove a model from disk."""
+        await (await self.kernel()).delete_model(text_of(fields_of(request.request_json), "model"))
         return {}
 
-    async def ListModels(self, request: Any, context: Any) -> dict[str, Any]:
-        """Return the models on disk."""
-        return {"response_json": payloads.write_models(await (await self._kernel()).list_models())}
+    async def list_models(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+        """List the models on disk."""
+        return {"response_json": _models(await (await self.kernel()).list_models())}
 
-    async def GetRunningModels(self, request: Any, context: Any) -> dict[str, Any]:
-        """Return the models that the engine serves."""
-        return {"response_json": payloads.write_models(await (await self._kernel()).running_models())}
+    async def get_running_models(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+        """List the models that the engine serves."""
+        return {"response_json": _models(await (await self.kernel()).running_models())}
 
-    async def LoadModel(self, request: Any, context: Any) -> dict[str, Any]:
-        """Make the engine serve a model.
-
-        Under AOG it neither fails nor lasts, as either blocks all of AOG for minutes (D1-15): a load that takes longer
-        goes on, and what it failed of is told by the next request for that model.
-        """
-        model = payloads.read_model(request.request_json)
-        kernel = await self._kernel()
-        if not self._under_aog:
-            await kernel.load_model(model)
-            return {}
-        try:
-            with anyio.move_on_after(habits.LOAD_LIMIT):
-                await kernel.load_model(model)
-        except OvmsError as error:
-            log.error("LoadModel %s: %s", model, error.message)
+    async def load_model(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+        """Make the engine serve a model."""
+        await (await self.kernel()).load_model(text_of(fields_of(request.request_json), "model"))
         return {}
 
-    async def UnloadModel(self, request: Any, context: Any) -> dict[str, Any]:
-        """Make the engine let go of models; from AOG it is a hint that never fails (D1-17, D1-18)."""
-        models = payloads.read_models(request.request_json)
-        try:
-            await (await self._kernel()).unload_models(models)
-        except OvmsError as error:
-            if not self._under_aog:
-                raise
-            log.warning("UnloadModel %s: %s", models, error.message)
+    async def unload_model(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+        """Make the engine let go of models."""
+        await (await self.kernel()).unload_models(names_of(fields_of(request.request_json)))
         return {}
 
-    # -- around all of them ----------------------------------------------------------------------------------------
+    # -- what only providers of remote services have ---------------------------------------------------------------
 
-    async def _kernel(self) -> Kernel:
-        return await asyncio.shield(self._composed)
+    async def set_auth(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+        """Refuse credentials: the engine is local and its key is our own."""
+        raise NotSupported("This plugin runs its engine on this machine and takes no credentials; leave them out.")
 
-    def _guarded(self, method: Any) -> Callable[..., Any]:
-        """Return a method that answers with a code whatever happens, and with messages instead of dictionaries."""
-        function = getattr(self, method.name)
-        response = message_factory.GetMessageClass(method.output_type)
-        fields = response.DESCRIPTOR.fields_by_name
-
-        def success(values: Mapping[str, Any]) -> Any:
-            return response(**({"code": OK} if "code" in fields else {}), **values)
-
-        def failure(error: Exception) -> Any:
-            if not isinstance(error, OvmsError):
-                log.error("%s failed", method.name, exc_info=error)
-                error = OvmsError(
-                    f"{method.name} failed unexpectedly ({type(error).__name__}); the plugin's log says why."
-                )
-            else:
-                log.info("%s: %d %s", method.name, error.code, error.message)
-            return response(code=error.code, message=error.message) if "code" in fields else response()
-
-        async def unary(request: Any, context: Any) -> Any:
-            try:
-                return success(await function(request, context))
-            except Exception as error:  # noqa: BLE001 - a host must get an answer
-                return failure(error)
-
-        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            try:
-                async with aclosing(function(request, context)) as answers:
-                    async for each in answers:
-                        yield success(each)
-            except Exception as error:  # noqa: BLE001 - likewise
-                yield failure(error)
-
-        return stream if method.server_streaming else unary
+    validate_auth = refresh_auth = set_auth
 
 
-def _time_left(context: Any) -> float | None:
-    """Return the seconds that the caller gives us, less what our own sentence needs to win; ``None`` = no limit."""
+def time_left(context: Any) -> float | None:  # noqa: ANN401 - grpc's context
+    """Return the seconds that the caller gave, less what our own words about their end take to arrive."""
     left = context.time_remaining()
-    if left is None:
-        return None
-    if left <= 0:
-        raise TimedOut("The caller's deadline had passed before the request arrived.")
-    return float(max(left - MARGIN, left / 2))
+    return None if left is None else max(0.0, left - min(1.0, left * 0.2))
 
 
-def _model_type(kernel: Kernel, request: Mapping[str, Any]) -> str:
-    """Return the model type that a pull declares; AOG gives the name of the service that it pulls for."""
-    declared = str(request.get("model_type") or "")
-    if service := kernel.extensions.services.get(declared):
-        return service.definition.model_type
-    return declared
+def fields_of(raw: bytes) -> Mapping[str, Any]:
+    """Return the JSON object in a request; no bytes at all are an empty one.
+
+    :raises BadRequest: there is something else in it.
+    """
+    try:
+        value = json.loads(raw or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise BadRequest("The request is not valid JSON; send one JSON object.") from error
+    if not isinstance(value, dict):
+        raise BadRequest(f"The request must be one JSON object, not {type(value).__name__}.")
+    return value
+
+
+def text_of(fields: Mapping[str, Any], name: str) -> str:
+    """Return a text that must be there.
+
+    :raises BadRequest: it is not.
+    """
+    value = fields.get(name)
+    if not isinstance(value, str) or not value:
+        raise BadRequest(f"The request needs the field {name}, a text that is not empty.")
+    return value
+
+
+def names_of(fields: Mapping[str, Any]) -> list[str]:
+    """Return the field ``models``.
+
+    :raises BadRequest: it is no list of texts.
+    """
+    value = fields.get("models") or []
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise BadRequest("The field models must be a list of model ids.")
+    return value
+
+
+def encode(fields: Mapping[str, Any]) -> bytes:
+    """Return compact JSON."""
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def progress_fields(progress: Progress) -> Fields:
+    """Return AOG's ``ProgressResponse``."""
+    fields: Fields = {"status": progress.status, "total": int(progress.total), "completed": int(progress.completed)}
+    return fields | ({"digest": progress.digest} if progress.digest else {})
+
+
+def _decoded(request: Any) -> Any:  # noqa: ANN401 - a message
+    if request is Undecodable:
+        raise BadRequest("The request is not the protobuf message that this rpc takes.")
+    return request
+
+
+def _message(request: Any) -> Message:  # noqa: ANN401 - a message
+    _decoded(request)
+    text = request.message_type == "text" or (not request.message_type and request.data[:1] == b"{")
+    return Message(request.data, "text" if text else "binary", dict(request.metadata))
+
+
+def _pull_request(request: Any, kernel: Kernel) -> tuple[str, str]:  # noqa: ANN401 - a message
+    fields = fields_of(request.request_json)
+    model_type = fields.get("model_type") or ""
+    if not isinstance(model_type, str):
+        raise BadRequest("The field model_type must be a text.")
+    # AOG puts the service's name there.
+    if service := kernel.extensions.services.get(model_type):
+        model_type = service.definition.model_type
+    return text_of(fields, "model"), model_type
+
+
+def _models(models: Iterable[LocalModel]) -> bytes:
+    return encode({"models": [_model(each) for each in models]})
+
+
+def _model(model: LocalModel) -> Fields:
+    return {
+        "name": model.id,
+        "model": model.id,
+        "modified_at": model.modified.isoformat(),
+        "size": int(model.size),
+        "digest": model.digest,
+        "details": {
+            "format": model.format,
+            "family": model.family,
+            "families": [model.family] if model.family else [],
+            "parameter_size": model.parameter_size,
+            "quantization_level": model.quantization,
+        },
+    }

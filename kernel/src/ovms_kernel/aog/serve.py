@@ -1,83 +1,162 @@
-"""Plugin mode: from the exec by a host to the handshake line as fast as can be, then the kernel, then until the end."""
+"""Plugin mode: what runs when a go-plugin host started this process.
+
+The handshake comes first and as little as possible before it; the kernel is composed when the host is already connected.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
 import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ovms_kernel.kernel import Kernel
+    from collections.abc import Mapping
+    from pathlib import Path
+    from typing import Any
 
-log = logging.getLogger(__name__)
+    from ovms_kernel.aog.provider import Provider
+    from ovms_kernel.log import Log
+
+COOKIE = ("AOG_PLUGIN", "aog-provider-plugin-v1")
+VERSIONS = (1,)
+HOST = "AOG_VERSION"
+"""Set by AOG alone: its habits are met only then."""
 
 
-def main() -> None:
-    """Serve the host that started us and exit; without one, say what this program is and exit with 1."""
-    # Threads of gRPC and forks do not mix; nothing of ours forks without an exec (aog-plugin.md A12).
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    from ovms_kernel import log as logs
-    from ovms_kernel.aog.goplugin import Handshake, NotStartedByHost, check_host, take_stdout
+def main(launcher: str = "") -> None:
+    """Serve the host that started this process until it ends or asks us to, and exit.
 
-    aog = Handshake("AOG_PLUGIN", "aog-provider-plugin-v1", 1)
+    :param launcher: the file that the host started, if that is not ``sys.argv[0]``; ``plugin.yaml`` is looked for above it.
+    """
+    # grpc's own handlers for forks would meet the engine's start; and its chatter is nobody's business.
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from ovms_kernel.aog import goplugin
+
     try:
-        version = check_host(aog, os.environ)
-    except NotStartedByHost as error:
-        print(error, file=sys.stderr)  # noqa: T201 - for the person who started it by hand, or for the host's log
+        version = goplugin.read_environment(goplugin.Magic(*COOKIE, VERSIONS), os.environ)
+        stdout, stderr = goplugin.take_standard_streams()
+    except goplugin.Refusal as refusal:
+        # At the first column, so that a host's log shows it as an error.
+        print(f"[ERROR] {refusal}", file=sys.stderr)  # noqa: T201 - there is no log yet
         sys.exit(1)
-    line = take_stdout()
-    logs.set_up("INFO", hosted=True)
+    except OSError:
+        sys.exit(1)  # without standard streams there is nobody to tell
+    from ovms_kernel.log import Log
+
+    log = Log(stderr)
+    code = 0
     try:
-        asyncio.run(_serve(version, line))
-    except NotStartedByHost as error:
-        log.error("%s", error)
-        sys.exit(1)
-    # Whatever threads libraries have left must not keep a finished plugin alive.
-    logging.shutdown()
-    os._exit(0)
+        _run(version, stdout, log, launcher or sys.argv[0])
+    except goplugin.Refusal as refusal:
+        _log_error(str(refusal))
+        code = 1
+    except Exception:
+        _log_error("The plugin could not go on", exc_info=True)
+        code = 1
+    log.close()
+    # Threads that still work for requests nobody waits for must not hold us: the host kills after 2 s.
+    os._exit(code)
 
 
-async def _serve(version: int, line: int) -> None:
-    from ovms_kernel.aog.goplugin import PluginServer
+def _run(version: int, stdout: int, log: Log, launcher: str) -> None:
+    import asyncio
+
+    asyncio.run(_serve(version, stdout, log, launcher))
+
+
+async def _serve(version: int, stdout: int, log: Log, launcher: str) -> None:
+    import asyncio
+
+    from ovms_kernel.aog.goplugin import Server, remove_stale_folders
     from ovms_kernel.aog.provider import Provider
 
-    composed: asyncio.Future[Kernel] = asyncio.get_running_loop().create_future()
-    leave = asyncio.Event()
-    provider = Provider(composed, under_aog=bool(os.environ.get("AOG_VERSION")))
-    running: list[asyncio.Task[None]] = []
+    asyncio.get_running_loop().set_exception_handler(_log_unhandled)
+    if os.environ.get(HOST):
+        from ovms_kernel.aog.habits import AogProvider
 
-    async def shut_down(reason: str) -> None:
-        if composed.done() and not composed.exception():
-            await composed.result().stop(reason)
-        leave.set()
-        await asyncio.wait(running)
+        provider: Provider = AogProvider()
+    else:
+        provider = Provider()
 
-    server = PluginServer([provider.handler()], shut_down)
-    serving = asyncio.create_task(server.serve(version, line, dict(os.environ)))
-    # The handshake line goes out first: composing takes longer than a host should have to wait for a sign of life.
-    await asyncio.sleep(0)
-    running.append(asyncio.create_task(_run_kernel(composed, leave)))
-    await serving
+    async def stop(reason: str) -> None:
+        try:
+            kernel = await provider.kernel()
+        except Exception:  # noqa: BLE001 - it was told when it happened
+            return
+        await kernel.stop(reason)
+
+    server = Server([provider.handler()], stop)
+    await server.start(version, stdout, os.environ)
+    try:
+        await _live(provider, server, log, launcher)
+    finally:
+        await server.close()
+    remove_stale_folders()
 
 
-async def _run_kernel(composed: asyncio.Future[Kernel], leave: asyncio.Event) -> None:
-    """Compose the kernel and keep it until it is time to leave; a failure becomes the answer of every rpc."""
-    from ovms_kernel import log as logs
+async def _live(provider: Provider, server: Any, log: Log, launcher: str) -> None:  # noqa: ANN401 - imported late
+    """Compose the kernel and stay until the end; without a kernel every rpc tells why."""
+    from ovms_kernel.errors import OvmsError
 
     try:
         from ovms_kernel.kernel import Kernel
         from ovms_kernel.settings import read_settings
 
-        settings = read_settings(os.environ, {"data_dir": "${AOG_DATA_DIR}/engine/ovms-plugin"})
-        logs.set_up(settings.log_level, hosted=True, file=settings.logs_dir / "plugin.log")
-        async with Kernel(settings) as kernel:
-            composed.set_result(kernel)
-            await leave.wait()
-    except Exception as error:
-        log.exception("The plugin could not be composed")
-        if not composed.done():
-            composed.set_exception(error)
-            composed.exception()  # every rpc tells it; nobody may ask at all
+        settings = read_settings(resources=read_resources(launcher))
+        log_file = settings.logs_dir / "plugin.log"
+        log.add_file(log_file, settings.log_level)
+        kernel = Kernel(settings)
+    except OvmsError as error:
+        _log_error(error.message)
+        provider.fail(error)
+    except Exception as error:  # noqa: BLE001 - the process must live, or AOG never starts it again
+        _log_error("The plugin could not be composed", exc_info=True)
+        provider.fail(OvmsError(f"The plugin could not be composed ({type(error).__name__}: {error}); mend that."))
+    else:
+        async with kernel:
+            provider.use(kernel, log_file)
+            await server.ended.wait()
+        return
+    await server.ended.wait()
+
+
+def read_resources(launcher: str) -> Mapping[str, Any]:
+    """Return the ``resources`` of the ``plugin.yaml`` that the launcher belongs to; empty if there is none.
+
+    AOG starts plugins in a folder that is not theirs, so the manifest is looked for above the launcher.
+    """
+    from pathlib import Path
+
+    path = manifest_above(Path(launcher).absolute())
+    if path is None:
+        return {}
+    import yaml
+
+    try:
+        value = yaml.safe_load(path.read_text("utf-8"))
+        resources = value.get("resources") if isinstance(value, dict) else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return resources if isinstance(resources, dict) else {}
+
+
+def manifest_above(launcher: Path) -> Path | None:
+    """Return the manifest of the plugin folder that a launcher lies in, if it does in one."""
+    for folder in launcher.parents[:4]:
+        if (folder / "plugin.yaml").is_file() and (folder / "bin") in launcher.parents:
+            return folder / "plugin.yaml"
+    return None
+
+
+def _log_error(text: str, *, exc_info: bool = False) -> None:
+    import logging
+
+    logging.getLogger(__name__).error(text, exc_info=exc_info)
+
+
+def _log_unhandled(_loop: object, context: Mapping[str, Any]) -> None:
+    import logging
+
+    error = context.get("exception")
+    logging.getLogger("asyncio").error("%s", context.get("message", ""), exc_info=error)
