@@ -1,0 +1,67 @@
+"""The speech-to-text-ws service: live speech in, sentences out while they are spoken."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from ovms_kernel.api import NotSupported, ServiceDefinition
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from ovms_kernel.api import Call, Engine, Message
+
+WAITING_MESSAGES = 16
+"""Messages to a client that does not read; then everything before them waits too."""
+
+
+class LiveSpeech:
+    """Writes down speech while it is spoken; ``session`` tells the protocol.
+
+    :param section: ``default_model``.
+    """
+
+    def __init__(self, section: Mapping[str, Any]) -> None:
+        default = "OpenVINO/whisper-base-int8-ov"
+        self.definition = ServiceDefinition(
+            name="speech-to-text-ws",
+            model_type="speech_to_text",
+            endpoint="/v3/audio/transcriptions",
+            config_ref="openvino:speech-to-text-ws",
+            config_ref_full="aog:speech-to-text-ws",
+            default_model=section.get("default_model", default),
+            support_models=(default, "NamoLi/whisper-large-v3-ov"),
+            expose_protocol="WEBSOCKET",
+            streaming=True,
+            bidirectional=True,
+            timeout=-1,
+        )
+
+    async def invoke(self, call: Call, engine: Engine) -> bytes:  # noqa: ARG002 - the protocol's
+        """Refuse: a session is not a single request."""
+        raise NotSupported("speech-to-text-ws holds sessions; send a single recording to speech-to-text.")
+
+    def stream(self, call: Call, engine: Engine) -> AsyncIterator[bytes]:  # noqa: ARG002 - the protocol's
+        """Refuse: a session is not a single request."""
+        raise NotSupported("speech-to-text-ws holds sessions; send a single recording to speech-to-text.")
+
+    async def converse(self, inbound: AsyncIterator[Message], engine: Engine) -> AsyncIterator[Message]:
+        """Answer a session's messages until it ends; leaving it frees everything that it held."""
+        from ovms_service_speech_to_text_ws.session import Session
+
+        send, receive = anyio.create_memory_object_stream[Any](WAITING_MESSAGES)
+        # A task of its own: a task group must not be open while a generator's consumer works.
+        task = asyncio.create_task(Session(self.definition, engine, send).run(inbound))
+        try:
+            async with receive:
+                async for message in receive:
+                    yield message
+            await task
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
