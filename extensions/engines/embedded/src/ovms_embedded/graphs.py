@@ -36,7 +36,8 @@ class Graph:
     calculator: str
     node: str
     options: dict[str, Any] = field(default_factory=dict)
-    """The calculator's options by name, with their defaults; options that are absent and have none are left out."""
+    """The calculator's options by name, with their defaults; options that are absent and have none are left out.
+    ``given`` lists those that the file names."""
     loopback: bool = False
     inputs: tuple[str, ...] = ()
     """Names of the graph's input streams."""
@@ -116,9 +117,13 @@ def _options(node: pb.CalculatorGraphConfig.Node) -> dict[str, Any]:
         text = f"node_options of {node.calculator} are not {message.DESCRIPTOR.full_name}"
         raise GraphInvalid(text)
     if not message.IsInitialized():
-        text = f"{message.DESCRIPTOR.name} lacks required fields: {', '.join(message.FindInitializationErrors())}"
+        text = f"{message.DESCRIPTOR.name} lacks required fields: {', '.join(_missing(message))}"
         raise GraphInvalid(text)
-    return _values(message)
+    return _values(message) | {"given": [each.name for each, _ in message.ListFields()]}
+
+
+def _missing(message: Any) -> list[str]:  # noqa: ANN401 - the stubs do not know the method
+    return list(message.FindInitializationErrors())
 
 
 def _values(message: Message) -> dict[str, Any]:

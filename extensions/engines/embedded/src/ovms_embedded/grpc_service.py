@@ -72,15 +72,12 @@ class Inference:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, REFUSAL)
         raise AssertionError
 
-    async def ModelStreamInfer(  # noqa: N802
-        self, requests: AsyncIterator[pb.ModelInferRequest], context: Context
-    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
+    async def ModelStreamInfer(self, requests: AsyncIterator[pb.ModelInferRequest], context: Context) -> None:  # noqa: N802
         """Refuse."""
         async for request in requests:
             await self._available(request.model_name, context)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, REFUSAL)
         await context.abort(grpc.StatusCode.UNKNOWN, "Unknown error")
-        yield pb.ModelStreamInferResponse()
 
     async def _find(self, name: str, context: Context) -> Servable:
         servable = self._manager.find(name)

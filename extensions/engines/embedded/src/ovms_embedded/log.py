@@ -36,7 +36,8 @@ class OvmsFormatter(logging.Formatter):
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
         text = text.replace("\n", " | ")
-        return f"[{clock}.{milliseconds:03d}][{record.thread}][{logger}][{level}][{record.filename}:{record.lineno}] {text}"
+        where = f"{record.filename}:{record.lineno}"
+        return f"[{clock}.{milliseconds:03d}][{record.thread}][{logger}][{level}][{where}] {text}"
 
 
 def configure(level: str, path: str | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import signal
 import socket
 import sys
@@ -20,6 +21,8 @@ from ovms_embedded.rest.app import App
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
+
+    from ovms_embedded.config import Config
 
 GRACE = 5
 """Seconds that running requests have to end after a signal, before they are cancelled."""
@@ -105,7 +108,7 @@ async def _start(settings: Settings, stack: contextlib.AsyncExitStack, stopped: 
     stack.callback(background.cancel)
 
 
-async def _read_configuration(settings: Settings, manager: Manager):  # noqa: ANN202
+async def _read_configuration(settings: Settings, manager: Manager) -> tuple[Config, Metrics | None]:
     try:
         config = await manager.first(settings)
     except ConfigError as error:
@@ -123,7 +126,7 @@ async def _read_configuration(settings: Settings, manager: Manager):  # noqa: AN
         raise StartFailed(str(error)) from error
 
 
-async def _manage(settings: Settings, manager: Manager, config, stopped: asyncio.Event) -> None:  # noqa: ANN001
+async def _manage(settings: Settings, manager: Manager, config: Config, stopped: asyncio.Event) -> None:
     try:
         await manager.apply(config)
     except ConfigError as error:
@@ -147,7 +150,7 @@ async def _start_rest(settings: Settings, app: App, stack: contextlib.AsyncExitS
         except OSError as error:
             for each in sockets:
                 each.close()
-            text = f"Failed to start REST server at {address}:{settings.rest_port}: port is busy or address is wrong: {error}"
+            text = f"Failed to start REST server at {address}:{settings.rest_port}: port is busy or not ours: {error}"
             raise StartFailed(text) from error
     config = uvicorn.Config(
         app, http="auto", loop="none", ws="none", lifespan="off", log_config=None, access_log=False,
@@ -155,7 +158,7 @@ async def _start_rest(settings: Settings, app: App, stack: contextlib.AsyncExitS
     )  # fmt: skip
     server = _Uvicorn(config)
     task = asyncio.create_task(server.serve(sockets))
-    while not server.started:  # a few turns of the loop: the sockets are bound already
+    while not server.started:  # noqa: ASYNC110 - a few turns of the loop: the sockets are bound already
         await asyncio.sleep(0)
 
     async def stop() -> None:
@@ -199,11 +202,9 @@ async def _start_grpc(settings: Settings, manager: Manager, stack: contextlib.As
         try:
             server = await start(manager, address, settings.port)
         except (RuntimeError, OSError) as error:
-            text = (
-                f"Failed to start gRPC server at {address}:{settings.port}: port is busy or address is wrong: {error}"
-            )
+            text = f"Failed to start gRPC server at {address}:{settings.port}: port is busy or not ours: {error}"
             raise StartFailed(text) from error
-        stack.push_async_callback(_module, "GRPCServer", lambda server=server: server.stop(GRACE))
+        stack.push_async_callback(_module, "GRPCServer", functools.partial(server.stop, GRACE))
     log.serving.info("Started gRPC server on port %d", settings.port)
     log.serving.info("GRPCServerModule started")
 

@@ -1,0 +1,1 @@
+"""Messages of graphs and of KServe; the generated code is committed beside its source."""

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ovms_embedded.rest.audio import recognise, speech
 from ovms_embedded.rest.chat import chat
+from ovms_embedded.rest.completions import completions
 from ovms_embedded.rest.embeddings import embeddings
 from ovms_embedded.rest.errors import HttpError, Invalid
+from ovms_embedded.rest.images import images
+from ovms_embedded.rest.rerank import rerank, tokenize
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -18,9 +22,15 @@ if TYPE_CHECKING:
     Endpoint = Callable[[Request, Servable, Worker], Awaitable[Reply | Stream]]
 
 ENDPOINTS: dict[str, dict[str, Endpoint]] = {
-    "HttpLLMCalculator": {"chat/completions": chat},
+    "HttpLLMCalculator": {"chat/completions": chat, "completions": completions},
     "EmbeddingsCalculatorOV": {"embeddings": embeddings},
+    "RerankCalculatorOV": {"rerank": rerank},
+    "ImageGenCalculator": {"images/generations": images, "images/edits": images},
+    "S2tCalculator": {"audio/transcriptions": recognise, "audio/translations": recognise},
+    "T2sCalculator": {"audio/speech": speech},
 }
+TOKENIZERS = {"HttpLLMCalculator", "EmbeddingsCalculatorOV", "RerankCalculatorOV"}
+"""Graphs that serve any path that ends in ``tokenize``."""
 
 
 async def dispatch(request: Request, servable: Servable) -> Reply | Stream:
@@ -32,6 +42,8 @@ async def dispatch(request: Request, servable: Servable) -> Reply | Stream:
         raise HttpError(500, "Mediapipe graph definition with requested name is not loaded yet")
     known = ENDPOINTS[servable.graph.calculator]
     endpoint = known.get(request.path)
+    if request.path.endswith("tokenize") and servable.graph.calculator in TOKENIZERS:
+        endpoint = tokenize
     if endpoint is None:
         allowed = ", ".join(f"/v3/{path}" for path in known)
         raise Invalid(f"Wrong endpoint. Allowed endpoints: {allowed}")

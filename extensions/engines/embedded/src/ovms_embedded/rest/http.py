@@ -10,7 +10,7 @@ import msgspec.json
 from ovms_embedded.rest.errors import HttpError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping
 
     Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
     Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -130,7 +130,7 @@ async def read_form(body: bytes, content_type: bytes) -> tuple[dict[str, Any], d
     from starlette.datastructures import Headers, UploadFile
     from starlette.formparsers import MultiPartException, MultiPartParser
 
-    async def pieces() -> AsyncIterator[bytes]:
+    async def pieces() -> AsyncGenerator[bytes, None]:
         yield body
 
     headers = Headers(raw=[(b"content-type", content_type)])

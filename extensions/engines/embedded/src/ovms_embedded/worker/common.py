@@ -21,7 +21,7 @@ def models_path(spec: dict[str, Any], option: str = "models_path") -> Path:
 
     :raises FileNotFoundError: it does not exist.
     """
-    path = Path(spec["base_path"]) / spec["options"][option]
+    path = Path(spec["base_path"], spec["options"][option])
     if not path.exists():
         message = f"Path to the model does not exist: {path}"
         raise FileNotFoundError(message)

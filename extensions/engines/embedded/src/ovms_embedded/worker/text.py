@@ -144,7 +144,7 @@ class Text:
         if context:
             arguments["extra_context"] = context
         try:
-            return self.tokenizer.apply_chat_template(payload["messages"], **arguments)
+            return str(self.tokenizer.apply_chat_template(payload["messages"], **arguments))
         except Exception as error:
             text = f"Failed to apply chat template: {tidy(error)}"
             raise Refused(text) from error

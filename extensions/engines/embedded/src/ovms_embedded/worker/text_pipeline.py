@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import openvino_genai as genai
 
 from ovms_embedded.worker import common
 from ovms_embedded.worker.pipe import Refused
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 UNLIMITED = 1 << 30
 """Tokens; stands for "until it ends by itself" where neither the request, the graph nor the model says a number."""

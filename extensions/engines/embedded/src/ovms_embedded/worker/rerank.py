@@ -1,0 +1,80 @@
+"""Reranking: how well each document answers a query, long documents by their best part."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import openvino_genai as genai
+
+from ovms_embedded.worker import common
+from ovms_embedded.worker.pipe import Refused, serve
+
+if TYPE_CHECKING:
+    from ovms_embedded.worker.pipe import Pipe
+
+DEFAULT_WINDOW = 512
+SPECIALS = 4
+"""Tokens that a model puts around and between a query and a document, at most."""
+EVERYTHING = 1 << 30
+
+
+class Rerank:
+    """One request at a time; all its documents are one inference."""
+
+    def __init__(self, spec: dict[str, Any], pipe: Pipe) -> None:
+        options = spec["options"]
+        folder = common.models_path(spec)
+        device = common.device(spec, pipe, "target_device")
+        self.pipe = pipe
+        self.window = options.get("max_position_embeddings") or common.window(folder) or DEFAULT_WINDOW
+        self.chunks: int = options["max_allowed_chunks"]
+        config = genai.TextRerankPipeline.Config(top_n=EVERYTHING, max_length=self.window)
+        self.pipeline = genai.TextRerankPipeline(folder, device, config, **common.properties(spec))
+        self.tokenizer = genai.Tokenizer(folder)
+        self.info: dict[str, Any] = {}
+
+    def run(self) -> None:
+        """Take calls, for ever."""
+        serve(self.pipe, {"rerank": self.rerank, "tokenize": lambda _, p: common.tokenize(self.tokenizer, p)})
+
+    def rerank(self, _: int, payload: dict[str, Any]) -> list[tuple[int, float]]:
+        """Return index and score of every document, best first."""
+        query, documents = payload["query"], payload["documents"]
+        if len(documents) > self.chunks:
+            raise Refused(f"Number of documents exceeds max_allowed_chunks: {len(documents)} > {self.chunks}")
+        room = self.window - SPECIALS - self._length(query)
+        if room <= 0:
+            raise Refused(f"Query is too long: it leaves no room for a document within {self.window} tokens")
+        parts: list[str] = []
+        owners: list[int] = []
+        for index, document in enumerate(documents):
+            pieces = self._split(document, room)
+            parts += pieces
+            owners += [index] * len(pieces)
+        if len(parts) > self.chunks:
+            raise Refused(f"Number of chunks exceeds max_allowed_chunks: {len(parts)} > {self.chunks}")
+        best: dict[int, float] = {}
+        for part, score in self.pipeline.rerank(query, parts):
+            best[owners[part]] = max(score, best.get(owners[part], 0.0))
+        return sorted(best.items(), key=lambda each: -each[1])
+
+    def _tokens(self, text: str) -> list[int]:
+        tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False).input_ids.data[0].tolist()
+        return tokens
+
+    def _length(self, text: str) -> int:
+        return len(self._tokens(text)) if text else 0
+
+    def _split(self, document: str, room: int) -> list[str]:
+        if len(document.encode()) <= room:  # a token is at least one byte
+            return [document]
+        tokens = self._tokens(document)
+        if len(tokens) <= room:
+            return [document]
+        rows = [tokens[start : start + room] for start in range(0, len(tokens), room)]
+        return [self.tokenizer.decode(row) for row in rows]
+
+
+def load(spec: dict[str, Any], pipe: Pipe) -> Rerank:
+    """Load the graph's model; whatever the library throws is the reason why it does not serve."""
+    return Rerank(spec, pipe)
