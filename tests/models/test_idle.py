@@ -14,7 +14,7 @@ async def loaded(world, tiny, *names):
 
 async def gone(world, name):
     with anyio.fail_after(3):
-        while name in world.serving.served:  # noqa: ASYNC110 - nothing tells of it but the watch under test
+        while ("unloaded", name) not in world.heard:  # noqa: ASYNC110 - nothing tells of it but the watch under test
             await anyio.sleep(0.01)
 
 

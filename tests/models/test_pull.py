@@ -70,6 +70,22 @@ async def test_a_copy_that_lost_a_file_is_completed(puller, hub, repo):
     assert hub.sent - before < 100_000, "what was whole is taken over, not fetched"
 
 
+async def test_what_verify_finds_damaged_is_fetched_again(puller, hub, repo):
+    hub.add("me/model", repo)
+    model = await puller.library.pull(REF)
+    before = hub.sent
+    data = bytearray((repo / "tokenizer.json").read_bytes())
+    data[100] ^= 1
+    (model.directory / "tokenizer.json").write_bytes(data)
+    await puller.library.pull(REF)
+    assert hub.sent == before, "nobody has looked at the content"
+    assert len(await puller.library.verify("me/model")) == 1
+    await puller.library.pull(REF)
+    assert_whole(puller, repo)
+    assert 0 < hub.sent - before < 1_000_000
+    assert await puller.library.verify("me/model") == []
+
+
 async def test_a_refresh_fetches_what_changed(puller, hub, repo):
     hub.add("me/model", repo)
     first = await puller.library.pull(REF)

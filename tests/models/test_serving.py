@@ -230,3 +230,14 @@ async def test_an_engine_that_dies_while_loading_does_not_load_that_model_again(
     with pytest.raises(Unavailable):
         await world.serving.load("deadly")
     assert world.entries() == []
+
+
+async def test_what_another_process_unloads_is_loaded_again_on_request(make_world, tiny):
+    world, other = make_world(), make_world()
+    await world.library.import_(tiny("embeddings"), "a")
+    await world.serving.load("a")
+    other.serving._connect = world.serving._connect
+    await other.serving.unload("a", "test")
+    assert world.engine.state("a") == "END"
+    await world.serving.ensure("a")
+    assert world.engine.state("a") == "AVAILABLE"

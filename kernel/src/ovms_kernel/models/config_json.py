@@ -36,10 +36,16 @@ class ConfigFile:
         self.path = path
         self._known = known
         self._lock = path.with_name(".config.lock")
+        self._seen: tuple[int, int] | None = None
 
     async def prepare(self) -> None:
         """Make the file if there is none, and set a damaged one aside."""
         await self._change(lambda _: False)
+
+    def was_changed(self) -> bool:
+        """Tell whether somebody else has written the file since it was last written or asked for here."""
+        seen, self._seen = self._seen, self._look()
+        return seen != self._seen
 
     async def entries(self) -> dict[str, str]:
         """Return name and folder of every entry, in the order in which the engine loads them."""
@@ -86,9 +92,17 @@ class ConfigFile:
             if change(root) or fresh:
                 text = json.dumps(root, ensure_ascii=False, indent=1)
                 write_atomically(self.path, (text + " " * ((blanks + 1) % BLANKS) + "\n").encode())
+                self._seen = self._look()
 
         async with locked(self._lock):
             await anyio.to_thread.run_sync(work)
+
+    def _look(self) -> tuple[int, int] | None:
+        try:
+            status = self.path.stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
 
     def _read(self) -> tuple[dict[str, Any] | None, int]:
         """Return the content and how many blanks end it; what cannot be used is set aside."""

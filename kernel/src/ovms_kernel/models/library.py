@@ -128,25 +128,30 @@ class Library:
         return model_files.weight_bytes({path: size for path, (size, _) in metadata.files.items()}) if metadata else 0
 
     async def verify(self, model_id: str, report: Callable[[Progress], None] = _ignore) -> Sequence[str]:
-        """Read every file of a model again; return what is wrong, a sentence for each file."""
+        """Read every file of a model again; return what is wrong, a sentence for each file.
+
+        What is found wrong is noted, so that the next pull fetches it again.
+        """
         folder, metadata = await anyio.to_thread.run_sync(self._found, model_id)
         meter = Meter("verifying", metadata.size)
 
-        def check() -> Sequence[str]:
-            faults = []
+        def check() -> dict[str, str]:
+            faults = {}
             for path, (size, sha256) in metadata.files.items():
                 meter.subject = path
                 try:
                     actual = (folder / path).stat().st_size
                     if actual != size:
-                        faults.append(f"{path} has {actual} bytes instead of {size}.")
+                        faults[path] = f"{path} has {actual} bytes instead of {size}."
                     elif model_files.hash_file(folder / path, meter.advance) != sha256:
-                        faults.append(f"{path} is not what was pulled: its SHA-256 differs.")
+                        faults[path] = f"{path} is not what was pulled: its SHA-256 differs."
                 except OSError as error:
-                    faults.append(f"{path} cannot be read ({error.strerror}).")
+                    faults[path] = f"{path} cannot be read ({error.strerror})."
+            if tuple(faults) != tuple(metadata.damaged):
+                write_metadata(folder, replace(metadata, damaged=tuple(faults)))
             return faults
 
-        return await run_with_progress(check, meter, report)
+        return list((await run_with_progress(check, meter, report)).values())
 
     # -- in and out ------------------------------------------------------------------------------------------------
 
@@ -351,7 +356,7 @@ class Library:
             folder, metadata = self._found(ref.id)
         except NotFound:
             return None
-        if ref.revision and metadata.revision != ref.revision:
+        if (ref.revision and metadata.revision != ref.revision) or metadata.damaged:
             return None
         for path, (size, _) in metadata.files.items():
             file = folder / path

@@ -41,6 +41,8 @@ class Metadata:
     """SHA-256 of ``graph.pbtxt`` as we wrote it; empty if it came with the model. Any other content is a user's."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Calculator options that the caller gave with the pull or import."""
+    damaged: tuple[str, ...] = ()
+    """Files that the last verification found changed; the next pull fetches them again."""
     format: str = "openvino"
     family: str = ""
     parameter_size: str = ""

@@ -134,7 +134,14 @@ class Serving:
         """
         self.last_used[model_id] = time.monotonic()
         if model_id in self.served:
-            return
+            if not self._config.was_changed():
+                return
+            # Another process, such as a command line, has loaded or unloaded something in the same engine.
+            entries = await self._config.entries()
+            for gone in self.served.keys() - entries.keys():
+                del self.served[gone]
+            if model_id in self.served:
+                return
         when, error = self._failures.get(model_id, (0.0, None))
         if error is not None and time.monotonic() - when < RETRY_AFTER:
             raise type(error)(error.message)
