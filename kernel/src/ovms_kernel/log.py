@@ -24,7 +24,20 @@ WAITING = 10_000
 FILE_LIMIT = 4 << 20
 FILES_KEPT = 3
 LEVELS = ((logging.ERROR, "error"), (logging.WARNING, "warn"), (logging.INFO, "info"), (logging.DEBUG, "debug"))
-READABLE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+READABLE = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+
+QUIET = (
+    "asyncio",
+    "filelock",
+    "grpc",
+    "hpack",
+    "httpcore",
+    "httpx",
+    "modelscope",
+    "modelscope_hub",
+    "stevedore",
+    "urllib3",
+)
 
 
 class HclogFormatter(logging.Formatter):
@@ -80,23 +93,14 @@ class Log:
         self._listener = logging.handlers.QueueListener(waiting, to_host)
         root = logging.getLogger()
         root.handlers[:] = [QueueHandler(waiting)]
-        root.setLevel(level)
+        set_level(level)
         logging.captureWarnings(capture=True)
         self._listener.start()
 
-    def add_file(self, path: Path, level: str) -> None:
+    def add_file(self, path: Path) -> None:
         """Write to a file as well; a host that runs as a service may keep no log at all."""
-        logging.getLogger().setLevel(level)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            to_file = logging.handlers.RotatingFileHandler(
-                path, maxBytes=FILE_LIMIT, backupCount=FILES_KEPT, encoding="utf-8", errors="backslashreplace"
-            )
-        except OSError as error:
-            logging.getLogger(__name__).warning("The log file %s cannot be written: %s", path, error.strerror)
-            return
-        to_file.setFormatter(logging.Formatter(READABLE))
-        self._listener.handlers += (to_file,)
+        if to_file := open_file(path):
+            self._listener.handlers += (to_file,)
 
     def close(self) -> None:
         """Write what waits."""
@@ -112,6 +116,37 @@ class QueueHandler(logging.handlers.QueueHandler):
         return record
 
 
-def readable(level: str = "WARNING") -> None:
-    """Log to stderr, for a person."""
-    logging.basicConfig(level=level, format=READABLE)
+def set_up(level: str, *, hosted: bool, file: Path | None = None) -> None:
+    """Log to stderr in this process: for a person, or as hclog's lines for a host.
+
+    :param file: is written as well.
+    """
+    root = logging.getLogger()
+    to_stderr = DescriptorHandler(2) if hosted else logging.StreamHandler()
+    to_stderr.setFormatter(HclogFormatter() if hosted else logging.Formatter(READABLE))
+    root.handlers[:] = [to_stderr]
+    if file and (to_file := open_file(file)):
+        root.addHandler(to_file)
+    set_level(level)
+
+
+def open_file(path: Path) -> logging.Handler | None:
+    """Return a handler that writes readable lines and sets a large file aside; ``None`` if there cannot be one."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_file = logging.handlers.RotatingFileHandler(
+            path, maxBytes=FILE_LIMIT, backupCount=FILES_KEPT, encoding="utf-8", errors="backslashreplace"
+        )
+    except OSError as error:
+        logging.getLogger(__name__).warning("The log file %s cannot be written: %s", path, error.strerror)
+        return None
+    to_file.setFormatter(logging.Formatter(READABLE))
+    return to_file
+
+
+def set_level(level: str) -> None:
+    """Set our level by name, and keep libraries quiet whose chatter may hold what must not be logged."""
+    root = logging.getLogger()
+    root.setLevel(logging.getLevelNamesMapping().get(level.upper(), logging.INFO))
+    for name in QUIET:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))

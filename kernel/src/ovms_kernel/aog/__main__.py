@@ -1,4 +1,4 @@
-"""``python -m ovms_kernel.aog [LAUNCHER]``: plugin mode, as the launcher that ``ovms-plugin deploy`` writes starts it."""
+"""``python -m ovms_kernel.aog [LAUNCHER]``: plugin mode, as ``ovms-plugin deploy`` has it started."""
 
 import sys
 

@@ -44,6 +44,8 @@ EXIT_LIMIT = 1.5
 """Seconds from the shutdown's answer to the process's end; the host kills after 2."""
 GRACE = 0.3
 """Seconds that calls in flight have to end once the server stops."""
+NOTHING: tuple[Any, ...] = ()
+"""What a stream yields that is only held open."""
 FOLDER = "ovms-plugin-"
 """The beginning of the name of the socket's folder; our pid follows."""
 
@@ -59,7 +61,7 @@ class Magic:
 
 
 class Refusal(Exception):
-    """This process cannot be a plugin of that host, or has none; the text is for a person."""
+    """A plugin cannot be had here, or nobody asks for one; the text is for a person."""
 
 
 def read_environment(magic: Magic, environment: Mapping[str, str]) -> int:
@@ -74,8 +76,8 @@ def read_environment(magic: Magic, environment: Mapping[str, str]) -> int:
         )
     if environment.get("PLUGIN_CLIENT_CERT"):
         raise Refusal(
-            "The host asks for AutoMTLS, which gRPC's Python server cannot offer, as it cannot verify go-plugin's P-521 "
-            "certificates; turn AutoMTLS off in the host's ClientConfig."
+            "The host asks for AutoMTLS, which gRPC's Python server cannot offer, as it cannot verify go-plugin's "
+            "P-521 certificates; turn AutoMTLS off in the host's ClientConfig."
         )
     if environment.get("PLUGIN_MULTIPLEX_GRPC"):
         raise Refusal(
@@ -102,7 +104,7 @@ def take_standard_streams() -> tuple[int, int]:
     os.close(null)
     os.close(writing)
     sys.stdout, sys.stderr = (
-        open(each, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: PTH123, SIM115 - descriptors
+        open(each, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115 - descriptors
         for each in (1, 2)
     )
     threading.Thread(target=_log_output, args=(reading,), name="stray output", daemon=True).start()
@@ -111,13 +113,13 @@ def take_standard_streams() -> tuple[int, int]:
 
 def _log_output(descriptor: int) -> None:
     stray = logging.getLogger("output")
-    with open(descriptor, "rb") as lines:  # noqa: PTH123 - a descriptor, not a path
+    with open(descriptor, "rb") as lines:
         while line := lines.readline(32 << 10):
             if text := line.decode("utf-8", "replace").rstrip():
                 stray.warning("%s", text)
 
 
-def handler_of(descriptor: ServiceDescriptor, methods: Mapping[str, Any], *, lenient: bool = False) -> Any:  # noqa: ANN401 - grpc's own
+def handler_of(descriptor: ServiceDescriptor, methods: Mapping[str, Any], *, lenient: bool = False) -> Any:
     """Return gRPC's handler for a service from the methods' implementations.
 
     :param lenient: a request that cannot be decoded reaches the method as ``None`` instead of ending as INTERNAL.
@@ -126,8 +128,8 @@ def handler_of(descriptor: ServiceDescriptor, methods: Mapping[str, Any], *, len
     from google.protobuf.message import DecodeError
     from google.protobuf.message_factory import GetMessageClass
 
-    def parser(message: Any) -> Callable[[bytes], Any]:  # noqa: ANN401 - a message class
-        def parse(raw: bytes) -> Any:  # noqa: ANN401 - a message
+    def parser(message: Any) -> Callable[[bytes], Any]:
+        def parse(raw: bytes) -> Any:
             try:
                 return message.FromString(raw)
             except DecodeError:
@@ -241,7 +243,7 @@ class Server:
     # -- listening -------------------------------------------------------------------------------------------------
 
     def _bind(self, environment: Mapping[str, str]) -> tuple[str, str]:
-        if os.name != "nt":
+        if sys.platform != "win32":
             wanted = environment.get("PLUGIN_UNIX_SOCKET_DIR")
             for folder in [wanted] if wanted else [tempfile.gettempdir(), "/tmp"]:  # noqa: S108 - a folder in it is made
                 with contextlib.suppress(OSError, RuntimeError):
@@ -253,7 +255,7 @@ class Server:
         path = str(self._folder / "grpc")
         try:
             if len(os.fsencode(path)) > PATH_LIMIT or re.search(r"[|\s]", path):
-                raise OSError("No socket can have that path.")  # noqa: TRY301 - the same clearing up
+                raise OSError("No socket can have that path.")
             self._server.add_insecure_port(f"unix:{path}")
             if group:
                 import grp
@@ -283,7 +285,7 @@ class Server:
 
     # -- go-plugin's own services ----------------------------------------------------------------------------------
 
-    async def _shutdown(self, _request: object, _context: object) -> Any:  # noqa: ANN401 - a message
+    async def _shutdown(self, _request: object, _context: object) -> Any:
         from ovms_kernel.aog.protos import goplugin_pb2
 
         # The host waits for this answer as long as it takes, but for our exit only 2 s.
@@ -294,17 +296,17 @@ class Server:
         with self._held("broker"):
             async for _ in requests:
                 pass
-        return
-        yield
+        for each in NOTHING:
+            yield each
 
     async def _stdio(self, _request: object, _context: object) -> AsyncIterator[Any]:
         with self._held("stdio"):
             await self.ended.wait()
-        return
-        yield
+        for each in NOTHING:
+            yield each
 
     @contextlib.contextmanager
-    def _held(self, name: str) -> Any:  # noqa: ANN401 - a generator
+    def _held(self, name: str) -> Any:
         """Note that the host holds one of the two streams that it keeps open for its whole life."""
         self._opened.add(name)
         self._open.add(name)
@@ -320,7 +322,7 @@ class Server:
         while True:
             await asyncio.sleep(WATCH_PERIOD)
             # On Windows the parent may be a launcher, and a pid of a dead one is kept; there the streams have to do.
-            if os.name != "nt" and os.getppid() != self._parent:
+            if sys.platform != "win32" and os.getppid() != self._parent:
                 self.end("the host is gone")
             # A host that never opened both is not known to hold them.
             if len(self._opened) == 2 and not self._open and time.monotonic() - self._closed_at > STREAM_PATIENCE:
@@ -333,7 +335,7 @@ def _catch_signals(end: Callable[[str], object]) -> None:
     for name in ("SIGINT", "SIGBREAK"):
         if number := getattr(signal, name, None):
             signal.signal(number, lambda *_: None)
-    if os.name != "nt":
+    if sys.platform != "win32":
         loop = asyncio.get_running_loop()
         for each in (signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(each, end, f"it was sent {each.name}")

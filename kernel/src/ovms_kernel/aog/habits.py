@@ -1,86 +1,220 @@
-"""What only AOG needs: its converters and clients take answers in one exact form (aog-plugin.md C7 to C9).
+"""ProviderService as AOG v0.7 needs it: what its queue, its converters and its clients would otherwise trip over.
 
-Everything here is applied when AOG is the host (``AOG_VERSION`` is set) and never otherwise.
+Used when AOG is the host (``AOG_VERSION`` is set) and never otherwise. Numbers such as D1-15 are those of the traps in
+docs/aog.md, each of which has a test.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+import logging
+import time
+from collections import Counter
+from contextlib import aclosing, contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+from ovms_kernel.aog import framing, payloads
+from ovms_kernel.aog.provider import Fields, Provider
+from ovms_kernel.aog.sessions import hold_session
+from ovms_kernel.errors import BadRequest, NotFound, OvmsError
 
 if TYPE_CHECKING:
-    from ovms_kernel.errors import OvmsError
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from ovms_kernel.kernel import Kernel
+    from ovms_kernel.values import LocalModel, Message, Progress
+
+log = logging.getLogger(__name__)
 
 LOAD_LIMIT = 200.0
-"""Seconds after which LoadModel returns though the load goes on: AOG's one queue stands still till then (D1-15)."""
+"""Seconds after which LoadModel returns though the load goes on: AOG's only queue stands still till then (D1-15)."""
 LINGER = 0.5
-"""Seconds that a pull's stream stays open after its last message, or AOG may lose it (C4)."""
-SESSION_IDLE = 600.0
-"""Seconds without a message after which a session ends: AOG never closes it (C9)."""
+"""Seconds that a pull's stream stays open after its last message, or AOG may lose that (D1-26, D1-30)."""
+RECENT = 60.0
+"""Seconds without a request after which a model that AOG let go of is unloaded; it counts from the *load* (D1-17)."""
 
 
-def timestamped(answer: dict[str, Any]) -> dict[str, Any]:
-    """Return an answer with ``created`` as RFC 3339 text: AOG's templates fail on a number (D1-37)."""
-    created = answer.get("created")
-    if isinstance(created, (int, float)) and not isinstance(created, bool):
-        answer = answer | {"created": datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z")}
-    return answer
+class AogProvider(Provider):
+    """Answers AOG."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loads: dict[str, asyncio.Task[None]] = {}
+        self._failures: dict[str, OvmsError] = {}
+        self._last: dict[str, str] = {}
+        self._in_use: Counter[str] = Counter()
+        self._used: dict[str, float] = {}
+        self._let_go: dict[str, asyncio.Task[None]] = {}
+
+    # -- services --------------------------------------------------------------------------------------------------
+
+    async def invoke(self, kernel: Kernel, service: str, body: bytes, timeout: float | None) -> bytes:
+        """Answer one request, with times as text."""
+        # AOG may pick the row of the live service for a plain request (D1-19).
+        if service not in kernel.extensions.services or kernel.service(service).definition.bidirectional:
+            plain = service.removesuffix("-ws")
+            service = plain if plain in kernel.extensions.services else service
+        body, model = self._addressed(kernel, service, body)
+        with self._using(model):
+            answer = await super().invoke(kernel, service, body, timeout)
+        return framing.reframe_answer(answer) if kernel.service(service).definition.streaming else answer
+
+    async def stream(self, kernel: Kernel, service: str, body: bytes, timeout: float | None) -> AsyncIterator[bytes]:
+        """Yield the events that AOG understands, framed as it wants them."""
+        body, model = self._addressed(kernel, service, body)
+        with self._using(model):
+            async with aclosing(cast("Any", super().stream(kernel, service, body, timeout))) as events:
+                async for event in events:
+                    if data := framing.reframe_event(event):
+                        yield data
+
+    async def converse(self, kernel: Kernel, service: str, inbound: AsyncIterator[Message]) -> AsyncIterator[Message]:
+        """Hold a session that AOG never closes, and tell failures as events."""
+        converse = super().converse
+        session = hold_session(service, lambda messages: converse(kernel, service, messages), inbound, self._using)
+        async with aclosing(cast("Any", session)) as messages:
+            async for message in messages:
+                yield message
+
+    def _addressed(self, kernel: Kernel, service: str, body: bytes) -> tuple[bytes, str]:
+        """Return a request with the model that AOG loaded for it in case it names none, and the model's id.
+
+        :raises OvmsError: the load of that model failed, which LoadModel could not tell.
+        """
+        try:
+            fields = json.loads(body)
+        except (ValueError, RecursionError):
+            return body, ""  # the kernel says what is wrong with it
+        if not isinstance(fields, dict):
+            return body, ""
+        model = fields.get("model")
+        if not model:
+            model = self._last.get(kernel.service(service).definition.model_type)
+            if model:
+                body = payloads.write(fields | {"model": model})
+        if not isinstance(model, str):
+            return body, ""
+        if failure := self._failures.pop(model, None):
+            raise failure
+        return body, model
+
+    @contextmanager
+    def _using(self, model: str) -> Iterator[None]:
+        """Keep a model from being unloaded meanwhile."""
+        self._in_use[model] += 1
+        try:
+            yield
+        finally:
+            self._in_use[model] -= 1
+            self._used[model] = time.monotonic()
+
+    # -- models ----------------------------------------------------------------------------------------------------
+
+    async def load_model(self, request: Any, context: Any) -> Fields:
+        """Load a model, but never fail and never take minutes, as both block all of AOG for good (D1-15)."""
+        try:
+            kernel, model = await self.kernel(), payloads.read_model(request.request_json)
+            self._let_go.pop(model, None)
+            # The model is another one than before: now the memory of those that were let go is wanted.
+            for other in list(self._let_go):
+                await self._unload(kernel, other)
+            if model not in self._loads:
+                self._loads[model] = asyncio.create_task(self._load(kernel, model))
+            await asyncio.wait([self._loads[model]], timeout=LOAD_LIMIT)
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            self.problem(error, "LoadModel")
+        return {}
+
+    async def _load(self, kernel: Kernel, model: str) -> None:
+        try:
+            loaded = await kernel.load_model(model)
+            self._failures.pop(model, None)
+            self._last[loaded.model_type] = loaded.id
+            self._used[model] = time.monotonic()
+        except OvmsError as error:
+            log.warning("LoadModel %s: %s", model, error.message)
+            self._failures[model] = error
+        except Exception as error:  # noqa: BLE001 - it is told by the next request
+            problem = self.problem(error, "LoadModel")
+            self._failures[model] = OvmsError(problem["message"])
+        finally:
+            del self._loads[model]
+
+    async def unload_model(self, request: Any, context: Any) -> Fields:
+        """Take it as a hint: AOG lets go of models that are in use, and of those of other engines (D1-17, D1-18)."""
+        try:
+            kernel = await self.kernel()
+            for model in payloads.read_models(request.request_json):
+                if model not in self._let_go:
+                    self._let_go[model] = asyncio.create_task(self._unload_later(kernel, model))
+        except Exception as error:  # noqa: BLE001 - AOG believes it unloaded in any case
+            self.problem(error, "UnloadModel")
+        return {}
+
+    async def _unload_later(self, kernel: Kernel, model: str) -> None:
+        me = asyncio.current_task()
+        while self._let_go.get(model) is me:
+            left = RECENT - (time.monotonic() - self._used.get(model, 0.0))
+            if left <= 0 and not self._in_use[model]:
+                await self._unload(kernel, model)
+                return
+            await asyncio.sleep(max(left, 1.0))
+
+    async def _unload(self, kernel: Kernel, model: str) -> None:
+        if self._in_use[model]:
+            return
+        self._let_go.pop(model, None)
+        try:
+            await kernel.unload_models([model], "the host let go of it")
+        except Exception as error:  # noqa: BLE001 - nobody waits for it
+            self.problem(error, "UnloadModel")
+
+    async def delete_model(self, request: Any, context: Any) -> Fields:
+        """Remove a model; AOG keeps its own entry for ever if one that is gone already were an error."""
+        try:
+            return await super().delete_model(request, context)
+        except NotFound:
+            return {}
+
+    async def pull(self, kernel: Kernel, model: str, model_type: str, report: Callable[[Progress], None]) -> LocalModel:
+        """Pull a model; AOG asks for models of Ollama's if its user named none."""
+        if ":" in model and "/" not in model:
+            known = {name for each in kernel.extensions.services.values() for name in _models_of(each, model_type)}
+            known_names = ", ".join(sorted(known)) or "OpenVINO/Qwen3-8B-int4-ov"
+            raise NotFound(
+                f"{model} is a name of Ollama's, whose models OpenVINO cannot run; name one such as {known_names}."
+            )
+        try:
+            return await super().pull(kernel, model, model_type, report)
+        except BadRequest as error:
+            log.warning("PullModel %s: %s", model, error.message)
+            raise
+
+    async def pull_model_stream(self, request: Any, context: Any) -> AsyncIterator[Fields]:
+        """Pull a model; errors are data, as AOG swallows codes here and would say "downloading" for ever (D1-26)."""
+        try:
+            async with aclosing(cast("Any", super().pull_model_stream(request, context))) as answers:
+                async for fields in answers:
+                    yield fields
+        except Exception as error:  # noqa: BLE001 - told as data
+            problem = self.problem(error, "PullModelStream")
+            yield {"data": framing.pull_failed(problem["code"], problem["message"])}
+        await asyncio.sleep(LINGER)
+
+    async def leave(self, pulling: asyncio.Task[Any]) -> None:
+        """Go on: AOG withdraws a pull when its client closes a window; the next one joins or finds it done."""
+        if not pulling.done():
+            self._tasks.add(pulling)
+            pulling.add_done_callback(self._left)
+
+    def _left(self, pulling: asyncio.Task[Any]) -> None:
+        self._tasks.discard(pulling)
+        if not pulling.cancelled() and (error := pulling.exception()):
+            log.warning("The pull that nobody waited for failed: %s", error)
 
 
-def reframe_answer(answer: bytes) -> bytes:
-    """Return a whole answer as AOG's templates can convert it; what is not a JSON object is left alone."""
-    try:
-        value = json.loads(answer)
-    except ValueError:
-        return answer
-    if not isinstance(value, dict) or not isinstance(value.get("created"), (int, float)):
-        return answer
-    return _dump(timestamped(value))
-
-
-def reframe_event(event: bytes) -> bytes:
-    """Return one event as exactly ``data: {json}`` and a blank line; empty if AOG must not see it.
-
-    ``[DONE]`` and blank events would end AOG's reading, a usage-only event becomes junk, comments and other fields
-    abort the stream (C8).
-    """
-    payload = b"".join(
-        line[5:].strip() for line in event.replace(b"\r\n", b"\n").split(b"\n") if line.startswith(b"data:")
-    )
-    if not payload or payload == b"[DONE]":
-        return b""
-    try:
-        value = json.loads(payload)
-    except ValueError:
-        return b""
-    if not isinstance(value, dict) or value.get("choices") == []:
-        return b""
-    return b"data: " + _dump(timestamped(value)) + b"\n\n"
-
-
-def pull_failed(error: OvmsError) -> bytes:
-    """Return a pull's error as data: AOG swallows codes in this stream, and copies the text unescaped (C4, D1-29)."""
-    text = error.message.replace('"', "'").replace("\\", "/").replace("\n", " ")
-    return _dump({"status": "error", "error": text, "code": error.code})
-
-
-def session_failed(task: str, error: OvmsError) -> bytes:
-    """Return a session's error as an event; a code would make AOG close a channel that it still writes to (D1-42)."""
-    kind = "CLIENT_ERROR" if 400 <= error.code < 500 else "MODEL_ERROR" if error.code == 502 else "SERVER_ERROR"
-    header = {"task_id": task, "event": "task-failed", "error_code": kind, "error_message": error.message}
-    return _dump({"header": header, "payload": {}})
-
-
-def is_task_started(data: bytes) -> bool:
-    """Tell whether a session's message is the greeting that AOG sends itself (C9)."""
-    if b"task-started" not in data[:256]:
-        return False
-    try:
-        return bool(json.loads(data)["header"]["event"] == "task-started")
-    except (ValueError, KeyError, TypeError):
-        return False
-
-
-def _dump(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+def _models_of(service: Any, model_type: str) -> tuple[str, ...]:
+    definition = service.definition
+    fits = not model_type or definition.model_type == model_type
+    return (definition.default_model,) if fits and definition.default_model else ()

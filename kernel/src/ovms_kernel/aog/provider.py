@@ -7,18 +7,18 @@ status stays OK, the answer carries ``code`` and ``message``.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
 
+from ovms_kernel.aog import payloads
 from ovms_kernel.aog.goplugin import Undecodable, handler_of
 from ovms_kernel.errors import BadRequest, NotSupported, OvmsError
 from ovms_kernel.values import Message, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     import grpc
@@ -76,8 +76,8 @@ class Provider:
 
     # -- errors become codes ---------------------------------------------------------------------------------------
 
-    def _guard(self, method: Callable[..., Awaitable[Fields]], response: Any) -> Callable[..., Awaitable[Any]]:  # noqa: ANN401 - a message class
-        async def call(request: Any, context: Any) -> Any:  # noqa: ANN401 - messages
+    def _guard(self, method: Callable[..., Awaitable[Fields]], response: Any) -> Callable[..., Awaitable[Any]]:
+        async def call(request: Any, context: Any) -> Any:
             try:
                 return response(**await method(_decoded(request), context))
             except Exception as error:  # noqa: BLE001 - the last frame of ours
@@ -89,9 +89,9 @@ class Provider:
     def _guard_stream(
         self,
         method: Callable[..., AsyncIterator[Fields]],
-        response: Any,  # noqa: ANN401 - a message class
+        response: Any,
     ) -> Callable[..., AsyncIterator[Any]]:
-        async def call(request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: ANN401 - messages
+        async def call(request: Any, context: Any) -> AsyncIterator[Any]:
             try:
                 async with aclosing(cast("Any", method(_decoded(request), context))) as answers:
                     async for fields in answers:
@@ -114,12 +114,12 @@ class Provider:
 
     # -- services --------------------------------------------------------------------------------------------------
 
-    async def invoke_service(self, request: Any, context: Any) -> Fields:  # noqa: ANN401 - messages of gRPC
+    async def invoke_service(self, request: Any, context: Any) -> Fields:
         """Answer one request."""
         answer = await self.invoke(await self.kernel(), request.service_name, request.request_data, time_left(context))
         return {"response_data": answer}
 
-    async def invoke_service_stream(self, request: Any, context: Any) -> AsyncIterator[Fields]:  # noqa: ANN401
+    async def invoke_service_stream(self, request: Any, context: Any) -> AsyncIterator[Fields]:
         """Answer one request piece by piece."""
         kernel = await self.kernel()
         stream = self.stream(kernel, request.service_name, request.request_data, time_left(context))
@@ -128,7 +128,7 @@ class Provider:
                 yield {"chunk_data": chunk}
         yield {"is_final": True}
 
-    async def invoke_service_bidi(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Fields]:  # noqa: ANN401
+    async def invoke_service_bidi(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Fields]:
         """Hold a session of messages; the first of them names the service."""
         del context
         kernel = await self.kernel()
@@ -159,16 +159,16 @@ class Provider:
 
     # -- the engine ------------------------------------------------------------------------------------------------
 
-    async def get_manifest(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+    async def get_manifest(self, request: Any, context: Any) -> Fields:
         """Tell what ``plugin.yaml`` tells."""
-        return {"manifest_json": encode((await self.kernel()).manifest().as_dict())}
+        return {"manifest_json": payloads.write((await self.kernel()).manifest().as_dict())}
 
-    async def health_check(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+    async def health_check(self, request: Any, context: Any) -> Fields:
         """Tell whether the engine answers."""
         await (await self.kernel()).health()
         return {}
 
-    async def get_operate_status(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+    async def get_operate_status(self, request: Any, context: Any) -> Fields:
         """Tell whether the engine may be looked after (1) or is being installed (0)."""
         try:
             return {"status": (await self.kernel()).operate_status}
@@ -176,57 +176,57 @@ class Provider:
             # There is no code in this answer, and 0 would keep the host from asking for the cause.
             return {"status": 1}
 
-    async def set_operate_status(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+    async def set_operate_status(self, request: Any, context: Any) -> Fields:
         """Set what ``GetOperateStatus`` tells."""
         (await self.kernel()).operate_status = request.status
         return {}
 
-    async def start_engine(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+    async def start_engine(self, request: Any, context: Any) -> Fields:
         """Begin to start the engine."""
         await (await self.kernel()).start_engine(request.mode)
         return {}
 
-    async def stop_engine(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+    async def stop_engine(self, request: Any, context: Any) -> Fields:
         """Stop the engine."""
         await (await self.kernel()).stop_engine("the host asked for it")
         return {}
 
-    async def get_config(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+    async def get_config(self, request: Any, context: Any) -> Fields:
         """Tell where the engine is."""
-        return {"config_json": encode((await self.kernel()).engine_config())}
+        return {"config_json": payloads.write((await self.kernel()).engine_config())}
 
-    async def check_engine(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+    async def check_engine(self, request: Any, context: Any) -> Fields:
         """Tell whether an engine is installed."""
         return {"installed": await (await self.kernel()).check_engine()}
 
-    async def install_engine(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+    async def install_engine(self, request: Any, context: Any) -> Fields:
         """Install the engine; the field ``cover`` is set by no host, and what is up to date stays."""
         await (await self.kernel()).install_engine()
         return {}
 
-    async def init_env(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+    async def init_env(self, request: Any, context: Any) -> Fields:
         """Make the folders and the engine's configuration."""
         await (await self.kernel()).init_environment()
         return {}
 
-    async def upgrade_engine(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+    async def upgrade_engine(self, request: Any, context: Any) -> Fields:
         """Bring the engine to the version that the settings ask for; up to date means that nothing happens."""
         await (await self.kernel()).upgrade_engine()
         return {}
 
-    async def get_version(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+    async def get_version(self, request: Any, context: Any) -> Fields:
         """Tell the engine's version."""
-        return {"response_json": encode({"version": await (await self.kernel()).engine_version()})}
+        return {"response_json": payloads.write({"version": await (await self.kernel()).engine_version()})}
 
     # -- models ----------------------------------------------------------------------------------------------------
 
-    async def pull_model(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+    async def pull_model(self, request: Any, context: Any) -> Fields:
         """Pull a model and answer when it is here."""
         kernel, (model, model_type) = await self.kernel(), _pull_request(request, await self.kernel())
         await self.pull(kernel, model, model_type, lambda _: None)
-        return {"response_json": encode({"status": "success"})}
+        return {"response_json": payloads.write({"status": "success"})}
 
-    async def pull_model_stream(self, request: Any, context: Any) -> AsyncIterator[Fields]:  # noqa: ANN401, ARG002
+    async def pull_model_stream(self, request: Any, context: Any) -> AsyncIterator[Fields]:
         """Pull a model and report on it; the work never waits for the host to read."""
         kernel, (model, model_type) = await self.kernel(), _pull_request(request, await self.kernel())
         latest = Progress("starting")
@@ -242,12 +242,12 @@ class Provider:
                 # That the library says success is not yet that the pull returned.
                 if latest is not told and latest.status != "success":
                     told = latest
-                    yield {"data": encode(progress_fields(told))}
+                    yield {"data": payloads.write_progress(told)}
                 await asyncio.wait([pulling], timeout=PROGRESS_PERIOD)
         finally:
             await self.leave(pulling)
         done = pulling.result()
-        yield {"data": encode(progress_fields(Progress("success", done.size, done.size, digest=done.digest)))}
+        yield {"data": payloads.write_progress(Progress("success", done.size, done.size, digest=done.digest))}
 
     async def pull(self, kernel: Kernel, model: str, model_type: str, report: Callable[[Progress], None]) -> LocalModel:
         """Pull a model."""
@@ -259,130 +259,62 @@ class Provider:
             pulling.cancel()
             await asyncio.wait([pulling])
 
-    async def delete_model(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+    async def delete_model(self, request: Any, context: Any) -> Fields:
         """Remove a model from disk."""
-        await (await self.kernel()).delete_model(text_of(fields_of(request.request_json), "model"))
+        await (await self.kernel()).delete_model(payloads.read_model(request.request_json))
         return {}
 
-    async def list_models(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+    async def list_models(self, request: Any, context: Any) -> Fields:
         """List the models on disk."""
-        return {"response_json": _models(await (await self.kernel()).list_models())}
+        return {"response_json": payloads.write_models(await (await self.kernel()).list_models())}
 
-    async def get_running_models(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+    async def get_running_models(self, request: Any, context: Any) -> Fields:
         """List the models that the engine serves."""
-        return {"response_json": _models(await (await self.kernel()).running_models())}
+        return {"response_json": payloads.write_models(await (await self.kernel()).running_models())}
 
-    async def load_model(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+    async def load_model(self, request: Any, context: Any) -> Fields:
         """Make the engine serve a model."""
-        await (await self.kernel()).load_model(text_of(fields_of(request.request_json), "model"))
+        await (await self.kernel()).load_model(payloads.read_model(request.request_json))
         return {}
 
-    async def unload_model(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+    async def unload_model(self, request: Any, context: Any) -> Fields:
         """Make the engine let go of models."""
-        await (await self.kernel()).unload_models(names_of(fields_of(request.request_json)))
+        await (await self.kernel()).unload_models(payloads.read_models(request.request_json))
         return {}
 
     # -- what only providers of remote services have ---------------------------------------------------------------
 
-    async def set_auth(self, request: Any, context: Any) -> Fields:  # noqa: ANN401, ARG002
+    async def set_auth(self, request: Any, context: Any) -> Fields:
         """Refuse credentials: the engine is local and its key is our own."""
         raise NotSupported("This plugin runs its engine on this machine and takes no credentials; leave them out.")
 
     validate_auth = refresh_auth = set_auth
 
 
-def time_left(context: Any) -> float | None:  # noqa: ANN401 - grpc's context
+def time_left(context: Any) -> float | None:
     """Return the seconds that the caller gave, less what our own words about their end take to arrive."""
     left = context.time_remaining()
     return None if left is None else max(0.0, left - min(1.0, left * 0.2))
 
 
-def fields_of(raw: bytes) -> Mapping[str, Any]:
-    """Return the JSON object in a request; no bytes at all are an empty one.
-
-    :raises BadRequest: there is something else in it.
-    """
-    try:
-        value = json.loads(raw or b"{}")
-    except (ValueError, RecursionError) as error:
-        raise BadRequest("The request is not valid JSON; send one JSON object.") from error
-    if not isinstance(value, dict):
-        raise BadRequest(f"The request must be one JSON object, not {type(value).__name__}.")
-    return value
-
-
-def text_of(fields: Mapping[str, Any], name: str) -> str:
-    """Return a text that must be there.
-
-    :raises BadRequest: it is not.
-    """
-    value = fields.get(name)
-    if not isinstance(value, str) or not value:
-        raise BadRequest(f"The request needs the field {name}, a text that is not empty.")
-    return value
-
-
-def names_of(fields: Mapping[str, Any]) -> list[str]:
-    """Return the field ``models``.
-
-    :raises BadRequest: it is no list of texts.
-    """
-    value = fields.get("models") or []
-    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-        raise BadRequest("The field models must be a list of model ids.")
-    return value
-
-
-def encode(fields: Mapping[str, Any]) -> bytes:
-    """Return compact JSON."""
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-
-
-def progress_fields(progress: Progress) -> Fields:
-    """Return AOG's ``ProgressResponse``."""
-    fields: Fields = {"status": progress.status, "total": int(progress.total), "completed": int(progress.completed)}
-    return fields | ({"digest": progress.digest} if progress.digest else {})
-
-
-def _decoded(request: Any) -> Any:  # noqa: ANN401 - a message
+def _decoded(request: Any) -> Any:
     if request is Undecodable:
         raise BadRequest("The request is not the protobuf message that this rpc takes.")
     return request
 
 
-def _message(request: Any) -> Message:  # noqa: ANN401 - a message
+def _message(request: Any) -> Message:
     _decoded(request)
     text = request.message_type == "text" or (not request.message_type and request.data[:1] == b"{")
     return Message(request.data, "text" if text else "binary", dict(request.metadata))
 
 
-def _pull_request(request: Any, kernel: Kernel) -> tuple[str, str]:  # noqa: ANN401 - a message
-    fields = fields_of(request.request_json)
+def _pull_request(request: Any, kernel: Kernel) -> tuple[str, str]:
+    fields = payloads.read_request(request.request_json)
     model_type = fields.get("model_type") or ""
     if not isinstance(model_type, str):
         raise BadRequest("The field model_type must be a text.")
     # AOG puts the service's name there.
     if service := kernel.extensions.services.get(model_type):
         model_type = service.definition.model_type
-    return text_of(fields, "model"), model_type
-
-
-def _models(models: Iterable[LocalModel]) -> bytes:
-    return encode({"models": [_model(each) for each in models]})
-
-
-def _model(model: LocalModel) -> Fields:
-    return {
-        "name": model.id,
-        "model": model.id,
-        "modified_at": model.modified.isoformat(),
-        "size": int(model.size),
-        "digest": model.digest,
-        "details": {
-            "format": model.format,
-            "family": model.family,
-            "families": [model.family] if model.family else [],
-            "parameter_size": model.parameter_size,
-            "quantization_level": model.quantization,
-        },
-    }
+    return payloads.read_model(request.request_json), model_type

@@ -1,6 +1,6 @@
 """Plugin mode: what runs when a go-plugin host started this process.
 
-The handshake comes first and as little as possible before it; the kernel is composed when the host is already connected.
+The handshake comes first and as little as possible before it; the kernel is composed when the host has its line.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HOST = "AOG_VERSION"
 def main(launcher: str = "") -> None:
     """Serve the host that started this process until it ends or asks us to, and exit.
 
-    :param launcher: the file that the host started, if that is not ``sys.argv[0]``; ``plugin.yaml`` is looked for above it.
+    :param launcher: the file that the host started, if that is not ``sys.argv[0]``; above it is ``plugin.yaml``.
     """
     # grpc's own handlers for forks would meet the engine's start; and its chatter is nobody's business.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
@@ -51,7 +51,7 @@ def main(launcher: str = "") -> None:
     except goplugin.Refusal as refusal:
         _log_error(str(refusal))
         code = 1
-    except Exception:
+    except Exception:  # noqa: BLE001 - the last frame: it is logged, and the code tells
         _log_error("The plugin could not go on", exc_info=True)
         code = 1
     log.close()
@@ -95,9 +95,10 @@ async def _serve(version: int, stdout: int, log: Log, launcher: str) -> None:
     remove_stale_folders()
 
 
-async def _live(provider: Provider, server: Any, log: Log, launcher: str) -> None:  # noqa: ANN401 - imported late
+async def _live(provider: Provider, server: Any, log: Log, launcher: str) -> None:
     """Compose the kernel and stay until the end; without a kernel every rpc tells why."""
     from ovms_kernel.errors import OvmsError
+    from ovms_kernel.log import set_level
 
     try:
         from ovms_kernel.kernel import Kernel
@@ -105,7 +106,8 @@ async def _live(provider: Provider, server: Any, log: Log, launcher: str) -> Non
 
         settings = read_settings(resources=read_resources(launcher))
         log_file = settings.logs_dir / "plugin.log"
-        log.add_file(log_file, settings.log_level)
+        log.add_file(log_file)
+        set_level(settings.log_level)
         kernel = Kernel(settings)
     except OvmsError as error:
         _log_error(error.message)

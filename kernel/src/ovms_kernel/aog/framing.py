@@ -1,0 +1,84 @@
+"""The exact form in which AOG's converters and clients take answers; :mod:`ovms_kernel.aog.habits` applies it."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from ovms_kernel.errors import EngineFailed
+
+if TYPE_CHECKING:
+    from ovms_kernel.errors import OvmsError
+
+
+def timestamped(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer with ``created`` as RFC 3339 text: AOG's templates fail on a number."""
+    created = answer.get("created")
+    if isinstance(created, (int, float)) and not isinstance(created, bool):
+        answer = answer | {"created": datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z")}
+    return answer
+
+
+def reframe_answer(answer: bytes) -> bytes:
+    """Return a whole answer as AOG's templates can convert it; what is not a JSON object is left alone."""
+    try:
+        value = json.loads(answer)
+    except ValueError:
+        return answer
+    if not isinstance(value, dict) or not isinstance(value.get("created"), (int, float)):
+        return answer
+    return _dump(timestamped(value))
+
+
+def reframe_event(event: bytes) -> bytes:
+    """Return one event as exactly ``data: {json}`` and a blank line; empty if AOG must not see it.
+
+    ``[DONE]`` and blank events would end AOG's reading, a usage-only event becomes junk, comments and other fields
+    abort the stream.
+
+    :raises EngineFailed: the event is an error.
+    """
+    payload = b"".join(
+        line[5:].strip() for line in event.replace(b"\r\n", b"\n").split(b"\n") if line.startswith(b"data:")
+    )
+    if not payload or payload == b"[DONE]":
+        return b""
+    try:
+        value = json.loads(payload)
+    except ValueError:
+        return b""
+    if not isinstance(value, dict) or value.get("choices") == []:
+        return b""
+    if error := value.get("error"):
+        # AOG would make an ordinary event of it and lose the text; a code reaches the client.
+        text = error.get("message") if isinstance(error, dict) else error
+        raise EngineFailed(str(text))
+    return b"data: " + _dump(timestamped(value)) + b"\n\n"
+
+
+def pull_failed(code: int, message: str) -> bytes:
+    """Return a pull's error as data: AOG swallows codes in this stream, and copies the text unescaped."""
+    text = message.replace('"', "'").replace("\\", "/").replace("\n", " ")
+    return _dump({"status": "error", "error": text, "code": code})
+
+
+def session_failed(task: str, error: OvmsError) -> bytes:
+    """Return a session's error as an event; a code would make AOG close a channel that it still writes to."""
+    kind = "CLIENT_ERROR" if 400 <= error.code < 500 else "MODEL_ERROR" if error.code == 502 else "SERVER_ERROR"
+    header = {"task_id": task, "event": "task-failed", "error_code": kind, "error_message": error.message}
+    return _dump({"header": header, "payload": {}})
+
+
+def is_task_started(data: bytes) -> bool:
+    """Tell whether a session's message is the greeting that AOG sends itself."""
+    if b"task-started" not in data[:256]:
+        return False
+    try:
+        return bool(json.loads(data)["header"]["event"] == "task-started")
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _dump(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
