@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -57,11 +56,11 @@ class LiveSpeech:
         # A task of its own: a task group must not be open while a generator's consumer works.
         task = asyncio.create_task(Session(self.definition, engine, send).run(inbound))
         try:
-            async with receive:
-                async for message in receive:
-                    yield message
+            async for message in receive:
+                yield message
             await task
         finally:
             task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([task])
+            receive.close()

@@ -68,8 +68,10 @@ class Decoder:
     def _blocks(self, samples: NDArray[np.int16]) -> Iterator[NDArray[np.int16]]:
         samples = np.concatenate([self._rest, samples])
         whole = len(samples) // BLOCK * BLOCK
-        self._rest = samples[whole:]
-        yield from samples[:whole].reshape(-1, BLOCK)
+        # Copies: a block that is kept must not keep the whole frame, which may have megabytes.
+        self._rest = samples[whole:].copy()
+        for block in samples[:whole].reshape(-1, BLOCK):
+            yield block.copy()
 
     def _to_rate(self, samples: NDArray[np.int16], *, last: bool) -> NDArray[np.int16]:
         if self._rate == RATE:
