@@ -1,0 +1,150 @@
+"""The graphs of all six types in the embedded engine: loaded, served, unloaded, and not disturbing each other."""
+
+import json
+import logging
+import socket
+import subprocess
+import sys
+import time
+from contextlib import aclosing, closing
+
+import anyio
+import pytest
+
+from ovms_kernel.engine.client import EngineClient
+from ovms_kernel.errors import EngineFailed, OvmsError
+from ovms_kernel.models.serving import Serving
+from ovms_kernel.values import Endpoint, Upload
+
+TYPES = ("text_generation", "embeddings", "rerank", "image_generation", "speech_to_text", "text_to_speech")
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+async def engine(make_world, tmp_path):
+    """A world whose engine is a process; its log is told to serving."""
+    world = make_world()
+    await world.serving.prepare()
+    rest, grpc = free_port(), free_port()
+    log_path = tmp_path / "engine.log"
+    command = [sys.executable, "-m", "ovms_embedded", "--rest_port", str(rest), "--port", str(grpc)]
+    command += ["--rest_bind_address", "127.0.0.1", "--grpc_bind_address", "127.0.0.1"]
+    command += ["--config_path", str(world.settings.config_json), "--file_system_poll_wait_seconds", "0"]
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    client = EngineClient(Endpoint(rest=f"http://127.0.0.1:{rest}", grpc=f"127.0.0.1:{grpc}"))
+
+    async def connect():
+        return client
+
+    def log_of(model):
+        return "\n".join(line for line in log_path.read_text().splitlines() if model in line and "[error]" in line)
+
+    world.serving = Serving(world.settings, world.events, world.library, connect, log_of)
+    with anyio.fail_after(30):
+        while not await is_ready(client):
+            assert process.poll() is None, log_path.read_text()
+            await anyio.sleep(0.05)
+    world.client = client
+    yield world
+    await client.aclose()
+    process.terminate()
+    process.wait(10)
+
+
+async def is_ready(client) -> bool:
+    try:
+        return await client.server_ready()
+    except OvmsError:
+        return False
+
+
+async def ask(client, path, **body):
+    return json.loads((await client.post(path, json.dumps(body).encode())).body)
+
+
+async def use(model_type, client, model, fixtures):
+    """Ask a model something only a served model of that type can answer."""
+    if model_type == "text_generation":
+        messages = [{"role": "user", "content": "What is OpenVINO?"}]
+        answer = await ask(client, "/v3/chat/completions", model=model, messages=messages, temperature=0, max_tokens=60)
+        assert "toolkit for running AI models" in answer["choices"][0]["message"]["content"]
+    elif model_type == "embeddings":
+        assert len((await ask(client, "/v3/embeddings", model=model, input="a cat"))["data"][0]["embedding"]) == 64
+    elif model_type == "rerank":
+        answer = await ask(client, "/v3/rerank", model=model, query="cats", documents=["stocks fell", "a cat sleeps"])
+        assert answer["results"][0]["relevance_score"] >= answer["results"][1]["relevance_score"]
+    elif model_type == "image_generation":
+        body = {"prompt": "a cat", "size": "64x64", "num_inference_steps": 2, "rng_seed": 1}
+        assert (await ask(client, "/v3/images/generations", model=model, **body))["data"][0]["b64_json"]
+    elif model_type == "speech_to_text":
+        sample = fixtures / "speech_to_text_samples" / "en_turn_on_the_light.wav"
+        files = {"file": Upload("a.wav", sample.read_bytes(), "audio/wav")}
+        answer = await client.upload("/v3/audio/transcriptions", {"model": model, "language": "en"}, files)
+        assert "turn on the light" in json.loads(answer.body)["text"].lower()
+    else:
+        body = json.dumps({"model": model, "input": "hello"}).encode()
+        assert (await client.post("/v3/audio/speech", body)).body.startswith(b"RIFF")
+
+
+@pytest.mark.timeout(120)
+async def test_all_six_types_load_and_serve(engine, fixtures):
+    for model_type in TYPES:
+        await engine.library.import_(fixtures / model_type, f"tiny/{model_type}")
+        loaded = await engine.serving.load(f"tiny/{model_type}")
+        assert loaded.model.model_type == model_type
+        await use(model_type, engine.client, f"tiny/{model_type}", fixtures)
+    assert [model.id for model in await engine.serving.running()] == sorted(f"tiny/{each}" for each in TYPES)
+    began = time.perf_counter()
+    assert (await engine.serving.load("tiny/embeddings")).seconds == 0
+    assert time.perf_counter() - began < 0.2
+    await engine.serving.unload("tiny/rerank", "test")
+    assert "tiny/rerank" not in [model.id for model in await engine.serving.running()]
+    await engine.library.delete("tiny/embeddings")
+    assert "tiny/embeddings" not in [model.id for model in await engine.serving.running()]
+    await use("text_generation", engine.client, "tiny/text_generation", fixtures)
+
+
+@pytest.mark.timeout(120)
+async def test_loading_another_model_does_not_disturb_a_stream(engine, fixtures):
+    await engine.library.import_(fixtures / "text_generation", "tiny/chat")
+    await engine.library.import_(fixtures / "embeddings", "tiny/embeddings")
+    await engine.serving.load("tiny/chat")
+    messages = [{"role": "user", "content": "Count to one hundred"}]
+    body = {"model": "tiny/chat", "stream": True, "messages": messages, "temperature": 0, "max_tokens": 150}
+    body["ignore_eos"] = True
+    alone = [event async for event in engine.client.stream("/v3/chat/completions", json.dumps(body).encode())]
+    during = []
+    async with (
+        anyio.create_task_group() as group,
+        aclosing(engine.client.stream("/v3/chat/completions", json.dumps(body).encode())) as events,
+    ):
+        async for event in events:
+            if not during:
+                group.start_soon(engine.serving.load, "tiny/embeddings")
+            during.append(event)
+    assert "".join(map(text_of, during)) == "".join(map(text_of, alone)), "what a chunk holds is a matter of timing"
+    await use("embeddings", engine.client, "tiny/embeddings", fixtures)
+
+
+def text_of(event: bytes) -> str:
+    data = event.strip().removeprefix(b"data: ")
+    return json.loads(data)["choices"][0]["delta"].get("content") or "" if data != b"[DONE]" else "[DONE]"
+
+
+@pytest.mark.timeout(120)
+async def test_a_broken_model_is_refused_in_the_words_of_the_engine(engine, fixtures, tiny, caplog):
+    await engine.library.import_(fixtures / "rerank", "tiny/good")
+    for model_type in ("text_generation", "embeddings"):
+        await engine.library.import_(tiny(model_type), f"tiny/broken-{model_type}")
+    for model_type in ("text_generation", "embeddings"):
+        with caplog.at_level(logging.ERROR), pytest.raises(EngineFailed, match=f"tiny/broken-{model_type}"):
+            await engine.serving.load(f"tiny/broken-{model_type}")
+    await engine.serving.load("tiny/good")
+    assert [model.id for model in await engine.serving.running()] == ["tiny/good"]
+    assert engine.entries() == ["tiny/good"]
