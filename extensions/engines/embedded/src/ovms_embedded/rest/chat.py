@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from ovms_embedded.rest.fields import Fields
 from ovms_embedded.rest.generation import Generation, read_generation
 from ovms_embedded.rest.http import Reply, Request, Stream, encode
-from ovms_embedded.rest.messages import read_grammar, read_messages, read_template_context, read_tools
+from ovms_embedded.rest.messages import guide, read_grammar, read_messages, read_template_context, read_tools
 from ovms_embedded.rest.parsers import OutputParser, parser_for
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from ovms_embedded.manager import Servable
     from ovms_embedded.workers import Call, Worker
@@ -25,13 +25,18 @@ async def chat(request: Request, servable: Servable, worker: Worker) -> Reply | 
     data = request.fields
     options = servable.graph.options if servable.graph else {}
     messages = read_messages(data)
-    tools, _ = read_tools(data)
+    tools, choice = read_tools(data)
     generation = read_generation(data, options, stream=request.stream, endpoint="chat")
     generation.logprobs = read_logprobs(data, stream=request.stream)
     payload = generation.payload(
         messages=messages, tools=tools, context=read_template_context(data), grammar=read_grammar(data)
     )
-    parser = parser_for(worker.info, tools=bool(tools), raw=not generation.skip_special_tokens)
+
+    def new_parser() -> OutputParser:
+        return parser_for(worker.info, tools, raw=not generation.skip_special_tokens)
+
+    parser = new_parser()
+    payload["grammar"] = payload["grammar"] or guide(worker.info["tool_parser"], tools, choice, options)
     payload["special"] = payload["special"] or parser.needs_special_tokens
     call = worker.call("generate", payload)
     if request.stream:
@@ -40,7 +45,7 @@ async def chat(request: Request, servable: Servable, worker: Worker) -> Reply | 
         result = await call.result()
     finally:
         call.close()
-    return Reply(encode(_answer(result, request.model, parser)))
+    return Reply(encode(_answer(result, request.model, new_parser)))
 
 
 def read_logprobs(data: dict[str, Any], *, stream: bool) -> bool:
@@ -59,9 +64,12 @@ def usage(result: dict[str, Any]) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def _answer(result: dict[str, Any], model: str, parser: OutputParser) -> dict[str, Any]:
+def _answer(result: dict[str, Any], model: str, new_parser: Callable[[], OutputParser]) -> dict[str, Any]:
     choices = []
     for index, choice in enumerate(result["choices"]):
+        parser = new_parser()
+        if result["thinking"]:
+            parser.begin_thinking()
         parsed = parser.parse(choice["text"])
         message: dict[str, Any] = {"content": parsed.content, "role": "assistant", "tool_calls": parsed.tool_calls}
         if parsed.reasoning:
@@ -100,9 +108,10 @@ async def _chunks(call: Call, model: str, generation: Generation, parser: Output
     try:
         called_tools = False
         async for items in call.batches():
-            if isinstance(items[0], int):
+            if isinstance(items[0], bool):
                 # The prompt is accepted: the handshake, which also brings the client its status.
-                del items[0]
+                if items.pop(0):
+                    parser.begin_thinking()
                 yield head + b'{"role":"assistant","content":null}' + open_end
             if not items:
                 continue

@@ -11,6 +11,7 @@ from ovms_embedded.rest.embeddings import embeddings
 from ovms_embedded.rest.errors import HttpError, Invalid
 from ovms_embedded.rest.images import images
 from ovms_embedded.rest.rerank import rerank, tokenize
+from ovms_embedded.rest.responses import responses
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     Endpoint = Callable[[Request, Servable, Worker], Awaitable[Reply | Stream]]
 
 ENDPOINTS: dict[str, dict[str, Endpoint]] = {
-    "HttpLLMCalculator": {"chat/completions": chat, "completions": completions},
+    "HttpLLMCalculator": {"chat/completions": chat, "completions": completions, "responses": responses},
     "EmbeddingsCalculatorOV": {"embeddings": embeddings},
     "RerankCalculatorOV": {"rerank": rerank},
     "ImageGenCalculator": {"images/generations": images, "images/edits": images},

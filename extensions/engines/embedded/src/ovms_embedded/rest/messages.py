@@ -9,6 +9,8 @@ from ovms_embedded.rest.errors import Invalid
 
 KEPT = ("name", "tool_call_id", "reasoning_content")
 RESERVED = "<ov_genai_image_"
+GUIDED = {"hermes3", "llama3", "phi4"}
+"""Tool parsers whose calls the engine can enforce."""
 TEXT_ONLY = "This servable supports only text input, but image_url or input_audio has been provided"
 
 
@@ -144,12 +146,20 @@ def read_grammar(data: dict[str, Any]) -> str | None:
         schema = wrapper.get("schema", wrapper) if isinstance(wrapper, dict) else given.get("schema")
         if not isinstance(schema, dict):
             raise Invalid("response_format of type json_schema needs json_schema.schema, an object")
-        return json.dumps(schema, ensure_ascii=False)
+        return json.dumps({"schema": schema}, ensure_ascii=False)
     if kind == "json_object":
-        return '{"type":"object"}'
+        return '{"schema":{"type":"object"}}'
     if kind in ("text", None):
         return None
     raise Invalid(f"response_format of type {kind} is not supported by the embedded engine; use json_schema")
+
+
+def guide(parser: str, tools: list[dict[str, Any]], choice: object, options: dict[str, Any]) -> str | None:
+    """Return the grammar of tool calls, where the client demands one or the graph guides them (spec F.3)."""
+    required = choice == "required" or isinstance(choice, dict)
+    if parser not in GUIDED or not tools or not (required or options["enable_tool_guided_generation"]):
+        return None
+    return json.dumps({"parser": parser, "tools": tools, "required": required}, ensure_ascii=False)
 
 
 def read_template_context(data: dict[str, Any]) -> dict[str, Any]:

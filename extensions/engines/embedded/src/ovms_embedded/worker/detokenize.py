@@ -28,6 +28,10 @@ class Running:
         self.logprobs: bool = payload["logprobs"]
         self.prompt_tokens = prompt_tokens
         self.returned = returned
+        self.thinking = False
+        """The prompt ends where reasoning begins."""
+        self.ends: set[int] = set()
+        """Tokens that end an output and are no part of it, even where special tokens are wanted."""
         self.urgent = self.stream
         """Nothing has reached the client yet."""
         self.finish: str | None = None
@@ -45,6 +49,8 @@ class Running:
             for sequence, output in handle.read().items():
                 tokens = output.generated_ids
                 self.count += len(tokens)
+                if self.special and tokens and tokens[-1] in self.ends:
+                    tokens = tokens[:-1]
                 if self.stream:
                     self.fresh += tokens
                 else:
@@ -73,7 +79,11 @@ def flush(running: dict[int, Running], tokenizer: openvino_genai.Tokenizer, pipe
         pipe.send([wire.ITEMS, items])
     for number in finished:
         each = running.pop(number)
-        usage = {"prompt_tokens": each.prompt_tokens, "completion_tokens": each.count}
+        usage: dict[str, Any] = {
+            "thinking": each.thinking,
+            "prompt_tokens": each.prompt_tokens,
+            "completion_tokens": each.count,
+        }
         if each.stream:
             pipe.send([wire.END, number, usage | {"finish_reason": each.finish}])
         else:

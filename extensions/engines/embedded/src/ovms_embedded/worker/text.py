@@ -11,6 +11,7 @@ import openvino_genai as genai
 from ovms_embedded import wire
 from ovms_embedded.worker import common, detection
 from ovms_embedded.worker.detokenize import Running, flush
+from ovms_embedded.worker.grammar import structured_output
 from ovms_embedded.worker.pipe import Refused, tidy
 from ovms_embedded.worker.text_pipeline import build, generation_config
 
@@ -22,6 +23,8 @@ FLUSH = 0.002
 
 It only matters to models that are faster than 500 tokens per second: a slower one flushes with every step.
 """
+REMEMBERED = 1000
+"""Schemas of which it is known whether they can be used."""
 Message = list[Any]
 
 
@@ -107,12 +110,14 @@ class Text:
         cleans up after itself.
         """
         config = genai.GenerationConfig(max_new_tokens=1)
-        config.structured_output_config = genai.StructuredOutputConfig(json_schema=grammar)
         prompt = self.tokenizer.encode("a").input_ids
+        if len(self.usable_grammars) >= REMEMBERED:
+            self.usable_grammars.clear()
         try:
+            config.structured_output_config = structured_output(grammar)
             self.pipeline.generate([prompt], [config])
         except Exception as error:  # noqa: BLE001 - OVMS drops a schema that it cannot use (spec E.2)
-            self.pipe.log("error", "llm_calculator", f"response_format is ignored: {tidy(error)}")
+            self.pipe.log("error", "llm_calculator", f"A schema is ignored: {tidy(error)}")
             self.usable_grammars[grammar] = False
         else:
             self.usable_grammars[grammar] = True
@@ -130,11 +135,14 @@ class Text:
             raise Refused(text)
         config = generation_config(self.pipeline.get_config(), payload, self.spec["options"], length, self.window)
         if payload["grammar"] and self.usable_grammars[payload["grammar"]]:
-            config.structured_output_config = genai.StructuredOutputConfig(json_schema=payload["grammar"])
+            config.structured_output_config = structured_output(payload["grammar"])
         handle = self.pipeline.add_request(number, tokens, config)
-        self.running[number] = Running(handle, payload, length, config.num_return_sequences)
+        running = Running(handle, payload, length, config.num_return_sequences)
+        running.thinking = payload["prompt"] is None and prompt.rstrip().endswith("<think>")
+        running.ends = set(config.stop_token_ids) | {config.eos_token_id}
+        self.running[number] = running
         if payload["stream"]:
-            self.pipe.send([wire.ITEMS, [[number, length]]])
+            self.pipe.send([wire.ITEMS, [[number, running.thinking]]])
 
     def _template(self, payload: dict[str, Any]) -> str:
         context = dict(payload["context"])
