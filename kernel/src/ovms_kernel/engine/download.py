@@ -118,7 +118,9 @@ class Download:
                 if failures > 1 and isinstance(error, httpx.ConnectError):
                     raise Unavailable(cause) from error  # another mirror, or the user, can do more about it
             except OSError as error:
-                raise PreconditionFailed(f"{self.partial} cannot be written ({error.strerror}); mend that.") from error
+                raise PreconditionFailed(
+                    f"The download {self.partial} cannot be written ({error.strerror}); mend that and retry."
+                ) from error
             await anyio.sleep(BACK_OFF * 2 ** max(failures - 1, 0) * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
 
     def discard(self) -> None:

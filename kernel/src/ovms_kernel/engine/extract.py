@@ -150,11 +150,10 @@ def extract(archive: Path, into: Path, report: Callable[[Progress], None], limit
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
         raise checker.refuse(f"is damaged ({' '.join(str(error).split()) or type(error).__name__})") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise PreconditionFailed(f"The disk of {into} is full; make room and retry.") from error
         if error.errno is None:  # what gzip calls a bad file
             raise checker.refuse(f"is damaged ({error})") from error
-        raise
+        why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
+        raise PreconditionFailed(f"The engine cannot be unpacked into {into} ({why}); mend that and retry.") from error
     checker.finish()
     return checker.size
 
@@ -162,7 +161,14 @@ def extract(archive: Path, into: Path, report: Callable[[Progress], None], limit
 def _untar(archive: Path, into: Path, checker: _Checker, report: Callable[[Progress], None]) -> None:
     total = archive.stat().st_size
     with archive.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:*") as tar:
-        last = 0
+        told = 0
+
+        def tell(_: int) -> None:
+            nonlocal told
+            if (at := raw.tell()) - told >= REPORT_STEP:
+                told = at
+                report(Progress("extracting", at, total, archive.name))
+
         for member in tar:
             if member.isdir():
                 into.joinpath(checker.admit(member.name, "folder", 0)).mkdir(parents=True, exist_ok=True)
@@ -177,24 +183,28 @@ def _untar(archive: Path, into: Path, checker: _Checker, report: Callable[[Progr
             if kind == "link":
                 path.symlink_to(member.linkname)
             elif source := tar.extractfile(member):
-                _write(source, path, executable=bool(member.mode & 0o111))
-            if (at := raw.tell()) - last >= REPORT_STEP:
-                last = at
-                report(Progress("extracting", at, total, archive.name))
+                _write(source, path, tell, executable=bool(member.mode & 0o111))
     report(Progress("extracting", total, total, archive.name))
 
 
 def _unzip(archive: Path, into: Path, checker: _Checker, report: Callable[[Progress], None]) -> None:
     with zipfile.ZipFile(archive) as opened:
-        entries = opened.infolist()
-        plan = [(entry, *_zip_entry(opened, entry, checker)) for entry in entries]
+        plan = [(entry, *_zip_entry(opened, entry, checker)) for entry in opened.infolist()]
         total = checker.size
         room = shutil.disk_usage(into).free
         if room < total:
             raise PreconditionFailed(
                 f"{total >> 20} MiB are needed in {into.parent} and {room >> 20} MiB are free; make room and retry."
             )
-        done = last = 0
+        done = told = 0
+
+        def tell(written: int) -> None:
+            nonlocal done, told
+            done += written
+            if done - told >= REPORT_STEP:
+                told = done
+                report(Progress("extracting", done, total, archive.name))
+
         for entry, kind, name in plan:
             path = into / name
             if kind == "folder":
@@ -205,10 +215,7 @@ def _unzip(archive: Path, into: Path, checker: _Checker, report: Callable[[Progr
                 path.symlink_to(opened.read(entry).decode())
                 continue
             with opened.open(entry) as source:
-                done += _write(source, path, executable=bool((entry.external_attr >> 16) & 0o111))
-            if done - last >= REPORT_STEP:
-                last = done
-                report(Progress("extracting", done, total, archive.name))
+                _write(source, path, tell, executable=bool((entry.external_attr >> 16) & 0o111))
     report(Progress("extracting", total, total, archive.name))
 
 
@@ -233,12 +240,10 @@ def _zip_entry(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, checker: _Checke
     return "file", checker.admit(name, "file", entry.file_size)
 
 
-def _write(source: IO[bytes], path: Path, *, executable: bool) -> int:
+def _write(source: IO[bytes], path: Path, tell: Callable[[int], None], *, executable: bool) -> None:
     """Write a file that must be new; ``x`` does not follow a link either."""
-    copied = 0
     with path.open("xb", buffering=0) as target:
         while block := source.read(BLOCK):
-            copied += target.write(block)
+            tell(target.write(block))
         if executable and os.name == "posix":
             os.fchmod(target.fileno(), 0o755)
-    return copied

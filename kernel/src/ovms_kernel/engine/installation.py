@@ -13,16 +13,17 @@ import os
 import re
 import shutil
 import subprocess
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 
-from ovms_kernel.errors import BadRequest, EngineFailed, NotFound
+from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, Unavailable
 from ovms_kernel.values import Installation, Ports, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from ovms_kernel.drivers import Platform
@@ -50,9 +51,13 @@ class Installations:
         """Return the version in use; ``None`` if there is none, or its folder is gone."""
         try:
             version = self._settings.active_file.read_text("utf-8").strip()
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             return None
-        return self._read(self._settings.versions_dir / version) if version else None
+        try:
+            check_version(version)
+        except BadRequest:
+            return None
+        return self._read(self._settings.versions_dir / version)
 
     def versions(self) -> list[Installation]:
         """Return every complete version, oldest first."""
@@ -92,7 +97,9 @@ class Installations:
         installation = await anyio.to_thread.run_sync(self._read, target)
         if installation is None:
             await self._events.ask("ovms_before_install", release=release, target=target)
-            installation = await self._make(name, platform, release, target, report)
+            with _only_one(self._settings):
+                # Another process may have been quicker.
+                installation = self._read(target) or await self._make(name, platform, release, target, report)
         if activate:
             await self.activate(installation)
         report(Progress("success", release.size or 0, release.size or 0, release.version))
@@ -126,7 +133,7 @@ class Installations:
         partial = target.with_name(target.name + ".partial")
         digest = None
         if release.archive:
-            from ovms_kernel.engine.archives import fetch_and_extract
+            from ovms_kernel.engine.archives import discard_download, fetch_and_extract
 
             digest = await fetch_and_extract(self._settings, release, partial, report)
         else:
@@ -135,8 +142,16 @@ class Installations:
         report(Progress("verifying", release.size or 0, release.size or 0, release.version))
         said = await try_version(platform, installation)
         log.info("Engine %s says that it is %s", release.version, said)
+        if release.archive and not f"{said}.".startswith(f"{release.version}."):
+            await anyio.to_thread.run_sync(shutil.rmtree, partial, True)  # noqa: FBT003 - ignore_errors
+            discard_download(self._settings, release)
+            raise EngineFailed(
+                f"{release.archive} holds version {said}, not {release.version}; report that to its vendor."
+            )
         note = {"version": release.version, "platform": name, "sha256": digest, "archive": release.archive}
         await anyio.to_thread.run_sync(_publish, partial, target, note)
+        if release.archive:
+            discard_download(self._settings, release)
         return Installation(release.version, target, name, digest)
 
     def _read(self, directory: Path) -> Installation | None:
@@ -157,6 +172,26 @@ class Installations:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(pointer)
+
+
+@contextmanager
+def _only_one(settings: Settings) -> Iterator[None]:
+    """Keep other processes from installing at the same time.
+
+    :raises Unavailable: one is at it.
+    """
+    import filelock
+
+    settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = filelock.FileLock(settings.run_dir / "install.lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise Unavailable("Another process is installing an engine in this data folder; wait for it.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _publish(partial: Path, target: Path, note: dict[str, str | None]) -> None:

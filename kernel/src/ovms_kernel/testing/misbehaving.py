@@ -12,6 +12,9 @@ model in ``config.json`` that it is available, and otherwise does what ``--how``
 ``hang-after=COUNT``  answers nothing any more after that many requests of any kind
 ``child``             starts a child that outlives it unless its whole group is ended
 ``no-grpc``           answers REST only
+``version=VERSION``   says that this is its version
+``broken``            cannot even tell its version
+``fail=MODEL``        says of that model that it could not be loaded
 """
 
 from __future__ import annotations
@@ -42,10 +45,12 @@ def main() -> None:
     parser.add_argument("--port", type=int)
     parser.add_argument("--config_path", type=Path)
     options, _ = parser.parse_known_args()
-    if options.version:
-        print(f"OpenVINO Model Server {VERSION}\nOpenVINO backend 2026.3.0")  # noqa: T201 - it is a program
-        return
     how = {name: value for name, _, value in (each.partition("=") for each in options.how.split(","))}
+    if "broken" in how:
+        sys.exit("error while loading shared libraries: libmissing.so.1: cannot open shared object file")
+    if options.version:
+        print(f"OpenVINO Model Server {how.get('version', VERSION)}\nOpenVINO backend 2026.3.0")  # noqa: T201 - a program
+        return
     if "exit" in how:
         print("[2026-01-01 00:00:00.000][1][serving][error][main.cpp:1] The disk is made of cheese", flush=True)  # noqa: T201
         os._exit(int(how["exit"]))
@@ -103,8 +108,7 @@ def _serve_rest(options: argparse.Namespace, how: dict[str, str]) -> None:
                 threading.Event().wait()
             if self.path.startswith("/v1/config"):
                 entries = json.loads(options.config_path.read_text("utf-8"))["model_config_list"]
-                status = {"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": "OK"}}
-                self._answer({each["config"]["name"]: {"model_version_status": [status]} for each in entries})
+                self._answer({each["config"]["name"]: self._status(each["config"]["name"]) for each in entries})
             else:
                 self._answer({})
 
@@ -128,6 +132,11 @@ def _serve_rest(options: argparse.Namespace, how: dict[str, str]) -> None:
                     os._exit(9)
             self.wfile.write(b"0\r\n\r\n")
             return None
+
+        def _status(self, name: str) -> dict[str, Any]:
+            state, code = ("LOADING", "FAILED_PRECONDITION") if how.get("fail") == name else ("AVAILABLE", "OK")
+            status = {"error_code": code, "error_message": code}
+            return {"model_version_status": [{"version": "1", "state": state, "status": status}]}
 
         def _answer(self, value: object) -> None:
             data = json.dumps(value).encode()

@@ -1,0 +1,184 @@
+"""Archives in the layout of OVMS's releases, and a web server that serves them well or badly."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import random
+import stat
+import sys
+import tarfile
+import threading
+import zipfile
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LAUNCHER = f"""#!/bin/sh
+# What bin/ovms would be; the library path and so on are the platform's, the Python is the tests'.
+exec env -u PYTHONPATH -u LD_LIBRARY_PATH {sys.executable} {{engine}} "$@"
+"""
+MISBEHAVING = "-m ovms_kernel.testing.misbehaving --how=version=@VERSION@,@HOW@"
+
+
+def linux_archive(
+    path: Path,
+    version: str = "2026.3.0",
+    *,
+    how: str = "",
+    engine: str = MISBEHAVING,
+    python: bool = True,
+    padding: int = 0,
+) -> str:
+    """Write a ``.tar.gz`` as in spec/ovms.md A.2 and return its SHA-256; its ``ovms`` starts an engine in Python.
+
+    :param padding: bytes that do not compress, so that a download takes some time.
+    """
+    launcher = LAUNCHER.format(engine=engine.replace("@HOW@", how).replace("@VERSION@", version))
+    noise = random.Random(version).randbytes(padding)  # noqa: S311 - only has to be incompressible
+    with tarfile.open(path, "w:gz", compresslevel=1) as tar:
+
+        def add(name: str, data: bytes = b"", mode: int = 0o644) -> None:
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(data), mode
+            tar.addfile(info, io.BytesIO(data))
+
+        def link(name: str, target: str) -> None:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            tar.addfile(info)
+
+        for folder in ("ovms", "ovms/bin", "ovms/lib", "ovms/share/espeak-ng-data"):
+            info = tarfile.TarInfo(folder)
+            info.type, info.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(info)
+        add("ovms/bin/ovms", launcher.encode(), 0o755)
+        add("ovms/lib/libopenvino.so.2630", noise or b"library", 0o644)
+        link("ovms/lib/libopenvino.so", "libopenvino.so.2630")
+        add("ovms/share/espeak-ng-data/phontab", b"p")
+        if python:
+            add("ovms/lib/python/pyovms.so", b"module")
+        add("ovms/LICENSE", b"Apache")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def windows_archive(path: Path, *, backslashes: bool = False) -> str:
+    """Write a ``.zip`` as in spec/ovms.md A.3 and return its SHA-256."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("ovms/ovms.exe", "ovms/openvino.dll", "ovms/python/python.exe", "ovms/espeak-ng-data/phontab"):
+            # ZipInfo would turn backslashes round, as zip wants it; some makers do not.
+            info = zipfile.ZipInfo(name)
+            info.filename = name.replace("/", "\\") if backslashes else name
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.external_attr = (stat.S_IFREG | 0o644) << 16
+            archive.writestr(info, name)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@dataclass
+class ArchiveServer:
+    """Serves a folder; what it does wrong is said per test.
+
+    ``with ArchiveServer(folder) as server``; ``server.url`` is a mirror.
+    """
+
+    folder: Path
+    cut_after: list[int] = field(default_factory=list)
+    """For each of the next answers: how many bytes before the connection breaks."""
+    ranges: bool = True
+    strong: bool = True
+    """Whether it sends an ETag that can be resumed by."""
+    answers: dict[str, tuple[int, dict[str, str], bytes]] = field(default_factory=dict)
+    """Fixed answers by path: status, headers, body."""
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    """Path and ``Range`` of every request."""
+    sent: int = 0
+    """Bytes of archives that were sent."""
+    hold: threading.Event | None = None
+    """If set, an answer stops in the middle until the event is set."""
+    halfway: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Self:
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *arguments: object) -> None:
+                """Say nothing."""
+
+            def do_GET(self) -> None:
+                """Leave it to the test's server."""
+                owner.serve(self)
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, *arguments: object) -> None:
+                """Say nothing of clients that went away."""
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.hold:
+            self.hold.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def serve(self, request: BaseHTTPRequestHandler) -> None:
+        """Answer one request."""
+        wanted = request.headers.get("range", "")
+        self.requests.append((request.path, wanted))
+        if request.path in self.answers:
+            status, headers, body = self.answers[request.path]
+            self._answer(request, status, headers, body)
+            return
+        file = self.folder / request.path.lstrip("/")
+        if not file.is_file():
+            self._answer(request, 404, {"content-type": "text/html"}, b"<html>not found</html>")
+            return
+        data = file.read_bytes()
+        headers = {"content-type": "application/octet-stream", "etag": self._etag(data)}
+        begin = 0
+        status = 200
+        if wanted and self.ranges and request.headers.get("if-range", headers["etag"]) == headers["etag"]:
+            begin = int(wanted.removeprefix("bytes=").partition("-")[0])
+            if begin >= len(data):
+                self._answer(request, 416, {"content-range": f"bytes */{len(data)}"}, b"")
+                return
+            headers["content-range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
+            status = 206
+        self._answer(request, status, headers, data[begin:], self.cut_after.pop(0) if self.cut_after else None)
+
+    def _etag(self, data: bytes) -> str:
+        tag = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
+        return tag if self.strong else f"W/{tag}"
+
+    def _answer(
+        self, request: BaseHTTPRequestHandler, status: int, headers: dict[str, str], body: bytes, cut: int | None = None
+    ) -> None:
+        request.send_response(status)
+        for name, value in headers.items():
+            request.send_header(name, value)
+        request.send_header("content-length", str(len(body)))
+        request.end_headers()
+        part = body if cut is None else body[:cut]
+        if self.hold and status in (200, 206) and len(body) > 1000:
+            request.wfile.write(part[: len(part) // 2])
+            request.wfile.flush()
+            self.sent += len(part) // 2
+            self.halfway.set()
+            self.hold.wait()
+            part = part[len(part) // 2 :]
+        request.wfile.write(part)
+        request.wfile.flush()
+        self.sent += len(part)
+        if cut is not None:
+            request.close_connection = True
+            request.connection.close()
