@@ -106,64 +106,6 @@ def _devstral(text: str, _: list[dict[str, Any]]) -> list[ToolCall]:
     return [ToolCall(match[1], part[match.end() :].strip() or "{}") for match, part in parts if match]
 
 
-READERS[parser](text, declared)
-
-
-def _objects(text: str, _: list[dict[str, Any]]) -> list[ToolCall]:
-    """Read JSON: one object, a list of objects, or objects one after the other."""
-    decoder = json.JSONDecoder()
-    values: list[Any] = []
-    at = 0
-    while at < len(text):
-        if text[at].isspace() or text[at] in ";,":
-            at += 1
-            continue
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            break
-        values += value if isinstance(value, list) else [value]
-    return [call for value in values if (call := _call(value))]
-
-
-def _call(value: object) -> ToolCall | None:
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        return None
-    arguments = value.get("arguments", value.get("parameters", {}))
-    return ToolCall(value["name"], arguments if isinstance(arguments, str) else _dump(arguments))
-
-
-def _dump(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _xml(text: str, declared: list[dict[str, Any]]) -> list[ToolCall]:
-    types = {each["function"]["name"]: each["function"].get("parameters") or {} for each in declared}
-    calls: list[ToolCall] = []
-    for name, body in FUNCTION.findall(text):
-        properties = types.get(name, {}).get("properties", {})
-        arguments = {key: _typed(value, properties.get(key)) for key, value in PARAMETER.findall(body)}
-        calls.append(ToolCall(name, _dump(arguments)))
-    return calls
-
-
-def _typed(value: str, schema: object) -> Any:  # noqa: ANN401 - any JSON value
-    if isinstance(schema, dict) and schema.get("type") == "string":
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
-
-
-def _devstral(text: str, _: list[dict[str, Any]]) -> list[ToolCall]:
-    calls: list[ToolCall] = []
-    for part in text.split("[TOOL_CALLS]"):
-        if match := DEVSTRAL.match(part):
-            calls.append(ToolCall(match[1], part[match.end() :].strip() or "{}"))
-    return calls
-
-
 READERS: dict[str, Callable[[str, list[dict[str, Any]]], list[ToolCall]]] = {
     "hermes3": _objects,
     "qwen3coder": _xml,
