@@ -65,3 +65,40 @@ def served():
                 await client.aclose()
 
     return run
+
+
+TINY = {
+    "tiny/text": "text_generation",
+    "tiny/embeddings": "embeddings",
+    "tiny/rerank": "rerank",
+    "tiny/image": "image_generation",
+    "tiny/listener": "speech_to_text",
+    "tiny/speaker": "text_to_speech",
+}
+
+
+@pytest.fixture(scope="session")
+def output_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("output")
+
+
+@pytest.fixture(scope="session")
+async def house(tmp_path_factory, fixtures, output_folder):
+    """The whole kernel with the embedded engine and every tiny model, none of them loaded yet."""
+    from ovms_kernel.kernel import Kernel
+    from ovms_kernel.settings import read_settings
+
+    sections = {name: {"output_dir": str(output_folder)} for name in ("text-to-image", "text-to-speech")}
+    settings = read_settings(
+        {},
+        data_dir=tmp_path_factory.mktemp("house"),
+        platform="portable",
+        rest_port=28666,
+        grpc_port=28900,
+        services=sections,
+    )
+    async with Kernel(settings) as kernel:
+        await kernel.install_engine()
+        for model, folder in TINY.items():
+            await kernel.import_model(fixtures / folder, model)
+        yield kernel

@@ -1,0 +1,298 @@
+"""Every service through the whole kernel, the embedded engine and the tiny models: asserted on what is said.
+
+For each service: the request as AOG sends it after its own conversion, as an OpenAI client writes it, and in our names.
+"""
+
+import base64
+import io
+import json
+import math
+import wave
+from pathlib import Path
+
+import anyio
+import numpy as np
+import pytest
+from PIL import Image
+
+from ovms_kernel.errors import BadRequest, NotFound
+
+KNOWN = "OpenVINO is an open source toolkit for running AI models fast on Intel CPUs, GPUs and NPUs."
+
+
+def user(text):
+    return [{"role": "user", "content": text}]
+
+
+@pytest.fixture
+def ask(house):
+    async def run(service, **body):
+        return json.loads(await house.invoke(service, json.dumps(body).encode()))
+
+    return run
+
+
+@pytest.fixture
+def stream(house):
+    async def run(service, **body):
+        return [chunk async for chunk in house.stream(service, json.dumps(body).encode())]
+
+    return run
+
+
+def payloads(chunks):
+    assert chunks[-1] == b"data: [DONE]\n\n"
+    assert all(each.startswith(b"data: ") and each.endswith(b"\n\n") for each in chunks)
+    return [json.loads(each[6:]) for each in chunks[:-1]]
+
+
+# -- chat and generate ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"model": "tiny/text", "messages": user("What is OpenVINO?"), "temperature": 0, "max_tokens": 100},
+        {
+            "model": "tiny/text",
+            "messages": [{"role": "user", "content": [{"type": "text", "text": "What is OpenVINO?"}]}],
+            "temperature": 0.0,
+            "max_completion_tokens": 100,
+            "n": 1,
+            "seed": 7,
+            "user": "somebody",
+            "stream": False,
+            "stop": None,
+            "tools": None,
+        },
+        {"messages": user("What is OpenVINO?"), "temperature": 0, "max_tokens": None},
+    ],
+    ids=["aog", "openai", "ours"],
+)
+async def test_chat(ask, body):
+    answer = await ask("chat", **body)
+    assert answer["choices"][0]["message"]["content"] == KNOWN
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["id"].startswith("chatcmpl-")
+    assert answer["model"] == "tiny/text"
+    assert answer["usage"]["completion_tokens"] > 5
+
+
+async def test_chat_remembers_the_conversation_and_speaks_chinese(ask):
+    turns = [
+        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "user", "content": "My name is Alice."},
+        {"role": "assistant", "content": "Nice to meet you, Alice."},
+        {"role": "user", "content": "What is my name?"},
+    ]
+    answer = await ask("chat", model="tiny/text", messages=turns, temperature=0, max_tokens=50)
+    assert answer["choices"][0]["message"]["content"] == "Your name is Alice."
+    answer = await ask("chat", model="tiny/text", messages=user("你好"), temperature=0, max_tokens=50)
+    assert answer["choices"][0]["message"]["content"] == "你好！很高兴见到你。"
+
+
+async def test_chat_streams_the_same_answer(stream):
+    chunks = payloads(
+        await stream(
+            "chat",
+            model="tiny/text",
+            messages=user("What is OpenVINO?"),
+            temperature=0,
+            max_tokens=100,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    text = "".join(each["choices"][0]["delta"].get("content") or "" for each in chunks if each["choices"])
+    assert text == KNOWN
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"]["completion_tokens"] > 5
+    assert len(chunks) > 5
+
+
+@pytest.mark.parametrize("prompt", ["The capital of France is", ["The capital of France is"]], ids=["aog", "openai"])
+async def test_generate(ask, stream, prompt):
+    body = {"model": "tiny/text", "prompt": prompt, "temperature": 0, "max_tokens": 20}
+    answer = await ask("generate", **body)
+    assert answer["choices"][0]["text"] == " Paris."
+    assert answer["id"].startswith("cmpl-")
+    chunks = payloads(await stream("generate", **body))
+    assert "".join(each["choices"][0]["text"] for each in chunks if each["choices"]) == " Paris."
+
+
+async def test_leaving_a_long_answer_frees_the_engine(house, ask):
+    from contextlib import aclosing
+
+    body = {"model": "tiny/text", "messages": user("Count to fifty"), "temperature": 0, "max_tokens": 1500}
+    body |= {"ignore_eos": True}
+    async with aclosing(house.stream("chat", json.dumps(body).encode())) as chunks:
+        await anext(chunks)
+    with anyio.fail_after(5):
+        assert (await ask("chat", messages=user("Say hello"), temperature=0))["choices"][0]["message"]["content"]
+
+
+async def test_the_engines_refusal_is_one_sentence(ask, stream):
+    body = {"model": "tiny/text", "messages": user("hi"), "temperature": 9}
+    for asked in (ask("chat", **body), stream("chat", **body)):
+        with pytest.raises(BadRequest) as caught:
+            await asked
+        assert "temperature" in caught.value.message
+        assert "Calculator" not in caught.value.message
+        assert "\n" not in caught.value.message
+
+
+async def test_wrong_models_are_named(ask):
+    with pytest.raises(NotFound, match=r"tiny/none is not installed; .*tiny/text.*ovms-plugin pull tiny/none"):
+        await ask("chat", model="tiny/none", messages=user("hi"))
+    with pytest.raises(BadRequest, match=r"tiny/rerank is for rerank.*tiny/text"):
+        await ask("chat", model="tiny/rerank", messages=user("hi"))
+
+
+# -- embed and rerank -----------------------------------------------------------------------------------------------
+
+
+def near(one, other):
+    return sum(a * b for a, b in zip(one, other, strict=True)) / math.hypot(*one) / math.hypot(*other)
+
+
+def vectors(answer):
+    data = sorted(answer["data"], key=lambda each: each["index"])
+    return [
+        np.frombuffer(base64.b64decode(each["embedding"]), "<f4").tolist()
+        if isinstance(each["embedding"], str)
+        else each["embedding"]
+        for each in data
+    ]
+
+
+@pytest.mark.parametrize("more", [{}, {"encoding_format": "base64"}, {"dimensions": None, "user": "x"}])
+async def test_embed(ask, more):
+    texts = ["A cat sits on the mat.", "A kitten is sitting on the rug.", "The stock market fell today."]
+    answer = await ask("embed", model="tiny/embeddings", input=texts, **more)
+    cat, kitten, market = vectors(answer)
+    assert near(cat, kitten) > near(cat, market) + 0.3
+    assert answer["model"] == "tiny/embeddings"
+    assert answer["usage"]["prompt_tokens"] > 0
+    (alone,) = vectors(await ask("embed", input=texts[0], **more))
+    assert near(alone, cat) == pytest.approx(1, abs=1e-3)
+
+
+DOCUMENTS = [
+    "Bread is baked in an oven.",
+    "Paris is the capital of France.",
+    "The moon is far away.",
+]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"model": "tiny/rerank", "documents": DOCUMENTS, "top_n": 2, "return_documents": True},
+        {
+            "documents": [{"text": each} for each in DOCUMENTS],
+            "top_k": 2,
+            "return_documents": True,
+            "rank_fields": None,
+        },
+    ],
+    ids=["aog", "ours"],
+)
+async def test_rerank(ask, more):
+    answer = await ask("rerank", query="What is the capital of France?", **more)
+    assert len(answer["results"]) == 2
+    best, second = answer["results"]
+    assert best["index"] == 1
+    assert best["document"] == {"text": DOCUMENTS[1]}
+    assert best["relevance_score"] > second["relevance_score"]
+    assert answer["model"] == "tiny/rerank"
+
+
+# -- images ---------------------------------------------------------------------------------------------------------
+
+
+def opened(data):
+    image = Image.open(io.BytesIO(base64.b64decode(data)))
+    image.load()
+    return image
+
+
+async def test_text_to_image(ask, output_folder):
+    aog = {"prompt": "a fox", "size": "64x64", "num_inference_steps": 2, "rng_seed": 42}
+    one = await ask("text-to-image", model="tiny/image", **aog)
+    image = opened(one["data"][0]["b64_json"])
+    assert (image.size, image.format) == ((64, 64), "PNG")
+    ours = {"prompt": "a fox", "size": "64*64", "num_inference_steps": 2, "seed": 42, "n": 2, "guidance_scale": 7}
+    two = await ask("text-to-image", **ours, negative_prompt="blur", response_format="path")
+    assert [opened(each["b64_json"]).size for each in two["data"]] == [(64, 64)] * 2
+    for each in two["data"]:
+        assert Path(each["url"]).read_bytes() == base64.b64decode(each["b64_json"])
+        assert Path(each["url"]).parent == output_folder
+    again = await ask("text-to-image", **aog)
+    assert again["data"] == one["data"], "the same seed paints the same image"
+    other = await ask("text-to-image", **aog | {"rng_seed": 43})
+    assert other["data"] != one["data"]
+
+
+async def test_images_of_images(ask, tmp_path):
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(picture, "PNG")
+    (tmp_path / "red.png").write_bytes(picture.getvalue())
+    body = {"prompt": "blue", "num_inference_steps": 2, "seed": 1, "strength": 0.5, "size": "64x64"}
+    one = await ask("text-to-image", **body, image=str(tmp_path / "red.png"), image_type="path")
+    two = await ask("text-to-image", **body, image=base64.b64encode(picture.getvalue()).decode(), image_type="base64")
+    assert opened(one["data"][0]["b64_json"]).size == (64, 64)
+    assert one["data"] == two["data"]
+
+
+# -- speech ---------------------------------------------------------------------------------------------------------
+
+
+def truth(fixtures):
+    return json.loads((fixtures / "speech_to_text_samples" / "expected.json").read_text("utf-8"))
+
+
+def seconds(clock):
+    hours, minutes, rest = clock.split(":")
+    return int(hours) * 3600 + int(minutes) * 60 + float(rest)
+
+
+@pytest.mark.parametrize("way", ["path", "base64", "flac", "aog"])
+async def test_speech_to_text(ask, fixtures, way):
+    import soundfile
+
+    for name, expected in truth(fixtures).items():
+        path = fixtures / "speech_to_text_samples" / name
+        if way == "path":
+            body = {"file": str(path), "file_type": "path"}
+        elif way == "flac":
+            samples, rate = soundfile.read(path)
+            buffer = io.BytesIO()
+            soundfile.write(buffer, np.repeat(samples, 2), 2 * rate, format="FLAC")
+            body = {"audio": f"data:audio/flac;base64,{base64.b64encode(buffer.getvalue()).decode()}"}
+        elif way == "base64":
+            body = {"audio": base64.b64encode(path.read_bytes()).decode()}
+        else:
+            body = {"audio": str(path), "model": "tiny/listener"}
+        answer = await ask("speech-to-text", language=f"<|{expected['language']}|>", **body)
+        assert answer.keys() == {"text", "segments", "model"}
+        assert answer["text"] == expected["text"]
+        assert "".join(each["text"] for each in answer["segments"]).replace(" ", "") == answer["text"].replace(" ", "")
+        assert [each["id"] for each in answer["segments"]] == list(range(len(answer["segments"])))
+        if way != "flac":
+            assert seconds(answer["segments"][0]["start"]) <= expected["segments"][0]["start"] + 0.3
+            assert seconds(answer["segments"][-1]["end"]) >= expected["segments"][-1]["end"] - 0.3
+
+
+@pytest.mark.parametrize("name", ["text", "input"], ids=["ours", "aog and openai"])
+async def test_text_to_speech(ask, output_folder, name):
+    answer = await ask("text-to-speech", **{name: "Hello."}, model="tiny/speaker")
+    path = Path(answer["url"])
+    assert path.parent == output_folder
+    with wave.open(str(path)) as sound:
+        assert (sound.getframerate(), sound.getsampwidth(), sound.getnchannels()) == (16000, 2, 1)
+        samples = np.frombuffer(sound.readframes(sound.getnframes()), "<i2").astype(float)
+    assert answer["duration"] == pytest.approx(len(samples) / 16000, abs=0.001)
+    assert math.sqrt((samples**2).mean()) > 500
+    inline = await ask("text-to-speech", **{name: "Hello."}, response_format="b64_json")
+    with wave.open(io.BytesIO(base64.b64decode(inline["audio"]))) as sound:
+        assert sound.getnframes() == pytest.approx(len(samples), rel=0.2)
