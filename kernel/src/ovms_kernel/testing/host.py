@@ -41,7 +41,58 @@ class PluginFailed(Exception):
     """The plugin did not do what a host demands of it."""
 
 
-class PluginHost:
+def connect(address: str) -> grpc.aio.Channel:
+    """Return a connection like the one of go-plugin hosts: no limits, no proxy, and a name that says nothing (A3)."""
+    return grpc.aio.insecure_channel(
+        address,
+        options=[
+            ("grpc.default_authority", "unused"),
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.enable_http_proxy", 0),
+        ],
+    )
+
+
+class ProviderClient:
+    """What a host asks over a connection, by the rpcs' names."""
+
+    channel: grpc.aio.Channel
+
+    async def ping(self) -> bool:
+        """Return whether the plugin says over gRPC's health service that it serves."""
+        check = self.channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            health_pb2.HealthCheckRequest.SerializeToString,
+            health_pb2.HealthCheckResponse.FromString,
+        )
+        answer = await check(health_pb2.HealthCheckRequest(service="plugin"))
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def call(self, method: str, *, timeout: float | None = None, **fields: Any) -> Any:  # noqa: ANN401
+        """Call a unary rpc of ProviderService and return its response, whatever its code."""
+        descriptor, make = self._method(method)
+        return await make(self.channel.unary_unary)(_request(descriptor, fields), timeout=timeout)
+
+    def stream(self, method: str, *, timeout: float | None = None, **fields: Any) -> Any:  # noqa: ANN401 - grpc's call
+        """Call an rpc of ProviderService that answers with a stream; iterate over it, or ``cancel()`` it."""
+        descriptor, make = self._method(method)
+        return make(self.channel.unary_stream)(_request(descriptor, fields), timeout=timeout)
+
+    def converse(self, requests: AsyncIterator[Any]) -> Any:  # noqa: ANN401 - grpc's call
+        """Call InvokeServiceBidi."""
+        _, make = self._method("InvokeServiceBidi")
+        return make(self.channel.stream_stream)(requests)
+
+    def _method(self, name: str) -> tuple[Any, Any]:
+        descriptor = aog_provider_pb2.DESCRIPTOR.services_by_name["ProviderService"].methods_by_name[name]
+        request = message_factory.GetMessageClass(descriptor.input_type)
+        response = message_factory.GetMessageClass(descriptor.output_type)
+        path = f"/protocol.ProviderService/{name}"
+        return descriptor, lambda kind: kind(path, request.SerializeToString, response.FromString)
+
+
+class PluginHost(ProviderClient):
     """One plugin process and the connection to it; ``async with PluginHost([path]) as host``.
 
     :param argv: the plugin; AOG gives no arguments.
@@ -117,15 +168,7 @@ class PluginHost:
             said = " ".join(self.stderr[-3:]) or "nothing"
             raise PluginFailed(f"The plugin's first line is no handshake: {line!r}; on stderr it said: {said}")
         self.address = f"unix:{parts[3]}" if parts[2] == "unix" else parts[3]
-        self.channel = grpc.aio.insecure_channel(
-            self.address,
-            options=[
-                ("grpc.default_authority", "unused"),
-                ("grpc.max_receive_message_length", -1),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.enable_http_proxy", 0),
-            ],
-        )
+        self.channel = connect(self.address)
         stdio = self.channel.unary_stream(
             "/plugin.GRPCStdio/StreamStdio", empty_pb2.Empty.SerializeToString, goplugin_pb2.StdioData.FromString
         )(empty_pb2.Empty())
@@ -135,31 +178,6 @@ class PluginHost:
             goplugin_pb2.ConnInfo.FromString,
         )()
         self._held = [asyncio.ensure_future(_read(stdio)), asyncio.ensure_future(_read(self._broker))]
-
-    async def ping(self) -> bool:
-        """Return whether the plugin says over gRPC's health service that it serves."""
-        check = self.channel.unary_unary(
-            "/grpc.health.v1.Health/Check",
-            health_pb2.HealthCheckRequest.SerializeToString,
-            health_pb2.HealthCheckResponse.FromString,
-        )
-        answer = await check(health_pb2.HealthCheckRequest(service="plugin"))
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-    async def call(self, method: str, *, timeout: float | None = None, **fields: Any) -> Any:  # noqa: ANN401
-        """Call a unary rpc of ProviderService and return its response, whatever its code."""
-        descriptor, make = self._method(method)
-        return await make(self.channel.unary_unary)(_request(descriptor, fields), timeout=timeout)
-
-    def stream(self, method: str, *, timeout: float | None = None, **fields: Any) -> Any:  # noqa: ANN401 - grpc's call
-        """Call an rpc of ProviderService that answers with a stream; iterate over it, or ``cancel()`` it."""
-        descriptor, make = self._method(method)
-        return make(self.channel.unary_stream)(_request(descriptor, fields), timeout=timeout)
-
-    def converse(self, requests: AsyncIterator[Any]) -> Any:  # noqa: ANN401 - grpc's call
-        """Call InvokeServiceBidi."""
-        _, make = self._method("InvokeServiceBidi")
-        return make(self.channel.stream_stream)(requests)
 
     async def shut_down(self, *, timeout: float | None = None) -> None:
         """Call the controller's Shutdown and return when it is answered."""
@@ -191,13 +209,6 @@ class PluginHost:
             await self.process.wait()
             raise PluginFailed(f"The plugin did not exit gracefully within {EXIT_LIMIT:g} s of its reply.") from None
         return time.perf_counter() - replied
-
-    def _method(self, name: str) -> tuple[Any, Any]:
-        descriptor = aog_provider_pb2.DESCRIPTOR.services_by_name["ProviderService"].methods_by_name[name]
-        request = message_factory.GetMessageClass(descriptor.input_type)
-        response = message_factory.GetMessageClass(descriptor.output_type)
-        path = f"/protocol.ProviderService/{name}"
-        return descriptor, lambda kind: kind(path, request.SerializeToString, response.FromString)
 
     async def _keep_lines(self, pipe: asyncio.StreamReader) -> None:
         while line := await pipe.readline():

@@ -1,0 +1,197 @@
+"""The AOG face over a kernel that does as it is told, and the plugin as a process of its own."""
+
+import inspect
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import grpc.aio
+import psutil
+import pytest
+
+from ovms_kernel.aog.habits import AogProvider
+from ovms_kernel.aog.provider import Provider
+from ovms_kernel.errors import NotFound
+from ovms_kernel.manifest import make_manifest
+from ovms_kernel.testing.host import PluginHost, ProviderClient, connect, plugin_command
+from ovms_kernel.values import LocalModel, ServiceDefinition
+
+TINY = LocalModel(
+    "tiny/chat", Path(), "text_generation", 1234, "ab" * 32, datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), family="qwen"
+)
+SERVICES = (
+    ServiceDefinition("chat", "text_generation", "/v3/chat/completions", "openvino:chat", streaming=True),
+    ServiceDefinition("embed", "embeddings", "/v3/embeddings", "openvino:embed", default_model="OpenVINO/bge-int8-ov"),
+    ServiceDefinition("speech-to-text", "speech_to_text", "/v3/audio/transcriptions", "openvino:speech-to-text"),
+    ServiceDefinition(
+        "speech-to-text-ws", "speech_to_text", "/v3/audio/transcriptions", "openvino:speech-to-text-ws",
+        streaming=True, bidirectional=True,
+    ),
+)  # fmt: skip
+
+
+class FakeKernel:
+    """A kernel whose methods do what ``does`` says by name: a value, an error to raise, or a function to call."""
+
+    def __init__(self) -> None:
+        self.operate_status = 1
+        services = {each.name: SimpleNamespace(definition=each) for each in SERVICES}
+        self.extensions = SimpleNamespace(services=services)
+        self.does: dict[str, Any] = {"check_engine": True, "engine_version": "2026.3", "load_model": TINY}
+        self.does |= {
+            "list_models": [TINY],
+            "running_models": [TINY],
+            "pull_model": TINY,
+            "engine_config": {"host": "x"},
+        }
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def asked(self, name: str) -> list[tuple[Any, ...]]:
+        return [arguments for each, arguments in self.calls if each == name]
+
+    def service(self, name: str) -> Any:
+        try:
+            return self.extensions.services[name]
+        except KeyError:
+            raise NotFound(f"There is no service {name!r}.") from None
+
+    def manifest(self) -> Any:
+        return make_manifest(SERVICES)
+
+    def engine_config(self) -> Any:
+        return self.does["engine_config"]
+
+    def stream(self, *arguments: Any, **named: Any) -> Any:
+        self.calls.append(("stream", arguments))
+        return self.does["stream"](*arguments, **named)
+
+    def converse(self, *arguments: Any) -> Any:
+        self.calls.append(("converse", arguments))
+        return self.does["converse"](*arguments)
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        async def call(*arguments: Any, **named: Any) -> Any:
+            self.calls.append((name, arguments))
+            answer = self.does.get(name)
+            if isinstance(answer, Exception):
+                raise answer
+            if callable(answer):
+                answer = answer(*arguments, **named)
+            return await answer if inspect.isawaitable(answer) else answer
+
+        return call
+
+
+class Face(ProviderClient):
+    """A client of the face, and the kernel behind it."""
+
+    def __init__(self, kernel: FakeKernel, provider: Provider, channel: grpc.aio.Channel) -> None:
+        self.kernel = kernel
+        self.provider = provider
+        self.channel = channel
+
+
+@asynccontextmanager
+async def serve(provider: Provider) -> AsyncIterator[Face]:
+    kernel = FakeKernel()
+    folder = tempfile.mkdtemp(prefix="ovms-")
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)])
+    server.add_generic_rpc_handlers((provider.handler(),))
+    server.add_insecure_port(f"unix:{folder}/s")
+    await server.start()
+    channel = connect(f"unix:{folder}/s")
+    try:
+        yield Face(kernel, provider, channel)
+    finally:
+        await channel.close()
+        await server.stop(0)
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+async def aog() -> AsyncIterator[Face]:
+    """The face as AOG sees it."""
+    async with serve(AogProvider()) as face:
+        face.provider.use(face.kernel)  # type: ignore[arg-type]
+        yield face
+
+
+@pytest.fixture
+async def other() -> AsyncIterator[Face]:
+    """The face as any other host sees it."""
+    async with serve(Provider()) as face:
+        face.provider.use(face.kernel)  # type: ignore[arg-type]
+        yield face
+
+
+@pytest.fixture
+async def uncomposed() -> AsyncIterator[Face]:
+    """The face before there is a kernel."""
+    async with serve(AogProvider()) as face:
+        yield face
+
+
+# -- the plugin as a process ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder for temporary files of plugins, short enough for sockets in it."""
+    folder = Path(tempfile.mkdtemp(prefix="ovms-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def environment(tmp_path: Path, short_path: Path) -> dict[str, str | None]:
+    """What plugin processes get beside what AOG sets: a data folder of the test's own and an engine that is a stub."""
+    ours: dict[str, str | None] = {
+        name: None for name in os.environ if name.startswith(("OVMS_PLUGIN_", "AOG_DATA", "PLUGIN_"))
+    }
+    add_extension(
+        tmp_path / "site", "stub", "ovms.platforms", "misbehaving = ovms_kernel.testing.platform:MisbehavingPlatform"
+    )
+    return ours | {
+        "OVMS_PLUGIN_DATA_DIR": str(tmp_path / "data"),
+        "OVMS_PLUGIN_PLATFORM": "misbehaving",
+        "OVMS_PLUGIN_REST_PORT": "18766",
+        "OVMS_PLUGIN_GRPC_PORT": "18790",
+        "PYTHONPATH": str(tmp_path / "site"),
+        "TMPDIR": str(short_path),
+    }
+
+
+def add_extension(site: Path, name: str, group: str, entry: str, source: str = "") -> None:
+    """Install an extension into a folder of ``PYTHONPATH``."""
+    info = site / f"{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{entry}\n")
+    if source:
+        (site / f"{name}.py").write_text(source)
+
+
+@pytest.fixture
+async def plugin(environment: dict[str, str | None]) -> AsyncIterator[PluginHost]:
+    """A plugin process with the stub engine, started as AOG does."""
+    async with PluginHost(plugin_command(), environment) as host:
+        yield host
+
+
+def left_of(data: Path, folder: Path) -> list[str]:
+    """Return the processes that were started for a data folder, and what plugins left in their temporary folder."""
+    left = [str(each) for each in folder.iterdir()]
+    for process in psutil.process_iter():
+        try:
+            named = any(str(data) in each for each in process.cmdline())
+            if named and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                left.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return left
