@@ -40,6 +40,8 @@ POLL = 0.05
 """Seconds between two looks at a model that is still loading after the reload has returned."""
 RETRY_AFTER = 10.0
 """Seconds for which a failure is remembered, so that a load and the request behind it do not both try in vain."""
+NOISE = ("JSON schema parse error:", "Mediapipe graph subconfig file is not in valid configuration format")
+"""Errors that OVMS logs on every load of a model with a ``config.json`` of its own; they mean nothing."""
 WEIGHT_OVERHEAD = 1.1
 """A loaded model's memory as a multiple of its weights, at least."""
 
@@ -93,6 +95,7 @@ class Serving:
         """The models that are known to be served, by id."""
         self.last_used: dict[str, float] = {}
         """Monotonic time of the last request for a model, by id."""
+        self._engine_was_ready = False
         self._graphs: dict[str, int] = {}
         self._failures: dict[str, tuple[float, OvmsError]] = {}
         self._loads: dict[str, asyncio.Task[LoadedModel]] = {}
@@ -169,6 +172,8 @@ class Serving:
 
     async def reconcile(self) -> None:
         """Look at what a started engine has made of ``config.json``, and take out what it could not load."""
+        if not self._running():
+            return
         client = await self._connect()
         self.served.clear()
         deadline = time.monotonic() + self._settings.load_timeout
@@ -191,13 +196,19 @@ class Serving:
             await self._reload(client)
 
     @hookimpl
-    async def ovms_engine_exited(self, exit: EngineExit) -> None:  # noqa: A002, ARG002 - the event's own words
-        """Nothing is served any more."""
+    async def ovms_engine_exited(self, exit: EngineExit) -> None:  # noqa: A002 - the event's own word
+        """Nothing is served any more; if it ended before it was ready, what it loaded at its start may be the cause."""
         self.served.clear()
+        ready, self._engine_was_ready = self._engine_was_ready, False
+        entries = await self._config.entries()
+        if entries and not ready and not exit.expected:
+            log.warning("The engine ended while it loaded %s; it is started again without", ", ".join(entries))
+            await self._config.take(*entries)
 
     @hookimpl
     async def ovms_engine_ready(self, engine: EngineInfo) -> None:  # noqa: ARG002 - the event's own word
         """See what the new engine serves, beside the event, as that may take long."""
+        self._engine_was_ready = True
 
         async def look() -> None:
             try:
@@ -206,6 +217,14 @@ class Serving:
                 log.warning("What the engine serves is not known: %s", error.message)
 
         self._spawn(look())
+
+    @hookimpl
+    async def ovms_kernel_stopping(self) -> None:
+        """Stop looking at what the engine serves; loads end with the engine, and their callers hear of it."""
+        looks = self._tasks - set(self._loads.values())
+        for task in looks:
+            task.cancel()
+        await asyncio.gather(*looks, return_exceptions=True)
 
     # -- the steps -------------------------------------------------------------------------------------------------
 
@@ -360,8 +379,9 @@ class Serving:
         return f"The engine could not load {model_id}: {self._cause(model_id, otherwise)}"
 
     def _cause(self, model_id: str, otherwise: str) -> str:
-        lines = [line.strip() for line in self._engine_log(model_id).splitlines() if line.strip()]
-        return " | ".join(lines[-5:]) or otherwise
+        lines = (line.strip() for line in self._engine_log(model_id).splitlines())
+        telling = [line for line in lines if line and not any(noise in line for noise in NOISE)]
+        return " | ".join(telling[-5:]) or otherwise
 
     def _spawn(self, work: Any) -> asyncio.Task[Any]:  # noqa: ANN401 - a coroutine of any result
         task = asyncio.get_running_loop().create_task(work)
