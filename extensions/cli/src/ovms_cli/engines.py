@@ -1,5 +1,6 @@
 """Commands about the engine: run it, look at it, install another one."""
 
+import math
 import os
 from collections import deque
 from contextlib import ExitStack
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from ovms_kernel.values import EngineExit, EngineInfo, LoadedModel, LocalModel
 
 LOG = "engine.log"
+LOOK = 1.0
+"""Seconds between two looks at whether the engine was given up."""
 FOLLOW_TICK = 0.25
 """Seconds between two looks at a log that is followed."""
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="As `engine ls` lists it.", show_default=False)]
@@ -43,9 +46,9 @@ class Teller:
 
     @hookimpl
     def ovms_engine_exited(self, exit: "EngineExit", will_restart: bool) -> None:  # noqa: A002, FBT001 - the event's words
-        """Tell why."""
-        if not exit.expected:
-            output.say(f"The engine ended: {exit.cause}" + (" It is started again." if will_restart else ""))
+        """Tell what comes next; why it ended is in the log, and so on the screen."""
+        if will_restart and not exit.expected:
+            output.say("The engine is started again.")
 
     @hookimpl
     def ovms_model_ready(self, model: "LoadedModel") -> None:
@@ -68,14 +71,22 @@ async def up(session: Session) -> None:
 
     Other commands, and AOG, use the running engine meanwhile.
     """
+    from ovms_kernel.engine import launch
+
     session.kept = "The engine is stopped; models and settings are kept."
     async with session.kernel() as kernel:
         kernel.events.register({"terminal": Teller()})
-        await kernel.init_environment()
-        output.say("Starting the engine …")
+        await kernel.start_engine()
+        output.say("The engine starts; Ctrl-C stops it.")
         await kernel.engine()
-        output.say("Ctrl-C stops it.")
-        await anyio.sleep_forever()
+        engine = launch.read_running(kernel.settings)
+        if engine and engine.owner != os.getpid():
+            output.say(f"Process {engine.owner} runs it; this one goes on when that ends.")
+            session.kept = "Interrupted; the engine belongs to another process and goes on."
+        while True:
+            # Raises when the engine is given up.
+            await kernel.supervisor.ensure_ready(timeout=math.inf)
+            await anyio.sleep(LOOK)
 
 
 async def status(session: Session, *, json: Json = False) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from ovms_cli.session import Session, add, running
-from ovms_kernel.errors import BadRequest
+from ovms_kernel.errors import BadRequest, NotSupported
 
 if TYPE_CHECKING:
     from ovms_kernel.kernel import Kernel
@@ -55,10 +55,16 @@ async def call(
     stream: Annotated[bool, typer.Option("--stream", help="Print the events of the answer as they come.")] = False,
 ) -> None:
     """Ask a service with a JSON request and print its JSON answer."""
+    from ovms_kernel.kernel import decode
+
     body = read_request(request)
     session.kept = WITHDRAWN
     async with session.kernel() as kernel:
-        kernel.service(service)
+        # What can be seen to be wrong is said before an engine is started.
+        offered = kernel.service(service).definition.streaming
+        decode(body)
+        if stream and not offered:
+            raise NotSupported(f"The service {service} does not stream; leave out --stream.")
         await running(kernel, start=True)
         if stream:
             async with aclosing(_stream(kernel, service, body)) as chunks:

@@ -99,7 +99,7 @@ def _run(work: Callable[[Session], Awaitable[None]], data_dir: Path | None, *, d
 
         set_up("DEBUG", hosted=False)
     else:
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+        logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
     received: list[signal.Signals] = []
     kept = Session.kept
     caught: BaseException | None = None
@@ -177,8 +177,8 @@ async def running(kernel: "Kernel", *, start: bool = False) -> bool:
     elif installation and not kernel.platform().launch(installation, Ports(0, 0)).argv:
         await kernel.engine()  # somebody else runs it, perhaps on another machine
     elif start:
-        await kernel.init_environment()
-        print("Starting the engine for this request; `ovms-plugin up` keeps one running.", file=sys.stderr)
+        if installation:
+            print("Starting the engine for this request; `ovms-plugin up` keeps one running.", file=sys.stderr)
         await kernel.engine()
     else:
         return False

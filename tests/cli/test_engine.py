@@ -1,0 +1,241 @@
+"""Commands about the engine and requests to it, with the embedded engine and the tiny models."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+ANSWER = "OpenVINO is an open source toolkit for running AI models fast on Intel CPUs, GPUs and NPUs."
+CHAT, EMBED = "tiny/chat", "tiny/embed"
+
+
+@pytest.fixture
+def installed(here: Any, fixtures: Path, environment: dict[str, str]) -> Any:
+    """The command, with an engine and both tiny models installed; ports of its own."""
+    # Far from the usual ones, which other engines on this machine take one after another.
+    with socket.socket() as rest, socket.socket() as grpc:
+        for name, probe in (("REST", rest), ("GRPC", grpc)):
+            probe.bind(("127.0.0.1", 0))
+            environment[f"OVMS_PLUGIN_{name}_PORT"] = str(probe.getsockname()[1])
+    here("engine", "install")
+    here("import", str(fixtures / "text_generation"), CHAT)
+    here("import", str(fixtures / "embeddings"), EMBED)
+    return here
+
+
+class Up:
+    """``ovms-plugin up`` in a process of its own; its lines on stderr are read as they come."""
+
+    def __init__(self, executable: str, environment: dict[str, str]) -> None:
+        self.lines: list[str] = []
+        self.process = subprocess.Popen([executable, "up"], env=environment, stderr=subprocess.PIPE, text=True)
+
+    def read_until(self, part: str) -> str:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if part in line:
+                return line
+        raise AssertionError(f"it ended without saying {part!r}: {self.lines}")
+
+    def end(self, number: signal.Signals) -> tuple[int, str]:
+        self.process.send_signal(number)
+        _, rest = self.process.communicate(timeout=20)
+        return self.process.returncode, rest
+
+
+@pytest.fixture
+def up(installed: Any, executable: str, environment: dict[str, str]) -> Iterator[Up]:
+    process = Up(executable, environment)
+    try:
+        process.read_until("is ready at")
+        yield process
+    finally:
+        process.process.kill()
+        process.process.communicate()
+
+
+def test_engines_are_installed_listed_chosen_and_removed(here: Any) -> None:
+    assert "engine install" in here("engine", "ls").stderr
+    version = json.loads(here("engine", "install", "--json").stdout)["version"]
+    assert here("engine", "install").stdout == f"Engine {version} is installed and active.\n"
+    assert here("engine", "ls").stdout.splitlines()[1].split() == [version, "portable", "active"]
+    assert json.loads(here("engine", "ls", "--json").stdout)[0]["active"] is True
+    assert version in here("engine", "use", version).stdout
+    assert version in here("engine", "upgrade").stdout
+    assert "in use" in here("engine", "remove", version, code=2).stderr
+    assert "9.9" in here("engine", "use", "9.9", code=3).stderr
+
+
+def test_without_an_engine_it_says_what_to_do(here: Any, fixtures: Path) -> None:
+    here("import", str(fixtures / "text_generation"), CHAT)
+    for words in (["chat", "hello"], ["call", "chat", "{}"], ["up"]):
+        done = here(*words, code=4)
+        assert done.stdout == ""
+        assert done.stderr.splitlines() == ["The engine is not installed; run `ovms-plugin engine install`."]
+    assert json.loads(here("status", "--json").stdout)["engine"] == "stopped"
+    assert "no model" in here("ps").stderr
+    assert "begins when the engine" in here("logs", code=3).stderr
+
+
+def test_an_engine_is_started_for_one_request(installed: Any, tmp_path: Path) -> None:
+    done = installed("chat", "What is OpenVINO?")
+    assert done.stdout == ANSWER + "\n"
+    assert "`ovms-plugin up`" in done.stderr
+    assert json.loads(installed("status", "--json").stdout)["engine"] == "stopped"
+    assert "rest_port" in installed("logs").stdout.lower() or installed("logs", "-n", "3").stdout
+    assert not left(tmp_path)
+
+
+def test_what_is_wrong_with_a_request_is_said_before_an_engine_starts(installed: Any, tmp_path: Path) -> None:
+    for words, code in (
+        (["call", "no-such-service"], 3),
+        (["call", "embed", "{"], 2),
+        (["call", "embed", "[]"], 2),
+        (["call", "embed", "@/no/such/file"], 2),
+        (["call", "embed", "{}", "--stream"], 7),
+    ):
+        done = installed(*words, code=code)
+        assert done.stdout == ""
+        assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "data" / "logs").exists()
+
+
+def test_others_use_the_engine_that_up_runs(up: Up, installed: Any, run: Any, tmp_path: Path) -> None:
+    status = json.loads(installed("status", "--json").stdout)
+    assert status["engine"] == "ready"
+    assert psutil.pid_exists(status["pid"])
+    assert status["rest"].startswith("http://127.0.0.1:")
+    assert installed("status").stdout.splitlines()[0].split() == ["engine", "ready"]
+
+    assert installed("load", CHAT, EMBED).stdout == f"{CHAT} is served.\n{EMBED} is served.\n"
+    assert {each["id"] for each in json.loads(installed("ps", "--json").stdout)} == {CHAT, EMBED}
+    assert installed("unload", EMBED).stdout == f"{EMBED} is not served any more.\n"
+    assert [line.split()[0] for line in installed("ps").stdout.splitlines()] == ["MODEL", CHAT]
+    assert "not installed" in installed("load", "no/such", code=3).stderr
+
+    done = installed("chat", "What is OpenVINO?", "--model", CHAT)
+    assert (done.stdout, done.stderr) == (ANSWER + "\n", "")
+    assert run("chat", "-", text="What is OpenVINO?").stdout == ANSWER + "\n"
+    vectors = json.loads(installed("call", "embed", '{"input": ["one", "two"]}').stdout)["data"]
+    assert len(vectors) == 2
+    request = tmp_path / "request.json"
+    request.write_text('{"messages": [{"role": "user", "content": "你好"}], "stream": true}', "utf-8")
+    events = installed("call", "chat", f"@{request}", "--stream").stdout.split("\n\n")
+    assert events[-2] == "data: [DONE]"
+    assert "很高兴" in "".join(events)
+    assert EMBED in installed("call", "embed", '{"model": "tiny/chat", "input": "x"}', code=2).stderr
+
+    assert json.loads(installed("status", "--json").stdout)["pid"] == status["pid"], "the same engine served all"
+    code, told = up.end(signal.SIGINT)
+    assert code == 130
+    assert told.splitlines()[-1] == "The engine is stopped; models and settings are kept."
+    assert not psutil.pid_exists(status["pid"])
+    assert not left(tmp_path)
+
+
+def test_up_tells_of_a_crash_and_ends_with_sigterm(up: Up, installed: Any, tmp_path: Path) -> None:
+    first = json.loads(installed("status", "--json").stdout)["pid"]
+    os.kill(first, signal.SIGKILL)
+    up.read_until("killed")
+    up.read_until("is ready at")
+    assert json.loads(installed("status", "--json").stdout)["pid"] != first
+    assert up.end(signal.SIGTERM)[0] == 143
+    assert not left(tmp_path)
+
+
+def test_up_gives_up_with_the_engine(
+    installed: Any, executable: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    process = Up(executable, environment | {"OVMS_PLUGIN_RESTART_LIMIT": "0"})
+    process.read_until("is ready at")
+    os.kill(json.loads(installed("status", "--json").stdout)["pid"], signal.SIGKILL)
+    _, rest = process.process.communicate(timeout=20)
+    assert process.process.returncode == 4
+    assert "given up" in rest.splitlines()[-1]
+    assert not left(tmp_path)
+
+
+def test_a_second_up_leaves_the_engine_to_the_first(
+    up: Up, installed: Any, executable: str, environment: dict[str, str]
+) -> None:
+    second = Up(executable, environment)
+    second.read_until(f"Process {up.process.pid} runs it")
+    code, told = second.end(signal.SIGINT)
+    assert code == 130
+    assert "goes on" in told
+    assert json.loads(installed("status", "--json").stdout)["engine"] == "ready"
+
+
+def test_a_log_is_followed_until_ctrl_c(
+    installed: Any, executable: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    log = tmp_path / "data" / "logs" / "engine.log"
+    log.parent.mkdir()
+    log.write_text("".join(f"line {number}\n" for number in range(100)))
+    assert installed("logs", "-n", "2").stdout == "line 98\nline 99\n"
+    following = subprocess.Popen(
+        [executable, "logs", "-f", "-n", "1"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert following.stdout
+    assert following.stdout.readline() == "line 99\n"
+    with log.open("a") as file:
+        file.write("one more\n")
+    assert following.stdout.readline() == "one more\n"
+    log.rename(log.with_suffix(".1"))
+    log.write_text("a new one\n")
+    assert following.stdout.readline() == "a new one\n"
+    following.send_signal(signal.SIGINT)
+    assert following.communicate(timeout=10)[1] == "No longer following the log.\n"
+    assert following.returncode == 130
+
+
+def test_doctor_names_what_is_wrong_and_the_remedy(here: Any, environment: dict[str, str]) -> None:
+    told = here("doctor").stdout
+    assert "→ ovms-plugin engine install" in told
+    findings = json.loads(here("doctor", "--json").stdout)
+    assert {"system", "engine", "disk"} <= {each["subject"] for each in findings}
+    environment["OVMS_PLUGIN_PLATFORM"] = "beos"
+    assert "beos" in here("doctor", code=1).stdout
+
+
+def test_extensions_and_manifest_are_printed(here: Any, environment: dict[str, str]) -> None:
+    environment["OVMS_PLUGIN_DISABLED"] = "services.embed"
+    listed = {f"{each['kind']}.{each['name']}": each for each in json.loads(here("extensions", "--json").stdout)}
+    assert listed["services.chat"]["state"] == "loaded"
+    assert listed["services.embed"]["state"] == "disabled"
+    assert "services.chat" in here("extensions").stdout
+    services = {each["service_name"]: each for each in json.loads(here("manifest", "--json").stdout)["services"]}
+    assert "embed" not in services
+    full = json.loads(here("manifest", "--json", "--bodies", "full").stdout)["services"]
+    assert next(each for each in full if each["service_name"] == "chat")["config_ref"] == "openai:chat"
+    assert here("manifest").stdout.startswith("# AOG's manifest")
+
+
+def left(folder: Path) -> list[psutil.Process]:
+    """Return the processes that are about that folder, those that just end given a moment."""
+    deadline = time.monotonic() + 5
+    while (found := [each for each in psutil.process_iter() if _names(each, str(folder))]) and (
+        time.monotonic() < deadline
+    ):
+        psutil.wait_procs(found, timeout=0.1)
+    return found
+
+
+def _names(process: psutil.Process, folder: str) -> bool:
+    try:
+        return process.pid != os.getpid() and any(folder in word for word in process.cmdline())
+    except psutil.Error:
+        return False
