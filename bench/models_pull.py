@@ -57,12 +57,14 @@ class Hub:
             stdout=subprocess.PIPE,
             text=True,
         )
+        assert self.process.stdout is not None
         self.url = self.process.stdout.readline().strip()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
 

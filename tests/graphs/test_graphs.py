@@ -299,7 +299,7 @@ def test_adapters_in_the_folder_are_registered():
     assert options.lora_adapters[0].mode == options.lora_adapters[0].STATIC
 
 
-def test_speeds_are_left_out_unless_set():
+def test_k17_speeds_are_left_out_unless_set():
     options = build("text_to_speech")
     assert not options.HasField("speed_min")
     assert not options.HasField("speed_max")

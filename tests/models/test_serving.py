@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, Unavailable
+from ovms_kernel.values import Endpoint, EngineExit, EngineInfo
 
 
 async def test_a_model_is_loaded_and_unloaded(world, tiny):
@@ -241,3 +242,30 @@ async def test_what_another_process_unloads_is_loaded_again_on_request(make_worl
     assert world.engine.state("a") == "END"
     await world.serving.ensure("a")
     assert world.engine.state("a") == "AVAILABLE"
+
+
+async def test_k15_noise_in_the_engines_log_is_no_cause(world, tiny):
+    await world.library.import_(tiny("text_generation"), "bad")
+    world.engine.broken = {"bad"}
+    lines = ["[error] JSON schema parse error: bad/config.json", "[error] Mediapipe: bad: no such file"]
+    world.serving._engine_log = lambda _: "\n".join(lines)
+    with pytest.raises(EngineFailed) as caught:
+        await world.serving.load("bad")
+    assert "no such file" in caught.value.message
+    assert "schema" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("ready", "expected", "kept"), [(False, False, False), (True, False, True), (False, True, True)]
+)
+async def test_an_engine_that_dies_at_its_start_is_started_without_its_models(world, tiny, ready, expected, kept):
+    await world.library.import_(tiny("embeddings"), "a")
+    await world.serving.load("a")
+    world.engine.up = ready
+    if ready:
+        endpoint = Endpoint("http://127.0.0.1:1", "")
+        await world.events.tell("ovms_engine_ready", engine=EngineInfo("1", endpoint, None))
+    exit_ = EngineExit("killed", None, 9, 1.0, expected=expected)
+    await world.events.tell("ovms_engine_exited", exit=exit_, will_restart=True)
+    assert world.serving.served == {}
+    assert world.entries() == (["a"] if kept else [])

@@ -15,13 +15,13 @@ import anyio.to_thread
 
 from ovms_kernel.api import (
     BadRequest,
+    FetchFailed,
     ModelRef,
     NotFound,
     OvmsError,
     Progress,
     RemoteFile,
     Unauthorized,
-    Unavailable,
     fetch_files,
 )
 
@@ -143,7 +143,7 @@ class ModelScope:
         body = _Body(response)
         if body.ranged and body.start != start:
             body.close()
-            raise Unavailable(f"The hub sent another part of {file.path} than it was asked for; try again later.")
+            raise FetchFailed(f"The hub sent another part of {file.path} than it was asked for; try again later.")
         return body
 
     def _ours(self, error: Exception, ref: ModelRef, path: str = "") -> OvmsError:
@@ -160,13 +160,11 @@ class ModelScope:
         if status in (404, 410):
             return NotFound(f"{endpoint} has no {what}, or not {at}; check owner, name and revision on its site.")
         if status == 416:
-            ours = Unavailable(f"The hub has fewer bytes of {what} than it lists; try another mirror or revision.")
-            ours.final = True  # type: ignore[attr-defined]
-            return ours
+            message = f"The hub has fewer bytes of {what} than it lists; try another mirror or revision."
+            return FetchFailed(message, contradiction=True)
         reason = f"it answers with status {status}" if status else f"{type(error).__name__}"
-        ours = Unavailable(f"{endpoint} cannot be reached for {what} now ({reason}); check the network or try later.")
-        ours.retry_after = getattr(error, "retry_after", None)  # type: ignore[attr-defined]
-        return ours
+        message = f"{endpoint} cannot be reached for {what} now ({reason}); check the network or try later."
+        return FetchFailed(message, retry_after=getattr(error, "retry_after", None))
 
 
 class _Body:
@@ -190,7 +188,7 @@ class _Body:
             return bytes(self._response.raw.read1(size))
         except (HTTPError, OSError, ValueError, AttributeError) as error:
             # The last two come of a connection that was shut down by ``abort`` in the middle of a read.
-            raise Unavailable(f"The connection to the hub broke ({type(error).__name__}); try again later.") from error
+            raise FetchFailed(f"The connection to the hub broke ({type(error).__name__}); try again later.") from error
 
     def abort(self) -> None:
         """Make a ``read`` in another thread return or raise."""

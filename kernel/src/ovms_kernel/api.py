@@ -56,7 +56,7 @@ from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.media import allowed_hosts, output_folder, read_media, write_output
 from ovms_kernel.models.files import architectures_of, module_types_of
 from ovms_kernel.models.graph import default_device, fill, graph_of
-from ovms_kernel.models.transfer import fetch_files
+from ovms_kernel.models.transfer import FetchFailed, fetch_files
 from ovms_kernel.services import (
     Route,
     check,
@@ -128,6 +128,7 @@ __all__ = [
     "EngineExit",
     "EngineFailed",
     "EngineInfo",
+    "FetchFailed",
     "Finding",
     "GraphOptions",
     "GraphPatch",

@@ -12,7 +12,7 @@ import logging
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
@@ -24,6 +24,7 @@ from ovms_kernel.models.files import GRAPH
 from ovms_kernel.models.idle import IdleWatch, is_wanted
 from ovms_kernel.models.names import parse_model_id
 from ovms_kernel.models.publish import human
+from ovms_kernel.models.servables import AVAILABLE, FAILED, GONE, LOADING, Servables, available_memory, states_of
 from ovms_kernel.values import LoadedModel, LocalModel
 
 if TYPE_CHECKING:
@@ -44,25 +45,6 @@ NOISE = ("JSON schema parse error:", "Mediapipe graph subconfig file is not in v
 """Errors that OVMS logs on every load of a model with a ``config.json`` of its own; they mean nothing."""
 WEIGHT_OVERHEAD = 1.1
 """A loaded model's memory as a multiple of its weights, at least."""
-
-
-class Servables(Protocol):
-    """The engine as far as serving needs it; ``engine/client.py`` is one."""
-
-    async def config(self) -> dict[str, Any]:
-        """Return what ``GET /v1/config`` says."""
-        ...
-
-    async def reload(self) -> dict[str, Any]:
-        """Do ``POST /v1/config/reload``, which returns when loading has ended."""
-        ...
-
-
-def available_memory() -> int:
-    """Return the bytes of memory that can be had without swapping."""
-    import psutil
-
-    return int(psutil.virtual_memory().available)
 
 
 class Serving:
@@ -161,7 +143,7 @@ class Serving:
 
     async def running(self) -> list[LocalModel]:
         """Return what the engine serves now, in its own words; a model that is not ours has a name and nothing more."""
-        states = _states(await (await self._connect()).config())
+        states = states_of(await (await self._connect()).config())
         installed = {model.id: model for model in await anyio.to_thread.run_sync(self._library.list)}
         now = datetime.now(UTC)
         return [
@@ -178,7 +160,7 @@ class Serving:
         self.served.clear()
         deadline = time.monotonic() + self._settings.load_timeout
         while entries := await self._config.entries():
-            states = _states(await client.config())
+            states = states_of(await client.config())
             if any(states.get(name) == LOADING for name in entries) and time.monotonic() < deadline:
                 await anyio.sleep(POLL)
                 continue
@@ -232,7 +214,7 @@ class Serving:
         client = await self._connect()
         began = time.monotonic()
         async with self._library.hold(model_id):
-            states = _states(await client.config())
+            states = states_of(await client.config())
             try:
                 model = await anyio.to_thread.run_sync(self._library.find, model_id)
             except NotFound:
@@ -278,7 +260,7 @@ class Serving:
         deadline = time.monotonic() + self._settings.load_timeout
         patience = 3
         while True:
-            states = _states(await client.config())
+            states = states_of(await client.config())
             state = states.get(model_id)
             if state == AVAILABLE:
                 return
@@ -353,7 +335,7 @@ class Serving:
             return False
         if self._graphs.get(model.id) != written:
             return False
-        return _states(await (await self._connect()).config()).get(model.id) == AVAILABLE
+        return states_of(await (await self._connect()).config()).get(model.id) == AVAILABLE
 
     def _mark_served(self, model: LocalModel) -> None:
         self.served[model.id] = model
@@ -390,22 +372,3 @@ class Serving:
         # Its error reaches whoever awaits it; nobody may be left to.
         task.add_done_callback(lambda done: None if done.cancelled() else done.exception())
         return task
-
-
-AVAILABLE, LOADING, FAILED, GONE = "available", "loading", "failed", "gone"
-
-
-def _states(config: dict[str, Any]) -> dict[str, str]:
-    """Return what ``/v1/config`` says of each name (spec/ovms.md C.8)."""
-    states = {}
-    for name, entry in config.items():
-        versions = entry.get("model_version_status") if isinstance(entry, dict) else None
-        last = versions[-1] if isinstance(versions, list) and versions else {}
-        state, code = last.get("state"), (last.get("status") or {}).get("error_code", "OK")
-        if state == "AVAILABLE":
-            states[name] = AVAILABLE
-        elif state in ("END", "UNLOADING", None):
-            states[name] = GONE
-        else:
-            states[name] = LOADING if code == "OK" else FAILED
-    return states

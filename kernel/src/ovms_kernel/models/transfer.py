@@ -38,6 +38,20 @@ STOP_TIME = 3.0
 """Seconds for which threads are waited for; one that still waits for an answer's first byte will write nothing."""
 
 
+class FetchFailed(Unavailable):
+    """A range could not be had; it is asked for again.
+
+    :param retry_after: seconds that the hub asks to wait.
+    :param contradiction: the answer does not fit the listing; the next one may come from a sounder copy, a third is not
+        asked for.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None, contradiction: bool = False) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.contradiction = contradiction
+
+
 class Body(Protocol):
     """One open answer of a hub, read by one thread."""
 
@@ -49,7 +63,7 @@ class Body(Protocol):
     def read(self, size: int) -> bytes:
         """Return what has arrived, at most so many bytes; nothing at the end.
 
-        :raises Unavailable: the connection broke.
+        :raises FetchFailed: the connection broke.
         """
         ...
 
@@ -68,7 +82,7 @@ class Opener(Protocol):
     def __call__(self, file: RemoteFile, start: int, end: int) -> Body:
         """Ask for the bytes from ``start`` to ``end``, both included.
 
-        :raises Unavailable: for the moment it does not work; ``retry_after`` on the error is heeded.
+        :raises FetchFailed: for the moment it does not work.
         :raises OvmsError: any other error of ours ends the transfer.
         """
         ...
@@ -258,18 +272,15 @@ class _Transfer:
         failures = 0
         while file.counts[index] < file.length(index) and not self._stopped.is_set():
             before = file.counts[index]
-            delay: float | None = None
+            delay = None
             try:
                 self._fetch_rest(file, index)
-            except (Unavailable, OSError) as error:
+            except (FetchFailed, OSError) as error:
                 failures = 1 if file.counts[index] > before else failures + 1
-                # An answer that contradicts the listing may be a stale copy; the next one comes from elsewhere.
-                if failures > (1 if getattr(error, "final", False) else self._retries):
-                    if isinstance(error, Unavailable):
-                        raise
-                    raise Unavailable(f"{file.remote.path} cannot be fetched ({error}); try again later.") from error
-                delay = getattr(error, "retry_after", None)
-                if delay is None:
+                told = error if isinstance(error, FetchFailed) else FetchFailed(f"{file.remote.path}: {error}")
+                if failures > (1 if told.contradiction else self._retries):
+                    raise told from error
+                if (delay := told.retry_after) is None:
                     # Spread out, so that all connections of a server that is just back do not ask at once.
                     delay = self._retry_delay * 2 ** (failures - 1) * random.uniform(0.5, 1)  # noqa: S311
             if delay:
@@ -286,9 +297,10 @@ class _Transfer:
             if self._stopped.is_set():
                 return
             if body.total is not None and body.total != file.remote.size:
-                raise _final(
+                raise FetchFailed(
                     f"The hub lists {file.remote.size} bytes for {file.remote.path} and delivers {body.total}; "
-                    "try another mirror or revision, or try again later."
+                    "try another mirror or revision, or try again later.",
+                    contradiction=True,
                 )
             if body.ranged or (start == 0 and file.parts == 1):
                 self._copy(file, index, body)
@@ -305,7 +317,7 @@ class _Transfer:
             while (missing := file.length(index) - file.counts[index]) > 0:
                 piece = self._read(body, min(missing, self._chunk))
                 if not piece:
-                    raise Unavailable(f"The connection ended in the middle of {file.remote.path}; try again later.")
+                    raise FetchFailed(f"The connection ended in the middle of {file.remote.path}; try again later.")
                 _write(data, piece)
                 file.add(index, piece)
 
@@ -319,7 +331,7 @@ class _Transfer:
                 while (position := data.tell()) < end:
                     piece = self._read(body, min(end - position, self._chunk))
                     if not piece:
-                        raise Unavailable(f"The connection ended in the middle of {file.remote.path}; try again later.")
+                        raise FetchFailed(f"The connection ended in the middle of {file.remote.path}; try again later.")
                     known = max(0, file.start(index) + file.counts[index] - position)
                     if len(piece) <= known:
                         data.seek(len(piece), os.SEEK_CUR)
@@ -363,13 +375,6 @@ def _write(data: BinaryIO, piece: bytes) -> None:
         raise OvmsError(
             f"The disk does not take what is pulled ({error.strerror}); make room and pull again."
         ) from error
-
-
-def _final(message: str) -> Unavailable:
-    """Return an error that trying again more than once cannot mend."""
-    error = Unavailable(message)
-    error.final = True  # type: ignore[attr-defined]
-    return error
 
 
 def clean_up(into: Path) -> None:
