@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
@@ -14,38 +14,16 @@ import pytest
 
 from ovms_kernel.engine import archives, download
 from ovms_kernel.engine.installation import Installations
-from ovms_kernel.engine.ovms import launch_on_linux
 from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, PreconditionFailed, Refused, Unavailable
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.settings import Settings, read_settings
 from ovms_kernel.testing.archives import ArchiveServer, linux_archive
 from ovms_kernel.testing.events import EventRecorder
-from ovms_kernel.values import Host, Installation, LaunchPlan, Ports, Progress, Release, Requirement
+from ovms_kernel.testing.platform import PackedPlatform
+from ovms_kernel.values import Installation, Progress, Release
 
 ARCHIVE = "ovms_ubuntu24_2026.3.0_python_on.tar.gz"
 SIZE = 3 << 20
-
-
-class Packed:
-    """A platform whose releases lie on the test's server."""
-
-    def __init__(self, *mirrors: str, **release: object) -> None:
-        self.mirrors = mirrors
-        self.fields = release
-
-    def matches(self, host: Host) -> int:
-        return 20
-
-    def release(self, host: Host | None, version: str) -> Release:
-        version = version or "2026.3.0"
-        fields: Mapping = {"mirrors": self.mirrors} | self.fields
-        return Release(version, ARCHIVE.replace("2026.3.0", version), **fields)
-
-    async def requirements(self, installation: Installation) -> list[Requirement]:
-        return []
-
-    def launch(self, installation: Installation, ports: Ports) -> LaunchPlan:
-        return launch_on_linux(installation)
 
 
 class Setup:
@@ -56,8 +34,8 @@ class Setup:
         self.installations = Installations(settings, self.events)
         self.told: list[Progress] = []
 
-    async def install(self, platform: Packed | None = None, version: str = "", **more: bool) -> Installation:
-        platform = platform or Packed(self.server.url)
+    async def install(self, platform: PackedPlatform | None = None, version: str = "", **more: bool) -> Installation:
+        platform = platform or PackedPlatform(self.server.url)
         release = platform.release(None, version)
         return await self.installations.install("packed", platform, release, self.told.append, **more)
 
@@ -151,7 +129,7 @@ async def test_a_file_that_changed_meanwhile_is_fetched_anew(setup: Setup) -> No
         await setup.install()
     newer = linux_archive(setup.server.folder / ARCHIVE, padding=SIZE + 77)
     setup.server.cut_after = []
-    assert (await setup.install(Packed(setup.server.url, sha256=newer))).sha256 == newer
+    assert (await setup.install(PackedPlatform(setup.server.url, sha256=newer))).sha256 == newer
 
 
 async def test_a_server_without_ranges_does_too(setup: Setup, digest: str) -> None:
@@ -165,12 +143,12 @@ async def test_a_login_page_with_status_200_is_not_taken_for_an_archive(setup: S
     setup.server.answers[f"/login/{ARCHIVE}"] = (200, {"content-type": "text/html; charset=utf-8"}, page)
     setup.server.answers[f"/sly/{ARCHIVE}"] = (200, {"content-type": "application/octet-stream"}, page)
     with pytest.raises(Unavailable, match="a web page instead of the archive"):
-        await setup.install(Packed(f"{setup.server.url}/login"))
+        await setup.install(PackedPlatform(f"{setup.server.url}/login"))
     with pytest.raises(Unavailable, match="not an archive, perhaps a page that asks to log in"):
-        await setup.install(Packed(f"{setup.server.url}/sly"))
+        await setup.install(PackedPlatform(f"{setup.server.url}/sly"))
     assert setup.installations.versions() == []
     # The next mirror is asked, and gives the whole file.
-    mirrors = Packed(
+    mirrors = PackedPlatform(
         f"{setup.server.url}/login", f"{setup.server.url}/sly", f"{setup.server.url}/gone", setup.server.url
     )
     assert (await setup.install(mirrors)).sha256 == digest
@@ -179,14 +157,14 @@ async def test_a_login_page_with_status_200_is_not_taken_for_an_archive(setup: S
 async def test_redirects_are_followed(setup: Setup, digest: str) -> None:
     target = {"location": f"{setup.server.url}/{ARCHIVE}"}
     setup.server.answers[f"/v2026.3/{ARCHIVE}"] = (302, target, b"")
-    assert (await setup.install(Packed(f"{setup.server.url}/v2026.3/"))).sha256 == digest
+    assert (await setup.install(PackedPlatform(f"{setup.server.url}/v2026.3/"))).sha256 == digest
 
 
 async def test_mirrors_by_setting_come_after_the_vendor_and_a_missing_file_is_said(setup: Setup, digest: str) -> None:
     with pytest.raises(NotFound, match="does not exist"):
-        await setup.install(Packed(f"{setup.server.url}/gone"))
+        await setup.install(PackedPlatform(f"{setup.server.url}/gone"))
     setup.set(engine_mirrors=setup.server.url)
-    assert (await setup.install(Packed(f"{setup.server.url}/gone"))).sha256 == digest
+    assert (await setup.install(PackedPlatform(f"{setup.server.url}/gone"))).sha256 == digest
     assert [path for path, _ in setup.server.requests] == [f"/gone/{ARCHIVE}"] * 2 + [f"/{ARCHIVE}"]
 
 
@@ -196,7 +174,7 @@ async def test_a_machine_without_a_network_takes_a_folder_or_a_file(
 ) -> None:
     place = setup.server.folder / ARCHIVE if as_file else setup.server.folder
     setup.set(engine_mirrors=(str(place),))
-    assert (await setup.install(Packed("http://127.0.0.1:9"))).sha256 == digest
+    assert (await setup.install(PackedPlatform("http://127.0.0.1:9"))).sha256 == digest
     assert setup.server.requests == []
     assert (setup.server.folder / ARCHIVE).exists(), "it is not ours to remove"
 
@@ -204,7 +182,7 @@ async def test_a_machine_without_a_network_takes_a_folder_or_a_file(
 async def test_a_wrong_digest_is_refused_whoever_named_it(setup: Setup, digest: str) -> None:
     wrong = "0" * 64
     with pytest.raises(BadRequest, match=f"has the SHA-256 {digest} instead of {wrong}"):
-        await setup.install(Packed(setup.server.url, sha256=wrong))
+        await setup.install(PackedPlatform(setup.server.url, sha256=wrong))
     setup.set(engine_sha256=wrong)
     with pytest.raises(BadRequest, match=f"instead of {wrong}"):
         await setup.install()
@@ -212,9 +190,9 @@ async def test_a_wrong_digest_is_refused_whoever_named_it(setup: Setup, digest: 
     setup.server.answers["/api"] = (200, {"content-type": "application/json"}, json.dumps(api).encode())
     setup.set()
     with pytest.raises(BadRequest, match=f"instead of {wrong}"):
-        await setup.install(Packed(setup.server.url, asset_list=f"{setup.server.url}/api"))
+        await setup.install(PackedPlatform(setup.server.url, asset_list=f"{setup.server.url}/api"))
     with pytest.raises(BadRequest, match="bytes instead of 5"):
-        await setup.install(Packed(setup.server.url, size=5))
+        await setup.install(PackedPlatform(setup.server.url, size=5))
     assert not list(setup.settings.downloads_dir.glob("*.tar.gz*"))
     assert setup.installations.versions() == []
     # A mirror that has the right file makes good for one that has not.
@@ -222,7 +200,7 @@ async def test_a_wrong_digest_is_refused_whoever_named_it(setup: Setup, digest: 
     good.mkdir()
     (setup.server.folder / ARCHIVE).rename(good / ARCHIVE)
     linux_archive(setup.server.folder / ARCHIVE, padding=SIZE + 1)
-    mirrors = Packed(setup.server.url, f"{setup.server.url}/good", sha256=digest)
+    mirrors = PackedPlatform(setup.server.url, f"{setup.server.url}/good", sha256=digest)
     assert (await setup.install(mirrors)).sha256 == digest
 
 
@@ -233,7 +211,7 @@ async def test_the_digest_that_the_release_page_names_is_used(setup: Setup, dige
     assert setup.fetched() == []
     beside = f"{digest.upper()}  {ARCHIVE}\n".encode()
     setup.server.answers[f"/{ARCHIVE}.sha256"] = (200, {"content-type": "application/octet-stream"}, beside)
-    with_list = Packed(setup.server.url, asset_list=f"{setup.server.url}/no-such-api")
+    with_list = PackedPlatform(setup.server.url, asset_list=f"{setup.server.url}/no-such-api")
     assert (await setup.install(with_list)).sha256 == digest
     assert not (setup.settings.downloads_dir / "digests.json").exists(), "nothing had to be pinned"
 
@@ -322,7 +300,7 @@ async def test_versions_live_side_by_side(setup: Setup) -> None:
 async def test_a_version_that_is_no_folder_name_is_refused(setup: Setup, version: str) -> None:
     release = Release(version)
     with pytest.raises(BadRequest, match="is not an engine version"):
-        await setup.installations.install("packed", Packed(), release)
+        await setup.installations.install("packed", PackedPlatform(), release)
 
 
 async def test_damaged_notes_and_pointers_are_no_installation(setup: Setup) -> None:

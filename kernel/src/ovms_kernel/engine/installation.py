@@ -148,7 +148,13 @@ class Installations:
             raise EngineFailed(
                 f"{release.archive} holds version {said}, not {release.version}; report that to its vendor."
             )
-        note = {"version": release.version, "platform": name, "sha256": digest, "archive": release.archive}
+        note = {
+            "version": release.version,
+            "reported": said,
+            "platform": name,
+            "sha256": digest,
+            "archive": release.archive,
+        }
         await anyio.to_thread.run_sync(_publish, partial, target, note)
         if release.archive:
             discard_download(self._settings, release)

@@ -1,4 +1,4 @@
-"""A platform whose engine is :mod:`ovms_kernel.testing.misbehaving`."""
+"""Platforms whose engine is :mod:`ovms_kernel.testing.misbehaving`: started as it is, or packed as OVMS is packed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ovms_kernel.engine.ovms import launch_on_linux
 from ovms_kernel.values import LaunchPlan, Release
 
 if TYPE_CHECKING:
@@ -41,3 +42,38 @@ class MisbehavingPlatform:
         """Return how to start it."""
         del installation, ports
         return LaunchPlan((*self.program, "--how", self.how), {"PATH": os.environ.get("PATH", "")})
+
+
+class PackedPlatform:
+    """A platform whose releases :mod:`ovms_kernel.testing.archives` has written and serves.
+
+    :param mirrors: where the archives are.
+    :param fields: further fields of each release.
+    """
+
+    def __init__(self, *mirrors: str, fit: int = 1000, **fields: Any) -> None:  # noqa: ANN401 - as the release has them
+        self.mirrors = mirrors
+        self.fit = fit
+        self.fields = fields
+
+    def matches(self, host: Host) -> int:
+        """Return the fit that the test says."""
+        del host
+        return self.fit
+
+    def release(self, host: Host | None, version: str) -> Release:
+        """Return the archive of a version."""
+        del host
+        version = version or "2026.3.0"
+        fields: dict[str, Any] = {"mirrors": self.mirrors} | self.fields
+        return Release(version, f"ovms_ubuntu24_{version}_python_on.tar.gz", **fields)
+
+    async def requirements(self, installation: Installation) -> list[Requirement]:
+        """Return nothing."""
+        del installation
+        return []
+
+    def launch(self, installation: Installation, ports: Ports) -> LaunchPlan:
+        """Return how to start it."""
+        del ports
+        return launch_on_linux(installation)

@@ -1,0 +1,277 @@
+"""To another version and, if that is not healthy, back; and what happens if the platform was a guess."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psutil
+import pytest
+
+from ovms_graph_text_generation import TextGeneration
+from ovms_kernel.engine import download
+from ovms_kernel.errors import EngineFailed, NotFound, PreconditionFailed
+from ovms_kernel.extensions import Extensions
+from ovms_kernel.hookspecs import hookimpl
+from ovms_kernel.kernel import Kernel
+from ovms_kernel.settings import Settings, read_settings
+from ovms_kernel.testing.archives import ArchiveServer, linux_archive
+from ovms_kernel.testing.platform import MisbehavingPlatform, PackedPlatform
+from ovms_kernel.values import EngineInfo, Host, Installation
+
+HOST = Host("linux", "x86_64", "ubuntu", "24.04", memory=16 << 30)
+MODEL = "tiny/text"
+
+
+class Watcher:
+    def __init__(self) -> None:
+        self.told: list[tuple[str, Any]] = []
+
+    @hookimpl
+    async def ovms_installed(self, installation: Installation) -> None:
+        self.told.append(("installed", installation.version))
+
+    @hookimpl
+    async def ovms_rolled_back(self, installation: Installation, cause: str) -> None:
+        self.told.append(("rolled back", installation.version))
+
+    @hookimpl
+    async def ovms_engine_ready(self, engine: EngineInfo) -> None:
+        self.told.append(("ready", engine.version))
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ArchiveServer]:
+    monkeypatch.setattr(download, "BACK_OFF", 0.01)
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    with ArchiveServer(folder) as server:
+        pack(server, "2026.3.0")
+        yield server
+
+
+def pack(server: ArchiveServer, version: str, how: str = "") -> None:
+    linux_archive(server.folder / f"ovms_ubuntu24_{version}_python_on.tar.gz", version, how=how)
+
+
+def compose(settings: Settings, watcher: Watcher, **platforms: object) -> Kernel:
+    extensions: Any = Extensions(
+        platforms=platforms,  # type: ignore[arg-type]
+        graphs={"text_generation": TextGeneration({})},
+        observers={"watcher": watcher},
+    )
+    return Kernel(settings, host=HOST, extensions=extensions)
+
+
+@pytest.fixture
+def watcher() -> Watcher:
+    return Watcher()
+
+
+@pytest.fixture
+async def kernel(settings: Settings, server: ArchiveServer, watcher: Watcher) -> AsyncIterator[Kernel]:
+    async with compose(settings, watcher, packed=PackedPlatform(server.url)) as kernel:
+        await kernel.install_engine()
+        yield kernel
+
+
+@pytest.fixture
+async def serving(kernel: Kernel, fixtures: Path) -> Kernel:
+    """A kernel whose engine 2026.3.0 serves a model."""
+    await kernel.import_model(fixtures / "text_generation", MODEL)
+    await kernel.load_model(MODEL)
+    return kernel
+
+
+async def test_an_upgrade_takes_the_loaded_models_along_and_a_second_one_does_nothing(
+    serving: Kernel, server: ArchiveServer, watcher: Watcher
+) -> None:
+    pack(server, "2026.4.0")
+    old = await serving.engine()
+    new = await serving.upgrade_engine("2026.4.0")
+    assert new.version == "2026.4.0"
+    assert serving.installations.active() == new
+    info = await serving.engine()
+    assert info.version == "2026.4.0"
+    assert info.pid != old.pid
+    assert [each.id for each in await serving.running_models()] == [MODEL]
+    assert watcher.told == [
+        ("installed", "2026.3.0"),
+        ("ready", "2026.3.0"),
+        ("ready", "2026.4.0"),
+        ("installed", "2026.4.0"),
+    ]
+    requests = len(server.requests)
+    assert await serving.upgrade_engine("2026.4.0") == new
+    assert (await serving.engine()).pid == info.pid
+    assert len(server.requests) == requests
+    # The old version is kept beside it, for `engine use`.
+    assert [each.version for each in serving.installations.versions()] == ["2026.3.0", "2026.4.0"]
+
+
+async def test_an_upgrade_that_nobody_asked_for_does_nothing(serving: Kernel, server: ArchiveServer) -> None:
+    """AOG asks for one after every start."""
+    pid, requests = (await serving.engine()).pid, len(server.requests)
+    assert (await serving.upgrade_engine()).version == "2026.3.0"
+    assert ((await serving.engine()).pid, len(server.requests)) == (pid, requests)
+
+
+@pytest.mark.parametrize(
+    ("how", "cause"),
+    [
+        ("exit=1", "The disk is made of cheese"),
+        ("never-ready", "did not answer"),
+        ("no-grpc", "did not answer"),
+        (f"fail={MODEL}", f"could not load {MODEL}"),
+    ],
+)
+async def test_a_version_that_is_not_healthy_is_rolled_back_with_everything(
+    serving: Kernel, server: ArchiveServer, watcher: Watcher, monkeypatch: pytest.MonkeyPatch, how: str, cause: str
+) -> None:
+    object.__setattr__(serving.settings, "start_timeout", 1.5)
+    pack(server, "2026.4.0", how)
+    with pytest.raises(EngineFailed, match=rf"2026\.4\.0 did not come up healthy, so version 2026\.3\.0 .*{cause}"):
+        await serving.upgrade_engine("2026.4.0")
+    active = serving.installations.active()
+    assert active
+    assert active.version == "2026.3.0"
+    assert (await serving.engine()).version == "2026.3.0"
+    assert [each.id for each in await serving.running_models()] == [MODEL]
+    assert watcher.told[-1] == ("rolled back", "2026.3.0")
+    assert ("installed", "2026.4.0") not in watcher.told
+
+
+async def test_a_version_that_cannot_be_had_or_run_touches_nothing(serving: Kernel, server: ArchiveServer) -> None:
+    pid = (await serving.engine()).pid
+    with pytest.raises(NotFound, match="could not be had"):
+        await serving.upgrade_engine("2026.4.0")
+    pack(server, "2026.4.0", "broken")
+    with pytest.raises(EngineFailed, match="does not run on this system"):
+        await serving.upgrade_engine("2026.4.0")
+    assert (await serving.engine()).pid == pid
+
+
+async def test_an_engine_that_did_not_run_is_tried_and_does_not_run_afterwards(
+    kernel: Kernel, server: ArchiveServer, watcher: Watcher
+) -> None:
+    pack(server, "2026.4.0")
+    await kernel.upgrade_engine("2026.4.0")
+    assert ("ready", "2026.4.0") in watcher.told
+    assert not kernel.supervisor.started
+    pack(server, "2026.4.1", "exit=1")
+    with pytest.raises(EngineFailed):
+        await kernel.upgrade_engine("2026.4.1")
+    assert not kernel.supervisor.started
+    assert await kernel.engine_version() == "2026.4.0"
+
+
+async def test_while_it_upgrades_hosts_are_told_to_leave_it_alone(serving: Kernel, server: ArchiveServer) -> None:
+    pack(server, "2026.4.0", "slow=0.5")
+    async with anyio.create_task_group() as group:
+        group.start_soon(serving.upgrade_engine, "2026.4.0")
+        while serving.operate_status == 1:  # noqa: ASYNC110 - a number that a host polls
+            await anyio.sleep(0.01)
+    assert serving.operate_status == 1
+
+
+KILLED = """
+import os, sys, anyio
+sys.path.insert(0, sys.argv[4])
+from ovms_graph_text_generation import TextGeneration
+from ovms_kernel.extensions import Extensions
+from ovms_kernel.kernel import Kernel
+from ovms_kernel.models.serving import Serving
+from ovms_kernel.engine.installation import Installations
+from ovms_kernel.settings import read_settings
+from ovms_kernel.testing.platform import PackedPlatform
+from ovms_kernel.values import Host
+
+data, url, step, _ = sys.argv[1:]
+def die(*_a, **_k):
+    os.kill(os.getpid(), 9)
+async def main():
+    extensions = Extensions(platforms={"packed": PackedPlatform(url)}, graphs={"text_generation": TextGeneration({})})
+    async with Kernel(read_settings({}, data_dir=data), host=Host("linux", "x86_64"), extensions=extensions) as kernel:
+        await kernel.load_model("tiny/text")
+        if step == "install":
+            kernel.installations._switch = die
+            kernel.stop_engine = die
+        elif step == "start":
+            kernel.supervisor.ensure_ready = die
+        elif step == "load":
+            kernel.serving.load = die
+        elif step == "switch":
+            kernel.installations.activate = die
+        await kernel.upgrade_engine("2026.4.0")
+anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize("step", ["install", "start", "load", "switch"])
+async def test_a_plugin_that_is_killed_while_upgrading_leaves_the_old_version_in_use(
+    settings: Settings, server: ArchiveServer, watcher: Watcher, fixtures: Path, step: str
+) -> None:
+    pack(server, "2026.4.0")
+    async with compose(settings, watcher, packed=PackedPlatform(server.url)) as kernel:
+        await kernel.install_engine()
+        await kernel.import_model(fixtures / "text_generation", MODEL)
+    command = [sys.executable, "-c", KILLED, str(settings.data_dir), server.url, step, ""]
+    done = await anyio.run_process(command, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    with anyio.fail_after(10):
+        while any(str(settings.config_json) in " ".join(_command(each)) for each in psutil.process_iter()):  # noqa: ASYNC110
+            await anyio.sleep(0.05)
+    async with compose(settings, watcher, packed=PackedPlatform(server.url)) as kernel:
+        assert await kernel.engine_version() == "2026.3.0"
+        assert (await kernel.load_model(MODEL)).id == MODEL
+        assert (await kernel.upgrade_engine("2026.4.0")).version == "2026.4.0"
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+# -- a guess ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["broken", "gone"])
+async def test_a_guess_that_does_not_run_gives_way_to_the_next_platform(
+    tmp_path: Path, server: ArchiveServer, watcher: Watcher, how: str
+) -> None:
+    if how == "gone":
+        next(server.folder.iterdir()).unlink()
+    else:
+        pack(server, "2026.3.0", how)
+    settings = read_settings({}, data_dir=tmp_path / "other")
+    guess, portable = PackedPlatform(server.url, fit=5), MisbehavingPlatform({})
+    portable.matches = lambda _: 1  # type: ignore[method-assign, assignment]
+    async with compose(settings, watcher, guess=guess, portable=portable) as kernel:
+        installed = await kernel.install_engine()
+        assert installed.platform == "portable"
+        # From now on that is the platform: it is what is installed.
+        assert kernel.platform() is portable
+        assert await kernel.install_engine() == installed
+        assert (await kernel.engine()).version == installed.version
+    # A version that somebody asked for does not turn into something else.
+    async with compose(
+        read_settings({}, data_dir=tmp_path / "third"), watcher, guess=guess, portable=portable
+    ) as kernel:
+        with pytest.raises((EngineFailed, NotFound)):
+            await kernel.install_engine("2026.3.0")
+        with pytest.raises(PreconditionFailed):
+            await kernel.engine_version()
+
+
+async def test_the_engine_is_told_apart_from_one_that_only_looks_like_it(kernel: Kernel) -> None:
+    """GetVersion is that of the binary: what it said of itself when it was installed."""
+    assert await kernel.engine_version() == "2026.3.0"
+    note = json.loads((kernel.settings.versions_dir / "2026.3.0" / "installation.json").read_text())
+    assert note["reported"] == "2026.3.0"
+    assert os.access(kernel.settings.versions_dir / "2026.3.0/ovms/bin/ovms", os.X_OK)
