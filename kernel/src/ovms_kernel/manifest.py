@@ -11,7 +11,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ovms_kernel.values import ServiceDefinition
 
@@ -28,6 +28,12 @@ FLAVORS = frozenset({"aog", "aliyun", "baidu", "deepseek", "ollama", "openai", "
 SYSTEMS = ("darwin_amd64", "darwin_arm64", "linux_amd64", "linux_arm64", "windows_amd64")
 """``<GOOS>_<GOARCH>`` of the systems that have a launcher."""
 
+DEFAULT_RESOURCES = {"data_dir": "${AOG_DATA_DIR}/engine/ovms-plugin"}
+"""``resources`` of a manifest that was made for no machine in particular."""
+
+MARK = "# AOG's manifest, made from the installed services by `ovms-plugin manifest`;"
+"""How every ``plugin.yaml`` of ours begins."""
+
 
 def executable(system: str) -> str:
     """Return the launcher's path in the plugin folder, with forward slashes, for one of ``SYSTEMS``."""
@@ -43,8 +49,14 @@ class Manifest:
     bodies: Bodies = "openvino"
     """``openvino`` names the conversion templates of AOG's own engine, ``full`` those that keep every field."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return it in AOG's field names, in the order in which a person reads it."""
+    def as_dict(
+        self, *, systems: Sequence[str] = SYSTEMS, resources: Mapping[str, str] = DEFAULT_RESOURCES
+    ) -> dict[str, Any]:
+        """Return it in AOG's field names, in the order in which a person reads it.
+
+        :param systems: those that the plugin's folder has a launcher for.
+        :param resources: what our own settings are to begin with.
+        """
         return {
             "version": "1.0",
             "provider": {
@@ -57,8 +69,8 @@ class Manifest:
                 "engine_host": self.engine_host,
             },
             "services": [self._service(each) for each in self.services],
-            "platforms": {system: {"executable": executable(system)} for system in SYSTEMS},
-            "resources": {"data_dir": "${AOG_DATA_DIR}/engine/ovms-plugin"},
+            "platforms": {system: {"executable": executable(system)} for system in systems},
+            "resources": dict(resources),
         }
 
     def _service(self, definition: ServiceDefinition) -> dict[str, Any]:
@@ -79,12 +91,12 @@ class Manifest:
             },
         }
 
-    def as_yaml(self) -> str:
-        """Return the text of ``plugin.yaml``."""
+    def as_yaml(self, *, systems: Sequence[str] = SYSTEMS, resources: Mapping[str, str] = DEFAULT_RESOURCES) -> str:
+        """Return the text of ``plugin.yaml``; see ``as_dict``."""
         import yaml
 
-        head = "# AOG's manifest, made from the installed services by `ovms-plugin manifest`; do not edit.\n"
-        return head + yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True, width=120)
+        fields = self.as_dict(systems=systems, resources=resources)
+        return MARK + " do not edit.\n" + yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=120)
 
 
 def make_manifest(definitions: Iterable[ServiceDefinition], *, bodies: Bodies = "openvino") -> Manifest:

@@ -1,0 +1,208 @@
+"""``ovms-plugin deploy``: put the plugin where AOG looks for it, and see that it starts from there."""
+
+import os
+import platform
+import shlex
+import shutil
+import site
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import anyio.to_thread
+import typer
+
+from ovms_cli import output
+from ovms_cli.about import Bodies
+from ovms_cli.session import Session, add
+from ovms_kernel.errors import BadRequest, NotFound, NotSupported, OvmsError, PreconditionFailed
+from ovms_kernel.manifest import MARK, PROVIDER, SYSTEMS, executable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MACHINES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
+"""GOARCH by what Python calls the machine."""
+
+LAUNCHER = """#!/bin/sh
+# Starts ovms-plugin for AOG; written by `ovms-plugin deploy`.
+python={python}
+if [ ! -x "$python" ]; then
+  echo "[ERROR] The Python environment of ovms-plugin was $python and is not there any more;" \\
+    "run \\`ovms-plugin deploy\\` again from where it is now." >&2
+  exit 1
+fi
+exec "$python" {flags} -m ovms_kernel.aog "$0"
+"""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this command."""
+    add(app, deploy)
+
+
+async def deploy(
+    session: Session,
+    *,
+    plugin_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="AOG's folder of plugins, if it is not the usual one.", show_default=False),
+    ] = None,
+    bodies: Annotated[
+        Bodies, typer.Option(help="Templates of AOG's own engine, or those that keep every field.")
+    ] = Bodies.openvino,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Take the plugin away again; models and engine stay.")
+    ] = False,
+) -> None:
+    """Make AOG find this plugin.
+
+    Writes a folder with plugin.yaml and a launcher that starts this very environment, starts it once as AOG would, and
+    says what to do next.
+    """
+    plugins = plugin_dir.expanduser().absolute() if plugin_dir else usual_folder(os.environ)
+    folder = plugins / PROVIDER
+    check_ours(folder)
+    try:
+        if remove:
+            _remove(folder)
+            return
+        async with session.kernel() as kernel:
+            manifest = replace(kernel.manifest(), bodies=bodies.value)
+            default = next((each.default_model for each in manifest.services if each.name == "chat"), "")
+        system = this_system()
+        text = manifest.as_yaml(
+            systems=(system,), resources={"data_dir": str(session.settings.data_dir).replace("$", "$$")}
+        )
+        existed = folder.exists()
+        launcher = write(folder, text, system)
+    except OSError as error:
+        raise PreconditionFailed(
+            f"{error.filename or folder} cannot be written ({error.strerror}); run this as the user that runs AOG, "
+            "or name another folder with --plugin-dir."
+        ) from error
+    try:
+        seconds = await start_once(launcher)
+    except OvmsError:
+        if not existed:
+            await anyio.to_thread.run_sync(shutil.rmtree, folder)
+        raise
+    _say_next(session, folder, plugins, default, seconds)
+
+
+def usual_folder(environment: "Mapping[str, str]") -> Path:
+    """Return AOG's folder of plugins on this system.
+
+    :raises NotFound: AOG has no folder here.
+    """
+    if sys.platform == "win32":
+        root = Path(environment.get("APPDATA") or Path.home() / "AppData" / "Roaming") / "AOG"
+    elif sys.platform == "darwin":
+        root = Path.home() / "Library" / "Application Support" / "AOG"
+    else:
+        root = Path("/var/lib/aog")
+    if not root.is_dir():
+        raise NotFound(f"AOG's folder {root} is not there; install and start AOG first, or name its folder of plugins "
+                       "with --plugin-dir.")  # fmt: skip
+    return root / "plugins"
+
+
+def this_system() -> str:
+    """Return this machine's ``<GOOS>_<GOARCH>``.
+
+    :raises NotSupported: AOG has no build for it.
+    """
+    system = f"{platform.system().lower()}_{MACHINES.get(platform.machine().lower(), platform.machine())}"
+    if system not in SYSTEMS:
+        raise NotSupported(f"AOG does not run on {system}; it does on {', '.join(SYSTEMS)}.")
+    return system
+
+
+def check_ours(folder: Path) -> None:
+    """Refuse to touch what somebody else put there under our name, such as AOG's own sample.
+
+    :raises BadRequest: it is not ours.
+    """
+    manifest = folder / "plugin.yaml"
+    if not folder.exists() and not folder.is_symlink():
+        return
+    try:
+        ours = folder.is_dir() and (not any(folder.iterdir()) or manifest.read_text("utf-8").startswith(MARK))
+    except (OSError, UnicodeDecodeError):
+        ours = False
+    if not ours:
+        raise BadRequest(
+            f"{folder} holds another plugin of that name, not one that this command wrote; move it away first."
+        )
+
+
+def write(folder: Path, manifest: str, system: str) -> Path:
+    """Write the plugin's folder and return its launcher; what is there already is replaced file by file."""
+    launcher = folder / executable(system)
+    launcher.parent.mkdir(parents=True, exist_ok=True)
+    if system.startswith("windows"):
+        source = Path(sys.executable).with_name(launcher.name)
+        if not source.exists():
+            raise NotFound(f"{source} is not there, which AOG is to start; install ovms-plugin with pip or uv.")
+        _replace(launcher, source.read_bytes())
+    else:
+        _replace(launcher, launcher_text().encode(), mode=0o755)
+    # The manifest comes last: with it AOG begins to see the plugin.
+    _replace(folder / "plugin.yaml", manifest.encode())
+    return launcher
+
+
+def launcher_text() -> str:
+    """Return the launcher for systems with a shell: it becomes this very Python, so that AOG's signals reach it."""
+    kernel = Path(sys.modules["ovms_kernel"].__file__ or "")
+    user_site = site.getusersitepackages()
+    # Isolated from whatever AOG's user has in the environment, unless we are installed just there.
+    flags = "-X utf8" if kernel.is_relative_to(user_site) else "-I -X utf8"
+    return LAUNCHER.format(python=shlex.quote(sys.executable), flags=flags)
+
+
+def _replace(path: Path, data: bytes, mode: int = 0o644) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_bytes(data)
+    partial.chmod(mode)
+    partial.replace(path)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+        output.say(f"Removed {folder}; restart AOG to make it forget the plugin.")
+    else:
+        output.say(f"There is nothing to remove: {folder} is not there.")
+
+
+async def start_once(launcher: Path) -> float:
+    """Start the plugin as AOG would and end it again; return the seconds to its handshake.
+
+    :raises OvmsError: it does not start, or not well.
+    """
+    from ovms_kernel.testing.host import PluginFailed, PluginHost
+
+    # AOG's working directory is two levels above the executable, which is not the plugin's folder.
+    host = PluginHost([launcher], cwd=launcher.parent.parent)
+    try:
+        async with host:
+            answer: Any = await host.call("GetManifest", timeout=60)
+            if answer.code not in (0, 200):
+                raise OvmsError(f"The plugin starts, but says: {answer.message}")
+            await host.kill()
+    except (PluginFailed, OSError) as error:
+        raise OvmsError(f"AOG could not start the plugin from {launcher}: {error}") from error
+    return host.handshake_seconds
+
+
+def _say_next(session: Session, folder: Path, plugins: Path, model: str, seconds: float) -> None:
+    output.say(f"Written to {folder} and started once from there: it answered after {seconds * 1000:.0f} ms.")
+    output.say(f"Models and engine are kept in {session.settings.data_dir}.")
+    output.say("")
+    output.say("Next, restart AOG and install a service:")
+    output.say("  aog server stop; aog server start -d")
+    output.say(f"  aog install chat --flavor {PROVIDER} --model {model or '<owner>/<name>'}")
+    output.say("")
+    output.say(f"AOG must read {plugins}: started in a folder that has a folder `plugins`, it reads that one instead.")
