@@ -275,3 +275,33 @@ async def test_a_host_that_no_platform_fits_is_told_what_to_install(tmp_path: Pa
     named = Kernel(read_settings({}, data_dir=tmp_path, platform="beos"), host=HOST, extensions=Extensions())
     with pytest.raises(NotSupported, match="No platform extension named beos"):
         named.platform()
+
+
+async def test_the_mode_of_a_start_is_the_device_of_models_that_name_none(ready: Setup, fixtures: Path) -> None:
+    kernel = ready.kernel
+    with pytest.raises(BadRequest, match=r"'turbo' is not a mode .* auto, daemon"):
+        await kernel.start_engine("turbo")
+    with pytest.raises(PreconditionFailed, match="shows no GPU"):
+        await kernel.start_engine("gpu")
+    assert kernel.supervisor.info is None
+    await kernel.start_engine("cpu")
+    model = await kernel.load_model("tiny/text")
+    assert 'device: "CPU"' in (model.directory / "graph.pbtxt").read_text("utf-8")
+    await kernel.start_engine("daemon")
+
+
+async def test_health_is_bad_when_the_engine_hangs(ready: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ovms_kernel.kernel.HEALTH_LIMIT", 0.5)
+    info = await ready.kernel.engine()
+    assert info.pid is not None
+    await ready.kernel.health()
+    os.kill(info.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(Unavailable, match="did not answer"):
+            await ready.kernel.health()
+    finally:
+        os.kill(info.pid, signal.SIGCONT)
+
+
+async def test_the_version_is_what_the_program_says(ready: Setup) -> None:
+    assert await ready.kernel.engine_version() == "2026.3.0-misbehaving"

@@ -5,11 +5,9 @@ It knows that there are services, platforms, graphs and hubs, and none of them b
 
 from __future__ import annotations
 
-import json
 import logging
-import time
-import uuid
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -18,14 +16,12 @@ import anyio
 from ovms_kernel.engine.choice import candidates, install_best
 from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.engine.host import read_host
-from ovms_kernel.engine.installation import Installations
+from ovms_kernel.engine.installation import Installations, try_version
 from ovms_kernel.engine.supervisor import Supervisor
 from ovms_kernel.errors import (
     BadRequest,
-    Cancelled,
     NotFound,
     NotSupported,
-    OvmsError,
     PreconditionFailed,
     TimedOut,
     Unavailable,
@@ -33,12 +29,14 @@ from ovms_kernel.errors import (
 from ovms_kernel.events import Events
 from ovms_kernel.extensions import Extensions, compose
 from ovms_kernel.manifest import make_manifest
+from ovms_kernel.models.answering import Answering
 from ovms_kernel.models.library import Library
 from ovms_kernel.models.serving import Serving
-from ovms_kernel.values import Call, Outcome, Ports
+from ovms_kernel.requests import admitted
+from ovms_kernel.values import Ports
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
     from ovms_kernel.drivers import ConversingService, Platform, Service, StreamingService
     from ovms_kernel.engine.choice import Choice
@@ -47,6 +45,11 @@ if TYPE_CHECKING:
     from ovms_kernel.values import Endpoint, EngineInfo, Host, Installation, LocalModel, Message, Progress
 
 log = logging.getLogger(__name__)
+
+HEALTH_LIMIT = 3.0
+"""Seconds that a question about health may take; AOG asks before a request and every minute."""
+MODES = {"": None, "auto": None, "daemon": None, "standard": None, "cpu": "CPU", "gpu": "GPU"}
+"""The modes of StartEngine and the device that they mean for models that name none; AOG sends daemon or standard."""
 
 
 class ServingEngine(EngineClient):
@@ -89,11 +92,12 @@ class Kernel:
             self.supervisor.log_of,
             running=lambda: self.supervisor.info is not None,
         )
+        self._answering = Answering(self.library, self.serving)
         self.operate_status = 1
         """What AOG asks with GetOperateStatus: 1 = normal, 0 = busy installing, so leave the engine alone."""
         self._client: ServingEngine | None = None
         self._installing = anyio.Lock()
-        self._last_used: dict[str, str] = {}
+        self._versions: dict[str, str] = {}
         self._stopping = False
 
     async def __aenter__(self) -> Self:
@@ -148,11 +152,8 @@ class Kernel:
             active = self.installations.active()
             if active and active.version == choices[0].platform.release(self.host, version).version:
                 return active
-            self.operate_status = 0
-            try:
+            with self._busy():
                 return await install_best(self.installations, choices, self.host, version, report)
-            finally:
-                self.operate_status = 1
 
     async def init_environment(self) -> None:
         """Make the folders and the engine's configuration file."""
@@ -161,11 +162,16 @@ class Kernel:
     async def start_engine(self, mode: str = "") -> None:
         """Start the engine if it does not run; return before it is ready.
 
-        :raises PreconditionFailed: no engine is installed.
+        :param mode: ``cpu`` or ``gpu``, the device of models that name none; else the engine chooses.
+        :raises PreconditionFailed: no engine is installed, or the machine has no such device.
         """
         self._admitting()
-        del mode  # graphs name their devices; see docs/architecture.md
+        if mode not in MODES:
+            raise BadRequest(f"{mode!r} is not a mode of the engine; use one of {', '.join(filter(None, MODES))}.")
         platform, installation = self.platform(), self._installed()
+        if (device := MODES[mode]) and device not in self.host.devices:
+            raise PreconditionFailed(f"This machine shows no {device}; start with mode auto or cpu.")
+        self.library.shaper.host = replace(self.host, devices=(device,)) if device else self.host
         await self.init_environment()
         await self.supervisor.start(platform, installation)
 
@@ -190,11 +196,8 @@ class Kernel:
         from ovms_kernel.engine.upgrade import upgrade
 
         async with self._installing:
-            self.operate_status = 0
-            try:
+            with self._busy():
                 return await upgrade(self, release, report)
-            finally:
-                self.operate_status = 1
 
     async def engine(self) -> EngineInfo:
         """Return the running engine, starting it if it does not run and waiting until it is ready."""
@@ -208,7 +211,7 @@ class Kernel:
         info = await self.engine()
         if self._client is None or self._client.endpoint != info.endpoint:
             await self._drop_client()
-            self._client = ServingEngine(info.endpoint, self._ready)
+            self._client = ServingEngine(info.endpoint, self._answering.ready)
         return self._client
 
     async def health(self) -> None:
@@ -221,15 +224,17 @@ class Kernel:
         if info is None:
             raise Unavailable(f"The engine is {self.supervisor.describe()}.")
         client = await self.client()
-        with anyio.move_on_after(3) as scope:
-            await client.live()
-            await client.grpc_live()
-        if scope.cancelled_caught:
-            raise Unavailable("The engine runs but did not answer within 3 s.")
+        with anyio.move_on_after(HEALTH_LIMIT):
+            if await client.live() and await client.grpc_live():
+                return
+        raise Unavailable(f"The engine runs but did not answer within {HEALTH_LIMIT:g} s.")
 
     async def engine_version(self) -> str:
-        """Return the version of the active engine."""
-        return self._installed().version
+        """Return the version that the active engine's own program names; it is run once for that."""
+        installation = self._installed()
+        if installation.version not in self._versions:
+            self._versions[installation.version] = await try_version(self.platform(), installation)
+        return self._versions[installation.version]
 
     def engine_config(self) -> dict[str, str]:
         """Return what AOG's EngineRecommendConfig asks about the engine."""
@@ -251,6 +256,15 @@ class Kernel:
             "exec_file": program.name,
             "device_type": ",".join(self.host.devices),
         }
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        """Let AOG know to leave the engine alone meanwhile."""
+        self.operate_status = 0
+        try:
+            yield
+        finally:
+            self.operate_status = 1
 
     def _installed(self) -> Installation:
         if installation := self.installations.active():
@@ -303,43 +317,6 @@ class Kernel:
         for model in models:
             await self.serving.unload(model, reason)
 
-    async def _ready(self, model: str, model_type: str) -> str:
-        served = self.serving.served.get(model)
-        if served is None:
-            served = await self._choose(model, model_type)
-        if served.model_type != model_type:
-            raise BadRequest(
-                f"{served.id} is for {served.model_type} and this request needs a model for {model_type}; "
-                f"name one of these: {self._installed_names(await self.list_models(), model_type)}."
-            )
-        await self.serving.ensure(served.id)
-        self._last_used[model_type] = served.id
-        return served.id
-
-    async def _choose(self, model: str, model_type: str) -> LocalModel:
-        installed = await self.list_models()
-        if not model:
-            candidates = [each for each in installed if each.model_type == model_type]
-            chosen = [each for each in candidates if each.id == self._last_used.get(model_type)] or candidates
-            if len(chosen) == 1:
-                return chosen[0]
-            found = f"several are ({self._installed_names(installed, model_type)})" if chosen else "none is"
-            raise NotFound(
-                f"The request names no model and {found} installed for {model_type}; "
-                "name one, or pull one with `ovms-plugin pull <owner>/<name>`."
-            )
-        for each in installed:
-            if each.id == model:
-                return each
-        named = self._installed_names(installed, model_type)
-        raise NotFound(
-            f"Model {model} is not installed; installed for {model_type}: {named}. "
-            f"Pull it with `ovms-plugin pull {model}`."
-        )
-
-    def _installed_names(self, installed: list[LocalModel], model_type: str) -> str:
-        return ", ".join(each.id for each in installed if each.model_type == model_type) or "none"
-
     # -- services --------------------------------------------------------------------------------------------------
 
     def service(self, name: str) -> Service:
@@ -363,7 +340,8 @@ class Kernel:
         :param timeout: seconds, for all of it including a load of the model.
         """
         driver = self.service(service)
-        async with self._admitted(driver, body, timeout, streaming=False) as (call, sent):
+        self._admitting()
+        async with admitted(self.events, service, body, timeout=timeout, streaming=False) as (call, sent):
             try:
                 with anyio.fail_after(timeout):
                     answer = await driver.invoke(call, await self.client())
@@ -380,8 +358,9 @@ class Kernel:
         driver = self.service(service)
         if not driver.definition.streaming:
             raise NotSupported(f"The service {service} does not stream; ask for the whole answer.")
+        self._admitting()
         async with (
-            self._admitted(driver, body, timeout, streaming=True) as (call, sent),
+            admitted(self.events, service, body, timeout=timeout, streaming=True) as (call, sent),
             aclosing(cast("Any", cast("StreamingService", driver).stream(call, await self.client()))) as chunks,
         ):
             async for chunk in chunks:
@@ -398,60 +377,3 @@ class Kernel:
         async with aclosing(cast("Any", conversation)) as messages:
             async for message in messages:
                 yield message
-
-    @asynccontextmanager
-    async def _admitted(
-        self, driver: Service, raw: bytes, timeout: float | None, *, streaming: bool
-    ) -> AsyncIterator[tuple[Call, Callable[[int], None]]]:
-        """Check a request, and tell its beginning and end."""
-        self._admitting()
-        body = decode(raw)
-        call = Call(
-            id=uuid.uuid4().hex,
-            service=driver.definition.name,
-            model=str(body.get("model") or ""),
-            body=body,
-            raw=raw,
-            streaming=streaming,
-            timeout=timeout,
-        )
-        began = time.monotonic()
-        code, error, bytes_out = 200, "", 0
-
-        def sent(count: int) -> None:
-            nonlocal bytes_out
-            bytes_out += count
-
-        try:
-            await self.events.ask("ovms_before_request", call=call)
-            yield call, sent
-        except OvmsError as caught:
-            code, error = caught.code, caught.message
-            raise
-        except (GeneratorExit, anyio.get_cancelled_exc_class()):
-            code, error = Cancelled.code, "cancelled"
-            raise
-        except BaseException as caught:
-            code, error = 500, type(caught).__name__
-            raise
-        finally:
-            outcome = Outcome(code, time.monotonic() - began, bytes_out, error)
-            with anyio.CancelScope(shield=True):
-                await self.events.tell("ovms_request_finished", call=call, outcome=outcome)
-
-
-def decode(raw: bytes) -> dict[str, Any]:
-    """Return the JSON object in a request.
-
-    :raises BadRequest: there is something else in it.
-    """
-    try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"The request is not valid JSON ({error}); send one JSON object.") from error
-    if not isinstance(body, dict):
-        raise BadRequest(f"The request must be one JSON object, not {type(body).__name__}.")
-    # A field that is null counts as absent (services.md).
-    if not isinstance(body.get("model"), str | None):
-        raise BadRequest("The field model must be a string; name an installed model or leave it out.")
-    return body

@@ -50,7 +50,8 @@ class Shaper:
         self._settings = settings
         self._events = events
         self._drivers = {driver.model_type: driver for driver in drivers.values()}
-        self._host = host
+        self.host = host
+        """What graphs are built for; its devices may be narrowed to the one that a start asked for."""
         self._folder_of = folder_of
 
     def check_type(self, model_type: str) -> None:
@@ -97,7 +98,7 @@ class Shaper:
             raise NotSupported(f"No extension for {model.model_type} models is loaded; install {wanted}.") from None
         section = self._settings.section("models", model.id)
         values = {key: value for key, value in section.items() if key not in SERVING_KEYS} | dict(given)
-        options = GraphOptions(self._host, values)
+        options = GraphOptions(self.host, values)
         answers = await self._events.ask("ovms_amend_graph", model=model, options=options)
         patch = merge(((name, answer.values) for name, answer in answers), "the graph option")
         options = replace(options, values=self._resolve(values | patch))

@@ -1,0 +1,73 @@
+"""A request from its admission to its end: decoded once, told to who listens, its outcome told too."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from ovms_kernel.errors import BadRequest, Cancelled, OvmsError
+from ovms_kernel.values import Call, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from ovms_kernel.events import Events
+
+
+def decode(raw: bytes) -> dict[str, Any]:
+    """Return the JSON object in a request.
+
+    :raises BadRequest: there is something else in it.
+    """
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"The request is not valid JSON ({error}); send one JSON object.") from error
+    if not isinstance(body, dict):
+        raise BadRequest(f"The request must be one JSON object, not {type(body).__name__}.")
+    # A field that is null counts as absent (services.md).
+    if not isinstance(body.get("model"), str | None):
+        raise BadRequest("The field model must be a string; name an installed model or leave it out.")
+    return body
+
+
+@asynccontextmanager
+async def admitted(
+    events: Events, service: str, raw: bytes, *, timeout: float | None, streaming: bool
+) -> AsyncIterator[tuple[Call, Callable[[int], None]]]:
+    """Admit a request to a service and tell of its beginning and its end.
+
+    :return: the call, and a function that is told of the bytes that were sent back.
+    :raises BadRequest: it is not a request.
+    :raises Refused: an extension does not want it.
+    """
+    body = decode(raw)
+    call = Call(uuid.uuid4().hex, service, str(body.get("model") or ""), body, raw, streaming, timeout)
+    began = time.monotonic()
+    code, error, bytes_out = 200, "", 0
+
+    def sent(count: int) -> None:
+        nonlocal bytes_out
+        bytes_out += count
+
+    try:
+        await events.ask("ovms_before_request", call=call)
+        yield call, sent
+    except OvmsError as caught:
+        code, error = caught.code, caught.message
+        raise
+    except (GeneratorExit, anyio.get_cancelled_exc_class()):
+        code, error = Cancelled.code, "cancelled"
+        raise
+    except BaseException as caught:
+        code, error = 500, type(caught).__name__
+        raise
+    finally:
+        outcome = Outcome(code, time.monotonic() - began, bytes_out, error)
+        with anyio.CancelScope(shield=True):
+            await events.tell("ovms_request_finished", call=call, outcome=outcome)
