@@ -99,7 +99,7 @@ def main() -> None:
     options.add_argument("--repeat", type=int, default=5)
     options.add_argument("--quick", action="store_true", help="smaller files")
     chosen = options.parse_args()
-    small, large, huge = (24 << 20, 256 << 20, 256 << 20) if chosen.quick else (48 << 20, 1 << 30, 2 << 30)
+    small, large, huge = (24 << 20, 256 << 20, 256 << 20) if chosen.quick else (48 << 20, 2 << 30, 2 << 30)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with Hub(folder, small, rate=4 << 20) as hub:
