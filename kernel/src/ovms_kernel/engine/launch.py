@@ -203,8 +203,11 @@ def log_lines(path: Path, begin: int = 0, *, limit: int = 64 << 10) -> list[str]
 
 
 def error_lines(lines: list[str], *, most: int = 5) -> list[str]:
-    """Return the last lines that tell of errors, without their prefix; else the very last line."""
+    """Return the last lines that tell of errors, without their prefix; else the last that is not of OVMS's own form.
+
+    Such a line is what the loader, the shell or Python says of an engine that did not come so far.
+    """
     found = [PREFIX.sub("", line).strip() for line in lines if ERRORS.search(line)]
     if not found:
-        found = [line.strip() for line in lines if line.strip()][-1:]
+        found = [line.strip() for line in lines if line.strip() and not PREFIX.match(line)][-1:]
     return found[-most:]
