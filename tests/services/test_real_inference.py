@@ -8,13 +8,17 @@ import io
 import json
 import math
 import wave
+from contextlib import aclosing, suppress
+from functools import partial
 from pathlib import Path
 
 import anyio
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
+from ovms_kernel.api import hookimpl
 from ovms_kernel.errors import BadRequest, NotFound
 
 KNOWN = "OpenVINO is an open source toolkit for running AI models fast on Intel CPUs, GPUs and NPUs."
@@ -120,15 +124,58 @@ async def test_generate(ask, stream, prompt):
     assert "".join(each["choices"][0]["text"] for each in chunks if each["choices"]) == " Paris."
 
 
-async def test_leaving_a_long_answer_frees_the_engine(house, ask):
-    from contextlib import aclosing
+def work_of_the_engine():
+    """Return the seconds of processor time that every process of the engine has used."""
+    used = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            used += sum(process.cpu_times()[:2])
+    return used
 
-    body = {"model": "tiny/text", "messages": user("Count to fifty"), "temperature": 0, "max_tokens": 1500}
-    body |= {"ignore_eos": True}
-    async with aclosing(house.stream("chat", json.dumps(body).encode())) as chunks:
-        await anext(chunks)
-    with anyio.fail_after(5):
-        assert (await ask("chat", messages=user("Say hello"), temperature=0))["choices"][0]["message"]["content"]
+
+async def work_until_rest(before):
+    """Return the processor time that the engine has used since then, once it uses no more."""
+    with anyio.fail_after(10):
+        while True:
+            now = work_of_the_engine()
+            await anyio.sleep(0.15)
+            if work_of_the_engine() - now <= 0.02:
+                return now - before
+
+
+@pytest.mark.parametrize("way", ["close", "cancel"])
+async def test_leaving_a_long_answer_stops_the_generation(house, way):
+    body = {"model": "tiny/text", "messages": user("Count to fifty"), "temperature": 0, "max_tokens": 2000}
+    raw = json.dumps(body | {"ignore_eos": True}).encode()
+    await house.load_model("tiny/text")
+    began = work_of_the_engine()
+    await house.invoke("chat", raw)
+    whole = await work_until_rest(began)
+    began = work_of_the_engine()
+    if way == "close":
+        async with aclosing(house.stream("chat", raw)) as chunks:
+            await anext(chunks)
+    else:
+        with anyio.move_on_after(0.1) as scope:
+            await house.invoke("chat", raw)
+        assert scope.cancelled_caught, "the whole answer takes a second"
+    assert await work_until_rest(began) < whole / 2
+
+
+async def test_a_model_is_loaded_once_whoever_asks_at_the_same_time(house, ask):
+    loads = []
+
+    class Watcher:
+        @hookimpl
+        def ovms_model_ready(self, model):
+            loads.append(model.model.id)
+
+    await house.unload_models(["tiny/embeddings"])
+    house.events.register({"observers.watcher": Watcher()})
+    async with anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(partial(ask, "embed", model="tiny/embeddings", input="a cat"))
+    assert loads == ["tiny/embeddings"]
 
 
 async def test_the_engines_refusal_is_one_sentence(ask, stream):

@@ -69,7 +69,7 @@ async def read_media(
     text = value.strip()
     kind = source or ("base64" if text.startswith("data:") else source_of(text))
     if kind == "base64":
-        return decode_base64(field, text)
+        return await anyio.to_thread.run_sync(decode_base64, field, text)
     if kind == "path":
         return await anyio.to_thread.run_sync(_read_file, field, text)
     if kind == "url":

@@ -244,6 +244,8 @@ def _translated(timeout: float | None) -> Iterator[None]:
     except TimeoutError as error:
         raise TimedOut(f"The engine did not answer within {timeout:g} s.") from error
     except httpx.ConnectError as error:
+        if type(error.__cause__).__name__ == "SSLCertVerificationError":
+            raise Unavailable("The engine's certificate is not trusted; set the file of its authority.") from error
         raise Unavailable("The engine does not answer; it is not running or has just stopped.") from error
     except (httpx.HTTPError, httpx.StreamError, RuntimeError) as error:
         # RuntimeError: the client was closed because the engine ended.
