@@ -13,7 +13,8 @@ import pytest
 from ovms_kernel.errors import BadRequest, NotFound, Refused, Unavailable
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.models import publish
-from ovms_kernel.models.files import METADATA, quantization_of
+from ovms_kernel.models.facts import parameter_size_of, quantization_of, weights_of
+from ovms_kernel.models.files import METADATA, read_files
 from ovms_kernel.models.graph import read_graph
 from ovms_kernel.models.metadata import read_metadata
 from ovms_kernel.values import GraphPatch, ModelFiles
@@ -350,4 +351,28 @@ def test_the_graph_of_an_empty_folder(tmp_path):
     ],
 )
 def test_precision_from_the_name(name, precision):
-    assert quantization_of(ModelFiles(name, {}, {})) == precision
+    assert quantization_of(ModelFiles(name, {}, {}), {}) == precision
+
+
+@pytest.mark.parametrize(
+    ("weights", "parameters", "precision"),
+    [
+        ({"u4": 4_000_000_000, "f16": 100_000_000}, "8.1B", "int4"),
+        ({"i8": 600_000_000, "f32": 4000}, "600.0M", "int8"),
+        ({"f16": 300_000}, "150K", "fp16"),
+        ({}, "", ""),
+    ],
+)
+def test_parameters_and_precision_from_the_weights(weights, parameters, precision):
+    described = ModelFiles("model", {}, {})
+    assert parameter_size_of(described, weights) == parameters
+    assert quantization_of(described, weights) == precision
+
+
+def test_the_weights_are_those_that_the_ir_describes(fixtures):
+    folder = fixtures / "embeddings"
+    files = read_files(folder, "embeddings")
+    weights = weights_of(folder, files.sizes)
+    # The rest of the file are indices and the like.
+    assert 0.95 < sum(weights.values()) / (folder / "openvino_model.bin").stat().st_size <= 1
+    assert quantization_of(files, weights) == "fp16"

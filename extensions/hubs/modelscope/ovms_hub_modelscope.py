@@ -149,7 +149,7 @@ class ModelScope:
     def _ours(self, error: Exception, ref: ModelRef, path: str = "") -> OvmsError:
         """Return our error for one of the client's or of requests."""
         what = f"{path} of {ref.id}" if path else ref.id
-        at = f"revision {ref.revision}" if ref.revision else "it"
+        at = f" at revision {ref.revision}" if ref.revision else ""
         endpoint = self._client().legacy.endpoint
         status = getattr(error, "status_code", None)
         if status in (401, 403):
@@ -158,7 +158,7 @@ class ModelScope:
                 "that may read it, and accept the model's terms on its page."
             )
         if status in (404, 410):
-            return NotFound(f"{endpoint} has no {what}, or not {at}; check owner, name and revision on its site.")
+            return NotFound(f"{endpoint} has no {what}{at}; check owner, name and revision on its site.")
         if status == 416:
             message = f"The hub has fewer bytes of {what} than it lists; try another mirror or revision."
             return FetchFailed(message, contradiction=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,6 @@ MAX_TEXT = 1 << 20
 DATA = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json", "normalizer.json"})
 """Tables for tokenizers: JSON, but nothing that tells what a model is."""
 CHUNK = 1 << 20
-PRECISION = re.compile(r"(?i)(?:^|[-_.])(int4|int8|fp16|bf16|fp32|q\d(?:_[0k1](?:_[sml])?)?)(?![a-z0-9])")
 
 
 def is_text(path: str, size: int) -> bool:
@@ -86,48 +84,6 @@ def manifest_digest(files: Mapping[str, tuple[int, str]]) -> str:
     """Return one digest for a whole model: of the sorted list of its files, with size and SHA-256 of each."""
     lines = (f"{path}\0{size}\0{sha256}\n" for path, (size, sha256) in sorted(files.items()))
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def format_of(sizes: Mapping[str, int]) -> str:
-    """Return ``gguf`` or ``openvino``."""
-    return "gguf" if any(path.endswith(".gguf") for path in sizes) else "openvino"
-
-
-def family_of(files: ModelFiles) -> str:
-    """Return the model's architecture family as its own config names it; empty if it does not."""
-    config = files.json("config.json") or {}
-    if isinstance(family := config.get("model_type"), str) and family:
-        return family
-    index = files.json("model_index.json") or {}
-    name = index.get("_class_name")
-    return str(name).removesuffix("Pipeline") if isinstance(name, str) else ""
-
-
-def parameter_size_of(files: ModelFiles) -> str:
-    """Return the number of parameters as people write it, such as ``8B``: from the name, else from the weights."""
-    # Preceded by a separator, so that "v2M" or "int4b" do not count.
-    if found := re.search(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([bBmM])(?![A-Za-z])", files.identifier):
-        return found[1] + found[2].upper()
-    bits = {"int4": 4.5, "int8": 8, "fp16": 16, "bf16": 16, "fp32": 32}.get(quantization_of(files))
-    weights = weight_bytes(files.sizes)
-    if bits is None or not weights:
-        return ""
-    count = weights * 8 / bits
-    return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{max(count / 1e6, 0.1):.1f}M"
-
-
-def quantization_of(files: ModelFiles) -> str:
-    """Return the precision of the weights, such as ``int4``; empty if nothing tells."""
-    config = files.json("openvino_config.json") or {}
-    dtype = config.get("dtype")
-    quantization = config.get("quantization_config")
-    if isinstance(quantization, dict) and isinstance(quantization.get("bits"), int):
-        return f"int{quantization['bits']}"
-    if isinstance(dtype, str) and dtype:
-        return dtype.lower()
-    if found := PRECISION.search(files.identifier):
-        return found[1].lower()
-    return ""
 
 
 def weight_bytes(sizes: Mapping[str, int]) -> int:

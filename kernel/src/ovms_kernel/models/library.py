@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio.to_thread
 
 from ovms_kernel.errors import BadRequest, NotFound, NotSupported
+from ovms_kernel.models import facts
 from ovms_kernel.models import files as model_files
 from ovms_kernel.models import graph as graphs
 from ovms_kernel.models.metadata import Metadata, describe, local_model, read_metadata, write_metadata
@@ -318,13 +319,14 @@ class Library:
         """Recognise, write graph and note, publish; everything that can fail does so before anything is published."""
         identifier = metadata.id.rsplit("/", 1)[-1]
         described = await anyio.to_thread.run_sync(model_files.read_files, staged, identifier)
+        weights = await anyio.to_thread.run_sync(facts.weights_of, staged, described.sizes)
         metadata = replace(
             metadata,
             type=self.shaper.recognise(described, metadata.type, metadata.id),
-            format=model_files.format_of(described.sizes),
-            family=model_files.family_of(described),
-            parameter_size=model_files.parameter_size_of(described),
-            quantization=model_files.quantization_of(described),
+            format=facts.format_of(described.sizes),
+            family=facts.family_of(described),
+            parameter_size=facts.parameter_size_of(described, weights),
+            quantization=facts.quantization_of(described, weights),
         )
         folder = model_folder(self.settings, metadata.id)
         old = await anyio.to_thread.run_sync(read_metadata, folder)
