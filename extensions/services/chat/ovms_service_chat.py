@@ -28,6 +28,7 @@ class Chat:
             default_model=section.get("default_model", "OpenVINO/Qwen3-8B-int4-ov"),
             support_models=("OpenVINO/Qwen3-8B-int4-ov", "OpenVINO/Phi-3.5-mini-instruct-int4-ov"),
             streaming=True,
+            probe='{"messages":[{"role":"user","content":"."}],"max_tokens":1}',
         )
         self._route = Route(self.definition, prepare, finish=with_id("chatcmpl"))
 

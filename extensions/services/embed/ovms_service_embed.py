@@ -27,6 +27,7 @@ class Embed:
             config_ref_full="aog:embed",
             default_model=section.get("default_model", "OpenVINO/Qwen3-Embedding-0.6B-int8-ov"),
             support_models=("OpenVINO/Qwen3-Embedding-0.6B-int8-ov",),
+            probe='{"input":"."}',
         )
         self._route = Route(self.definition, prepare, with_model)
 

@@ -27,6 +27,7 @@ class Rerank:
             config_ref_full="aog:rerank",
             default_model=section.get("default_model", "OpenVINO/Qwen3-Reranker-0.6B-seq-cls-fp16-ov"),
             support_models=("OpenVINO/Qwen3-Reranker-0.6B-seq-cls-fp16-ov",),
+            probe='{"query":".","documents":["."]}',
         )
         self._route = Route(self.definition, prepare, finish)
 

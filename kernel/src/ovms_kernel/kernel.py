@@ -17,6 +17,7 @@ from ovms_kernel.engine.choice import candidates, install_best
 from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.engine.host import read_host
 from ovms_kernel.engine.installation import Installations, try_version
+from ovms_kernel.engine.probe import IdleProbe
 from ovms_kernel.engine.supervisor import Supervisor
 from ovms_kernel.errors import (
     BadRequest,
@@ -92,6 +93,8 @@ class Kernel:
             self.supervisor.log_of,
             running=lambda: self.supervisor.info is not None,
         )
+        self.supervisor.probe = probe = IdleProbe(self.extensions.services.values(), self.serving.served)
+        self.events.register({"kernel.probe": probe})
         self._answering = Answering(self.library, self.serving)
         self.operate_status = 1
         """What AOG asks with GetOperateStatus: 1 = normal, 0 = busy installing, so leave the engine alone."""

@@ -35,7 +35,7 @@ class Settings:
     engine_version: str = ""
     """Engine version to install; empty means the newest one that is known to work."""
     engine_mirrors: tuple[str, ...] = ()
-    """Further places of engine archives: base URLs, local folders, or an archive on this machine, which is used first."""
+    """Further places of engine archives: base URLs, local folders, or an archive here, which is used first."""
     engine_sha256: str = ""
     """SHA-256 that the engine's archive must have."""
     engine_known_digest: bool = False

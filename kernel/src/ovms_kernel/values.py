@@ -293,6 +293,8 @@ class ServiceDefinition:
     bidirectional: bool = False
     timeout: int = 0
     """Seconds; 0 = the host's default, -1 = none."""
+    probe: str = ""
+    """The smallest request that shows that a model works, as JSON without ``model``; empty = it would cost too much."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
+from ovms_kernel.values import EngineExit
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -43,6 +45,20 @@ def cause_of(returncode: int, lines: Sequence[str]) -> str:
     if "port is busy" in said or "Address already in use" in said:
         words = "another program took its port"
     return f"{words}: {said}" if said else words
+
+
+def exit_of(returncode: int, lines: Sequence[str], uptime: float, *, expected: bool, hung: bool) -> EngineExit:
+    """Return what became of an engine.
+
+    :param uptime: seconds.
+    :param expected: we stopped it.
+    :param hung: we ended it as it did not answer.
+    """
+    cause = "it was stopped" if expected else cause_of(returncode, lines)
+    if hung:
+        cause = f"it did not answer (any more) and was ended after {uptime:.0f} s"
+    code, number = (returncode, None) if returncode >= 0 else (None, -returncode)
+    return EngineExit(cause, code, number, uptime, expected)
 
 
 def _signal_name(number: int) -> str:

@@ -12,13 +12,16 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from ovms_kernel.errors import Unavailable
-from ovms_kernel.values import Endpoint, Ports
+from ovms_kernel.events import merge
+from ovms_kernel.values import Endpoint, LaunchPlan, Ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from ovms_kernel.events import Events
     from ovms_kernel.settings import Settings
+    from ovms_kernel.values import LaunchPatch
 
 LOOPBACK = "127.0.0.1"
 LOG_LIMIT = 16 << 20
@@ -121,6 +124,17 @@ def engine_arguments(settings: Settings, ports: Ports) -> list[str]:
         "log_level": "INFO",
     }
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+
+async def amended(plan: LaunchPlan, events: Events) -> LaunchPlan:
+    """Return the plan with what extensions add to it.
+
+    :raises Refused: one vetoes the launch, or two contradict each other.
+    """
+    patches: list[tuple[str, LaunchPatch]] = await events.ask("ovms_amend_launch", plan=plan)
+    env = merge([(name, patch.env) for name, patch in patches], "the variable")
+    extra = tuple(word for _, patch in patches for word in patch.argv)
+    return LaunchPlan(plan.argv + extra if plan.argv else (), dict(plan.env) | env, plan.cwd, plan.endpoint)
 
 
 # -- run/ ----------------------------------------------------------------------------------------------------------

@@ -27,26 +27,25 @@ import anyio
 import anyio.to_thread
 
 from ovms_kernel.engine import launch
-from ovms_kernel.engine.causes import cause_of
+from ovms_kernel.engine.causes import exit_of
 from ovms_kernel.engine.client import EngineClient
+from ovms_kernel.engine.ownership import take_ownership
+from ovms_kernel.engine.probe import no_probe
 from ovms_kernel.errors import EngineFailed, OvmsError, TimedOut, Unavailable
-from ovms_kernel.events import merge
-from ovms_kernel.values import EngineExit, EngineInfo, LaunchPatch, LaunchPlan, Ports
+from ovms_kernel.values import EngineInfo, Ports
 
 if sys.platform == "win32":
-    from ovms_kernel.engine.process_windows import EngineProcess, end_stale, spawn
+    from ovms_kernel.engine.process_windows import EngineProcess, spawn
 else:
-    from ovms_kernel.engine.process_posix import EngineProcess, end_stale, spawn
+    from ovms_kernel.engine.process_posix import EngineProcess, spawn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import filelock
+    from collections.abc import Awaitable, Callable
 
     from ovms_kernel.drivers import Platform
     from ovms_kernel.events import Events
     from ovms_kernel.settings import Settings
-    from ovms_kernel.values import Installation
+    from ovms_kernel.values import EngineExit, Installation, LaunchPlan
 
 log = logging.getLogger(__name__)
 
@@ -84,12 +83,13 @@ class Supervisor:
         self.info: EngineInfo | None = None
         """The engine, while it is ready."""
         self.last_exit: EngineExit | None = None
+        self.probe: Callable[[EngineClient], Awaitable[bool]] = no_probe
+        """Tells whether an engine that answers also works; asked now and then."""
         self._wanted: tuple[Platform, Installation] | None = None
         self._failure: OvmsError | None = None
         self._restarts = settings.restart_limit
         self._process: EngineProcess | None = None
         self._changed = anyio.Event()
-        self._lock: filelock.BaseFileLock | None = None
         self._log_file = settings.logs_dir / "engine.log"
         self._log_begin = 0
         self._closing = False
@@ -217,24 +217,17 @@ class Supervisor:
 
     async def _live_once(self, platform: Platform, installation: Installation) -> None:
         """Run one engine from its start to its end, or be the guest of another plugin's."""
-        plan = await self._plan(platform, installation)
+        self._ports = launch.choose_ports(self._settings)
+        plan = await launch.amended(platform.launch(installation, self._ports), self._events)
         if not plan.argv:
             await self._attend_remote(plan, installation)
-        elif await self._become_owner():
+        elif lock := await take_ownership(self._settings):
             try:
                 await self._own(plan, installation)
             finally:
-                self._give_up_ownership()
+                lock.release()
         else:
             await self._attach()
-
-    async def _plan(self, platform: Platform, installation: Installation) -> LaunchPlan:
-        self._ports = launch.choose_ports(self._settings)
-        plan = platform.launch(installation, self._ports)
-        patches: list[tuple[str, LaunchPatch]] = await self._events.ask("ovms_amend_launch", plan=plan)
-        env = merge([(name, patch.env) for name, patch in patches], "the variable")
-        extra = tuple(word for _, patch in patches for word in patch.argv)
-        return LaunchPlan(plan.argv + extra if plan.argv else (), dict(plan.env) | env, plan.cwd, plan.endpoint)
 
     async def _own(self, plan: LaunchPlan, installation: Installation) -> None:
         settings, ports = self._settings, self._ports
@@ -275,18 +268,10 @@ class Supervisor:
                 await anyio.to_thread.run_sync(process.close)
                 launch.forget_running(settings)
         lines = launch.error_lines(launch.log_lines(self._log_file, self._log_begin))
-        cause = "it was stopped" if expected else cause_of(returncode, lines)
-        if hung:
-            cause = f"it did not answer (any more) and was ended after {time.monotonic() - began:.0f} s"
-        self.last_exit = EngineExit(
-            cause,
-            returncode if returncode >= 0 else None,
-            -returncode if returncode < 0 else None,
-            time.monotonic() - began,
-            expected,
-        )
+        uptime = time.monotonic() - began
+        self.last_exit = exit_of(returncode, lines, uptime, expected=expected, hung=hung)
         if not expected:
-            log.error("The engine ended after %.1f s: %s", self.last_exit.uptime, cause)
+            log.error("The engine ended after %.1f s: %s", uptime, self.last_exit.cause)
         await self._events.tell("ovms_engine_exited", exit=self.last_exit, will_restart=self._wanted is not None)
 
     async def _attend(self, info: EngineInfo) -> bool:
@@ -305,7 +290,7 @@ class Supervisor:
                 await self._wait_until(lambda: self._wanted is None, WATCH_PERIOD)
                 if not self.started:
                     break
-                misses = 0 if await client.live() else misses + 1
+                misses = 0 if await self._is_well(client) else misses + 1
                 if misses >= WATCH_MISSES:
                     return True
             return False
@@ -313,6 +298,22 @@ class Supervisor:
             self.info = None
             with anyio.CancelScope(shield=True):
                 await client.aclose()
+
+    async def _is_well(self, client: EngineClient) -> bool:
+        """Ask the engine for a sign of life and, if it is idle, for work; a stop does not wait for the answer."""
+        well = True
+        async with anyio.create_task_group() as group:
+
+            async def ask() -> None:
+                nonlocal well
+                well = await client.live() and await self.probe(client)
+                group.cancel_scope.cancel()
+
+            group.start_soon(ask)
+            while self._wanted is not None:
+                await self._changed.wait()
+            group.cancel_scope.cancel()
+        return well
 
     async def _await_answers(self, client: EngineClient) -> bool:
         """Return true once REST and gRPC answer, false when that takes too long or is no longer wanted."""
@@ -338,30 +339,6 @@ class Supervisor:
 
     # -- engines that others run -----------------------------------------------------------------------------------
 
-    async def _become_owner(self) -> bool:
-        """Take the lock of the data folder; end what a dead owner left running."""
-        import filelock
-
-        self._settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = filelock.FileLock(self._settings.run_dir / "engine.lock", timeout=0)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            return False
-        self._lock = lock
-        stale = launch.read_running(self._settings)
-        if stale and launch.is_alive(stale):
-            log.warning("Engine process %d of plugin %d, which is gone, is ended", stale.pid, stale.owner)
-            end_stale(stale.pid)
-            await self._poll(lambda: not launch.is_alive(stale), READY_POLL)
-        launch.forget_running(self._settings)
-        return True
-
-    def _give_up_ownership(self) -> None:
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            lock.release()
-
     async def _attach(self) -> None:
         """Use the engine of another plugin while that is there; return when it is gone."""
         deadline = time.monotonic() + self._settings.start_timeout
@@ -377,22 +354,17 @@ class Supervisor:
                 holder = f"process {running.owner}" if running else "another process"
                 raise Unavailable(f"The data folder is in use by {holder}, whose engine does not run; end that first.")
             await self._wait_until(lambda: self._wanted is None, READY_POLL * 10)
-            if running is None and await self._is_free():
+            if running is None and (lock := await take_ownership(self._settings)):
+                lock.release()  # the owner has gone without a word
                 return
-
-    async def _is_free(self) -> bool:
-        """Tell whether the owner has gone without a word."""
-        if await self._become_owner():
-            self._give_up_ownership()
-            return True
-        return False
 
     async def _attend_foreign(self, info: EngineInfo, running: launch.RunningEngine) -> None:
         log.info("Using the engine of process %d", running.owner)
         async with anyio.create_task_group() as group:
 
             async def watch() -> None:
-                await self._poll(lambda: not launch.is_alive(running), ATTACHED_POLL)
+                while launch.is_alive(running):  # noqa: ASYNC110 - another process's life is not an event of ours
+                    await anyio.sleep(ATTACHED_POLL)
                 group.cancel_scope.cancel()
 
             group.start_soon(watch)
@@ -421,12 +393,6 @@ class Supervisor:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
-
-    @staticmethod
-    async def _poll(condition: Callable[[], bool], period: float) -> None:
-        """Wait for something that nobody tells us of."""
-        while not condition():  # noqa: ASYNC110 - another process's life is not an event of ours
-            await anyio.sleep(period)
 
     async def _wait_until(self, condition: Callable[[], bool], limit: float) -> None:
         with anyio.move_on_after(limit):
