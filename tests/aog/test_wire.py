@@ -188,7 +188,7 @@ async def test_d2_7_nothing_but_the_handshake_on_stdout_and_no_child_holds_the_p
 async def test_messages_larger_than_grpc_s_own_limit(plugin: PluginHost) -> None:
     body = json.dumps({"model": "x/y", "messages": "a" * (64 << 20)}).encode()
     response = await plugin.call("InvokeService", service_name="chat", request_data=body)
-    assert response.code in (404, 412)  # arrived: there is no such model, or no engine
+    assert response.code in (400, 412)  # arrived: such messages cannot be, or there is no engine
 
 
 # -- end -----------------------------------------------------------------------------------------------------------
