@@ -46,6 +46,8 @@ class Entry:
     base_path: str
     """Ends with a separator."""
     graph_path: str
+    recognise: bool = False
+    """Without a graph file, find out from the model what its graph would be."""
     problem: str = ""
     """Why this entry cannot be served whatever its graph says, or nothing."""
 
@@ -94,7 +96,9 @@ def read_config(path: Path) -> Config:
             problem = "" if nested.exists() else (
                 "The embedded engine serves graphs only: there is no graph.pbtxt in " + entry.base_path
             )  # fmt: skip
-            entry = Entry(entry.name, entry.base_path, str(nested if nested.exists() else entry.graph_path), problem)
+            entry = Entry(
+                entry.name, entry.base_path, str(nested if nested.exists() else entry.graph_path), problem=problem
+            )
         entries.append(entry)
     return Config(_unique(entries), digest, root.get("monitoring", {}).get("metrics"), duplicate)
 
@@ -102,7 +106,7 @@ def read_config(path: Path) -> Config:
 def single(settings: Settings) -> Config:
     """Return the configuration of a start with ``--model_name`` and ``--model_path``."""
     base = str((settings.model_path or Path()).absolute()).rstrip("/" + os.sep) + "/"
-    return Config((Entry(settings.model_name, base, base + "graph.pbtxt"),), "")
+    return Config((Entry(settings.model_name, base, base + "graph.pbtxt", recognise=True),), "")
 
 
 def _unique(entries: list[Entry]) -> tuple[Entry, ...]:

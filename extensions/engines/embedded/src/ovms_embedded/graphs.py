@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf import text_format
+from google.protobuf.message import EncodeError
 
 from ovms_embedded.protos import ovms_graph_pb2 as pb
 
@@ -75,7 +76,7 @@ def parse_graph(content: bytes) -> Graph:
     config = pb.CalculatorGraphConfig()
     try:
         text_format.Parse(content.decode("utf-8"), config)
-    except (text_format.ParseError, UnicodeDecodeError) as error:
+    except (text_format.ParseError, UnicodeDecodeError, EncodeError) as error:
         message = f"Trying to parse mediapipe graph definition failed: {error}"
         raise GraphInvalid(message) from error
     if len(config.node) != 1:

@@ -8,16 +8,16 @@ import os
 import time
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovms_embedded import log
 from ovms_embedded.config import Config, ConfigError, Entry, read_config, single
 from ovms_embedded.graphs import Graph, GraphInvalid, digest_of, read_graph
+from ovms_embedded.recognition import recognise
 from ovms_embedded.workers import LoadFailed, Worker
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ovms_embedded.cli import Settings
 
 PARSE_TRIES = 3
@@ -260,7 +260,7 @@ class Manager:
         try:
             if entry.problem:
                 raise GraphInvalid(entry.problem)
-            graph = await asyncio.to_thread(read_graph, _path(entry))
+            graph = await asyncio.to_thread(_graph, entry)
             self._check_names(servable, graph)
             spec = {
                 "calculator": graph.calculator,
@@ -270,8 +270,9 @@ class Manager:
             }
             async with self._loads:
                 worker = await Worker.start(entry.name, spec)
-        except (GraphInvalid, LoadFailed, OSError) as error:
-            log.manager.error("Mediapipe: %s failed to load: %s", entry.name, error)
+        except Exception as error:  # noqa: BLE001 - an entry fails alone, whatever is wrong with it
+            expected = isinstance(error, (GraphInvalid, LoadFailed, OSError))
+            log.manager.error("Mediapipe: %s failed to load: %s", entry.name, error, exc_info=not expected)
             servable.move(State.FAILED, "ValidationFailedEvent", str(error))
             return
         worker.on_exit = lambda cause: self._crashed(servable, cause)
@@ -322,15 +323,16 @@ class Manager:
         await asyncio.gather(*(self._close(each) for each in self.servables.values()))
 
 
-def _path(entry: Entry) -> Path:
-    from pathlib import Path
-
-    return Path(entry.graph_path)
+def _graph(entry: Entry) -> Graph:
+    path = Path(entry.graph_path)
+    if entry.recognise and not path.exists():
+        return recognise(Path(entry.base_path), entry.name)
+    return read_graph(path)
 
 
 def digest_of_entry(entry: Entry) -> str:
     """Return the MD5 of an entry's graph file, ``""`` when there is none."""
-    return digest_of(_path(entry))
+    return digest_of(Path(entry.graph_path))
 
 
 def _digest(path: Path) -> str:

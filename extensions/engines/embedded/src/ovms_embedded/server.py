@@ -75,9 +75,11 @@ async def _run(settings: Settings) -> int:
     stack = contextlib.AsyncExitStack()
     try:
         async with stack:
-            await _start(settings, stack, stopped)
+            background = await _start(settings, stack, stopped)
             await stopped.wait()
             log.serving.info("Shutting down")
+            if background.done():
+                background.result()
     except StartFailed as failed:
         log.serving.error("%s", failed)
         return 1
@@ -94,7 +96,7 @@ def _on_signals(stop: Callable[[], None]) -> None:
             signal.signal(getattr(signal, name), lambda *_: loop.call_soon_threadsafe(stop))
 
 
-async def _start(settings: Settings, stack: contextlib.AsyncExitStack, stopped: asyncio.Event) -> None:
+async def _start(settings: Settings, stack: contextlib.AsyncExitStack, stopped: asyncio.Event) -> asyncio.Task[None]:
     manager = Manager(settings.config_path, settings.cache_dir)
     config, metrics = await _read_configuration(settings, manager)
     stack.push_async_callback(_module, "ServableManager", manager.close)
@@ -104,8 +106,15 @@ async def _start(settings: Settings, stack: contextlib.AsyncExitStack, stopped: 
     if settings.port:
         await _start_grpc(settings, manager, stack)
     log.serving.info("ServableManagerModule starting")
-    background = asyncio.create_task(_manage(settings, manager, config, stopped))
-    stack.callback(background.cancel)
+    background = asyncio.create_task(_manage(settings, manager, config))
+    background.add_done_callback(lambda task: stopped.set() if not task.cancelled() and task.exception() else None)
+    stack.push_async_callback(_cancel, background)
+    return background
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 async def _read_configuration(settings: Settings, manager: Manager) -> tuple[Config, Metrics | None]:
@@ -126,14 +135,14 @@ async def _read_configuration(settings: Settings, manager: Manager) -> tuple[Con
         raise StartFailed(str(error)) from error
 
 
-async def _manage(settings: Settings, manager: Manager, config: Config, stopped: asyncio.Event) -> None:
+async def _manage(settings: Settings, manager: Manager, config: Config) -> None:
     try:
         await manager.apply(config)
     except ConfigError as error:
         log.manager.error("%s", error)
         if settings.config_path is None:
             # The only servable there is: without it there is nothing to serve (spec B.2).
-            stopped.set()
+            raise StartFailed("The model did not load.") from error
     manager.first_pass_done = True
     log.serving.info("ServableManagerModule started")
     if settings.config_path and settings.poll_seconds:

@@ -1,0 +1,181 @@
+"""The command line, the start and the stop."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from conftest import Engine
+
+LINE = re.compile(
+    r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}\]\[\d+\]\[\w+\]\[(trace|debug|info|warning|error)\]\[\w+\.py:\d+\] .+"
+)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ovms_embedded", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_version_is_printed_as_ovms_prints_it() -> None:
+    done = run("--version")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0
+    assert [line.rpartition(" ")[0] for line in lines[:3]] == [
+        "OpenVINO Model Server",
+        "OpenVINO backend",
+        "OpenVINO GenAI backend",
+    ]
+    assert lines[0] == "OpenVINO Model Server 2026.3.0"
+    assert lines[3].startswith("Bazel build flags: ")
+
+
+def test_without_arguments_there_is_help() -> None:
+    done = run()
+    assert done.returncode == 0
+    assert "--rest_port" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--no_such_flag"],
+        ["--rest_port", "8000"],
+        ["--rest_port", "70000", "--config_path", "x"],
+        ["--rest_port", "eight", "--config_path", "x"],
+        ["--config_path", "x"],
+        ["--rest_port", "8000", "--port", "8000", "--config_path", "x"],
+        ["--rest_port", "8000", "--config_path", "x", "--model_name", "y"],
+        ["--rest_port", "8000", "--config_path", "x", "--log_level", "LOUD"],
+        ["--rest_port", "8000", "--config_path", "x", "--metrics_list", "ovms_streams"],
+        ["--rest_port", "8000", "--config_path", "x", "--rest_workers", "1"],
+        ["--rest_port", "8000", "--config_path", "x", "--api_key_file", "/does/not/exist"],
+        ["--rest_port", "8000", "--config_path", "x", "--rest_bind_address", "a, ,b"],
+        ["--rest_port", "8000", "--config_path", "x", "--cpu_extension", "x.so"],
+        ["--pull", "--rest_port", "8000", "--config_path", "x"],
+    ],
+)
+def test_wrong_usage_exits_64_with_a_sentence_on_stderr(arguments: list[str]) -> None:
+    from ovms_embedded.cli import WrongUsage, parse
+
+    with pytest.raises(WrongUsage, match=r".{10}"):
+        parse(arguments)
+    if arguments == ["--no_such_flag"]:  # one through the process, as each costs its start
+        done = run(*arguments)
+        assert done.returncode == 64
+        assert "--no_such_flag" in done.stderr
+
+
+@pytest.mark.parametrize("which", ["port", "grpc_port"])
+def test_a_busy_port_exits_1(make_engine: Callable[[], Engine], which: str) -> None:
+    engine = make_engine()
+    engine.list()
+    with socket.socket() as squatter:
+        squatter.bind(("127.0.0.1", 0))
+        squatter.listen()
+        setattr(engine, which, squatter.getsockname()[1])
+        engine.start()
+        assert engine.process
+        assert engine.process.wait(30) == 1
+    engine.wait_for_line("port is busy")
+
+
+@pytest.mark.parametrize(
+    "content", [None, "{", "[]", '{"model_config_list":[],"more":1}', '{"mediapipe_config_list":[]}']
+)
+def test_an_unusable_configuration_exits_1(make_engine: Callable[[], Engine], content: str | None) -> None:
+    from ovms_embedded.config import ConfigError, read_config
+
+    engine = make_engine()
+    if content is not None:
+        engine.config.write_text(content)
+    with pytest.raises(ConfigError):
+        read_config(engine.config)
+    if content in (None, "{"):
+        engine.start()
+        assert engine.process
+        assert engine.process.wait(30) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_everything_within_bounds(
+    make_engine: Callable[[], Engine], graph: Callable[..., str], fixtures: Path, number: signal.Signals
+) -> None:
+
+    engine = make_engine().entry("llm", graph("text_generation", fixtures / "text_generation"))
+    engine.list("llm")
+    engine.start().ready()
+    assert engine.process
+    workers = psutil.Process(engine.process.pid).children(recursive=True)
+    assert len(workers) == 1
+    # An endless answer is on its way: it gets its time and is cut then.
+    ask = {
+        "model": "llm", "messages": [{"role": "user", "content": "Count to fifty"}], "ignore_eos": True,
+        "stream": True, "max_tokens": 2000,
+    }  # fmt: skip
+    with engine.http.stream("POST", "/v3/chat/completions", json=ask) as answer:
+        next(answer.iter_lines())
+        began = time.monotonic()
+        assert engine.stop(number) == 0
+        assert time.monotonic() - began < 10
+    psutil.wait_procs(workers, timeout=5)
+    assert not [each for each in workers if each.is_running()]
+    assert all(LINE.fullmatch(line) for line in engine.log), [line for line in engine.log if not LINE.fullmatch(line)]
+    for part in (
+        "OpenVINO Model Server 2026.3.0",
+        f"Started gRPC server on port {engine.grpc_port}",
+        f"Binding REST server to address: 127.0.0.1:{engine.port}",
+        f"REST server listening on port {engine.port} with",
+        f"Started REST server at 127.0.0.1:{engine.port}",
+        "Mediapipe: llm state changed to: AVAILABLE after handling: ValidationPassedEvent",
+        "HTTPServerModule shutdown",
+    ):
+        assert any(part in line for line in engine.log), part
+
+
+def test_workers_die_with_a_server_that_is_killed(
+    make_engine: Callable[[], Engine], graph: Callable[..., str], fixtures: Path
+) -> None:
+
+    engine = make_engine().entry("embed", graph("embeddings", fixtures / "embeddings"))
+    engine.list("embed")
+    engine.start().ready()
+    assert engine.process
+    workers = psutil.Process(engine.process.pid).children(recursive=True)
+    engine.process.kill()
+    psutil.wait_procs(workers, timeout=10)
+    assert not [each for each in workers if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_single_model_that_does_not_load_is_fatal(make_engine: Callable[[], Engine]) -> None:
+    engine = make_engine()
+    done = run("--rest_port", str(engine.port), "--model_name", "x", "--model_path", str(engine.folder))
+    assert done.returncode == 1
+
+
+def test_a_single_model_is_served_without_a_configuration(make_engine: Callable[[], Engine], fixtures: Path) -> None:
+    engine = make_engine()
+    command = [
+        sys.executable, "-m", "ovms_embedded", "--rest_port", str(engine.port), "--model_name", "words",
+        "--model_path", str(fixtures / "embeddings"),
+    ]  # fmt: skip
+    engine.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    engine.listen()
+    engine.ready()
+    assert engine.states() == {"words": ("AVAILABLE", "OK")}
+    assert engine.post("/v3/embeddings", model="words", input="a").status_code == 200
+    assert not (fixtures / "embeddings" / "graph.pbtxt").exists()
+    assert engine.stop() == 0
