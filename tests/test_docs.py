@@ -26,7 +26,7 @@ from ovms_kernel import settings
 ROOT = Path(__file__).parents[1]
 DOCS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NOT_HERE = ("pull", "up", "logs", "demo", "deploy")
+NOT_HERE = ("pull", "logs", "demo", "deploy")
 """Commands for users that need the internet or do not end; they are only parsed. The demo has tests of its own."""
 
 
@@ -153,13 +153,22 @@ def test_the_commands_for_users_run(tmp_path: Path, fixtures: Path) -> None:
 
     call([executable, "import", str(fixtures / "embeddings"), "tiny/embeddings"])
     call([executable, "import", str(fixtures / "text_generation"), "tiny/chat"])
-    ran = []
-    for words in shell_lines(ROOT / "docs" / "users.md"):
-        if words[0] == "echo":
-            assert words[2:4] == ["|", "ovms-plugin"]
-            ran.append(call([executable, *words[4:]], words[1]))
-        elif words[0] == "ovms-plugin" and words[1] not in NOT_HERE:
-            ran.append(call([executable, *words[1:]]))
+    ran, stays = [], None
+    try:
+        for words in shell_lines(ROOT / "docs" / "users.md"):
+            if words == ["ovms-plugin", "up"]:
+                stays = subprocess.Popen([executable, "up"], env=environment, stderr=subprocess.PIPE, text=True)
+                assert stays.stderr
+                assert any("is ready at" in line for line in stays.stderr)
+            elif words[0] == "echo":
+                assert words[2:4] == ["|", "ovms-plugin"]
+                ran.append(call([executable, *words[4:]], words[1]))
+            elif words[0] == "ovms-plugin" and words[1] not in NOT_HERE:
+                ran.append(call([executable, *words[1:]]))
+    finally:
+        if stays:
+            stays.terminate()
+            stays.communicate()
     assert any("toolkit for running AI models" in each for each in ran)
     assert sum("embedding" in each for each in ran) >= 2
 

@@ -1,6 +1,7 @@
 """Running the command as a person does: the installed executable, in an environment of the test's own."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,7 +37,11 @@ def here(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: py
             for name, value in environment.items():
                 patch.setenv(name, value)
             capfd.readouterr()
-            ended = run_command(list(words))
+            before = signal.getsignal(signal.SIGINT)
+            try:
+                ended = run_command(list(words))
+            finally:
+                signal.signal(signal.SIGINT, before)
         out, err = capfd.readouterr()
         assert ended == code, f"{words} ended with {ended}:\n{out}\n{err}"
         return subprocess.CompletedProcess(words, ended, out, err)

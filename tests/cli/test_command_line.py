@@ -85,6 +85,16 @@ def test_a_host_starts_a_plugin_that_imports_no_terminal(environment: dict[str, 
     assert not {"typer", "rich", "ovms_cli.app"} & modules
 
 
+def test_ctrl_c_while_it_is_still_loading_is_no_traceback() -> None:
+    code = (
+        "import os, signal, sys; sys.argv = ['ovms-plugin', 'ls'];"
+        "import ovms_cli.app as app; app.run = lambda words: os.kill(os.getpid(), signal.SIGINT);"
+        "from ovms_cli.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "Interrupted; nothing was begun.\n")
+
+
 def test_with_words_it_is_a_command_even_if_a_host_set_its_cookie(run: Any) -> None:
     assert "Usage:" in run("--help", AOG_PLUGIN="aog-provider-plugin-v1").stdout
 

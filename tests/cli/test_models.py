@@ -85,7 +85,7 @@ def test_a_pull_has_revisions_types_and_rates(here: Any, hub: FakeHub, fixtures:
     hub.add("tiny/two", fixtures / "embeddings", revision="v2")
     assert "embeddings" in here("pull", "tiny/two", "--revision", "v2", "--type", "text_generation", code=2).stderr
     began = time.monotonic()
-    here("pull", "tiny/two", "--revision", "v2", "--max-rate", "100k")
+    here("pull", "tiny/two", "--revision", "v2", "--max-rate", "300k")
     assert time.monotonic() - began > 1
     assert json.loads(here("show", "tiny/two", "--json").stdout)["revision"] == "v2"
 

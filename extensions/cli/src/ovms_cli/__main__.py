@@ -7,7 +7,12 @@ may be imported before that is decided.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 COOKIE = "AOG_PLUGIN"
 """The variable in which AOG, as every go-plugin host, says that it is the one who starts us."""
@@ -21,15 +26,16 @@ def main() -> None:
 
         serve()
         return
-    try:
-        from ovms_cli.app import run
+    # Until a command handles signals itself, and so that Ctrl-C during an import is no traceback.
+    signal.signal(signal.SIGINT, _interrupted)
+    from ovms_cli.app import run
 
-        code = run(arguments) if arguments else _explain()
-    except KeyboardInterrupt:
-        # Only before the command's own handling of signals began or after it ended.
-        print("Interrupted before anything was begun.", file=sys.stderr)
-        code = 130
-    sys.exit(code)
+    sys.exit(run(arguments) if arguments else _explain())
+
+
+def _interrupted(_number: int, _frame: FrameType | None) -> None:
+    print("Interrupted; nothing was begun.", file=sys.stderr)
+    sys.exit(128 + signal.SIGINT)
 
 
 def _explain() -> int:

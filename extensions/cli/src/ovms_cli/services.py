@@ -55,7 +55,7 @@ async def call(
     stream: Annotated[bool, typer.Option("--stream", help="Print the events of the answer as they come.")] = False,
 ) -> None:
     """Ask a service with a JSON request and print its JSON answer."""
-    from ovms_kernel.kernel import decode
+    from ovms_kernel.requests import decode
 
     body = read_request(request)
     session.kept = WITHDRAWN

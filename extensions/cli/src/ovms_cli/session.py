@@ -110,6 +110,8 @@ def _run(work: Callable[[Session], Awaitable[None]], data_dir: Path | None, *, d
         try:
             anyio.run(_until_signal, work, session)
         finally:
+            # All is done and cleared away; a signal from now on would only spoil the exit code.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             kept, code = session.kept, session.code
     except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it is, it is told
         caught = error

@@ -39,7 +39,7 @@ class Steps:
 
     @contextmanager
     def step(self, name: str, *, writes: bool = False) -> Iterator[Step]:
-        """Time what is done inside; a step that raises is marked and the error passed on.
+        """Time what is done inside; a step that fails or is withdrawn is marked, and the error passed on.
 
         :param writes: the step prints lines of its own, so that no spinner may turn under them.
         """
@@ -50,6 +50,11 @@ class Steps:
                 status.start()
             yield step
             mark = Text("✓", "green")
+        except Exception:
+            raise
+        except BaseException:
+            mark = Text("–", "yellow")  # withdrawn, not failed
+            raise
         finally:
             if status:
                 status.stop()
