@@ -6,6 +6,7 @@ know no limit of rate and no cancel (modelscope-hub 0.5.1). The kernel's ``fetch
 
 from __future__ import annotations
 
+import logging
 import re
 from contextlib import suppress
 from fnmatch import fnmatch
@@ -106,6 +107,11 @@ class ModelScope:
                         session.proxies = {"http": proxy, "https": proxy}
                     if ca_file := self._texts["ca_file"]:
                         session.verify = ca_file
+            # The client writes to stderr by itself; what it has to say belongs where our log goes.
+            logger = logging.getLogger("modelscope_hub")
+            logger.handlers.clear()
+            logger.setLevel(logging.NOTSET)
+            logger.propagate = True
             self._api = api
         return self._api
 
