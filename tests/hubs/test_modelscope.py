@@ -1,16 +1,22 @@
 """The ModelScope driver and its real client against a local hub."""
 
 import filecmp
+import ssl
 import time
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from itertools import pairwise
 from pathlib import Path
 
 import anyio
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from ovms_kernel.errors import BadRequest, NotFound, Unauthorized, Unavailable
 from ovms_kernel.models.journal import PARTIAL, present_bytes
-from ovms_kernel.testing.hub import Fault
+from ovms_kernel.testing.hub import FakeHub, Fault
 from ovms_kernel.values import ModelRef
 
 REF = ModelRef("me/model")
@@ -208,3 +214,42 @@ async def test_a_stall_in_the_middle_of_a_cancel_holds_nobody_up(hub, driver, re
     with anyio.move_on_after(0.3):
         await driver(part_size=300_000).download(REF, tmp_path / "into", no_report)
     assert time.monotonic() - began < 1.5
+
+
+async def test_everything_goes_through_a_proxy(hub, driver, repo, tmp_path, no_report, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    hub.add("me/model", repo)
+    # The local hub takes the absolute addresses that a proxy is sent; nothing else could reach that endpoint.
+    behind = driver(endpoint="http://modelscope.invalid", proxy=hub.url)
+    await behind.download(REF, tmp_path / "into", no_report)
+    assert_same(repo, tmp_path / "into")
+
+
+async def test_a_company_may_have_its_own_authority(driver, repo, tmp_path, no_report, authority, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere.pem")
+    ca_file, tls = authority
+    with FakeHub(tls=tls) as hub:
+        hub.add("me/model", repo)
+        await driver(endpoint=hub.url, ca_file=str(ca_file)).download(REF, tmp_path / "into", no_report)
+    assert_same(repo, tmp_path / "into")
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> tuple[Path, ssl.SSLContext]:
+    """A certificate for this machine that signs itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    ca_file, key_file = tmp_path / "ca.pem", tmp_path / "key.pem"
+    ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    private = serialization.PrivateFormat.PKCS8
+    key_file.write_bytes(key.private_bytes(serialization.Encoding.PEM, private, serialization.NoEncryption()))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(ca_file, key_file)
+    return ca_file, context

@@ -6,7 +6,6 @@ know no limit of rate and no cancel (modelscope-hub 0.5.1). The kernel's ``fetch
 
 from __future__ import annotations
 
-import logging
 import re
 from contextlib import suppress
 from fnmatch import fnmatch
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from modelscope_hub import HubApi
-    from requests import Response
+    from requests import Response, Session
 
 NUMBERS = {
     "connections": 8,
@@ -100,18 +99,9 @@ class ModelScope:
                 token=self._texts["token"] or None,
                 user_agent={"ovms-plugin": "1"},
             )
-            # The client has no parameters for these; its sessions are what the library requests offers for it.
             for session in vars(api.legacy).values():
                 if isinstance(session, requests.Session):
-                    if proxy := self._texts["proxy"]:
-                        session.proxies = {"http": proxy, "https": proxy}
-                    if ca_file := self._texts["ca_file"]:
-                        session.verify = ca_file
-            # The client writes to stderr by itself; what it has to say belongs where our log goes.
-            logger = logging.getLogger("modelscope_hub")
-            logger.handlers.clear()
-            logger.setLevel(logging.NOTSET)
-            logger.propagate = True
+                    _insist(session, self._texts["proxy"], self._texts["ca_file"])
             self._api = api
         return self._api
 
@@ -204,6 +194,21 @@ class _Body:
     def close(self) -> None:
         """Give the connection back, or close it if there is more to read."""
         self._response.close()
+
+
+def _insist(session: Session, proxy: str, ca_file: str) -> None:
+    """Make a session of the client's use what is set here.
+
+    The client has no parameters for it, and what a session itself is told, requests gives up for the environment's
+    ``HTTPS_PROXY`` and ``REQUESTS_CA_BUNDLE``; what a single request is told wins over both.
+    """
+    merge = session.merge_environment_settings
+    proxies = {"http": proxy, "https": proxy} if proxy else {}
+
+    def told(url: str, given: dict[str, str] | None, stream: Any, verify: Any, cert: Any) -> Any:  # noqa: ANN401
+        return merge(url, proxies | (given or {}), stream, ca_file or verify, cert)
+
+    session.merge_environment_settings = told  # type: ignore[method-assign, assignment]
 
 
 def _number(name: str, value: Any, default: float) -> float:  # noqa: ANN401 - whatever a setting holds

@@ -6,6 +6,7 @@ import hashlib
 import os
 import struct
 import threading
+import time
 from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
@@ -112,7 +113,15 @@ class Partial:
             return False
         self.close()
         self._target.parent.mkdir(parents=True, exist_ok=True)
-        self._data.replace(self._target)
+        for tries in range(20, -1, -1):
+            try:
+                self._data.replace(self._target)
+                break
+            except PermissionError:
+                # On Windows: the thread that wrote the last bytes is about to close the file.
+                if not tries:
+                    raise
+                time.sleep(0.05)
         self._journal.unlink(missing_ok=True)
         self.done = True
         return True

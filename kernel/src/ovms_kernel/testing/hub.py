@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Mapping
 
 API = re.compile(r"/api/v1/models/(.+)/repo(/files)?$")
@@ -65,9 +66,10 @@ class FakeHub:
     """The server; a context manager. Its fields may be changed while it runs.
 
     :param rate: bytes per second on each connection; 0 = as fast as it goes.
+    :param tls: to speak HTTPS.
     """
 
-    def __init__(self, rate: int = 0) -> None:
+    def __init__(self, rate: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.rate = rate
         self.latency = 0.0
         """Seconds before each answer."""
@@ -87,12 +89,15 @@ class FakeHub:
         self._closing = threading.Event()
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = _Server(("127.0.0.1", 0), handler)
+        self._scheme = "https" if tls else "http"
+        if tls:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
     @property
     def url(self) -> str:
         """Its address, to be used as the client's endpoint."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"{self._scheme}://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> Self:
         self._thread.start()
