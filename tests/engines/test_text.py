@@ -234,15 +234,16 @@ def test_the_live_probe_answers_under_load(engine: Engine, fixtures: Path) -> No
             "/v3/audio/transcriptions", data={"model": "speech_to_text"}, files={"file": ("a.wav", sample)}
         ),
     ]
-    slowest = 0.0
+    waits: list[float] = []
     with ThreadPoolExecutor(2 * len(work)) as pool:
         running = [pool.submit(each) for each in work * 2]
         while not all(each.done() for each in running):
             answer = engine.http.get("/v2/health/live")
             assert answer.status_code == 200
-            slowest = max(slowest, answer.elapsed.total_seconds())
+            waits.append(answer.elapsed.total_seconds())
     assert all(each.result().status_code == 200 for each in running)
-    assert slowest < 0.1
+    # A blocked event loop shows in every probe; one late in a hundred is the machine's scheduler, or this process's own.
+    assert sorted(waits)[int(0.98 * len(waits))] < 0.1
 
 
 def test_the_api_key_guards_generation_only(

@@ -1,0 +1,92 @@
+"""openvino-genai called directly: what the embedded engine is measured against. Takes orders on standard input."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
+PROMPT = [{"role": "user", "content": "Count to fifty"}]
+
+
+class Text:
+    def __init__(self) -> None:
+        import openvino_genai as genai
+
+        scheduler = genai.SchedulerConfig()
+        scheduler.enable_prefix_caching = True
+        self.genai = genai
+        self.pipeline = genai.ContinuousBatchingPipeline(FIXTURES / "text_generation", scheduler, "CPU", {})
+        self.tokenizer = self.pipeline.get_tokenizer()
+
+    def _config(self, tokens: int) -> Any:
+        config = self.pipeline.get_config()
+        config.max_new_tokens = tokens
+        config.ignore_eos = True
+        config.apply_chat_template = False
+        return config
+
+    def _prompt(self) -> str:
+        return str(self.tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True))
+
+    def stream(self, tokens: int) -> dict[str, float]:
+        """One streamed answer: tokens per second, and milliseconds to the first text."""
+        first = 0.0
+        began = time.perf_counter()
+
+        def take(_: str) -> Any:
+            nonlocal first
+            first = first or time.perf_counter()
+            return self.genai.StreamingStatus.RUNNING
+
+        self.pipeline.generate([self._prompt()], [self._config(tokens)], take)
+        ended = time.perf_counter()
+        return {"rate": tokens / (ended - began), "first": (first - began) * 1000}
+
+    def together(self, tokens: int, count: int) -> dict[str, float]:
+        """Some answers in one batch, not streamed: the most that the library can do."""
+        began = time.perf_counter()
+        self.pipeline.generate([self._prompt()] * count, [self._config(tokens)] * count)
+        return {"rate": tokens * count / (time.perf_counter() - began)}
+
+
+class Embeddings:
+    def __init__(self) -> None:
+        import openvino_genai as genai
+
+        kinds = genai.TextEmbeddingPipeline
+        config = kinds.Config(pooling_type=kinds.PoolingType.MEAN, normalize=True)
+        self.pipeline = kinds(FIXTURES / "embeddings", "CPU", config)
+
+    def embed(self, texts: list[str]) -> dict[str, float]:
+        began = time.perf_counter()
+        self.pipeline.embed_documents(texts)
+        return {"rate": len(texts) / (time.perf_counter() - began)}
+
+
+class Rerank:
+    def __init__(self) -> None:
+        import openvino_genai as genai
+
+        config = genai.TextRerankPipeline.Config(top_n=1000, max_length=512)
+        self.pipeline = genai.TextRerankPipeline(FIXTURES / "rerank", "CPU", config)
+
+    def rank(self, texts: list[str]) -> dict[str, float]:
+        began = time.perf_counter()
+        self.pipeline.rerank("Which animal sat on the mat?", texts)
+        return {"rate": len(texts) / (time.perf_counter() - began)}
+
+
+def main() -> None:
+    servable = {"text_generation": Text, "embeddings": Embeddings, "rerank": Rerank}[sys.argv[1]]()
+    print("{}", flush=True)
+    for line in sys.stdin:
+        name, arguments = json.loads(line)
+        print(json.dumps(getattr(servable, name)(*arguments)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""The embedded engine through REST against openvino-genai called directly, in turns, on the same model: medians, ratios.
+
+python bench/embedded_throughput.py
+
+Both sides stay loaded; while one is measured, the other one sleeps. The client is a bare socket, so that what is
+measured is the engine and not an HTTP library. The direct side runs in a process of its own as well.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
+NODES = {
+    "text_generation": ("HttpLLMCalculator", "LLMCalculatorOptions", "enable_prefix_caching: true"),
+    "embeddings": ("EmbeddingsCalculatorOV", "EmbeddingsCalculatorOVOptions", "pooling: MEAN"),
+    "rerank": ("RerankCalculatorOV", "RerankCalculatorOVOptions", ""),
+}
+GRAPH = """input_stream: "HTTP_REQUEST_PAYLOAD:input" output_stream: "HTTP_RESPONSE_PAYLOAD:output"
+node {{ name: "Executor" calculator: "{}" input_stream: "HTTP_REQUEST_PAYLOAD:input"
+  output_stream: "HTTP_RESPONSE_PAYLOAD:output"
+  node_options {{ [type.googleapis.com/mediapipe.{}] {{ models_path: "{}" {} }} }} }}"""
+TOKENS = 400
+STREAMS = 8
+BATCH = 32
+ROUNDS = 15
+SENTENCE = "The quick cat sat on the mat and looked at the birds in the garden, number "
+
+
+class Direct:
+    def __init__(self, kind: str) -> None:
+        script = Path(__file__).with_name("_embedded_direct.py")
+        self.process = subprocess.Popen(
+            [sys.executable, str(script), kind], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._read()
+
+    def _read(self) -> dict[str, float]:
+        assert self.process.stdout
+        found: dict[str, float] = json.loads(self.process.stdout.readline())
+        return found
+
+    def __call__(self, name: str, *arguments: Any) -> dict[str, float]:
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps([name, arguments]) + "\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+class Engine:
+    def __init__(self, kind: str) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        folder = Path(self._folder.name)
+        calculator, options, extra = NODES[kind]
+        (folder / "graph.pbtxt").write_text(GRAPH.format(calculator, options, FIXTURES / kind, extra))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        command = [
+            sys.executable, "-m", "ovms_embedded", "--rest_port", str(self.port), "--rest_bind_address", "127.0.0.1",
+            "--model_name", "m", "--model_path", str(folder), "--log_level", "WARNING",
+        ]  # fmt: skip
+        self.process = subprocess.Popen(command)
+        while True:
+            try:
+                if b" 200 " in self.ask("GET", "/v2/health/ready").split(b"\r\n", 1)[0]:
+                    return
+            except OSError:
+                pass
+            time.sleep(0.05)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port))
+
+    def ask(self, method: str, path: str, fields: dict[str, Any] | None = None) -> bytes:
+        """Return the answer of one request on its own connection."""
+        with self.connect() as client:
+            client.sendall(request(method, path, fields, close=True))
+            return b"".join(iter(lambda: client.recv(1 << 20), b""))
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+        self._folder.cleanup()
+
+
+def request(method: str, path: str, fields: dict[str, Any] | None, *, close: bool = False) -> bytes:
+    body = json.dumps(fields).encode() if fields else b""
+    head = f"{method} {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    return head.encode() + (b"Connection: close\r\n" if close else b"") + b"\r\n" + body
+
+
+def stream(client: socket.socket) -> dict[str, float]:
+    """One streamed chat: tokens per second, and milliseconds to the first text."""
+    fields = {
+        "model": "m", "messages": [{"role": "user", "content": "Count to fifty"}], "temperature": 0, "stream": True,
+        "ignore_eos": True, "max_tokens": TOKENS,
+    }  # fmt: skip
+    began = time.perf_counter()
+    client.sendall(request("POST", "/v3/chat/completions", fields))
+    first = 0.0
+    tail = b""
+    while b"data: [DONE]" not in tail:
+        data = client.recv(1 << 16)
+        if not first and b'"delta":{"content":"' in tail + data:
+            first = time.perf_counter()
+        tail = (tail + data)[-4096:]
+    ended = time.perf_counter()
+    while not tail.endswith(b"0\r\n\r\n"):
+        tail += client.recv(64)
+    return {"rate": TOKENS / (ended - began), "first": (first - began) * 1000}
+
+
+def streams(clients: list[socket.socket]) -> float:
+    threads = [threading.Thread(target=stream, args=(client,)) for client in clients]
+    began = time.perf_counter()
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    return TOKENS * len(clients) / (time.perf_counter() - began)
+
+
+def post(client: socket.socket, path: str, fields: dict[str, Any]) -> float:
+    """Return the seconds that a request took on an open connection."""
+    began = time.perf_counter()
+    client.sendall(request("POST", path, fields))
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += client.recv(1 << 20)
+    head, _, body = data.partition(b"\r\n\r\n")
+    assert b" 200 " in head.split(b"\r\n")[0], data
+    length = next(
+        int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")
+    )
+    got = len(body)
+    while got < length:
+        got += len(client.recv(1 << 20))
+    return time.perf_counter() - began
+
+
+def memory(pid: int) -> tuple[float, float]:
+    """Return the megabytes that a process and its children take: proportional share, and as each would say alone."""
+    processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    full = [each.memory_full_info() for each in processes]
+    return sum(getattr(each, "pss", each.rss) for each in full) / 1e6, sum(each.rss for each in full) / 1e6
+
+
+def report(
+    what: str, ours: list[float], direct: list[float], target: str, unit: str, *, difference: bool = False
+) -> None:
+    one, other = statistics.median(ours), statistics.median(direct)
+    value = f"{one - other:+.2f} {unit}" if difference else f"{one / other:.2f}"
+    print(f"{what:44s} ours {one:10.1f}  direct {other:10.1f} {unit:9s} -> {value:10s} (target {target})")
+
+
+def text() -> None:
+    engine, direct = Engine("text_generation"), Direct("text_generation")
+    clients = [engine.connect() for _ in range(STREAMS)]
+    for _ in range(3):
+        stream(clients[0])
+        streams(clients)
+        direct("stream", TOKENS)
+        direct("together", TOKENS, STREAMS)
+    one: list[dict[str, float]] = []
+    other: list[dict[str, float]] = []
+    alone: list[float] = []
+    many: list[float] = []
+    batch: list[float] = []
+    for _ in range(ROUNDS):
+        one.append(stream(clients[0]))
+        other.append(direct("stream", TOKENS))
+        alone.append(direct("together", TOKENS, 1)["rate"])
+        many.append(streams(clients))
+        batch.append(direct("together", TOKENS, STREAMS)["rate"])
+    rates = [each["rate"] for each in one]
+    report("1 stream, against a stream", rates, [each["rate"] for each in other], "0.9", "tokens/s")
+    report("1 stream, against a call without a stream", rates, alone, "-", "tokens/s")
+    report(f"{STREAMS} streams, against one call without streams", many, batch, "0.9", "tokens/s")
+    first = [each["first"] for each in one], [each["first"] for each in other]
+    report("time to first token", *first, "+5 ms", "ms", difference=True)
+    ours, theirs = memory(engine.process.pid), memory(direct.process.pid)
+    report("memory, proportional (PSS)", [ours[0]], [theirs[0]], "+60 MB", "MB", difference=True)
+    report("memory, resident, shared pages twice (RSS)", [ours[1]], [theirs[1]], "+60 MB", "MB", difference=True)
+    for each in clients:
+        each.close()
+    engine.close()
+    direct.close()
+
+
+def batches(kind: str, order: str, path: str, key: str, extra: dict[str, Any]) -> None:
+    engine, direct = Engine(kind), Direct(kind)
+    client = engine.connect()
+    ours: list[float] = []
+    theirs: list[float] = []
+    for number in range(ROUNDS * 4 + 5):
+        texts = [f"{SENTENCE}{number} {each}" for each in range(BATCH)]
+        seconds = post(client, path, {"model": "m", key: texts} | extra)
+        rate = direct(order, texts)["rate"]
+        if number >= 5:
+            ours.append(BATCH / seconds)
+            theirs.append(rate)
+    report(f"{kind}, batch of {BATCH}", ours, theirs, "0.9", "texts/s")
+    client.close()
+    engine.close()
+    direct.close()
+
+
+def main() -> None:
+    text()
+    batches("embeddings", "embed", "/v3/embeddings", "input", {})
+    batches("rerank", "rank", "/v3/rerank", "documents", {"query": "Which animal sat on the mat?"})
+
+
+if __name__ == "__main__":
+    main()
