@@ -175,6 +175,19 @@ def test_a_second_up_leaves_the_engine_to_the_first(
     assert json.loads(installed("status", "--json").stdout)["engine"] == "ready"
 
 
+def test_ctrl_c_ends_waiting_for_stdin(installed: Any, executable: str, environment: dict[str, str]) -> None:
+    waiting = subprocess.Popen(
+        [executable, "chat", "-"], env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    # Reading has begun when the process sleeps; there is no other sign of it.
+    process, deadline = psutil.Process(waiting.pid), time.monotonic() + 20
+    while process.status() != psutil.STATUS_SLEEPING and time.monotonic() < deadline:
+        time.sleep(0.1)
+    waiting.send_signal(signal.SIGINT)
+    assert waiting.communicate(timeout=10)[1] == "Interrupted; nothing was begun.\n"
+    assert waiting.returncode == 130
+
+
 def test_a_log_is_followed_until_ctrl_c(
     installed: Any, executable: str, environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -26,6 +26,9 @@ def main() -> None:
 
         serve()
         return
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that knows fewer characters shows a question mark instead of a traceback.
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     # Until a command handles signals itself, and so that Ctrl-C during an import is no traceback.
     signal.signal(signal.SIGINT, _interrupted)
     from ovms_cli.app import run

@@ -243,6 +243,7 @@ async def load(session: Session, models: Models) -> None:
     async with session.kernel() as kernel:
         await need_engine(kernel)
         for model in models:
+            session.kept = f"Interrupted; the engine may go on loading {model} by itself."
             loaded = await kernel.load_model(model)
             print(f"{loaded.id} is served.")
 

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 WITHDRAWN = "Interrupted; the request is withdrawn."
 
 
+def piped(text: str) -> str:
+    """Return what a ``-`` stands for; before the event loop begins, whose signals a read of stdin would hold up."""
+    return sys.stdin.read() if text == "-" else text
+
+
 def add_to(app: typer.Typer) -> None:
     """Add these commands."""
     add(app, chat, call)
@@ -26,14 +31,13 @@ def add_to(app: typer.Typer) -> None:
 async def chat(
     session: Session,
     text: Annotated[
-        str, typer.Argument(metavar="TEXT", help="What to say; - reads it from stdin.", show_default=False)
+        str,
+        typer.Argument(metavar="TEXT", help="What to say; - reads it from stdin.", callback=piped, show_default=False),
     ],
     *,
     model: Annotated[str, typer.Option(metavar="MODEL", help="As owner/name.", show_default=False)] = "",
 ) -> None:
     """Say something to a model and print its answer as it comes."""
-    if text == "-":
-        text = sys.stdin.read()
     request = {"messages": [{"role": "user", "content": text}], "stream": True} | ({"model": model} if model else {})
     session.kept = WITHDRAWN
     async with session.kernel() as kernel:
@@ -49,7 +53,10 @@ async def call(
     session: Session,
     service: Annotated[str, typer.Argument(metavar="SERVICE", help="Such as embed.", show_default=False)],
     request: Annotated[
-        str, typer.Argument(metavar="[JSON|@FILE|-]", help="The request; - reads it from stdin.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="[JSON|@FILE|-]", help="The request; - reads it from stdin.", callback=piped, show_default=False
+        ),
     ] = "{}",
     *,
     stream: Annotated[bool, typer.Option("--stream", help="Print the events of the answer as they come.")] = False,
@@ -81,9 +88,7 @@ def _stream(kernel: "Kernel", service: str, body: bytes) -> AsyncGenerator[bytes
 
 
 def read_request(text: str) -> bytes:
-    """Return the request that was typed, named as ``@file`` or piped in."""
-    if text == "-":
-        return sys.stdin.buffer.read()
+    """Return the request that was typed, or that is in the file named as ``@file``."""
     if not text.startswith("@"):
         return text.encode()
     try:
