@@ -70,7 +70,7 @@ async def test_importing_again_replaces_the_model(world, tiny):
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "nested"])
 async def test_archives_are_imported(world, tiny, tmp_path, kind):
     source = tiny("embeddings")
-    top = "top/" if kind == "nested" else ""
+    top = "deep/er/" if kind == "nested" else ""
     archive = tmp_path / f"model.{kind}"
     if kind == "zip":
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:

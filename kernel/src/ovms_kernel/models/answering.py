@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
 from ovms_kernel.errors import BadRequest, NotFound
+from ovms_kernel.values import LocalModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ovms_kernel.models.library import Library
     from ovms_kernel.models.serving import Serving
-    from ovms_kernel.values import LocalModel
+
+FOREIGN = ""
+"""The type of a model that the engine has and we have not."""
+FOREIGN_PERIOD = 10.0
+"""Seconds for which an engine is believed to serve such a model."""
 
 
 class Answering:
@@ -23,10 +31,16 @@ class Answering:
         self._library = library
         self._serving = serving
         self._last: dict[str, str] = {}
+        self._foreign: dict[str, float] = {}
 
     async def ready(self, model: str, model_type: str) -> str:
         """Make sure that the model is served and return its id; see ``drivers.Engine``."""
+        if self._foreign.get(model, 0.0) > time.monotonic():
+            return model
         chosen = self._serving.served.get(model) or await self._choose(model, model_type)
+        if chosen.model_type == FOREIGN:
+            self._foreign[model] = time.monotonic() + FOREIGN_PERIOD
+            return chosen.id
         if chosen.model_type != model_type:
             installed = await anyio.to_thread.run_sync(self._library.list)
             raise BadRequest(
@@ -52,6 +66,9 @@ class Answering:
         for each in installed:
             if each.id == model:
                 return each
+        # Somebody else's engine serves models of their own; of what type, it does not say.
+        if await self._serving.serves(model):
+            return LocalModel(model, Path(), FOREIGN, 0, "", datetime.now(UTC))
         raise NotFound(
             f"Model {model} is not installed; installed for {model_type}: {_names(installed, model_type)}. "
             f"Pull it with `ovms-plugin pull {model}`."

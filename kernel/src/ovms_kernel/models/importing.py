@@ -143,7 +143,7 @@ def _from_members(path: Path, members: Iterator[tuple[str, int]]) -> Source:
         names[name], sizes[name] = member, size
         if len(sizes) > MAX_MEMBERS:
             raise BadRequest(f"{path} holds more than {MAX_MEMBERS} files, too many for a model.")
-    if len({name.split("/", 1)[0] for name in names}) == 1 and all("/" in name for name in names):
+    while names and all("/" in name for name in names) and len({name.split("/", 1)[0] for name in names}) == 1:
         names = {name.split("/", 1)[1]: member for name, member in names.items()}
         sizes = {name.split("/", 1)[1]: size for name, size in sizes.items()}
     kept = {name: size for name, size in sizes.items() if name not in (GRAPH, METADATA) and not name.startswith(".")}

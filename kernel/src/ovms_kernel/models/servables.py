@@ -18,6 +18,10 @@ class Servables(Protocol):
         """Do ``POST /v1/config/reload``, which returns when loading has ended."""
         ...
 
+    async def model_ready(self, name: str) -> bool:
+        """Tell whether it serves a model."""
+        ...
+
 
 def states_of(config: dict[str, Any]) -> dict[str, str]:
     """Return what ``/v1/config`` says of each name (spec/ovms.md C.8)."""

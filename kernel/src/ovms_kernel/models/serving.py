@@ -152,6 +152,10 @@ class Serving:
             if state == AVAILABLE
         ]
 
+    async def serves(self, model_id: str) -> bool:
+        """Tell whether the engine itself says that it serves a model, be it ours or not."""
+        return await (await self._connect()).model_ready(model_id)
+
     async def reconcile(self) -> None:
         """Look at what a started engine has made of ``config.json``, and take out what it could not load."""
         if not self._running():
