@@ -13,6 +13,7 @@ import anyio
 import psutil
 import pytest
 
+from ovms_kernel.api import hookimpl
 from ovms_kernel.values import Message
 
 RATE = 16000
@@ -102,8 +103,9 @@ async def test_several_sessions_at_once(house, fixtures):
         check(events, truth)
 
 
-async def test_a_model_that_is_unloaded_in_a_pause_is_loaded_again(house, fixtures):
-    """AOG unloads models five minutes after their load, whatever goes on."""
+@pytest.mark.parametrize("mishap", ["unloaded", "killed"])
+async def test_what_happens_in_a_pause_costs_nothing(house, fixtures, mishap):
+    """AOG unloads models five minutes after their load, whatever goes on; and engines may die."""
     sound, truth = joined(fixtures / "speech_to_text_samples", ENGLISH[:1])
     heard = []
     send, receive = anyio.create_memory_object_stream(0)
@@ -116,11 +118,24 @@ async def test_a_model_that_is_unloaded_in_a_pause_is_loaded_again(house, fixtur
         run = {"action": "run-task", "model": "tiny/listener", "parameters": {"language": "en"}}
         await send.send(Message(json.dumps(run).encode()))
         await send.send(Message(bytes(RATE), "binary"))
-        await house.unload_models(["tiny/listener"])
+        if mishap == "unloaded":
+            await house.unload_models(["tiny/listener"])
+        else:
+            exited = anyio.Event()
+
+            class Watcher:
+                @hookimpl
+                async def ovms_engine_exited(self):
+                    exited.set()
+
+            house.events.register({"observers.exits": Watcher()})
+            psutil.Process((await house.engine()).pid).kill()
+            with anyio.fail_after(5):
+                await exited.wait()
         await send.send(Message(sound, "binary"))
         await send.aclose()
     receive.close()
-    assert [each["text"] for _, each in sentences(heard)] == [truth[0][2]]
+    assert [each["text"] for _, each in sentences(heard)] == [truth[0][2]], heard
 
 
 # -- many at once ---------------------------------------------------------------------------------------------------

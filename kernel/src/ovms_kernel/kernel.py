@@ -15,6 +15,7 @@ import anyio
 
 from ovms_kernel.engine.choice import candidates, install_best
 from ovms_kernel.engine.client import EngineClient
+from ovms_kernel.engine.following import FollowingEngine
 from ovms_kernel.engine.host import read_host
 from ovms_kernel.engine.installation import Installations, try_version
 from ovms_kernel.engine.probe import IdleProbe
@@ -376,7 +377,8 @@ class Kernel:
         if not driver.definition.bidirectional:
             raise NotSupported(f"The service {service} does not hold sessions; ask it with a single request.")
         self._admitting()
-        conversation = cast("ConversingService", driver).converse(inbound, await self.client())
+        # A session may outlive the engine that it began with.
+        conversation = cast("ConversingService", driver).converse(inbound, FollowingEngine(self.client))
         async with aclosing(cast("Any", conversation)) as messages:
             async for message in messages:
                 yield message
