@@ -7,8 +7,10 @@ import os
 import re
 import secrets
 import socket
+import sys
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ovms_kernel.errors import Unavailable
@@ -17,7 +19,6 @@ from ovms_kernel.values import Endpoint, LaunchPlan, Ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from ovms_kernel.events import Events
     from ovms_kernel.settings import Settings
@@ -27,6 +28,8 @@ LOOPBACK = "127.0.0.1"
 LOG_LIMIT = 16 << 20
 """Bytes of an engine log before it is set aside at the next start."""
 LOGS_KEPT = 3
+START_TOLERANCE = 0.5
+"""Seconds by which two readings of one process's start time may differ."""
 ERRORS = re.compile(r"\[(error|critical)\]|error while loading|Traceback|Error:|terminate called", re.IGNORECASE)
 PREFIX = re.compile(r"^\[[^\]]*\]\[[^\]]*\]\[[^\]]*\]\[[^\]]*\]\[[^\]]*\]\s*")
 """Time, thread, logger, level and place before an OVMS log line (spec/ovms.md B.4)."""
@@ -142,14 +145,16 @@ async def amended(plan: LaunchPlan, events: Events) -> LaunchPlan:
 
 def note_running(settings: Settings, running: RunningEngine) -> None:
     """Write down which engine runs."""
-    write_private(settings.run_dir / "engine.json", json.dumps(asdict(running)) + "\n")
+    note = asdict(running) | {"boot": _boot()}
+    write_private(settings.run_dir / "engine.json", json.dumps(note) + "\n")
 
 
 def read_running(settings: Settings) -> RunningEngine | None:
-    """Return the engine that was written down last; it may be gone."""
+    """Return the engine that was written down last, since the system was started; it may be gone."""
     try:
-        return RunningEngine(**json.loads((settings.run_dir / "engine.json").read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
+        note = json.loads((settings.run_dir / "engine.json").read_text("utf-8"))
+        return RunningEngine(**note) if note.pop("boot") == _boot() else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
@@ -164,20 +169,35 @@ def is_alive(running: RunningEngine) -> bool:
     import psutil
 
     try:
-        process = psutil.Process(running.pid)
-        return abs(process.create_time() - running.started) < 2 and process.status() != psutil.STATUS_ZOMBIE
+        zombie = psutil.Process(running.pid).status() == psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
+    return not zombie and abs(start_time(running.pid) - running.started) < START_TOLERANCE
 
 
 def start_time(pid: int) -> float:
-    """Return when a process started, as the system tells it; 0 if it is gone already."""
+    """Return when a process started, in a measure that setting the clock does not change; 0 if it is gone already.
+
+    On Linux psutil counts from the boot time, which is the clock's time minus the uptime and so moves with the clock.
+    """
     import psutil
 
     try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.Error:
+        if sys.platform == "linux":
+            fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+            return int(fields[19]) / os.sysconf("SC_CLK_TCK")  # field 22, counted from 1 and with the two before ")"
+        else:  # noqa: RET505 - for mypy, which knows one platform at a time
+            return float(psutil.Process(pid).create_time())
+    except (psutil.Error, OSError, ValueError, IndexError):
         return 0.0
+
+
+def _boot() -> str:
+    """Return a name of this run of the system, as start times are counted from its beginning."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return ""
 
 
 # -- the log -------------------------------------------------------------------------------------------------------

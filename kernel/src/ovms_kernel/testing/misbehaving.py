@@ -15,6 +15,9 @@ model in ``config.json`` that it is available, and otherwise does what ``--how``
 ``version=VERSION``   says that this is its version
 ``broken``            cannot even tell its version
 ``fail=MODEL``        says of that model that it could not be loaded
+``wedged``            answers its health but no request to a generative endpoint
+``leak``              takes memory at such a request until there is none, and is killed as the system would do it
+``strict``            ends with an error if ``config.json`` is damaged, as OVMS does
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 VERSION = "2026.3.0-misbehaving"
 EVENTS = [b'data: {"choices":[{"index":0,"delta":{"content":"%d "}}]}\n\n' % number for number in range(20)]
@@ -58,6 +62,8 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if "child" in how:
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    if "strict" in how:
+        json.loads(options.config_path.read_text("utf-8"))
     if "never-ready" in how:
         threading.Event().wait()
     if "slow" in how:
@@ -93,6 +99,18 @@ def _serve_grpc(port: int) -> Any:  # noqa: ANN401 - grpc's own
     return server
 
 
+def _leak() -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+    taken = []
+    try:
+        while True:
+            taken.append(bytearray(64 << 20))
+    except MemoryError:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _serve_rest(options: argparse.Namespace, how: dict[str, str]) -> None:
     count = {"all": 0, "generative": 0}
 
@@ -106,8 +124,11 @@ def _serve_rest(options: argparse.Namespace, how: dict[str, str]) -> None:
             count["all"] += 1
             if "hang-after" in how and count["all"] > int(how["hang-after"]):
                 threading.Event().wait()
-            if self.path.startswith("/v1/config"):
-                entries = json.loads(options.config_path.read_text("utf-8"))["model_config_list"]
+            entries = json.loads(options.config_path.read_text("utf-8"))["model_config_list"]
+            if self.path.startswith("/v2/models/"):
+                name = unquote(self.path.removeprefix("/v2/models/").removesuffix("/ready"))
+                self._answer({}, 200 if name in [each["config"]["name"] for each in entries] else 404)
+            elif self.path.startswith("/v1/config"):
                 self._answer({each["config"]["name"]: self._status(each["config"]["name"]) for each in entries})
             else:
                 self._answer({})
@@ -117,6 +138,10 @@ def _serve_rest(options: argparse.Namespace, how: dict[str, str]) -> None:
             if not self.path.startswith("/v3/"):
                 return self.do_GET()
             count["generative"] += 1
+            if "wedged" in how:
+                threading.Event().wait()
+            if "leak" in how:
+                _leak()
             if "exit-after" in how and count["generative"] >= int(how["exit-after"]):
                 os._exit(9)
             if not body.get("stream"):
@@ -138,9 +163,9 @@ def _serve_rest(options: argparse.Namespace, how: dict[str, str]) -> None:
             status = {"error_code": code, "error_message": code}
             return {"model_version_status": [{"version": "1", "state": state, "status": status}]}
 
-        def _answer(self, value: object) -> None:
+        def _answer(self, value: object, status: int = 200) -> None:
             data = json.dumps(value).encode()
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(data)))
             self.end_headers()
