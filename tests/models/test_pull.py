@@ -143,6 +143,23 @@ async def test_who_asks_for_the_same_joins_and_sees_progress(puller, hub, repo):
     assert_whole(puller, repo)
 
 
+async def test_the_progress_of_another_process_is_seen(make_puller, hub, repo):
+    hub.add("me/model", repo)
+    hub.rate = 500_000
+    one, other = make_puller(), make_puller()
+    reports = []
+    async with anyio.create_task_group() as group:
+        group.start_soon(one.library.pull, REF)
+        await anyio.sleep(0.1)
+        # A library of its own stands for a process of its own: they share nothing but the folder.
+        await other.library.pull(REF, report=reports.append)
+    assert hub.listings == 1
+    downloading = [each.completed for each in reports if each.status == "downloading"]
+    assert len(set(downloading)) >= 3
+    assert downloading == sorted(downloading)
+    assert_whole(other, repo)
+
+
 async def test_the_last_asker_to_leave_stops_the_pull(puller, hub, repo):
     hub.add("me/model", repo)
     hub.rate = 100_000

@@ -32,7 +32,7 @@ from ovms_kernel.models.publish import (
     staged_models,
     staging_folder,
 )
-from ovms_kernel.models.pulling import Pulls, Staging, check_format, choose_files, rising
+from ovms_kernel.models.pulling import Pulls, Staging, check_format, choose_files, rising, watch_staging
 from ovms_kernel.models.shaping import Shaper
 from ovms_kernel.models.work import Meter, locked, run_with_progress
 from ovms_kernel.values import ModelFiles, Progress, PullPlan
@@ -202,7 +202,8 @@ class Library:
         refresh: bool,
     ) -> LocalModel:
         hub = self._hubs[ref.hub]
-        async with self.hold(ref.id, waiting=lambda: report(Progress("waiting", subject=ref.id))):
+        watch = watch_staging(staging_folder(self.settings, ref.id), report)
+        async with self.hold(ref.id, waiting=watch):
             if not refresh and (model := await anyio.to_thread.run_sync(self._complete, ref, declared)):
                 return model
             report(Progress("listing", subject=ref.id))

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from ovms_kernel.models.names import check_file_path
 from ovms_kernel.models.publish import JOURNAL
 from ovms_kernel.models.transfer import clean_up
 from ovms_kernel.models.work import Meter, run_with_progress
+from ovms_kernel.values import Progress, RemoteFile
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -29,12 +31,13 @@ if TYPE_CHECKING:
 
     from ovms_kernel.drivers import Hub
     from ovms_kernel.models.metadata import Metadata
-    from ovms_kernel.values import LocalModel, ModelRef, Progress, RemoteFile
+    from ovms_kernel.values import LocalModel, ModelRef
 
 log = logging.getLogger(__name__)
 
 SPLIT = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
 FOREIGN_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".h5", ".onnx", ".msgpack", ".ckpt")
+WATCH_EVERY = 0.2
 PREFERRED_GGUF = re.compile(r"(?i)q4_k_m")
 
 
@@ -226,6 +229,27 @@ class Staging:
             report(replace(progress, total=self.total, completed=min(progress.completed, self.total)))
 
         return forward
+
+
+def watch_staging(folder: Path, report: Callable[[Progress], None]) -> Callable[[], None]:
+    """Return a function that reports, now and then, how far the pull of another process is, as its staging tells."""
+    last = 0.0
+
+    def look() -> None:
+        nonlocal last
+        if time.monotonic() - last < WATCH_EVERY:
+            return
+        last = time.monotonic()
+        listed = (model_files.read_json(folder / JOURNAL) or {}).get("files")
+        files = [RemoteFile(path, *entry) for path, entry in listed.items()] if isinstance(listed, dict) else []
+        total = sum(file.size for file in files)
+        try:
+            present = present_bytes(files, folder / "files")
+        except OSError:
+            return  # a file was just finished, or all was just published
+        report(Progress("downloading", present, total) if total else Progress("waiting"))
+
+    return look
 
 
 def rising(report: Callable[[Progress], None]) -> Callable[[Progress], None]:

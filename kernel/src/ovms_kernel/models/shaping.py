@@ -97,11 +97,12 @@ class Shaper:
             wanted = f"ovms-graph-{model.model_type.replace('_', '-')}"
             raise NotSupported(f"No extension for {model.model_type} models is loaded; install {wanted}.") from None
         section = self._settings.section("models", model.id)
-        values = {key: value for key, value in section.items() if key not in SERVING_KEYS} | dict(given)
+        own = {key: value for key, value in section.items() if key not in SERVING_KEYS}
+        values = _laid_over(own, given)
         options = GraphOptions(self.host, values)
         answers = await self._events.ask("ovms_amend_graph", model=model, options=options)
         patch = merge(((name, answer.values) for name, answer in answers), "the graph option")
-        options = replace(options, values=self._resolve(values | patch))
+        options = replace(options, values=self._resolve(_laid_over(values, patch)))
 
         def build() -> str:
             from importlib.metadata import version
@@ -137,3 +138,13 @@ class Shaper:
             else value
             for key, value in values.items()
         }
+
+
+def _laid_over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay options over others; two tables of one name, such as ``plugin_config``, become one."""
+    tables = {
+        name: {**lower[name], **value}
+        for name, value in upper.items()
+        if isinstance(value, dict) and isinstance(lower.get(name), dict)
+    }
+    return {**lower, **upper, **tables}
