@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,11 @@ def test_help_names_every_command_and_cuts_no_sentence(capsys: pytest.CaptureFix
     told = capsys.readouterr().out
     assert not [words[0] for words in COMMANDS if f"\n  {words[0]} " not in told]
     assert "..." not in told.split("Commands:")[1]
+
+
+def test_the_version_is_that_of_the_installed_distribution(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_here(["--version"]) == 0
+    assert capsys.readouterr().out == f"ovms-plugin {version('ovms-cli')}\n"
 
 
 def test_help_is_quick(executable: str) -> None:

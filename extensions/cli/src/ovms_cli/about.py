@@ -1,6 +1,5 @@
 """Commands that report: what is installed, what AOG is told, and what is wrong."""
 
-import inspect
 import shutil
 import sys
 from dataclasses import replace
@@ -15,8 +14,6 @@ from ovms_kernel.errors import OvmsError
 from ovms_kernel.values import Finding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from ovms_kernel.kernel import Kernel
 
 ROOM = 5 << 30
@@ -73,8 +70,7 @@ async def doctor(session: Session, *, json: Json = False) -> None:
     async with session.kernel() as kernel:
         findings = [*_host(kernel), *_extensions(kernel), *await _platform(kernel), *_disk(session)]
         for name, found in await kernel.events.ask("ovms_check_host", host=kernel.host):
-            more: Iterable[Finding] = await found if inspect.isawaitable(found) else found
-            findings += [replace(each, subject=each.subject or name) for each in more]
+            findings += [replace(each, subject=each.subject or name) for each in found]
     if json:
         output.print_json(findings)
     else:

@@ -2,10 +2,19 @@
 
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Annotated
 
 import typer
 
 from ovms_cli import about, demo, engines, models, services
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer's way of calling
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"ovms-plugin {version('ovms-cli')}")
+        raise typer.Exit
 
 
 def make_app() -> typer.Typer:
@@ -20,6 +29,7 @@ def make_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+    app.callback()(_options)
     demo.add_to(app)
     models.add_to(app)
     services.add_to(app)
@@ -28,6 +38,15 @@ def make_app() -> typer.Typer:
     if find_spec("ovms_cli.deploy"):
         import_module("ovms_cli.deploy").add_to(app)
     return app
+
+
+def _options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
 
 
 def run(arguments: list[str]) -> int:
