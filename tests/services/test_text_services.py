@@ -45,6 +45,21 @@ async def test_an_answer_gets_id_and_model_and_keeps_everything_else(stub, ask):
     assert answer["model"] == "llm"
 
 
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        (b'{"data":[1.50, 2]}', b'{"model":"vectors","data":[1.50, 2]}'),
+        (b" { } \n", b'{"model":"vectors"}'),
+        (b'{"model": "theirs","a":"\\"model\\""}', b'{"model": "theirs","a":"\\"model\\""}'),
+        (b'{"data":[{"model":1}]}', b'{"model":"vectors","data":[{"model":1}]}'),
+        (b'{"a":"model"}', b'{"model":"vectors","a":"model"}'),
+    ],
+)
+async def test_what_is_added_leaves_the_rest_byte_for_byte(stub, engine, call, said, answer):
+    stub.answers["/v3/embeddings"] = said
+    assert await Embed({}).invoke(call(model="vectors", input="a"), engine) == answer
+
+
 async def test_unknown_fields_pass_and_nulls_are_absent(stub, ask):
     stub.answers[CHAT] = {}
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"x": None}}}]

@@ -30,7 +30,7 @@ class Chat:
             streaming=True,
             probe='{"messages":[{"role":"user","content":"."}],"max_tokens":1}',
         )
-        self._route = Route(self.definition, prepare, finish=with_id("chatcmpl"))
+        self._route = Route(self.definition, prepare, adds=with_id("chatcmpl"))
 
     async def invoke(self, call: Call, engine: Engine) -> bytes:
         """Return the whole answer."""

@@ -29,7 +29,7 @@ class Embed:
             support_models=("OpenVINO/Qwen3-Embedding-0.6B-int8-ov",),
             probe='{"input":"."}',
         )
-        self._route = Route(self.definition, prepare, with_model)
+        self._route = Route(self.definition, prepare, adds=with_model)
 
     async def invoke(self, call: Call, engine: Engine) -> bytes:
         """Return the vectors."""

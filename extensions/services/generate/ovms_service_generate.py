@@ -29,7 +29,7 @@ class Generate:
             support_models=("OpenVINO/Qwen3-8B-int4-ov", "OpenVINO/Phi-3.5-mini-instruct-int4-ov"),
             streaming=True,
         )
-        self._route = Route(self.definition, prepare, finish=with_id("cmpl"))
+        self._route = Route(self.definition, prepare, adds=with_id("cmpl"))
 
     async def invoke(self, call: Call, engine: Engine) -> bytes:
         """Return the whole answer."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.api import BadRequest, Route, ServiceDefinition, check, forward, need
+from ovms_kernel.api import BadRequest, Route, ServiceDefinition, check, forward, need, with_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +29,7 @@ class Rerank:
             support_models=("OpenVINO/Qwen3-Reranker-0.6B-seq-cls-fp16-ov",),
             probe='{"query":".","documents":["."]}',
         )
-        self._route = Route(self.definition, prepare, finish)
+        self._route = Route(self.definition, prepare, adds=with_model, finish=finish)
 
     async def invoke(self, call: Call, engine: Engine) -> bytes:
         """Return the documents' places in the order of their scores."""
@@ -54,7 +54,6 @@ def prepare(fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def finish(answer: dict[str, Any], model: str) -> dict[str, Any]:
-    """Sort the results by score and add ``model``."""
-    best_first = sorted(answer.get("results", []), key=lambda each: -each["relevance_score"])
-    return {"model": model} | answer | {"results": best_first}
+def finish(answer: dict[str, Any], model: str) -> dict[str, Any]:  # noqa: ARG001 - a route's
+    """Sort the results by score."""
+    return answer | {"results": sorted(answer.get("results", []), key=lambda each: -each["relevance_score"])}

@@ -41,8 +41,13 @@ class Route:
 
     A pure function; raises ``BadRequest`` for what the engine must not be asked.
     """
+    adds: Callable[[str], Fields] | None = None
+    """Given the model's id, returns fields that the engine leaves out of its answer; where it sends them, its own count.
+
+    The answer is not decoded for it, as embeddings may have megabytes.
+    """
     finish: Callable[[Fields, str], Fields] | None = None
-    """Makes the answer of the engine's answer and the model's id; ``None`` hands the engine's bytes on as they are."""
+    """Makes the answer of the engine's answer and the model's id, where adding is not enough."""
 
 
 async def forward(route: Route, call: Call, engine: Engine) -> bytes:
@@ -53,9 +58,10 @@ async def forward(route: Route, call: Call, engine: Engine) -> bytes:
     began = time.monotonic()
     model, body = await _request(route, call, engine, streaming=False)
     answer = await engine.post(route.definition.endpoint, body, timeout=time_left(call, began))
-    if route.finish is None:
-        return answer.body
-    return encode(route.finish(decode_answer(answer.body), model))
+    body = answer.body
+    if route.finish is not None:
+        body = encode(route.finish(decode_answer(body), model))
+    return body if route.adds is None else add_fields(body, route.adds(model))
 
 
 async def forward_stream(route: Route, call: Call, engine: Engine) -> AsyncIterator[bytes]:
@@ -170,11 +176,29 @@ def decode_answer(body: bytes) -> Fields:
     return value
 
 
-def with_id(prefix: str) -> Callable[[Fields, str], Fields]:
-    """Return a ``finish`` that adds ``id`` and ``model`` where the engine sends none, as strict clients want them."""
-    return lambda answer, model: {"id": f"{prefix}-{uuid.uuid4().hex}", "model": model} | answer
+def add_fields(body: bytes, fields: Fields) -> bytes:
+    """Return a JSON object with fields put before its own; those that it has itself are left as they are.
+
+    :raises EngineFailed: the body is no JSON object.
+    """
+    inner = body.strip()
+    if not inner.startswith(b"{") or not inner.endswith(b"}"):
+        decode_answer(body)
+    # A name that is nowhere in the text is no field of it. The other way round it may be, so it has to be looked at.
+    if any(f'"{name}"'.encode() in inner for name in fields):
+        own = decode_answer(body)
+        fields = {name: value for name, value in fields.items() if name not in own}
+    rest = inner[1:].lstrip()
+    if not fields:
+        return body
+    return encode(fields)[:-1] + (b"" if rest == b"}" else b",") + rest
 
 
-def with_model(answer: Fields, model: str) -> Fields:
-    """Add ``model`` where the engine sends none; a ``finish``."""
-    return {"model": model} | answer
+def with_id(prefix: str) -> Callable[[str], Fields]:
+    """Return an ``adds`` of ``id`` and ``model``, as strict clients want them."""
+    return lambda model: {"id": f"{prefix}-{uuid.uuid4().hex}", "model": model}
+
+
+def with_model(model: str) -> Fields:
+    """Add ``model``; an ``adds``."""
+    return {"model": model}
