@@ -174,16 +174,16 @@ async def test_a_damaged_config_is_set_aside_and_made_anew(world, tiny, caplog):
 
 
 async def test_entries_that_a_user_added_stay(world, tiny):
-    await world.serving.prepare()
     foreign = {"config": {"name": "resnet", "base_path": "/somewhere", "nireq": 2}}
+    await world.serving.prepare()
     world.settings.config_json.write_text(json.dumps({"model_config_list": [foreign]}))
     await world.library.import_(tiny("embeddings"), "a")
-    (world.settings.models_dir / "graph.pbtxt").touch()
-    world.engine.broken = set()
-    async with anyio.create_task_group() as group:
-        group.start_soon(world.serving.load, "a")
-    root = json.loads(world.settings.config_json.read_bytes())
-    assert foreign in root["model_config_list"]
+    await world.serving.load("a")
+    await world.engine.restart()
+    await world.serving.reconcile()
+    await world.events.tell("ovms_engine_exited", exit=EngineExit("x", 1, None, 1.0, expected=False), will_restart=True)
+    await world.serving.unload("a", "test")
+    assert json.loads(world.settings.config_json.read_bytes())["model_config_list"] == [foreign]
 
 
 async def test_what_is_not_installed_cannot_be_loaded(world):

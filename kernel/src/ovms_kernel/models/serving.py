@@ -163,7 +163,7 @@ class Serving:
         client = await self._connect()
         self.served.clear()
         deadline = time.monotonic() + self._settings.load_timeout
-        while entries := await self._config.entries():
+        while entries := await self._our_entries():
             states = states_of(await client.config())
             if any(states.get(name) == LOADING for name in entries) and time.monotonic() < deadline:
                 await anyio.sleep(POLL)
@@ -186,7 +186,7 @@ class Serving:
         """Nothing is served any more; if it ended before it was ready, what it loaded at its start may be the cause."""
         self.served.clear()
         ready, self._engine_was_ready = self._engine_was_ready, False
-        entries = await self._config.entries()
+        entries = await self._our_entries()
         if entries and not ready and not exit.expected:
             log.warning("The engine ended while it loaded %s; it is started again without", ", ".join(entries))
             await self._config.take(*entries)
@@ -271,7 +271,8 @@ class Serving:
             if state == FAILED:
                 raise EngineFailed(self._failure(model_id, "it gave no cause"))
             if state in (None, GONE):
-                earlier = next((n for n in await self._config.entries() if n == model_id or n not in states), model_id)
+                entries = await self._our_entries()
+                earlier = next((name for name in entries if name == model_id or name not in states), model_id)
                 if earlier == model_id:
                     raise EngineFailed(self._failure(model_id, "it gave up on the graph without a word"))
                 # Another entry that throws hides this one; whoever added it will take it out, else we do.
@@ -302,6 +303,11 @@ class Serving:
             self._failures[model.id] = (time.monotonic(), error)
             log.error("Model %s did not load: %s", model.id, error.message)
             await self._events.tell("ovms_load_failed", model=model, cause=error.message)
+
+    async def _our_entries(self) -> dict[str, str]:
+        """Return the entries of models of this library; what else a user wrote into the file is left alone."""
+        ours = self._settings.models_dir.absolute().as_posix() + "/"
+        return {name: folder for name, folder in (await self._config.entries()).items() if folder.startswith(ours)}
 
     async def _release(self, model: LocalModel) -> None:
         """Let go of a model whose files are about to change; the caller holds its lock."""
