@@ -42,7 +42,7 @@ class Route:
     A pure function; raises ``BadRequest`` for what the engine must not be asked.
     """
     adds: Callable[[str], Fields] | None = None
-    """Given the model's id, returns fields that the engine leaves out of its answer; where it sends them, its own count.
+    """Given the model's id, returns fields that the engine leaves out of its answer; where it has them, its own count.
 
     The answer is not decoded for it, as embeddings may have megabytes.
     """
