@@ -91,6 +91,11 @@ def test_a_host_starts_a_plugin_that_imports_no_terminal(environment: dict[str, 
     assert not {"typer", "rich", "ovms_cli.app"} & modules
 
 
+def test_a_shell_can_complete_commands(run: Any) -> None:
+    done = run(_OVMS_PLUGIN_COMPLETE="complete_bash", COMP_WORDS="ovms-plugin un", COMP_CWORD="1")
+    assert done.stdout.split() == ["unload"]
+
+
 def test_ctrl_c_while_it_is_still_loading_is_no_traceback() -> None:
     code = (
         "import os, signal, sys; sys.argv = ['ovms-plugin', 'ls'];"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 COOKIE = "AOG_PLUGIN"
 """The variable in which AOG, as every go-plugin host, says that it is the one who starts us."""
+COMPLETION = "_OVMS_PLUGIN_COMPLETE"
 
 
 def main() -> None:
@@ -33,7 +34,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, _interrupted)
     from ovms_cli.app import run
 
-    sys.exit(run(arguments) if arguments else _explain())
+    # A shell that completes a command says so in the environment and gives no arguments either.
+    sys.exit(run(arguments) if arguments or COMPLETION in os.environ else _explain())
 
 
 def _interrupted(_number: int, _frame: FrameType | None) -> None:
