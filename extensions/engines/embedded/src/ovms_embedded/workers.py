@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ovms_embedded import log, wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-CHUNK = 1 << 18
 PATIENCE = 2.0
 """Seconds that a worker has to end by itself once its pipe is closed."""
 _LEVELS = {name.lower(): level for name, level in log.LEVELS.items()}
@@ -101,20 +100,22 @@ class Call:
         return self._outcome is not None
 
 
-class Worker:
+class Worker(asyncio.SubprocessProtocol):
     """A running worker process."""
 
-    def __init__(self, process: asyncio.subprocess.Process, name: str) -> None:
+    def __init__(self, name: str) -> None:
         self.info: dict[str, Any] = {}
-        self.pid = process.pid
         self.on_exit: Callable[[str], None] | None = None
-        self._process = process
         self._name = name
         self._calls: dict[int, Call] = {}
         self._next = 0
         self._closing = False
-        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._reader = asyncio.create_task(self._read(), name=f"worker of {name}")
+        self._unpacker = wire.Unpacker()
+        loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[None] = loop.create_future()
+        self._gone: asyncio.Future[None] = loop.create_future()
+        self._process: asyncio.SubprocessTransport
+        self._input: asyncio.WriteTransport
 
     @classmethod
     async def start(cls, name: str, spec: dict[str, Any]) -> Worker:
@@ -122,11 +123,9 @@ class Worker:
 
         :raises LoadFailed: it could not.
         """
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "ovms_embedded.worker",
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        worker = cls(process, name)
+        loop = asyncio.get_running_loop()
+        command = (sys.executable, "-P", "-X", "utf8", "-m", "ovms_embedded.worker")
+        _, worker = await loop.subprocess_exec(lambda: cls(name), *command, stderr=None)
         worker._send([wire.LOAD, spec])
         try:
             await worker._ready
@@ -135,16 +134,11 @@ class Worker:
             raise
         return worker
 
-    @property
-    def running(self) -> int:
-        """How many calls have not ended."""
-        return len(self._calls)
-
     def call(self, operation: str, payload: dict[str, Any]) -> Call:
         """Start a call; close it when nobody waits for it any more."""
         self._next += 1
         call = Call(self, self._next)
-        if self._closing or self._reader.done():
+        if self._closing or self._gone.done():
             call.wake(outcome=[wire.ERROR, call.number, wire.INTERNAL, "The graph was unloaded."])
             return call
         self._calls[call.number] = call
@@ -159,36 +153,42 @@ class Worker:
     async def close(self) -> None:
         """End the process; what still runs fails."""
         self._closing = True
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        try:
-            await asyncio.wait_for(self._process.wait(), PATIENCE)
-        except TimeoutError:
+        self._input.close()
+        if not (await asyncio.wait([self._gone], timeout=PATIENCE))[0]:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
-            await self._process.wait()
-        await self._reader
+            await self._gone
+        self._process.close()
 
     def _send(self, message: list[Any]) -> None:
-        if self._process.stdin is not None and not self._process.stdin.is_closing():
-            self._process.stdin.write(wire.pack(message))
+        if not self._input.is_closing():
+            self._input.write(wire.pack(message))
 
-    async def _read(self) -> None:
-        source = self._process.stdout
-        if source is None:
-            return
-        unpacker = wire.Unpacker()
-        while data := await source.read(CHUNK):
-            for message in unpacker.feed(data):
-                self._take(message)
-        code = await self._process.wait()
+    # -- what the event loop calls ---------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the pipes of the process."""
+        self._process = cast("asyncio.SubprocessTransport", transport)
+        self._input = cast("asyncio.WriteTransport", self._process.get_pipe_transport(0))
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:  # noqa: ARG002 - it is always standard output
+        """Hand on what the worker said."""
+        for message in self._unpacker.feed(data):
+            self._take(message)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the exit code says more
+        """Fail what still runs: the process has ended and everything that it said is read."""
+        code = self._process.get_returncode() or 0
         cause = f"signal {-code}" if code < 0 else f"exit code {code}"
         text = f"The worker of {self._name} ended with {cause}."
         if not self._ready.done():
             self._ready.set_exception(LoadFailed(text))
+            self._ready.exception()  # whoever waited for it may have been cancelled
         for call in list(self._calls.values()):
             call.wake(outcome=[wire.ERROR, call.number, wire.INTERNAL, text])
         self._calls.clear()
+        if not self._gone.done():
+            self._gone.set_result(None)
         if not self._closing and self.on_exit:
             self.on_exit(text)
 

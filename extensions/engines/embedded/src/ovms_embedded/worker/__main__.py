@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from importlib import import_module
 
 from ovms_embedded import wire
@@ -42,8 +41,7 @@ def main() -> None:
     sink = os.dup(1)
     os.dup2(2, 1)  # what libraries print is no message
     pipe = Pipe(sys.stdin.buffer, sink)
-    threading.Thread(target=pipe.read_all, name="pipe", daemon=True).start()
-    spec = pipe.inbox.get()[1]
+    spec = pipe.receive()[1]
     try:
         servable = import_module(f"ovms_embedded.worker.{MODULES[spec['calculator']]}").load(spec, pipe)
     except Exception as error:  # noqa: BLE001 - the front process reports it, whatever it is

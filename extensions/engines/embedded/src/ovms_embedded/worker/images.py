@@ -84,7 +84,7 @@ class Images:
 
     def run(self) -> None:
         """Take calls, for ever."""
-        serve(self.pipe, {"draw": self.generate})
+        serve(self.pipe, {"draw": self.generate}, listen=True)
 
     def generate(self, number: int, payload: dict[str, Any]) -> list[bytes] | None:
         """Return images as PNG files."""

@@ -14,28 +14,46 @@ if TYPE_CHECKING:
 
 
 class Pipe:
-    """The worker's end of the pipe: calls come in by a thread, answers go out under a lock.
+    """The worker's end of the pipe: calls come in one by one, answers go out under a lock.
 
-    A cancel is not queued behind the calls; whoever runs a call asks ``is_cancelled``.
+    A cancel must reach a call that runs. So servables whose calls take long let a thread listen; then a cancel is not
+    only queued behind the calls, and whoever runs one looks into ``cancelled``. The others do without the thread,
+    because waking it and then the servable takes time from every call.
     """
 
     def __init__(self, source: BinaryIO, sink: int) -> None:
         self.inbox: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
         self.cancelled: set[int] = set()
-        self._source = source
+        self._source = source.fileno()
         self._sink = sink
         self._lock = threading.Lock()
+        self._unpacker = wire.Unpacker()
+        self._listening = False
 
-    def read_all(self) -> None:
-        """Read until the front process closes the pipe or dies; then this process has no reason to live."""
-        unpacker = wire.Unpacker()
-        descriptor = self._source.fileno()
-        while data := os.read(descriptor, 1 << 20):
-            for message in unpacker.feed(data):
-                if message[0] == wire.CANCEL:
-                    self.cancelled.add(message[1])
-                self.inbox.put(message)
-        os._exit(0)
+    def listen(self) -> None:
+        """Let a thread take what comes, from now on."""
+        self._listening = True
+        threading.Thread(target=self._take_all, name="pipe", daemon=True).start()
+
+    def receive(self) -> list[Any]:
+        """Return the next message; ends the process when the front process is gone."""
+        if not self._listening:
+            while self.inbox.empty():
+                self._take()
+        return self.inbox.get()
+
+    def _take_all(self) -> None:
+        while True:
+            self._take()
+
+    def _take(self) -> None:
+        data = os.read(self._source, 1 << 20)
+        if not data:
+            os._exit(0)  # the front process closed the pipe or died: there is no reason to live
+        for message in self._unpacker.feed(data):
+            if message[0] == wire.CANCEL:
+                self.cancelled.add(message[1])
+            self.inbox.put(message)
 
     def send(self, message: list[Any]) -> None:
         """Send a message; blocks while the front process does not read."""
@@ -49,10 +67,15 @@ class Pipe:
         self.send([wire.LOG, level, logger, text])
 
 
-def serve(pipe: Pipe, operations: dict[str, Callable[[int, dict[str, Any]], Any]]) -> None:
-    """Answer calls one after the other, for pipelines that do one thing at a time."""
+def serve(pipe: Pipe, operations: dict[str, Callable[[int, dict[str, Any]], Any]], *, listen: bool = False) -> None:
+    """Answer calls one after the other, for pipelines that do one thing at a time.
+
+    :param listen: calls take long and look whether they are cancelled.
+    """
+    if listen:
+        pipe.listen()
     while True:
-        message = pipe.inbox.get()
+        message = pipe.receive()
         if message[0] == wire.CANCEL:
             pipe.cancelled.discard(message[1])
             continue

@@ -42,7 +42,10 @@ class Rerank:
         query, documents = payload["query"], payload["documents"]
         if len(documents) > self.chunks:
             raise Refused(f"Number of documents exceeds max_allowed_chunks: {len(documents)} > {self.chunks}")
-        room = self.window - SPECIALS - self._length(query)
+        room = self.window - SPECIALS
+        if len(query.encode()) + max(len(each.encode()) for each in documents) <= room:
+            return list(self.pipeline.rerank(query, documents))  # a token is at least one byte: it all fits
+        room -= self._length(query)
         if room <= 0:
             raise Refused(f"Query is too long: it leaves no room for a document within {self.window} tokens")
         parts: list[str] = []
@@ -66,8 +69,6 @@ class Rerank:
         return len(self._tokens(text)) if text else 0
 
     def _split(self, document: str, room: int) -> list[str]:
-        if len(document.encode()) <= room:  # a token is at least one byte
-            return [document]
         tokens = self._tokens(document)
         if len(tokens) <= room:
             return [document]

@@ -29,7 +29,7 @@ class SpeechToText:
 
     def run(self) -> None:
         """Take calls, for ever."""
-        serve(self.pipe, {"transcribe": self.transcribe})
+        serve(self.pipe, {"transcribe": self.transcribe}, listen=True)
 
     def transcribe(self, number: int, payload: dict[str, Any]) -> dict[str, Any]:
         """Return the text of a recording, and when what was said; stream the text if it is wanted."""

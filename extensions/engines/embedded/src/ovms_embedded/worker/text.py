@@ -18,10 +18,10 @@ from ovms_embedded.worker.text_pipeline import build, generation_config
 if TYPE_CHECKING:
     from ovms_embedded.worker.pipe import Pipe
 
-FLUSH = 0.002
-"""Seconds between two messages about the same streams; a first token and an end go out at once.
+FLUSH = (0.004, 0.002, 0.02)
+"""Seconds between two messages about streams: at least, for each stream, at most. A first token goes out at once.
 
-It only matters to models that are faster than 500 tokens per second: a slower one flushes with every step.
+It only matters to models that step faster than that: the others flush with every step.
 """
 REMEMBERED = 1000
 """Schemas of which it is known whether they can be used."""
@@ -49,6 +49,7 @@ class Text:
 
     def run(self) -> None:
         """Take calls and step, for ever."""
+        self.pipe.listen()
         inbox = self.pipe.inbox
         flushed = 0.0
         while True:
@@ -64,10 +65,13 @@ class Text:
                 self._recover(error)
                 continue
             now = time.monotonic()
-            if now - flushed >= FLUSH or any(each.urgent and each.handle.can_read() for each in self.running.values()):
+            least, each, most = FLUSH
+            if (
+                now - flushed >= min(max(least, each * len(self.running)), most)
+                or any(running.urgent and running.handle.can_read() for running in self.running.values())
+                or not self.pipeline.has_non_finished_requests()
+            ):
                 flushed = now
-                flush(self.running, self.tokenizer, self.pipe)
-            elif not self.pipeline.has_non_finished_requests():
                 flush(self.running, self.tokenizer, self.pipe)
 
     def _take(self, message: Message) -> None:

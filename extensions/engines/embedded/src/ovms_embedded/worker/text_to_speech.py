@@ -36,7 +36,7 @@ class TextToSpeech:
 
     def run(self) -> None:
         """Take calls, for ever."""
-        serve(self.pipe, {"speak": self.speak})
+        serve(self.pipe, {"speak": self.speak}, listen=True)
 
     def _voice(self, path: Path) -> openvino.Tensor:
         try:
