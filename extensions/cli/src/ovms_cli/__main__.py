@@ -39,8 +39,9 @@ def main() -> None:
 
 
 def _interrupted(_number: int, _frame: FrameType | None) -> None:
-    print("Interrupted; nothing was begun.", file=sys.stderr)
-    sys.exit(128 + signal.SIGINT)
+    # At once: an exception would come out of whatever module is just being imported, which may make another of it.
+    os.write(2, b"Interrupted; nothing was begun.\n")
+    os._exit(128 + signal.SIGINT)
 
 
 def _explain() -> int:
