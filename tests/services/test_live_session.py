@@ -170,11 +170,12 @@ async def test_parameters_reach_the_engine_whether_as_body_or_as_metadata(stub, 
         assert sentence["end_time"] == pytest.approx(1230, abs=120)
 
 
-async def test_sound_may_begin_a_session(stub, engine, speech):
+@pytest.mark.parametrize("finish", [FINISH, {"model": "listener"}])
+async def test_sound_may_begin_a_session(stub, engine, speech, finish):
     stub.answers[HEAR] = measure
     async with session(engine) as client:
-        await client.play(speech, language="en", ws_conn_id="c")
-        await client.say(FINISH)
+        await client.play(speech, size=len(speech), language="en", ws_conn_id="c")
+        await client.say(finish)
         await client.until("task-finished")
     assert [each["text"] for each in client.sentences()] == ["one two three"]
 

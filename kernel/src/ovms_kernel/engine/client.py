@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -223,10 +224,9 @@ class EngineClient:
         options = [("grpc.initial_reconnect_backoff_ms", 20), ("grpc.max_reconnect_backoff_ms", 200)]
         if not self.endpoint.rest.startswith("https"):
             return grpc.aio.insecure_channel(self.endpoint.grpc, options=[*options, ("grpc.enable_http_proxy", 0)])
-        root = anyio.Path(self.endpoint.ca_file) if self.endpoint.ca_file else None
-        from pathlib import Path
-
-        credentials = grpc.ssl_channel_credentials(Path(root).read_bytes() if root else None)
+        # A file of a few kilobytes, read once for each connection.
+        root = Path(self.endpoint.ca_file).read_bytes() if self.endpoint.ca_file else None
+        credentials = grpc.ssl_channel_credentials(root)
         return grpc.aio.secure_channel(self.endpoint.grpc, credentials, options=options)
 
 

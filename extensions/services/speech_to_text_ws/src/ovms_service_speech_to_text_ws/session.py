@@ -114,6 +114,7 @@ class Session:
             async with anyio.create_task_group() as group:
                 group.start_soon(writer.run)
                 if first.kind == "binary":
+                    task.heard_sound = True
                     await self._listen(task, task.decoder.push(first.data), writer)
                 async for message in messages:
                     if message.kind == "binary":
