@@ -37,8 +37,9 @@ DEEP = b"[" * 200 + b"]" * 200
 
 CHAT = "model messages stream stream_options max_tokens max_completion_tokens ignore_eos temperature top_p min_p top_k"
 SAMPLING = (
-    "frequency_penalty presence_penalty repetition_penalty length_penalty seed stop include_stop_str_in_output best_of n"
-    " num_assistant_tokens assistant_confidence_threshold max_ngram_size skip_special_tokens modalities audio chunk_frames"
+    "frequency_penalty presence_penalty repetition_penalty length_penalty seed stop include_stop_str_in_output best_of"
+    " n num_assistant_tokens assistant_confidence_threshold max_ngram_size skip_special_tokens modalities audio"
+    " chunk_frames"
 )
 TOOLS = "tools tool_choice logprobs top_logprobs logit_bias response_format chat_template_kwargs user"
 IMAGES = (

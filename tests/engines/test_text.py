@@ -242,7 +242,7 @@ def test_the_live_probe_answers_under_load(engine: Engine, fixtures: Path) -> No
             assert answer.status_code == 200
             waits.append(answer.elapsed.total_seconds())
     assert all(each.result().status_code == 200 for each in running)
-    # A blocked event loop shows in every probe; one late in a hundred is the machine's scheduler, or this process's own.
+    # A blocked event loop shows in every probe; one late in a hundred is the scheduler's.
     assert sorted(waits)[int(0.98 * len(waits))] < 0.1
 
 
@@ -267,3 +267,23 @@ def test_the_api_key_guards_generation_only(
     assert here.headers["access-control-allow-origin"] == "http://here"
     assert "access-control-allow-origin" not in engine.http.get("/v1/config", headers={"Origin": "http://evil"}).headers
     assert not [line for line in engine.log if "secret" in line]
+
+
+def test_assisted_generation_gives_the_same_answers(
+    make_engine: Callable[[], Engine], graph: Callable[..., str], fixtures: Path
+) -> None:
+    engine = make_engine()
+    model = fixtures / "text_generation"
+    engine.entry("draft", graph("text_generation", model, f'draft_models_path: "{model}" draft_device: "CPU"'))
+    engine.entry("lookup", graph("text_generation", model, "plugin_config: '{\"prompt_lookup\": true}'"))
+    engine.list("draft", "lookup")
+    engine.start().ready()
+    for name, fields in (
+        ("draft", {"num_assistant_tokens": 3}),
+        ("draft", {"assistant_confidence_threshold": 0.4}),
+        ("lookup", {"num_assistant_tokens": 3, "max_ngram_size": 2}),
+    ):
+        assert content(chat(engine, model=name, **fields)) == "1, 2, 3, 4, 5."
+        streamed = chat(engine, model=name, stream=True, **fields).text
+        assert '"content":"1' in streamed
+        assert chat(engine, model=name).status_code == 400

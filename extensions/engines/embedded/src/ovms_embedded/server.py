@@ -163,7 +163,8 @@ async def _start_rest(settings: Settings, app: App, stack: contextlib.AsyncExitS
             raise StartFailed(text) from error
     config = uvicorn.Config(
         app, http="auto", loop="none", ws="none", lifespan="off", log_config=None, access_log=False,
-        server_header=False, timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=GRACE, backlog=BACKLOG,
+        server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=GRACE,
+        backlog=BACKLOG,
     )  # fmt: skip
     server = _Uvicorn(config)
     task = asyncio.create_task(server.serve(sockets))

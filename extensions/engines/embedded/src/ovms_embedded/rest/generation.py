@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -158,7 +159,7 @@ def _assistance(data: dict[str, Any], options: dict[str, Any], settings: dict[st
             "num_assistant_tokens and assistant_confidence_threshold are mutually exclusive and cannot both be set"
         )
     draft = bool(options.get("draft_models_path"))
-    lookup = '"prompt_lookup"' in (options.get("plugin_config") or "")
+    lookup = _looks_up(options.get("plugin_config") or "{}")
     if draft and tokens is None and threshold is None:
         raise Invalid(
             "Speculative decoding requires either num_assistant_tokens or assistant_confidence_threshold to be set."
@@ -172,6 +173,14 @@ def _assistance(data: dict[str, Any], options: dict[str, Any], settings: dict[st
             settings["assistant_confidence_threshold"] = float(threshold)
         if lookup:
             settings["max_ngram_size"] = ngram
+
+
+def _looks_up(plugin_config: str) -> bool:
+    try:
+        found = json.loads(plugin_config)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and bool(found.get("prompt_lookup"))
 
 
 def _modalities(fields: Fields) -> None:
