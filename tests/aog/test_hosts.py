@@ -185,14 +185,9 @@ def told(outcome: dict[str, Any]) -> Any:
     assert not outcome.get("error"), outcome
     answers = [plain_answer(each) for each in outcome.get("responses", [])]
     if outcome["call"] == "InvokeServiceStream":
-        text = "".join(
-            choice["delta"].get("content") or "" for each in answers for choice in (each.get("chunk_data") or {}).get("choices", [])
-        )  # fmt: skip
-        return {
-            "text": text,
-            "last": answers[-1],
-            "models": {(each.get("chunk_data") or {}).get("model") for each in answers},
-        }
+        chunks = [each["chunk_data"] for each in answers if each.get("chunk_data")]
+        text = "".join(choice["delta"].get("content") or "" for each in chunks for choice in each["choices"])
+        return {"text": text, "last": answers[-1], "models": {each["model"] for each in chunks}}
     if outcome["call"] == "PullModelStream":
         return [{**each["data"], "completed": 0} for each in answers if each["data"]["status"] in ("success", "error")]
     if outcome["call"] == "InvokeServiceBidi":

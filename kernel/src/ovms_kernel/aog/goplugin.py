@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -155,21 +156,44 @@ class Undecodable:
     """Stands for a request whose bytes are not the message they should be."""
 
 
+class Host:
+    """The process that started us, by what tells that it is gone; to be made as early as possible.
+
+    :param stderr: our end of the pipe that the host reads.
+    """
+
+    def __init__(self, stderr: int) -> None:
+        self._parent = os.getppid()
+        self._stderr = stderr
+
+    def is_gone(self) -> bool:
+        """Tell whether the host is known to be gone; on Windows only its streams tell, as our parent is a launcher."""
+        if sys.platform == "win32":
+            return False
+        # A host that died before we knew its pid has left us to another parent, but nobody reads the pipe any more.
+        pipe = select.poll()
+        pipe.register(self._stderr, 0)
+        return os.getppid() != self._parent or bool(pipe.poll(0))
+
+
 class Server:
     """Serves one host, from the handshake to the host's end or its wish.
 
     :param handlers: gRPC's handlers of the services that the plugin is for.
     :param stop: called once when the end has come, before that is told to the host; must be done within ``STOP_LIMIT``.
+    :param host: what the host is known by, as it was when the process began.
     """
 
-    def __init__(self, handlers: Sequence[grpc.GenericRpcHandler], stop: Callable[[str], Awaitable[None]]) -> None:
+    def __init__(
+        self, handlers: Sequence[grpc.GenericRpcHandler], stop: Callable[[str], Awaitable[None]], host: Host
+    ) -> None:
         self.ended = asyncio.Event()
         """Everything was stopped; all that is left is to close the server and exit."""
         self._handlers = tuple(handlers)
         self._stop = stop
         self._ending: asyncio.Task[None] | None = None
         self._folder: Path | None = None
-        self._parent = os.getppid()
+        self._host = host
         self._opened: set[str] = set()
         self._open: set[str] = set()
         self._closed_at = 0.0
@@ -321,8 +345,7 @@ class Server:
     async def _watch_host(self) -> None:
         while True:
             await asyncio.sleep(WATCH_PERIOD)
-            # On Windows the parent may be a launcher, and a pid of a dead one is kept; there the streams have to do.
-            if sys.platform != "win32" and os.getppid() != self._parent:
+            if self._host.is_gone():
                 self.end("the host is gone")
             # A host that never opened both is not known to hold them.
             if len(self._opened) == 2 and not self._open and time.monotonic() - self._closed_at > STREAM_PATIENCE:

@@ -141,7 +141,7 @@ class Provider:
             async for request in requests:
                 yield _message(request)
 
-        async with aclosing(cast("Any", self.converse(kernel, first.service_name, inbound()))) as messages:
+        async with aclosing(cast("Any", self.converse(kernel, _decoded(first).service_name, inbound()))) as messages:
             async for message in messages:
                 yield {"data": message.data, "message_type": message.kind, "metadata": message.metadata}
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from ovms_kernel.aog.goplugin import Host
     from ovms_kernel.aog.provider import Provider
     from ovms_kernel.log import Log
 
@@ -36,6 +37,7 @@ def main(launcher: str = "") -> None:
     try:
         version = goplugin.read_environment(goplugin.Magic(*COOKIE, VERSIONS), os.environ)
         stdout, stderr = goplugin.take_standard_streams()
+        host = goplugin.Host(stderr)
     except goplugin.Refusal as refusal:
         # At the first column, so that a host's log shows it as an error.
         print(f"[ERROR] {refusal}", file=sys.stderr)  # noqa: T201 - there is no log yet
@@ -47,7 +49,7 @@ def main(launcher: str = "") -> None:
     log = Log(stderr)
     code = 0
     try:
-        _run(version, stdout, log, launcher or sys.argv[0])
+        _run(version, stdout, host, log, launcher or sys.argv[0])
     except goplugin.Refusal as refusal:
         _log_error(str(refusal))
         code = 1
@@ -59,13 +61,13 @@ def main(launcher: str = "") -> None:
     os._exit(code)
 
 
-def _run(version: int, stdout: int, log: Log, launcher: str) -> None:
+def _run(version: int, stdout: int, host: Host, log: Log, launcher: str) -> None:
     import asyncio
 
-    asyncio.run(_serve(version, stdout, log, launcher))
+    asyncio.run(_serve(version, stdout, host, log, launcher))
 
 
-async def _serve(version: int, stdout: int, log: Log, launcher: str) -> None:
+async def _serve(version: int, stdout: int, host: Host, log: Log, launcher: str) -> None:
     import asyncio
 
     from ovms_kernel.aog.goplugin import Server, remove_stale_folders
@@ -86,7 +88,7 @@ async def _serve(version: int, stdout: int, log: Log, launcher: str) -> None:
             return
         await kernel.stop(reason)
 
-    server = Server([provider.handler()], stop)
+    server = Server([provider.handler()], stop, host)
     await server.start(version, stdout, os.environ)
     try:
         await _live(provider, server, log, launcher)

@@ -1,0 +1,167 @@
+"""Kill -9 of the host, the plugin and the engine at random moments: nothing is left, and the next start works."""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import grpc.aio
+import psutil
+import pytest
+
+from ovms_kernel.testing.host import AOG, ProviderClient, connect, plugin_command
+
+KILLS = 100
+WORKERS = 4
+LATEST = 1.3
+"""Seconds from the start to the kill: most of it is starting, which is where things can go wrong."""
+
+# A host that only starts the plugin and reads its pipes: for the plugin, its death is that of a real one.
+HOST = """
+import subprocess, sys
+plugin = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+print(plugin.pid, flush=True)
+print(plugin.stdout.readline().decode().strip(), flush=True)
+while plugin.stderr.read1(65536): pass
+plugin.wait()
+"""
+
+
+class Run:
+    """One start of the plugin below a host that can be killed."""
+
+    def __init__(self, data: Path, environment: dict[str, str]) -> None:
+        self.data = data
+        # The name of a launcher in the data folder marks the plugin among all processes.
+        command = [sys.executable, "-ISc", HOST, *plugin_command(), str(data / "launcher")]
+        self.host = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+
+    async def connect(self) -> None:
+        assert self.host.stdout
+        self.plugin = int(await asyncio.to_thread(self.host.stdout.readline))
+        line = (await asyncio.to_thread(self.host.stdout.readline)).decode()
+        if line.strip():  # otherwise it was killed before
+            self.client = ProviderClient()
+            self.client.channel = connect(f"unix:{line.split('|')[3]}")
+
+    async def use(self) -> None:
+        """Do what AOG does, as long as it goes."""
+        with suppress(grpc.aio.AioRpcError):
+            await self.connect()
+            for method in ("InstallEngine", "InitEnv", "StartEngine"):
+                assert (await self.client.call(method)).code == 0
+            while True:
+                await self.client.call("HealthCheck")
+                await self.client.call("InvokeService", service_name="chat", request_data=b'{"messages":[]}')
+                await asyncio.sleep(0.05)
+
+    async def close(self, using: asyncio.Task[None]) -> None:
+        self.host.kill()
+        self.host.wait()
+        using.cancel()
+        await asyncio.gather(using, return_exceptions=True)
+        if hasattr(self, "client"):
+            await self.client.channel.close()
+        assert self.host.stdout
+        self.host.stdout.close()
+
+    def processes(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                marked = any(str(self.data) in each for each in process.cmdline())
+                if marked and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def engines(self) -> list[psutil.Process]:
+        found = []
+        for process in self.processes():
+            with suppress(psutil.Error):
+                if "--rest_port" in process.cmdline():
+                    found.append(process)
+        return found
+
+    async def nothing_left(self) -> None:
+        limit = asyncio.get_running_loop().time() + 8
+        while left := self.processes():
+            assert asyncio.get_running_loop().time() < limit, [each.cmdline() for each in left]
+            await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="ovms-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+async def kill_often(worker: int, folder: Path, environment: dict[str, str], rolls: random.Random) -> list[str]:
+    temporary, data = folder / "t", folder / f"data{worker}"
+    temporary.mkdir(exist_ok=True)
+    ports = {"OVMS_PLUGIN_REST_PORT": str(19000 + worker), "OVMS_PLUGIN_GRPC_PORT": str(19100 + worker)}
+    environment = environment | ports | {"OVMS_PLUGIN_DATA_DIR": str(data), "TMPDIR": str(temporary)}
+    victims = []
+    for _ in range(KILLS // WORKERS):
+        run = Run(data, environment)
+        using = asyncio.create_task(run.use())
+        await asyncio.wait([using], timeout=rolls.uniform(0, LATEST))
+        victim = rolls.choice(["host", "plugin", "engine"])
+        if victim == "engine" and (engines := run.engines()):
+            engines[0].kill()
+            await comes_back(run, engines[0])
+            victims.append(victim)
+            victim = rolls.choice(["host", "plugin"])
+        else:
+            victims.append("host" if victim == "engine" else victim)
+        if victim == "plugin" and hasattr(run, "plugin"):
+            with suppress(ProcessLookupError):
+                os.kill(run.plugin, signal.SIGKILL)
+        else:
+            run.host.kill()
+        await run.nothing_left()
+        await run.close(using)
+    await start_and_stop(Run(data, environment))
+    return victims
+
+
+async def comes_back(run: Run, killed: psutil.Process) -> None:
+    """The plugin survives its engine's death and starts another one."""
+    async with asyncio.timeout(15):
+        while not [each for each in run.engines() if each.pid != killed.pid]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    assert psutil.Process(run.plugin).is_running()
+
+
+async def start_and_stop(run: Run) -> None:
+    """After all those deaths it starts, answers and ends as if nothing had been."""
+    await run.connect()
+    for method in ("InstallEngine", "InitEnv", "StartEngine"):
+        assert (await run.client.call(method)).code == 0
+    async with asyncio.timeout(20):
+        while (await run.client.call("HealthCheck")).code:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    os.kill(run.plugin, signal.SIGTERM)
+    await run.nothing_left()
+    run.host.kill()
+    run.host.communicate()
+    await run.client.channel.close()
+
+
+async def test_a_hundred_kills(environment: dict[str, str | None], folder: Path) -> None:
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    values = {**os.environ, **AOG, **environment}
+    plain = {name: value for name, value in values.items() if value is not None}
+    each = [kill_often(number, folder, plain, random.Random(seed + number)) for number in range(WORKERS)]
+    victims = [victim for victims in await asyncio.gather(*each) for victim in victims]
+    assert len(victims) == KILLS
+    assert {"host", "plugin", "engine"} <= set(victims)
+    assert not list((folder / "t").iterdir()), "a socket is left"
