@@ -21,6 +21,7 @@ import typer
 import yaml
 
 from ovms_cli.app import make_app
+from ovms_cli.session import EXIT_CODES
 from ovms_kernel import settings
 
 ROOT = Path(__file__).parents[1]
@@ -97,6 +98,11 @@ def shell_lines(*paths: Path) -> Iterator[list[str]]:
 @pytest.mark.parametrize("path", TABLES, ids=lambda each: each.name)
 def test_a_table_says_what_the_code_says(path: Path) -> None:
     assert TABLES[path][1]() in path.read_text("utf-8"), "run `python tests/test_docs.py` to write it again"
+
+
+def test_every_exit_code_is_explained() -> None:
+    table = (ROOT / "docs" / "users.md").read_text("utf-8").partition("## Exit codes")[2]
+    assert {0, 1, *EXIT_CODES.values()} == {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda each: each.name)
