@@ -58,8 +58,8 @@ class HclogFormatter(logging.Formatter):
         # ASCII, so that characters are bytes and lone surrogates do no harm.
         line = json.dumps(fields)
         if len(line) > LINE_LIMIT:
-            # What escaping adds is not known beforehand: sixfold at most.
-            fields["@message"] = message[: LINE_LIMIT // 8] + " …"
+            # What escaping adds is not known beforehand: a character becomes twelve at most.
+            fields["@message"] = message[: LINE_LIMIT // 16] + " …"
             line = json.dumps(fields)
         return line
 
@@ -105,6 +105,8 @@ class Log:
     def close(self) -> None:
         """Write what waits."""
         self._listener.stop()
+        for handler in self._listener.handlers:
+            handler.close()
 
 
 class QueueHandler(logging.handlers.QueueHandler):

@@ -1,0 +1,176 @@
+"""``ovms-plugin deploy``: AOG can start what it writes, from anywhere, and it touches nothing that is not its own."""
+
+import os
+import platform
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ovms_cli import deploy
+from ovms_cli.app import run as run_command
+from ovms_kernel.errors import NotFound, NotSupported
+from ovms_kernel.testing.host import AOG, PluginHost
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="the launcher of Windows is the installed program itself")
+
+Environment = dict[str, str | None]
+
+
+@pytest.fixture
+def plugins(tmp_path: Path) -> Path:
+    return tmp_path / "AOG's $HOME folder" / "plugins"
+
+
+@pytest.fixture
+def command(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], plugins: Path
+):
+    for name, value in environment.items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    monkeypatch.setenv("OVMS_PLUGIN_PLATFORM", "portable")
+
+    def call(*words: str, code: int = 0) -> str:
+        capfd.readouterr()
+        assert run_command(["deploy", "--plugin-dir", str(plugins), *words]) == code
+        return capfd.readouterr().err
+
+    return call
+
+
+def launcher_of(plugins: Path) -> Path:
+    return next((plugins / "ovms-plugin" / "bin").glob("*/ovms-plugin"))
+
+
+def test_it_writes_a_folder_that_aog_can_start(command, plugins: Path, tmp_path: Path) -> None:
+    said = command()
+    assert "started once from there" in said
+    assert "aog install chat --flavor ovms-plugin" in said
+    assert str(plugins) in said
+    # D1-23: one stray folder beside it would break AOG's list of plugins.
+    assert [each.name for each in plugins.iterdir()] == ["ovms-plugin"]
+    manifest = yaml.safe_load((plugins / "ovms-plugin" / "plugin.yaml").read_text())
+    [(system, entry)] = manifest["platforms"].items()
+    assert system == deploy.this_system()
+    launcher = plugins / "ovms-plugin" / entry["executable"]
+    assert stat.S_IMODE(launcher.stat().st_mode) == 0o755
+    assert manifest["resources"]["data_dir"] == str(tmp_path / "data")
+    assert {each["config_ref"].partition(":")[0] for each in manifest["services"]} == {"openvino"}
+    files = sorted(each.relative_to(plugins) for each in plugins.rglob("*") if each.is_file())
+    assert len(files) == 2
+
+
+def test_bodies_full_names_the_templates_that_keep_every_field(command, plugins: Path) -> None:
+    command("--bodies", "full")
+    manifest = yaml.safe_load((plugins / "ovms-plugin" / "plugin.yaml").read_text())
+    references = {each["service_name"]: each["config_ref"] for each in manifest["services"]}
+    assert references["chat"] == "openai:chat"
+    assert references["text-to-speech"] == "aog:text-to-speech"
+
+
+async def test_what_it_wrote_depends_on_no_folder_and_no_variable(
+    command, plugins: Path, tmp_path: Path, environment: Environment
+) -> None:
+    data = tmp_path / "da$ta"
+    program = Path(sys.executable).with_name("ovms-plugin")
+    subprocess.run([program, "deploy", "--plugin-dir", plugins, "--data-dir", data], check=True, capture_output=True)
+    hostile = tmp_path / "hostile"
+    hostile.mkdir()
+    for name in ("ovms_kernel.py", "grpc.py", "logging.py"):
+        (hostile / name).write_text("raise SystemExit('wrong module')")
+    bare: Environment = dict.fromkeys(os.environ) | {"PYTHONPATH": str(hostile), "LANG": "C", "PATH": "/usr/bin:/bin"}
+    bare["TMPDIR"] = environment["TMPDIR"]
+    async with PluginHost([launcher_of(plugins)], bare, cwd=hostile) as host:
+        assert not (await host.call("CheckEngine")).installed
+        assert await host.kill() < 2
+    # D1-1, D2-39: the data folder is that of plugin.yaml, found from the launcher.
+    assert (data / "logs" / "plugin.log").exists()
+
+
+def test_deploying_again_replaces_and_removing_takes_only_ours(command, plugins: Path) -> None:
+    command()
+    before = launcher_of(plugins).stat().st_ino
+    command()
+    assert launcher_of(plugins).stat().st_ino != before
+    other = plugins / "other-plugin"
+    other.mkdir()
+    assert "Removed" in command("--remove")
+    assert [each.name for each in plugins.iterdir()] == ["other-plugin"]
+    assert "nothing to remove" in command("--remove")
+
+
+@pytest.mark.parametrize("words", [(), ("--remove",)])
+def test_another_plugin_of_that_name_is_left_alone(command, plugins: Path, words: tuple[str, ...]) -> None:
+    folder = plugins / "ovms-plugin"
+    folder.mkdir(parents=True)
+    (folder / "plugin.yaml").write_text("version: '1.0'\n")
+    said = command(*words, code=2)
+    assert "holds another plugin of that name" in said
+    assert [each.name for each in folder.iterdir()] == ["plugin.yaml"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(command, plugins: Path) -> None:
+    plugins.parent.mkdir()
+    plugins.write_text("a file")
+    said = command(code=4)
+    assert "cannot be written" in said
+    assert "--plugin-dir" in said
+    assert "Traceback" not in said
+
+
+def test_what_does_not_start_is_not_left_behind(command, plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deploy, "LAUNCHER", "#!/bin/sh\necho '[ERROR] it is broken' >&2\nexit 1\n")
+    said = command(code=1)
+    assert "AOG could not start the plugin" in said
+    assert "it is broken" in said
+    assert not (plugins / "ovms-plugin").exists()
+
+
+def test_a_moved_environment_is_told_plainly(command, plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command()
+    launcher = launcher_of(plugins)
+    launcher.write_text(launcher.read_text().replace(sys.executable, "/moved/venv/bin/python"))
+    done = subprocess.run([launcher], capture_output=True, text=True, env=os.environ | AOG, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line.startswith("[ERROR] ")  # AOG's log shows it as an error
+    assert "/moved/venv/bin/python" in line
+    assert "run `ovms-plugin deploy` again" in line
+
+
+def test_where_aog_is_and_what_it_runs_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(NotFound, match="install and start AOG first"):
+        deploy.usual_folder({"APPDATA": str(tmp_path)})
+    (tmp_path / "AOG").mkdir()
+    assert deploy.usual_folder({"APPDATA": str(tmp_path)}) == tmp_path / "AOG" / "plugins"
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    with pytest.raises(NotSupported, match="AOG does not run on"):
+        deploy.this_system()
+
+
+def test_on_windows_the_launcher_is_the_installed_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripts = tmp_path / "Scripts"
+    scripts.mkdir()
+    (scripts / "ovms-plugin.exe").write_bytes(b"MZ program")
+    monkeypatch.setattr(sys, "executable", str(scripts / "python.exe"))
+    launcher = deploy.write(tmp_path / "ovms-plugin", "# manifest", "windows_amd64")
+    assert launcher.relative_to(tmp_path) == Path("ovms-plugin/bin/windows-amd64/ovms-plugin.exe")
+    assert launcher.read_bytes() == b"MZ program"
+    (scripts / "ovms-plugin.exe").unlink()
+    with pytest.raises(NotFound, match="install ovms-plugin"):
+        deploy.write(tmp_path / "other", "# manifest", "windows_amd64")
+
+
+async def test_the_installed_program_itself_is_a_plugin(environment: Environment) -> None:
+    program = Path(sys.executable).with_name("ovms-plugin")
+    async with PluginHost([program], environment) as host:
+        assert (await host.call("CheckEngine")).code == 0
+        assert await host.kill() < 2
