@@ -10,7 +10,7 @@ import zipfile
 import anyio
 import pytest
 
-from ovms_kernel.errors import BadRequest, NotFound, Refused, Unavailable
+from ovms_kernel.errors import BadRequest, NotFound, OvmsError, Refused, Unavailable
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.models import publish
 from ovms_kernel.models.facts import parameter_size_of, quantization_of, weights_of
@@ -164,6 +164,13 @@ async def test_the_disk_is_asked_first(world, tiny, monkeypatch):
     with pytest.raises(Unavailable, match=r"needs .* more on disk and 1\.0 KB are free"):
         await world.library.import_(tiny("embeddings"), "a")
     assert world.library.staging() == []
+
+
+async def test_a_disk_that_refuses_is_said_in_a_sentence(world, tiny):
+    world.settings.models_dir.parent.mkdir(parents=True)
+    world.settings.models_dir.write_text("a file where the folder should be")
+    with pytest.raises(OvmsError, match=r"Importing a failed because of the disk at .*models"):
+        await world.library.import_(tiny("embeddings"), "a")
 
 
 async def test_verify_finds_what_changed(world, tiny):

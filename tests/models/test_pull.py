@@ -268,6 +268,14 @@ class Guard:
             raise Refused("Nothing that large.")
 
 
+async def test_a_wrong_option_is_an_error_before_the_weights(puller, hub, repo):
+    hub.add("me/model", repo)
+    with pytest.raises(BadRequest, match="max_num_sqs is not an option"):
+        await puller.library.pull(REF, options={"max_num_sqs": 1})
+    assert all(each.path != BIG for each in hub.requests)
+    assert puller.library.staging() == []
+
+
 async def test_extensions_see_the_plan_and_may_veto(puller, hub, repo):
     guard = Guard()
     puller.events.register({"guard": guard})

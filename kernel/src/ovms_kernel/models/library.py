@@ -11,31 +11,25 @@ from typing import TYPE_CHECKING, Any
 import anyio.to_thread
 
 from ovms_kernel.errors import BadRequest, NotFound, NotSupported
-from ovms_kernel.models import facts
 from ovms_kernel.models import files as model_files
-from ovms_kernel.models import graph as graphs
+from ovms_kernel.models.arrivals import Arrivals, Wish
 from ovms_kernel.models.metadata import Metadata, describe, local_model, read_metadata, write_metadata
-from ovms_kernel.models.names import check_file_path, parse_model_id, parse_model_ref
+from ovms_kernel.models.names import parse_model_id, parse_model_ref
 from ovms_kernel.models.publish import (
     Staged,
-    check_space,
-    check_target,
     discard,
     empty_trash,
-    human,
     lock_file,
     model_folder,
-    open_staging,
-    publish,
     recover,
     remove,
     staged_models,
     staging_folder,
 )
-from ovms_kernel.models.pulling import Pulls, Staging, check_format, choose_files, rising, watch_staging
+from ovms_kernel.models.pulling import Pulls, rising, watch_staging
 from ovms_kernel.models.shaping import Shaper
-from ovms_kernel.models.work import Meter, locked, run_with_progress
-from ovms_kernel.values import ModelFiles, Progress, PullPlan
+from ovms_kernel.models.work import Meter, disk_errors, locked, run_with_progress
+from ovms_kernel.values import ModelRef, Progress
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -44,7 +38,7 @@ if TYPE_CHECKING:
     from ovms_kernel.drivers import GraphTemplate, Hub
     from ovms_kernel.events import Events
     from ovms_kernel.settings import Settings
-    from ovms_kernel.values import Host, LocalModel, ModelRef
+    from ovms_kernel.values import Host, LocalModel
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +81,7 @@ class Library:
         self._hubs = hubs
         self._pulls = Pulls()
         self.shaper = Shaper(settings, events, drivers, host, lambda model_id: self._found(model_id)[0])
+        self._arrivals = Arrivals(settings, events, self.shaper, self._let_go)
         self.release: Callable[[LocalModel], Awaitable[None]] = _keep
         """Makes the engine let go of a model whose files are about to be replaced or removed; serving sets it."""
 
@@ -188,47 +183,15 @@ class Library:
         wanted = (ref, model_type, dict(options or {}))
 
         async def work(tell: Callable[[Progress], None]) -> LocalModel:
-            return await self._pull(replace(ref, hub=name), model_type, options or {}, rising(tell), refresh=refresh)
+            watch = watch_staging(staging_folder(self.settings, ref.id), tell)
+            with disk_errors(f"Pulling {ref.id}"):
+                async with self.hold(ref.id, waiting=watch):
+                    if not refresh and (here := await anyio.to_thread.run_sync(self._complete, ref, model_type)):
+                        return here
+                    wish = Wish(replace(ref, hub=name), model_type, options or {})
+                    return await self._arrivals.pull(self._hubs[name], wish, rising(tell))
 
         return await self._pulls.join(ref.id, wanted, work, report)
-
-    async def _pull(
-        self,
-        ref: ModelRef,
-        declared: str,
-        options: Mapping[str, Any],
-        report: Callable[[Progress], None],
-        *,
-        refresh: bool,
-    ) -> LocalModel:
-        hub = self._hubs[ref.hub]
-        watch = watch_staging(staging_folder(self.settings, ref.id), report)
-        async with self.hold(ref.id, waiting=watch):
-            if not refresh and (model := await anyio.to_thread.run_sync(self._complete, ref, declared)):
-                return model
-            report(Progress("listing", subject=ref.id))
-            files = choose_files(await hub.list_files(ref), ref.id)
-            check_target(self.settings, ref.id)
-            origin = {"hub": ref.hub, "revision": ref.revision}
-            staging = Staging(await anyio.to_thread.run_sync(open_staging, self.settings, ref.id, origin), files)
-            published = model_folder(self.settings, ref.id)
-            known = await anyio.to_thread.run_sync(read_metadata, published)
-            try:
-                present = await anyio.to_thread.run_sync(staging.prepare, published, known)
-                check_space(self.settings, staging.total - present, f"Pulling {ref.id}")
-                plan = PullPlan(tuple(files), staging.total, present)
-                await self._events.ask("ovms_before_pull", model=ref, plan=plan)
-                texts = await staging.fetch_texts(hub, ref, report)
-                sizes = {file.path: file.size for file in files}
-                described = ModelFiles(ref.id.rsplit("/", 1)[-1], sizes, texts)
-                model_type = self.shaper.recognise(described, declared, ref.id)
-            except BadRequest:
-                await anyio.to_thread.run_sync(discard, self.settings, staging_folder(self.settings, ref.id))
-                raise
-            await staging.fetch(hub, ref, report)
-            digests = await staging.digests(report)
-            metadata = Metadata(ref.id, model_type, digests, ref.hub, ref.revision, options=dict(options))
-            return await self._finish(staging.folder, metadata, report)
 
     async def import_(
         self,
@@ -245,45 +208,23 @@ class Library:
         :param options: calculator options for its graph.
         :raises BadRequest: it is no model that can be served, or not of that type; nothing has changed.
         """
-        from ovms_kernel.models.importing import copy_into, open_source
-
         model_id = parse_model_id(model_id)
         self.shaper.check_type(model_type)
-        async with self.hold(model_id):
-            with_source = await anyio.to_thread.run_sync(open_source, source)
-            if self.settings.models_dir.absolute() in (with_source.path, *with_source.path.parents):
-                raise BadRequest(f"{source} lies in this plugin's own models folder; import from somewhere else.")
-            check_format(with_source.sizes, str(source))
-            for path in with_source.sizes:
-                check_file_path(path, str(source))
-            check_target(self.settings, model_id)
-            total = sum(with_source.sizes.values())
-            check_space(self.settings, total, f"Importing {model_id}")
-            # Copying is quick and cannot be resumed safely, as the source may have changed.
-            discard_begun = staging_folder(self.settings, model_id)
-            if discard_begun.exists():
-                await anyio.to_thread.run_sync(discard, self.settings, discard_begun)
-            into = open_staging(self.settings, model_id, {"import": str(source)})
-            meter = Meter("importing", total)
-            try:
-                files = await run_with_progress(lambda: copy_into(with_source, into, meter), meter, report)
-                metadata = Metadata(model_id, model_type, files, source=str(source), options=dict(options or {}))
-                return await self._finish(into, metadata, report)
-            except BaseException:
-                with anyio.CancelScope(shield=True):
-                    if staging_folder(self.settings, model_id).exists():
-                        await anyio.to_thread.run_sync(discard, self.settings, staging_folder(self.settings, model_id))
-                raise
+        with disk_errors(f"Importing {model_id}"):
+            async with self.hold(model_id):
+                wish = Wish(ModelRef(model_id), model_type, options or {})
+                return await self._arrivals.take_in(source, wish, report)
 
     async def delete(self, model_id: str) -> None:
         """Remove a model from disk; the engine lets go of it first.
 
         :raises NotFound: it is not here.
         """
-        async with self.hold(parse_model_id(model_id)):
-            model = await anyio.to_thread.run_sync(self.find, model_id)
-            await self.release(model)
-            await anyio.to_thread.run_sync(remove, self.settings, model.id)
+        with disk_errors(f"Deleting {parse_model_id(model_id)}"):
+            async with self.hold(parse_model_id(model_id)):
+                model = await anyio.to_thread.run_sync(self.find, model_id)
+                await self.release(model)
+                await anyio.to_thread.run_sync(remove, self.settings, model.id)
         await self._events.tell("ovms_deleted", model=model)
 
     async def discard_staging(self, model_id: str) -> None:
@@ -314,41 +255,10 @@ class Library:
                 log.warning("Model %s was complete but not published, because of a crash; it is now", model_id)
             yield
 
-    # -- publication --------------------------------------------------------------------------------------------------
+    # -- the folders -----------------------------------------------------------------------------------------------
 
-    async def _finish(self, staged: Path, metadata: Metadata, report: Callable[[Progress], None]) -> LocalModel:
-        """Recognise, write graph and note, publish; everything that can fail does so before anything is published."""
-        identifier = metadata.id.rsplit("/", 1)[-1]
-        described = await anyio.to_thread.run_sync(model_files.read_files, staged, identifier)
-        weights = await anyio.to_thread.run_sync(facts.weights_of, staged, described.sizes)
-        metadata = replace(
-            metadata,
-            type=self.shaper.recognise(described, metadata.type, metadata.id),
-            format=facts.format_of(described.sizes),
-            family=facts.family_of(described),
-            parameter_size=facts.parameter_size_of(described, weights),
-            quantization=facts.quantization_of(described, weights),
-        )
-        folder = model_folder(self.settings, metadata.id)
-        old = await anyio.to_thread.run_sync(read_metadata, folder)
-        if metadata.source and (staged / model_files.GRAPH).exists():
-            await anyio.to_thread.run_sync(graphs.read_graph, staged)
-        else:
-            digest = await self.shaper.write(staged, local_model(folder, metadata), metadata.options)
-            metadata = replace(metadata, graph=digest)
-            if old is not None and await anyio.to_thread.run_sync(graphs.is_edited, folder, old.graph):
-                log.info("Model %s keeps its graph.pbtxt as somebody else wrote it", metadata.id)
-                await anyio.to_thread.run_sync(shutil.copyfile, folder / model_files.GRAPH, staged / model_files.GRAPH)
-        if old is not None:
-            await self.release(local_model(folder, old))
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(write_metadata, staged, metadata)
-            await anyio.to_thread.run_sync(publish, self.settings, metadata.id)
-            model = local_model(folder, metadata)
-            log.info("Model %s (%s, %s) is published", model.id, model.model_type, human(model.size))
-            await self._events.tell("ovms_pulled", model=model)
-        report(Progress("success", model.size, model.size, model.id, model.digest))
-        return model
+    async def _let_go(self, model: LocalModel) -> None:
+        await self.release(model)
 
     def _complete(self, ref: ModelRef, declared: str) -> LocalModel | None:
         """Return the published model if it is whole and what is asked for; ``None`` if it has to be fetched.
@@ -370,8 +280,6 @@ class Library:
                 f"{ref.id} is installed here as type {metadata.type}; delete it first to pull it as {declared}."
             )
         return local_model(folder, metadata)
-
-    # -- the folders -----------------------------------------------------------------------------------------------
 
     def _published(self) -> Sequence[tuple[Path, Metadata]]:
         found = []

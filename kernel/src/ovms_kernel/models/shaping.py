@@ -91,14 +91,8 @@ class Shaper:
         :raises BadRequest: an option is unknown or has a wrong value.
         :raises Refused: an extension vetoes, or two contradict each other.
         """
-        try:
-            driver = self._drivers[model.model_type]
-        except KeyError:
-            wanted = f"ovms-graph-{model.model_type.replace('_', '-')}"
-            raise NotSupported(f"No extension for {model.model_type} models is loaded; install {wanted}.") from None
-        section = self._settings.section("models", model.id)
-        own = {key: value for key, value in section.items() if key not in SERVING_KEYS}
-        values = _laid_over(own, given)
+        driver = self._driver(model.model_type)
+        values = self._given(model.id, given)
         options = GraphOptions(self.host, values)
         answers = await self._events.ask("ovms_amend_graph", model=model, options=options)
         patch = merge(((name, answer.values) for name, answer in answers), "the graph option")
@@ -112,6 +106,14 @@ class Shaper:
             return graphs.write_graph(folder, graphs.print_graph(graph, header))
 
         return await anyio.to_thread.run_sync(build)
+
+    def check(self, described: ModelFiles, model_type: str, model_id: str, given: Mapping[str, Any]) -> None:
+        """See that a graph can be built of what is given and set, before anything large is fetched for it.
+
+        :raises BadRequest: an option is unknown or has a wrong value.
+        """
+        values = self._resolve(self._given(model_id, given))
+        self._driver(model_type).build(described, GraphOptions(self.host, values))
 
     async def refresh(self, model: LocalModel, *, overwrite: bool = False) -> bool:
         """Write the graph that settings and extensions ask for now; return whether the file changed.
@@ -129,6 +131,18 @@ class Shaper:
         if digest != metadata.graph:
             await anyio.to_thread.run_sync(write_metadata, model.directory, replace(metadata, graph=digest))
         return digest != before
+
+    def _driver(self, model_type: str) -> GraphTemplate:
+        try:
+            return self._drivers[model_type]
+        except KeyError:
+            wanted = f"ovms-graph-{model_type.replace('_', '-')}"
+            raise NotSupported(f"No extension for {model_type} models is loaded; install {wanted}.") from None
+
+    def _given(self, model_id: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a model's options: those of its settings, and over them those that came with the pull."""
+        section = self._settings.section("models", model_id)
+        return _laid_over({key: value for key, value in section.items() if key not in SERVING_KEYS}, given)
 
     def _resolve(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Replace ``model:owner/name`` by that model's folder, with forward slashes on every system."""

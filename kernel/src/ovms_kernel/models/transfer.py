@@ -277,7 +277,7 @@ class _Transfer:
                 self._fetch_rest(file, index)
             except (FetchFailed, OSError) as error:
                 failures = 1 if file.counts[index] > before else failures + 1
-                told = error if isinstance(error, FetchFailed) else FetchFailed(f"{file.remote.path}: {error}")
+                told = error if isinstance(error, FetchFailed) else _explained(error, file.remote)
                 if failures > (1 if told.contradiction else self._retries):
                     raise told from error
                 if (delay := told.retry_after) is None:
@@ -364,6 +364,10 @@ class _Rate:
             now = time.monotonic()
             self._next = max(self._next, now) + size / self._rate
             return self._next - now
+
+
+def _explained(error: OSError, file: RemoteFile) -> FetchFailed:
+    return FetchFailed(f"{file.path} cannot be fetched ({type(error).__name__}); check the network or try again later.")
 
 
 def _write(data: BinaryIO, piece: bytes) -> None:

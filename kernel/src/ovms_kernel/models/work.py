@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import threading
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 import anyio.to_thread
 
-from ovms_kernel.errors import Cancelled, TimedOut
+from ovms_kernel.errors import Cancelled, OvmsError, TimedOut
 from ovms_kernel.values import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
 T = TypeVar("T")
@@ -21,6 +21,22 @@ T = TypeVar("T")
 TICK = 0.1
 """Seconds between two reports of progress."""
 LOCK_TICK = 0.05
+
+
+@contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Turn what the file system refuses into a sentence.
+
+    :param what: what was being done, as the sentence begins.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = f" at {error.filename}" if error.filename else ""
+        raise OvmsError(
+            f"{what} failed because of the disk{where} ({error.strerror or type(error).__name__}); "
+            "check its space and permissions."
+        ) from error
 
 
 class Meter:

@@ -1,0 +1,180 @@
+"""How a model comes to be published: pulled from a hub or taken in from this machine, recognised, and given a graph.
+
+The caller holds the model's lock. Everything that can fail does so before anything is published.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+
+from ovms_kernel.errors import BadRequest
+from ovms_kernel.models import facts
+from ovms_kernel.models import files as model_files
+from ovms_kernel.models import graph as graphs
+from ovms_kernel.models.importing import copy_into, open_source
+from ovms_kernel.models.metadata import Metadata, local_model, read_metadata, write_metadata
+from ovms_kernel.models.names import check_file_path
+from ovms_kernel.models.publish import (
+    check_space,
+    check_target,
+    discard,
+    human,
+    model_folder,
+    open_staging,
+    publish,
+    staging_folder,
+)
+from ovms_kernel.models.pulling import Staging, check_format, choose_files
+from ovms_kernel.models.work import Meter, run_with_progress
+from ovms_kernel.values import ModelFiles, Progress, PullPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+    from pathlib import Path
+
+    from ovms_kernel.drivers import Hub
+    from ovms_kernel.events import Events
+    from ovms_kernel.models.shaping import Shaper
+    from ovms_kernel.settings import Settings
+    from ovms_kernel.values import LocalModel, ModelRef
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a caller wants to have."""
+
+    ref: ModelRef
+    declared: str = ""
+    """The model type; empty means what the files say."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Calculator options for its graph."""
+
+    @property
+    def id(self) -> str:
+        """The model's id."""
+        return self.ref.id
+
+
+class Arrivals:
+    """Brings models into one library.
+
+    :param release: makes the engine let go of a model whose files are about to be replaced.
+    """
+
+    def __init__(
+        self, settings: Settings, events: Events, shaper: Shaper, release: Callable[[LocalModel], Awaitable[None]]
+    ) -> None:
+        self._settings = settings
+        self._events = events
+        self._shaper = shaper
+        self._release = release
+
+    async def pull(self, hub: Hub, wish: Wish, report: Callable[[Progress], None]) -> LocalModel:
+        """Fetch a model, going on where an earlier pull of the same broke off.
+
+        :raises BadRequest: it is refused, before its weights are fetched; nothing of it is kept.
+        """
+        ref = wish.ref
+        report(Progress("listing", subject=ref.id))
+        files = choose_files(await hub.list_files(ref), ref.id)
+        check_target(self._settings, ref.id)
+        origin = {"hub": ref.hub, "revision": ref.revision}
+        staging = Staging(await anyio.to_thread.run_sync(open_staging, self._settings, ref.id, origin), files)
+        published = model_folder(self._settings, ref.id)
+        known = await anyio.to_thread.run_sync(read_metadata, published)
+        try:
+            present = await anyio.to_thread.run_sync(staging.prepare, published, known)
+            check_space(self._settings, staging.total - present, f"Pulling {ref.id}")
+            plan = PullPlan(tuple(files), staging.total, present)
+            await self._events.ask("ovms_before_pull", model=ref, plan=plan)
+            texts = await staging.fetch_texts(hub, ref, report)
+            sizes = {file.path: file.size for file in files}
+            described = ModelFiles(ref.id.rsplit("/", 1)[-1], sizes, texts)
+            model_type = self._shaper.recognise(described, wish.declared, ref.id)
+            await anyio.to_thread.run_sync(self._shaper.check, described, model_type, ref.id, wish.options)
+        except BadRequest:
+            await self._drop(wish)
+            raise
+        await staging.fetch(hub, ref, report)
+        digests = await staging.digests(report)
+        metadata = Metadata(ref.id, model_type, digests, ref.hub, ref.revision, options=dict(wish.options))
+        return await self._finish(staging.folder, metadata, report)
+
+    async def take_in(self, source: Path, wish: Wish, report: Callable[[Progress], None]) -> LocalModel:
+        """Copy a model from a folder or archive; if that fails, nothing of it is kept.
+
+        :raises BadRequest: it is refused.
+        """
+        found = await anyio.to_thread.run_sync(open_source, source)
+        if self._settings.models_dir.absolute() in (found.path, *found.path.parents):
+            raise BadRequest(f"{source} lies in this plugin's own models folder; import from somewhere else.")
+        check_format(found.sizes, str(source))
+        for path in found.sizes:
+            check_file_path(path, str(source))
+        check_target(self._settings, wish.id)
+        total = sum(found.sizes.values())
+        check_space(self._settings, total, f"Importing {wish.id}")
+        # Copying is quick and cannot be resumed safely, as the source may have changed.
+        await self._drop(wish)
+        into = open_staging(self._settings, wish.id, {"import": str(source)})
+        meter = Meter("importing", total)
+        try:
+            files = await run_with_progress(lambda: copy_into(found, into, meter), meter, report)
+            metadata = Metadata(wish.id, wish.declared, files, source=str(source), options=dict(wish.options))
+            return await self._finish(into, metadata, report)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._drop(wish)
+            raise
+
+    async def _finish(self, staged: Path, metadata: Metadata, report: Callable[[Progress], None]) -> LocalModel:
+        """Recognise, write graph and note, publish; everything that can fail does so before anything is published."""
+        identifier = metadata.id.rsplit("/", 1)[-1]
+        described = await anyio.to_thread.run_sync(model_files.read_files, staged, identifier)
+        weights = await anyio.to_thread.run_sync(facts.weights_of, staged, described.sizes)
+        metadata = replace(
+            metadata,
+            type=self._shaper.recognise(described, metadata.type, metadata.id),
+            format=facts.format_of(described.sizes),
+            family=facts.family_of(described),
+            parameter_size=facts.parameter_size_of(described, weights),
+            quantization=facts.quantization_of(described, weights),
+        )
+        folder = model_folder(self._settings, metadata.id)
+        old = await anyio.to_thread.run_sync(read_metadata, folder)
+        if metadata.source and (staged / model_files.GRAPH).exists():
+            await anyio.to_thread.run_sync(graphs.read_graph, staged)
+        else:
+            digest = await self._shaper.write(staged, local_model(folder, metadata), metadata.options)
+            metadata = replace(metadata, graph=digest)
+            if old is not None and await anyio.to_thread.run_sync(graphs.is_edited, folder, old.graph):
+                log.info("Model %s keeps its graph.pbtxt as somebody else wrote it", metadata.id)
+                await anyio.to_thread.run_sync(shutil.copyfile, folder / model_files.GRAPH, staged / model_files.GRAPH)
+        if old is not None:
+            await self._release(local_model(folder, old))
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(write_metadata, staged, metadata)
+            await anyio.to_thread.run_sync(publish, self._settings, metadata.id)
+            model = local_model(folder, metadata)
+            log.info("Model %s (%s, %s) is published", model.id, model.model_type, human(model.size))
+            await self._events.tell("ovms_pulled", model=model)
+        report(Progress("success", model.size, model.size, model.id, model.digest))
+        return model
+
+    async def _drop(self, wish: Wish) -> None:
+        """Remove what is in staging of a model."""
+
+        def work() -> None:
+            folder = staging_folder(self._settings, wish.id)
+            if folder.exists():
+                discard(self._settings, folder)
+
+        await anyio.to_thread.run_sync(work)
