@@ -36,6 +36,29 @@ async def test_a_connection_that_the_engine_will_close_is_not_used_again(engine,
     assert engine.accepted == 3
 
 
+async def test_a_connection_that_was_unused_for_long_is_not_used_again(engine, client, monkeypatch):
+    engine.answers["/v3/x"] = {}
+    await ask(client)
+    monkeypatch.setattr("ovms_kernel.engine.transport.IDLE_LIMIT", 0.0)
+    await ask(client)
+    assert engine.accepted == 2
+
+
+async def test_a_connection_that_the_engine_has_dropped_is_not_used_again(engine, client):
+    async def answer_and_drop(request, reply):
+        await reply.json({})
+        reply._writer.close()
+
+    engine.answers["/v3/x"] = answer_and_drop
+    await ask(client)
+    with anyio.fail_after(2):
+        while engine.connections:  # noqa: ASYNC110 - it is the kernel that tells the stub
+            await anyio.sleep(0.001)
+    await anyio.sleep(0.01)
+    await ask(client)
+    assert engine.accepted == 2
+
+
 async def test_an_answer_that_ends_with_its_connection(engine, client):
     async def old(request, reply):
         await reply.raw(b'HTTP/1.0 200 OK\r\n\r\n{"old": ')

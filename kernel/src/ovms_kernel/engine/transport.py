@@ -22,8 +22,11 @@ HIGH_WATER = 256 * 1024
 """Bytes of an answer that wait for a slow reader before the engine is made to wait."""
 CONNECT_LIMIT = 10.0
 """Seconds in which a connection must stand."""
-IDLE_LIMIT = 15.0
-"""Seconds after which an unused connection is not used again; servers drop theirs after 60 s and more."""
+IDLE_LIMIT = 4.0
+"""Seconds after which an unused connection is not used again: before the engine drops it, which some do after 5 s.
+
+A request that meets a connection just being dropped would fail, as it is never sent twice.
+"""
 IDLE_COUNT = 64
 """Unused connections that are kept."""
 
