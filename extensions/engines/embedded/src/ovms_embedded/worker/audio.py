@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import struct
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,8 @@ RATE = 16000
 CHANNELS = 2
 FORMATS = {"WAV", "WAVEX", "MP3", "MPEG"}
 SIZE_LIMIT = 1 << 30
+FLOAT_FORMAT = 3
+"""WAVE_FORMAT_IEEE_FLOAT."""
 SHORTEST = 400
 """Samples; the features of a recording need at least half of that on either side."""
 BLOCK = 10.0
@@ -74,7 +77,11 @@ def resample(samples: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
 
 
 def write(samples: NDArray[np.float32], rate: int) -> bytes:
-    """Return samples as a WAV file of 32-bit floats."""
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, rate, format="WAV", subtype="FLOAT")
-    return buffer.getvalue()
+    """Return samples as a WAV file of 32-bit floats, the same bytes for the same samples.
+
+    By hand, because libsndfile writes the time of day into such files.
+    """
+    data = samples.astype("<f4").tobytes()
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, FLOAT_FORMAT, 1, rate, rate * 4, 4, 32)
+    form += struct.pack("<4sII", b"fact", 4, len(samples)) + struct.pack("<4sI", b"data", len(data))
+    return struct.pack("<4sI4s", b"RIFF", 4 + len(form) + len(data), b"WAVE") + form + data
