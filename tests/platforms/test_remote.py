@@ -55,7 +55,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, str, subprocess.Popen[bytes]]]
 async def kernel(server: tuple[str, str, object], tmp_path: Path) -> AsyncIterator[Kernel]:
     remote = Remote({"url": server[0], "grpc": server[1], "api_key": "theirs"})
     extensions = Extensions(services={"chat": Chat()}, platforms={"remote": remote})
-    settings = read_settings({}, data_dir=tmp_path / "data", start_timeout=20)
+    settings = read_settings({}, data_dir=tmp_path / "data", start_timeout=2)
     async with Kernel(settings, host=Host("linux", "x86_64"), extensions=extensions) as kernel:
         yield kernel
 
@@ -104,5 +104,7 @@ async def test_a_remote_engine_that_goes_is_noticed_and_used_again_when_it_is_ba
     with pytest.raises(Unavailable, match="ask whoever runs it"):
         await kernel.engine()
     os.kill(server[2].pid, signal.SIGCONT)
-    await kernel.start_engine()
+    with anyio.fail_after(10):
+        while kernel.supervisor.info is None:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
     assert (await kernel.engine()).pid is None

@@ -8,8 +8,7 @@ case of their own.
        ▲                   │                   │                                          │
        └──────stop─────────┴───────stop────────┴───────────────────stop───────────────────┘
 
-A second plugin on the same data folder does not start a second engine: it attaches to the first one's, and takes over
-when that is gone.
+A second plugin on the same data folder attaches to the first one's engine, and takes over when that is gone.
 """
 
 from __future__ import annotations
@@ -160,7 +159,7 @@ class Supervisor:
 
     def describe(self) -> str:
         """Return the state in words, as the end of a sentence."""
-        if self.state is State.FAILED and self._failure is not None:
+        if self._failure is not None:
             return f"failed ({self._failure.message})"
         if self.state is State.STARTING and self.last_exit and not self.last_exit.expected:
             return f"being started again after it ended: {self.last_exit.cause}"
@@ -280,7 +279,7 @@ class Supervisor:
         try:
             if not await self._await_answers(client):
                 return self._wanted is not None
-            self.info = info
+            self.info, self._failure = info, None
             self._restarts = self._settings.restart_limit
             self._set(State.READY)
             log.info("The engine is ready at %s", info.endpoint.rest)
@@ -288,8 +287,6 @@ class Supervisor:
             misses = 0
             while self._wanted is not None:
                 await self._wait_until(lambda: self._wanted is None, WATCH_PERIOD)
-                if not self.started:
-                    break
                 misses = 0 if await self._is_well(client) else misses + 1
                 if misses >= WATCH_MISSES:
                     return True
@@ -374,8 +371,11 @@ class Supervisor:
     async def _attend_remote(self, plan: LaunchPlan, installation: Installation) -> None:
         if plan.endpoint is None:
             raise EngineFailed("The platform neither starts an engine nor names one that runs; check its settings.")
-        if await self._attend(EngineInfo(installation.version, plan.endpoint, None)) and self._wanted is not None:
-            raise Unavailable(f"The engine at {plan.endpoint.rest} does not answer; ask whoever runs it.")
+        while self._wanted is not None:
+            if await self._attend(EngineInfo(installation.version, plan.endpoint, None)) and self.started:
+                # It is told at once, and not given up: networks come back.
+                self._failure = Unavailable(f"The engine at {plan.endpoint.rest} does not answer; ask whoever runs it.")
+                self._set(State.STARTING)
 
     # -- telling everybody -----------------------------------------------------------------------------------------
 
