@@ -1,6 +1,7 @@
 """What the tests of services share: a stub of the engine over a real socket, and a call as the kernel admits it."""
 
 import json
+import os
 from contextlib import asynccontextmanager
 
 import pytest
@@ -93,8 +94,8 @@ async def house(tmp_path_factory, fixtures, output_folder):
         {},
         data_dir=tmp_path_factory.mktemp("house"),
         platform="portable",
-        rest_port=28666,
-        grpc_port=28900,
+        rest_port=20000 + os.getpid() % 10000,  # two runs at once must not look for the same ports
+        grpc_port=30000 + os.getpid() % 10000,
         services=sections,
     )
     async with Kernel(settings) as kernel:
