@@ -27,7 +27,7 @@ JUNK = st.sampled_from(
         "1e9",
         "\x00", "😀", "￿", "x" * 3000, [], [None], [[]], [[1], ["a"]], [0], [-1], [1.5], ["a", 1], ["a", ["b"]],
         [True],
-        {}, {"type": "text"}, {"name": {}}, {"role": "user"}, {"a": {"b": [1, {}]}}, [{"role": "user"}],
+        {}, {"type": "text"}, {"name": {}}, {"role": "user"}, {"a": {"b": [2**70, {}]}}, [{"role": "user"}],
         [{"role": 1, "content": []}], [{"role": "user", "content": [{"type": "image_url"}]}],
         [{"type": "function"}], {"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}},
         {"type": "json_schema"}, {"include_usage": 1}, {"effort": "max"}, "auto", "64x64", "0x0", "7x7", "99999x99999",

@@ -220,14 +220,11 @@ class Manager:
         """
         listed = {entry.name for entry in config.entries}
         gone = [each for name, each in self.servables.items() if name not in listed and each.state is not State.RETIRED]
-        work = [self._retire(each) for each in gone]
-        work += [self._bring(entry) for entry in config.entries if self._differs(entry)]
-        await asyncio.gather(*work)
-        tried = [self.servables[entry.name] for entry in config.entries]
+        different = [entry for entry in config.entries if self._differs(entry)]
+        await asyncio.gather(*map(self._retire, gone), *map(self._bring, different))
         self._digest = config.digest
-        failed = [each for each in tried if each.state is State.FAILED]
-        again = not work and self._failed
-        self._failed = bool(failed or config.duplicate) and not again
+        failed = any(self.servables[entry.name].state is State.FAILED for entry in different)
+        self._failed = failed or bool(config.duplicate)
         if config.duplicate:
             log.manager.error("Model %s is configured twice", config.duplicate)
         if self._failed:

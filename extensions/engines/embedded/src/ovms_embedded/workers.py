@@ -141,8 +141,13 @@ class Worker(asyncio.SubprocessProtocol):
         if self._closing or self._gone.done():
             call.wake(outcome=[wire.ERROR, call.number, wire.INTERNAL, "The graph was unloaded."])
             return call
-        self._calls[call.number] = call
-        self._send([wire.CALL, call.number, operation, payload])
+        try:
+            self._send([wire.CALL, call.number, operation, payload])
+        except (OverflowError, TypeError, UnicodeEncodeError):
+            text = "The request holds a number of more than 64 bits or text that is not Unicode"
+            call.wake(outcome=[wire.ERROR, call.number, wire.INVALID, text])
+        else:
+            self._calls[call.number] = call
         return call
 
     def drop(self, call: Call) -> None:

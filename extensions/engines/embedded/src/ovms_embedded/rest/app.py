@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import re
 import time
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -30,11 +30,11 @@ from ovms_embedded.rest.http import (
 from ovms_embedded.workers import CallFailed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, MutableMapping
+    from collections.abc import Iterator, MutableMapping
 
     from ovms_embedded.cli import Settings
     from ovms_embedded.metrics import Metrics
-    from ovms_embedded.rest.http import Receive, Send
+    from ovms_embedded.rest.http import Pieces, Receive, Send
 
 CONFIG = re.compile(r".?/v1/config")
 RELOAD = re.compile(r".?/v1/config/reload")
@@ -71,6 +71,10 @@ class App:
                     await _respond(send, 200, answer, cors)
         except Disconnected:
             return
+        except Exception:  # noqa: BLE001 - the last resort: an error of ours is one answer, not a silent close
+            log.serving.exception("%s %s failed", scope["method"], scope["path"])
+            # If the answer has begun already, the server can only close the connection.
+            await _respond(send, 500, Reply(encode({"error": "Internal server error"})), cors)
 
     def _cors(self, origin: bytes | None) -> list[tuple[bytes, bytes]]:
         if origin is None:
@@ -292,16 +296,14 @@ class App:
         return Stream(_rest(first, pieces, node))
 
 
-async def _rest(first: bytes, pieces: AsyncIterator[bytes], node: str) -> AsyncIterator[bytes]:
-    yield first
-    try:
-        async for piece in pieces:
-            yield piece
-    except (Invalid, CallFailed) as error:
-        yield encode({"error": str(calculator_error(node, error.kind, str(error)))})
-    finally:
-        with suppress(AttributeError):
-            await pieces.aclose()  # type: ignore[attr-defined]
+async def _rest(first: bytes, pieces: Pieces, node: str) -> Pieces:
+    async with aclosing(pieces):
+        yield first
+        try:
+            async for piece in pieces:
+                yield piece
+        except (Invalid, CallFailed) as error:
+            yield encode({"error": str(calculator_error(node, error.kind, str(error)))})
 
 
 def _only(allowed: bool, reply: Reply | None = None) -> Reply:  # noqa: FBT001 - reads as a sentence
@@ -329,9 +331,10 @@ async def _respond(send: Send, status: int, reply: Reply, headers: list[tuple[by
     await send({"type": "http.response.body", "body": reply.body})
 
 
-async def _stream(send: Send, pieces: AsyncIterator[bytes], headers: list[tuple[bytes, bytes]]) -> None:
+async def _stream(send: Send, pieces: Pieces, headers: list[tuple[bytes, bytes]]) -> None:
     head = [(b"content-type", EVENTS), (b"cache-control", b"no-cache"), *headers]
     await send({"type": "http.response.start", "status": 200, "headers": head})
-    async for piece in pieces:
-        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    async with aclosing(pieces):
+        async for piece in pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": b""})

@@ -10,7 +10,7 @@ from ovms_embedded.rest.fields import Fields
 from ovms_embedded.rest.http import Reply, Request, Stream, encode
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from ovms_embedded.manager import Servable
     from ovms_embedded.workers import Call, Worker
@@ -89,7 +89,7 @@ def _granularities(fields: dict[str, Any], *, words: bool) -> list[str]:
     return found
 
 
-async def _events(call: Call) -> AsyncIterator[bytes]:
+async def _events(call: Call) -> AsyncGenerator[bytes, None]:
     try:
         async for items in call.batches():
             yield _event({"type": "transcript.text.delta", "delta": "".join(items), "logprobs": []})

@@ -12,7 +12,7 @@ from ovms_embedded.rest.messages import guide, read_grammar, read_messages, read
 from ovms_embedded.rest.parsers import OutputParser, parser_for
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
 
     from ovms_embedded.manager import Servable
     from ovms_embedded.workers import Call, Worker
@@ -97,7 +97,7 @@ def _logprob(token: str, value: float) -> dict[str, Any]:
     return {"token": token, "logprob": value, "bytes": list(token.encode()), "top_logprobs": []}
 
 
-async def _chunks(call: Call, model: str, generation: Generation, parser: OutputParser) -> AsyncIterator[bytes]:
+async def _chunks(call: Call, model: str, generation: Generation, parser: OutputParser) -> AsyncGenerator[bytes, None]:
     tail = encode({"created": int(time.time()), "model": model, "object": "chat.completion.chunk"})[1:-1]
     if generation.include_usage:
         tail += b',"usage":null'

@@ -12,7 +12,7 @@ from ovms_embedded.rest.generation import Generation, read_generation
 from ovms_embedded.rest.http import Reply, Request, Stream, encode
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from ovms_embedded.manager import Servable
     from ovms_embedded.workers import Call, Worker
@@ -78,7 +78,7 @@ def _table(pairs: list[tuple[str, float]]) -> dict[str, list[Any]]:
     }
 
 
-async def _chunks(call: Call, model: str, generation: Generation) -> AsyncIterator[bytes]:
+async def _chunks(call: Call, model: str, generation: Generation) -> AsyncGenerator[bytes, None]:
     tail = encode({"created": int(time.time()), "model": model, "object": "text_completion.chunk"})[1:-1]
     plain = tail
     if generation.include_usage:

@@ -10,9 +10,10 @@ import msgspec.json
 from ovms_embedded.rest.errors import HttpError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 
     Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+    Pieces = AsyncGenerator[bytes, None]
     Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 BODY_LIMIT = 1 << 30
@@ -59,7 +60,7 @@ class Reply:
 class Stream:
     """An answer piece by piece; the status is sent with the first."""
 
-    pieces: AsyncIterator[bytes]
+    pieces: Pieces
 
 
 class Disconnected(Exception):

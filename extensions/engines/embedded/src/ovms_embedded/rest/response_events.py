@@ -12,7 +12,7 @@ from ovms_embedded.rest.parsers import OutputParser, Parsed
 from ovms_embedded.workers import CallFailed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, Iterator
 
     from ovms_embedded.workers import Call
 
@@ -170,7 +170,7 @@ class Narrator:
         yield self.event("response.output_item.done", output_index=self._index, item=item)
 
 
-async def events(call: Call, draft: Draft, parser: OutputParser) -> AsyncIterator[bytes]:
+async def events(call: Call, draft: Draft, parser: OutputParser) -> AsyncGenerator[bytes, None]:
     """Yield the events of a streamed response."""
     narrator = Narrator()
     try:
