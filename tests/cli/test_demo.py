@@ -1,5 +1,6 @@
 """The demo: the whole way through as a person sees it, and nothing left behind, however it ends."""
 
+import json
 import os
 import random
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -102,15 +104,19 @@ def test_the_readme_shows_what_the_demo_prints() -> None:
     assert f"      What is OpenVINO?\n      {ANSWER}\n" in shown
 
 
-def test_a_data_folder_that_is_named_is_kept_and_used_again(place: Place, tmp_path: Path) -> None:
-    for installed in ("not installed", "installed"):
-        running = place.start("--data-dir", str(tmp_path / "kept"))
-        out, err = running.communicate(timeout=60)
-        assert running.returncode == 0, err
-        assert f"kept in {tmp_path / 'kept'}" in err
-        assert re.search(rf"CheckEngine +\S+ s   {installed}\n", out)
-        assert (tmp_path / "kept" / "models" / "demo" / "tiny-chat" / "graph.pbtxt").exists()
-        assert place.left() == []
+def test_a_data_folder_that_is_named_is_used_and_kept(place: Place, tmp_path: Path, here: Any) -> None:
+    kept = tmp_path / "kept"
+    here("engine", "install", "--data-dir", str(kept))
+    running = place.start("--data-dir", str(kept))
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 0, err
+    assert err == f"Models and engine are kept in {kept}.\n"
+    assert re.search(r"CheckEngine +\S+ s   installed\n", out)
+    assert [each["id"] for each in json.loads(here("ls", "--json", "--data-dir", str(kept)).stdout)] == [
+        "demo/tiny-chat",
+        "demo/tiny-embeddings",
+    ]
+    assert place.left() == []
 
 
 def moments() -> list[float]:

@@ -142,6 +142,19 @@ def test_others_use_the_engine_that_up_runs(up: Up, installed: Any, run: Any, tm
     assert not left(tmp_path)
 
 
+def test_a_model_that_does_not_load_is_said_once(run: Any, installed: Any, fixtures: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for source in (fixtures / "text_generation").iterdir():
+        damaged = source.name == "openvino_model.xml"
+        (broken / source.name).write_bytes(b"<broken" if damaged else source.read_bytes())
+    installed("import", str(broken), "my/broken")
+    done = run("chat", "hello", "--model", "my/broken", code=1)
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 2, done.stderr
+    assert "openvino_model.xml" in done.stderr.splitlines()[1]
+
+
 def test_up_tells_of_a_crash_and_ends_with_sigterm(up: Up, installed: Any, tmp_path: Path) -> None:
     first = json.loads(installed("status", "--json").stdout)["pid"]
     os.kill(first, signal.SIGKILL)

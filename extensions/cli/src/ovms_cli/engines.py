@@ -46,9 +46,11 @@ class Teller:
 
     @hookimpl
     def ovms_engine_exited(self, exit: "EngineExit", will_restart: bool) -> None:  # noqa: A002, FBT001 - the event's words
-        """Tell what comes next; why it ended is in the log, and so on the screen."""
-        if will_restart and not exit.expected:
-            output.say("The engine is started again.")
+        """Tell why, and what comes next."""
+        if not exit.expected:
+            output.say(
+                f"The engine ended: {exit.cause.rstrip('.')}." + (" It is started again." if will_restart else "")
+            )
 
     @hookimpl
     def ovms_model_ready(self, model: "LoadedModel") -> None:
@@ -58,7 +60,7 @@ class Teller:
     @hookimpl
     def ovms_load_failed(self, model: "LocalModel", cause: str) -> None:
         """Tell why."""
-        output.say(f"{model.id} could not be loaded: {cause}")
+        output.say(f"{model.id} is not served: {cause}")
 
     @hookimpl
     def ovms_unloaded(self, model: "LocalModel", reason: str) -> None:

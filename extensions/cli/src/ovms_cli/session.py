@@ -37,6 +37,9 @@ EXIT_CODES = {
 }
 """Exit codes by code of the error; what is not listed ends with 1. A signal ends with 128 and its number."""
 
+TOLD_OTHERWISE = ("ovms_kernel.engine", "ovms_kernel.models")
+"""Loggers whose errors also reach the command, as an exception or an event."""
+
 DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", metavar="DIR", help="Folder of models, engines and logs.", show_default=False),
@@ -99,7 +102,9 @@ def _run(work: Callable[[Session], Awaitable[None]], data_dir: Path | None, *, d
 
         set_up("DEBUG", hosted=False)
     else:
-        logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
+        handler = logging.StreamHandler(sys.stderr)
+        handler.addFilter(lambda record: not record.name.startswith(TOLD_OTHERWISE))
+        logging.basicConfig(level=logging.ERROR, format="%(message)s", handlers=[handler])
     received: list[signal.Signals] = []
     kept = Session.kept
     caught: BaseException | None = None
