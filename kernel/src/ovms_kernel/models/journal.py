@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 PARTIAL = ".partial"
 """Folder in which files grow, beside the complete ones."""
-NOTE_EVERY = 256 << 10
-"""Bytes of a part between two notes of its count."""
 HEADER = struct.Struct("<32sQ")
 """Digest of path, size and SHA-256 of the file, and the size of its parts."""
 COUNT = struct.Struct("<Q")
@@ -29,9 +27,11 @@ class Partial:
     """A file on its way. ``counts`` holds the bytes that each part has, from its start without a gap.
 
     Each part is changed by one thread at a time; the hash belongs to one thread.
+
+    :param note_every: bytes of a part between two notes of its count.
     """
 
-    def __init__(self, remote: RemoteFile, into: Path, part_size: int) -> None:
+    def __init__(self, remote: RemoteFile, into: Path, part_size: int, note_every: int = 1) -> None:
         self.remote = remote
         self.done = False
         self.hashed = 0
@@ -45,6 +45,7 @@ class Partial:
         self._data = into / PARTIAL / f"{key}.data"
         self._journal = into / PARTIAL / f"{key}.journal"
         self._digest = hashlib.sha256()
+        self._note_every = note_every
         self._notes: BinaryIO | None = None
         self._notes_lock = threading.Lock()
         self._reader: FileIO | None = None
@@ -88,7 +89,7 @@ class Partial:
     def add(self, index: int, piece: bytes) -> None:
         """Count bytes that were written to a part."""
         count = min(self.counts[index] + len(piece), self.length(index))
-        if count - self._noted[index] >= NOTE_EVERY or count == self.length(index):
+        if count - self._noted[index] >= self._note_every or count == self.length(index):
             self._note(index, count)
         # Last: once the last part is counted, the thread that hashes may finish the file and close its journal.
         self.counts[index] = count

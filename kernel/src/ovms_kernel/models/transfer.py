@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ovms_kernel.values import RemoteFile
 
 CHUNK = 512 << 10
+NOTE_EVERY = 256 << 10
 HASH_CHUNK = 1 << 20
 HASH_WAIT = 0.02
 MAX_DELAY = 20.0
@@ -115,7 +116,7 @@ async def fetch_files(
     # hashing, until it has seen one of this size freed.
     bytearray(8 * CHUNK)
     loop, over = asyncio.get_running_loop(), anyio.Event()
-    transfer = _Transfer(files, into, open_range, part_size, max_rate, stall, retries, retry_delay)
+    transfer = _Transfer(files, into, open_range, connections, part_size, max_rate, stall, retries, retry_delay)
     transfer.on_end = lambda: loop.call_soon_threadsafe(over.set)
     await anyio.to_thread.run_sync(transfer.prepare)
     threads = [threading.Thread(target=transfer.work, name="ovms-pull", daemon=True) for _ in range(connections)]
@@ -149,6 +150,7 @@ class _Transfer:
         files: Sequence[RemoteFile],
         into: Path,
         open_range: Opener,
+        connections: int,
         part_size: int,
         max_rate: int,
         stall: float,
@@ -157,10 +159,13 @@ class _Transfer:
     ) -> None:
         self._open = open_range
         self._stall, self._retries, self._retry_delay = stall, retries, retry_delay
-        self._files = [Partial(file, into, part_size) for file in files]
+        # What a kill takes from all connections together, a piece each and what is not noted yet, is less than a part.
+        slack = max(4096, part_size // (4 * connections))
+        self._files = [Partial(file, into, part_size, min(slack, NOTE_EVERY)) for file in files]
         self._total = sum(file.size for file in files)
         self._rate = _Rate(max_rate) if max_rate else None
-        self._chunk = max(1, min(CHUNK, max_rate // 16)) if max_rate else CHUNK
+        chunk = min(CHUNK, 2 * slack)
+        self._chunk = max(1, min(chunk, max_rate // 16)) if max_rate else chunk
         self._queue: deque[tuple[Partial, int]] = deque()
         self._left = 0
         self._lock = threading.Lock()
