@@ -138,6 +138,23 @@ async def test_partial_texts_come_while_the_sentence_is_spoken(stub, engine, spe
     assert lengths == sorted(lengths)
 
 
+async def test_a_partial_text_does_not_flicker(stub, engine, speech):
+    async def mishear(request, reply):
+        """Every second hypothesis is another one."""
+        await reply.json({"text": "turn on the light" if len(stub.requests) % 2 else "turnip"})
+
+    stub.answers[HEAR] = mishear
+    long_speech = speech[int(0.3 * RATE) * 2 : int(1.2 * RATE) * 2] * 4
+    async with session(engine) as client:
+        await client.say(RUN)
+        for at in range(0, len(long_speech), 12_800):  # 0.4 s
+            await client.play(long_speech[at : at + 12_800])
+            await anyio.sleep(0.1)  # time to ask for a partial text; fewer of them fail nothing
+        await client.say(FINISH)
+        await client.until("task-finished")
+    assert {each["text"] for each in client.sentences(final=False)} == {"turn on the light"}
+
+
 async def test_several_tasks_follow_one_another(stub, engine, speech):
     stub.answers[HEAR] = measure
     async with session(engine) as client:
