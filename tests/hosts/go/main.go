@@ -42,7 +42,8 @@ type result struct {
 	Error     string            `json:"error,omitempty"`
 	Seconds   float64           `json:"seconds"`
 	P50       float64           `json:"p50,omitempty"`
-	Messages  int               `json:"messages,omitempty"`
+	First     float64           `json:"first,omitempty"`  // median seconds to the first message of a stream
+	Events    int               `json:"events,omitempty"` // server-sent events in a stream's messages
 	Exited    bool              `json:"exited,omitempty"`
 	Pid       int               `json:"pid,omitempty"`
 }
@@ -131,7 +132,7 @@ func messageOf(descriptor protoreflect.MessageDescriptor) proto.Message {
 func do(conn *grpc.ClientConn, next step) result {
 	outcome := result{Call: next.Call}
 	began := time.Now()
-	responses, err := call(conn, next)
+	responses, _, err := call(conn, next)
 	outcome.Seconds = time.Since(began).Seconds()
 	if err != nil {
 		outcome.Error = err.Error()
@@ -146,7 +147,9 @@ func do(conn *grpc.ClientConn, next step) result {
 	return outcome
 }
 
-func call(conn *grpc.ClientConn, next step) ([]proto.Message, error) {
+// call does a step and returns what came back, and when the first of it did.
+func call(conn *grpc.ClientConn, next step) ([]proto.Message, time.Time, error) {
+	var first time.Time
 	ctx, cancel := context.WithCancel(context.Background())
 	if next.Seconds > 0 {
 		ctx, cancel = context.WithTimeout(context.Background(), time.Duration(next.Seconds*float64(time.Second)))
@@ -155,7 +158,7 @@ func call(conn *grpc.ClientConn, next step) ([]proto.Message, error) {
 	service := stub.File_aog_provider_proto.Services().ByName("ProviderService")
 	method := service.Methods().ByName(protoreflect.Name(next.Call))
 	if method == nil {
-		return nil, fmt.Errorf("there is no rpc %s", next.Call)
+		return nil, first, fmt.Errorf("there is no rpc %s", next.Call)
 	}
 	if len(next.Requests) == 0 {
 		next.Requests = []json.RawMessage{json.RawMessage("{}")}
@@ -164,7 +167,7 @@ func call(conn *grpc.ClientConn, next step) ([]proto.Message, error) {
 	for _, each := range next.Requests {
 		request := messageOf(method.Input())
 		if err := protojson.Unmarshal(each, request); err != nil {
-			return nil, err
+			return nil, first, err
 		}
 		requests = append(requests, request)
 	}
@@ -172,35 +175,38 @@ func call(conn *grpc.ClientConn, next step) ([]proto.Message, error) {
 	if !method.IsStreamingServer() {
 		response := messageOf(method.Output())
 		err := conn.Invoke(ctx, path, requests[0], response)
-		return []proto.Message{response}, err
+		return []proto.Message{response}, time.Now(), err
 	}
 	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: method.IsStreamingClient()}, path)
 	if err != nil {
-		return nil, err
+		return nil, first, err
 	}
 	for _, each := range requests {
 		if err := stream.SendMsg(each); err != nil {
-			return nil, err
+			return nil, first, err
 		}
 	}
 	// AOG never closes a session by itself; the test decides.
 	if next.Until == "" {
 		if err := stream.CloseSend(); err != nil {
-			return nil, err
+			return nil, first, err
 		}
 	}
 	var responses []proto.Message
 	for {
 		response := messageOf(method.Output())
 		if err := stream.RecvMsg(response); err == io.EOF {
-			return responses, nil
+			return responses, first, nil
 		} else if err != nil {
-			return responses, err
+			return responses, first, err
+		}
+		if first.IsZero() {
+			first = time.Now()
 		}
 		responses = append(responses, response)
 		data := method.Output().Fields().ByName("data")
 		if next.Until != "" && strings.Contains(string(response.ProtoReflect().Get(data).Bytes()), next.Until) {
-			return responses, nil
+			return responses, first, nil
 		}
 	}
 }
@@ -209,37 +215,61 @@ func call(conn *grpc.ClientConn, next step) ([]proto.Message, error) {
 func measure(conn *grpc.ClientConn, next step) result {
 	outcome := result{Call: next.Call}
 	callers := max(next.Parallel, 1)
-	times := make([][]float64, callers)
-	messages := make([]int, callers)
+	var times, firsts []float64
+	var lock sync.Mutex
 	var group sync.WaitGroup
-	var failure sync.Once
 	began := time.Now()
-	for caller := range callers {
+	for range callers {
 		group.Add(1)
 		go func() {
 			defer group.Done()
 			for range next.Count / callers {
 				start := time.Now()
-				responses, err := call(conn, next)
+				responses, first, err := call(conn, next)
+				taken := time.Since(start).Seconds()
+				lock.Lock()
+				times = append(times, taken)
+				firsts = append(firsts, first.Sub(start).Seconds())
 				if err != nil {
-					failure.Do(func() { outcome.Error = err.Error() })
-					return
+					outcome.Error = err.Error()
 				}
-				times[caller] = append(times[caller], time.Since(start).Seconds())
-				messages[caller] += len(responses)
+				for _, each := range responses {
+					if problem, events := judge(each); problem != "" {
+						outcome.Error = problem
+					} else {
+						outcome.Events += events
+					}
+				}
+				lock.Unlock()
 			}
 		}()
 	}
 	group.Wait()
 	outcome.Seconds = time.Since(began).Seconds()
-	var all []float64
-	for caller := range callers {
-		all = append(all, times[caller]...)
-		outcome.Messages += messages[caller]
-	}
-	sort.Float64s(all)
-	if len(all) > 0 {
-		outcome.P50 = all[len(all)/2]
-	}
+	outcome.P50 = median(times)
+	outcome.First = median(firsts)
 	return outcome
+}
+
+// judge returns what is wrong with a response, or the number of events in it.
+func judge(response proto.Message) (string, int) {
+	message := response.ProtoReflect()
+	fields := message.Descriptor().Fields()
+	if code := fields.ByName("code"); code != nil {
+		if value := message.Get(code).Int(); value != 0 && value != 200 {
+			return message.Get(fields.ByName("message")).String(), 0
+		}
+	}
+	if chunk := fields.ByName("chunk_data"); chunk != nil {
+		return "", strings.Count(string(message.Get(chunk).Bytes()), "data: ")
+	}
+	return "", 0
+}
+
+func median(values []float64) float64 {
+	if len(values) == 0 {
+		return 0
+	}
+	sort.Float64s(values)
+	return values[len(values)/2]
 }

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ovms_kernel.errors import EngineFailed
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from ovms_kernel.errors import OvmsError
+
+TOGETHER = 256
+"""Events that are put into one message at most; a host that reads slowly holds up the engine beyond them."""
 
 
 def timestamped(answer: dict[str, Any]) -> dict[str, Any]:
@@ -55,6 +62,47 @@ def reframe_event(event: bytes) -> bytes:
         text = error.get("message") if isinstance(error, dict) else error
         raise EngineFailed(str(text))
     return b"data: " + _dump(timestamped(value)) + b"\n\n"
+
+
+async def together(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield at once what has arrived, joined: AOG does not look at the borders of messages, and each costs its time."""
+    waiting: list[bytes] = []
+    first = True
+    arrived, taken = asyncio.Event(), asyncio.Event()
+
+    async def read() -> None:
+        nonlocal first
+        async with aclosing(cast("Any", events)):
+            async for event in events:
+                waiting.append(event)
+                arrived.set()
+                if first:  # is what a person waits for, so it does not wait for those behind it
+                    first = False
+                    await asyncio.sleep(0)
+                if len(waiting) >= TOGETHER:
+                    taken.clear()
+                    await taken.wait()
+
+    reading = asyncio.create_task(read())
+    reading.add_done_callback(lambda _: arrived.set())
+    try:
+        while True:
+            await arrived.wait()
+            arrived.clear()
+            ended = reading.done()
+            if waiting:
+                data = b"".join(waiting)
+                waiting.clear()
+                taken.set()
+                yield data
+            if ended:
+                reading.result()
+                return
+    finally:
+        reading.cancel()
+        await asyncio.wait([reading])
+        if not reading.cancelled():
+            reading.exception()
 
 
 def pull_failed(code: int, message: str) -> bytes:

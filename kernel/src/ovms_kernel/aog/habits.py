@@ -63,11 +63,17 @@ class AogProvider(Provider):
     async def stream(self, kernel: Kernel, service: str, body: bytes, timeout: float | None) -> AsyncIterator[bytes]:
         """Yield the events that AOG understands, framed as it wants them."""
         body, model = self._addressed(kernel, service, body)
-        with self._using(model):
-            async with aclosing(cast("Any", super().stream(kernel, service, body, timeout))) as events:
+
+        async def framed() -> AsyncIterator[bytes]:
+            async with aclosing(cast("Any", kernel.stream(service, body, timeout=timeout))) as events:
                 async for event in events:
                     if data := framing.reframe_event(event):
                         yield data
+
+        with self._using(model):
+            async with aclosing(cast("Any", framing.together(framed()))) as messages:
+                async for message in messages:
+                    yield message
 
     async def converse(self, kernel: Kernel, service: str, inbound: AsyncIterator[Message]) -> AsyncIterator[Message]:
         """Hold a session that AOG never closes, and tell failures as events."""

@@ -1,0 +1,234 @@
+"""What a host gets of the plugin, measured with go-plugin's own library: start, rest, calls, streams, memory.
+
+    python bench/host_overhead.py              everything but memory
+    python bench/host_overhead.py start calls streams memory
+
+The engine answers at once (``_quick_engine.py``), so what is left is ours and gRPC's. "Directly" is the same request on
+a bare socket to that engine. `aog` is measured with AOG's habits, `other` as a host without them. The time of our own
+process is shown as well, as it does not depend on what else the machine does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import psutil
+
+from ovms_kernel.kernel import Kernel
+from ovms_kernel.settings import read_settings
+from ovms_kernel.testing.host import plugin_command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+GO = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
+CALLS, CALLERS, CHUNKS = 3000, 32, 200
+PLATFORM = f"""
+import sys
+from ovms_kernel.testing.platform import MisbehavingPlatform
+class Quick(MisbehavingPlatform):
+    def __init__(self, section):
+        super().__init__(section)
+        self.program = (sys.executable, {str(HERE / "_quick_engine.py")!r})
+"""
+BODY = json.dumps({"model": "bench/chat", "messages": [{"role": "user", "content": "hello"}]}).encode()
+STREAM = json.dumps({"model": "bench/chat", "messages": [{"role": "user", "content": "hi"}], "stream": True}).encode()
+
+
+def main() -> None:
+    wanted = sys.argv[1:] or ["start", "calls", "streams"]
+    if GO is None:
+        sys.exit("This is measured through a host in Go, and there is no `go` on this machine.")
+    with tempfile.TemporaryDirectory(prefix="ovms-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        program = folder / "host"
+        subprocess.run([GO, "build", "-o", program, "."], cwd=ROOT / "tests" / "hosts" / "go", check=True)
+        environment = prepare(folder)
+        if "start" in wanted:
+            measure_start(program, environment)
+        for host in ("aog", "other"):
+            if {"calls", "streams", "memory"} & set(wanted):
+                with Host(program, environment | ({} if host == "aog" else {"OTHER_HOST": "1"})) as plugin:
+                    plugin.ready()
+                    if "calls" in wanted:
+                        measure_calls(plugin, host)
+                    if "streams" in wanted:
+                        measure_streams(plugin, host)
+                    if "memory" in wanted and host == "aog":
+                        measure_memory(plugin)
+
+
+def prepare(folder: Path) -> dict[str, str]:
+    """Make a data folder with a tiny model and an environment in which the quick engine is a platform."""
+    site = folder / "site"
+    info = site / "quick-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "quick.py").write_text(PLATFORM)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: quick\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[ovms.platforms]\nquick = quick:Quick\n")
+    data = folder / "data"
+
+    async def take_in() -> None:
+        async with Kernel(read_settings({}, data_dir=data)) as kernel:
+            await kernel.import_model(ROOT / "tests" / "fixtures" / "text_generation", "bench/chat")
+
+    asyncio.run(take_in())
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OVMS_PLUGIN_", "PLUGIN_"))}
+    ours = {"OVMS_PLUGIN_DATA_DIR": str(data), "OVMS_PLUGIN_PLATFORM": "quick", "PYTHONPATH": str(site)}
+    return kept | ours | {"TMPDIR": str(folder), "OVMS_PLUGIN_LOG_LEVEL": "WARNING"}
+
+
+class Host:
+    """The host in Go with one plugin; steps go in and results come out line by line."""
+
+    def __init__(self, program: Path, environment: dict[str, str]) -> None:
+        command = [program, *plugin_command()]
+        if environment.pop("OTHER_HOST", ""):
+            command = [program, "/usr/bin/env", "-u", "AOG_VERSION", *plugin_command()]
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        self.start = self._read()
+        self.plugin = psutil.Process(self.start["pid"])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.communicate()
+
+    def do(self, call: str, request: dict[str, Any] | None = None, **more: int) -> dict[str, Any]:
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps({"call": call, "requests": [request or {}], **more}).encode() + b"\n")
+        self.process.stdin.flush()
+        result = self._read()
+        assert not result.get("error"), result
+        return result
+
+    def ready(self) -> None:
+        """Install and start the engine and load the model."""
+        for call in ("InstallEngine", "InitEnv", "StartEngine"):
+            self.do(call)
+        while self.do("HealthCheck")["responses"][0].get("code", 0):
+            time.sleep(0.05)
+        self.do("LoadModel", {"request_json": coded(b'{"model":"bench/chat"}')})
+        answer = self.do("InvokeService", invocation(BODY))["responses"][0]
+        assert not answer.get("code"), answer
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout
+        result: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return result
+
+
+def coded(value: bytes) -> str:
+    return base64.b64encode(value).decode()
+
+
+def invocation(body: bytes) -> dict[str, Any]:
+    return {"service_name": "chat", "request_data": coded(body)}
+
+
+def measure_start(program: Path, environment: dict[str, str]) -> None:
+    seconds, rests = [], []
+    for _ in range(7):
+        with Host(program, dict(environment)) as host:
+            seconds.append(host.start["seconds"])
+            host.do("CheckEngine")
+            rests.append(host.plugin.memory_info().rss)
+    show("exec to handshake and connection", f"{statistics.median(seconds) * 1000:.0f} ms", "at most 400 ms")
+    code = "import time; began = time.perf_counter(); import ovms_kernel; print(time.perf_counter() - began)"
+    imports = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout) for _ in range(7)
+    ]
+    show("import ovms_kernel", f"{statistics.median(imports) * 1000:.1f} ms", "at most 60 ms")
+    show("plugin at rest", f"{statistics.median(rests) / 1e6:.0f} MB resident", "at most 90 MB")
+
+
+@contextmanager
+def engine_of(host: Host) -> Iterator[int]:
+    for child in host.plugin.children(recursive=True):
+        line = child.cmdline()
+        if "--rest_port" in line:
+            yield int(line[line.index("--rest_port") + 1])
+            return
+    raise RuntimeError("The engine does not run.")
+
+
+def directly(port: int, body: bytes) -> float:
+    """Return the median seconds of a request on a bare socket."""
+    import socket
+
+    request = b"POST /v3/chat/completions HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    times = []
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        for _ in range(1000):
+            began = time.perf_counter()
+            connection.sendall(request)
+            connection.recv(1 << 20)
+            times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def measure_calls(host: Host, name: str) -> None:
+    host.do("InvokeService", invocation(BODY), count=500)
+    with engine_of(host) as port:
+        direct = directly(port, BODY)
+    through = host.do("InvokeService", invocation(BODY), count=CALLS)
+    added = (through["p50"] - direct) * 1000
+    show(f"unary call ({name})", f"{added:.2f} ms added", "at most 1.5 ms", f"{through['p50'] / direct:.1f} x direct")
+    before = cpu(host)
+    many = host.do("InvokeService", invocation(BODY), count=CALLS * 4, parallel=CALLERS)
+    done = CALLS * 4 // CALLERS * CALLERS
+    ours = f"{(cpu(host) - before) / done * 1e6:.0f} us of our process each"
+    show(f"{CALLERS} callers ({name})", f"{done / many['seconds']:.0f} requests/s", "at least 2000", ours)
+
+
+def measure_streams(host: Host, name: str) -> None:
+    host.do("InvokeServiceStream", invocation(STREAM), count=20)
+    with engine_of(host) as port:
+        direct = directly(port, STREAM)
+    before = cpu(host)
+    one = host.do("InvokeServiceStream", invocation(STREAM), count=100)
+    ours = f"{(cpu(host) - before) / one['events'] * 1e6:.1f} us of our process each"
+    show(f"stream of {CHUNKS} ({name})", f"{one['events'] / one['seconds']:.0f} chunks/s", "at least 40000", ours)
+    first = (one["first"] - direct) * 1000
+    show(f"first chunk ({name})", f"{first:.2f} ms later than direct", "at most 2 ms")
+    many = host.do("InvokeServiceStream", invocation(STREAM), count=320, parallel=CALLERS)
+    show(f"{CALLERS} streams at once ({name})", f"{many['events'] / many['seconds']:.0f} chunks/s")
+
+
+def cpu(host: Host) -> float:
+    """Return the seconds that the plugin's process has computed."""
+    times = host.plugin.cpu_times()
+    return times.user + times.system
+
+
+def measure_memory(host: Host) -> None:
+    host.do("InvokeService", invocation(BODY), count=1000, parallel=CALLERS)
+    early = host.plugin.memory_info().rss
+    host.do("InvokeService", invocation(BODY), count=99_000, parallel=CALLERS)
+    grown = host.plugin.memory_info().rss - early
+    show("memory, 1 000 to 100 000 calls", f"{grown / 1e6:+.1f} MB", "at most 10 MB", f"from {early / 1e6:.0f} MB")
+
+
+def show(what: str, value: str, aim: str = "", more: str = "") -> None:
+    print(f"{what:<36} {value:>26}   {aim:<16} {more}".rstrip(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
