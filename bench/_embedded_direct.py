@@ -22,7 +22,7 @@ class Text:
         self.pipeline = genai.ContinuousBatchingPipeline(FIXTURES / "text_generation", scheduler, "CPU", {})
         self.tokenizer = self.pipeline.get_tokenizer()
 
-    def _config(self, tokens: int) -> Any:
+    def _config(self, tokens: int) -> Any:  # noqa: ANN401 - the library has no stubs
         config = self.pipeline.get_config()
         config.max_new_tokens = tokens
         config.ignore_eos = True
@@ -37,7 +37,7 @@ class Text:
         first = 0.0
         began = time.perf_counter()
 
-        def take(_: str) -> Any:
+        def take(_: str) -> object:
             nonlocal first
             first = first or time.perf_counter()
             return self.genai.StreamingStatus.RUNNING
@@ -45,6 +45,30 @@ class Text:
         self.pipeline.generate([self._prompt()], [self._config(tokens)], take)
         ended = time.perf_counter()
         return {"rate": tokens / (ended - began), "first": (first - began) * 1000}
+
+    def streams(self, tokens: int, count: int) -> dict[str, float]:
+        """Some answers together, each streamed as text, as a program without a server would do it."""
+        config = self._config(tokens)
+        written = 0
+
+        def take(piece: str) -> object:
+            nonlocal written
+            written += len(piece)
+            return self.genai.StreamingStatus.RUNNING
+
+        began = time.perf_counter()
+        handles = [self.pipeline.add_request(number, self._prompt(), config) for number in range(count)]
+        writers = [self.genai.TextStreamer(self.tokenizer, take) for _ in handles]
+        while self.pipeline.has_non_finished_requests():
+            self.pipeline.step()
+            for handle, writer in zip(handles, writers, strict=True):
+                while handle.can_read():
+                    for output in handle.read().values():
+                        writer.write(output.generated_ids)
+        for writer in writers:
+            writer.end()
+        assert written
+        return {"rate": tokens * count / (time.perf_counter() - began)}
 
     def together(self, tokens: int, count: int) -> dict[str, float]:
         """Some answers in one batch, not streamed: the most that the library can do."""

@@ -8,7 +8,11 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 import soundfile
+
+from ovms_embedded.worker.image_options import devices, resolutions
+from ovms_embedded.worker.pipe import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,18 +82,38 @@ def test_a_single_resolution_is_compiled_in(
     extra = 'resolution: "64x64" num_images_per_prompt: 1 guidance_scale: 7.5 default_num_inference_steps: 2'
     model = fixtures / "image_generation"
     engine.entry("static", graph("image_generation", model, extra + ' device: "CPU CPU CPU"'))
-    engine.entry("listed", graph("image_generation", model, 'resolution: "64x64 32x32" default_num_inference_steps: 2'))
-    engine.list("static", "listed")
+    engine.list("static")
     engine.start().ready()
 
-    def draw(model: str = "static", **fields: Any) -> httpx.Response:
-        return engine.post("/v3/images/generations", model=model, prompt="a cat", rng_seed=1, **fields)
+    def draw(**fields: Any) -> httpx.Response:
+        return engine.post("/v3/images/generations", model="static", prompt="a cat", rng_seed=1, **fields)
 
     assert picture(draw()) == picture(draw(size="64x64", n=1)) == picture(draw(width=64, height=64))
     for fields in ({"size": "128x128"}, {"n": 2}, {"guidance_scale": 3.5}):
         assert draw(**fields).status_code == 400
-    assert picture(draw("listed", size="32x32")) != picture(draw("listed", size="64x64"))
-    assert draw("listed", size="16x16").status_code == 400
+
+
+def test_sizes_that_a_graph_lists() -> None:
+    options = {"max_resolution": "4096x4096", "resolution": "64x64 32x48", "given": ["resolution"]}
+    sizes = resolutions(options)
+    assert sizes.static is None
+    assert sizes.choose([32, 48]) == (32, 48)
+    with pytest.raises(Refused):
+        sizes.choose([48, 32])
+    for wrong in (
+        {"resolution": "64x64 64x64"},
+        {"resolution": "64"},
+        {"resolution": "[64x64]"},
+        {"default_resolution": "32x32"},
+        {"num_images_per_prompt": 1},
+        {"given": ["resolution", "max_resolution"]},
+    ):
+        with pytest.raises(ValueError, match=r"resolution|size"):
+            resolutions(options | wrong)
+    with pytest.raises(ValueError, match="2 devices"):
+        devices("CPU CPU", sizes)
+    with pytest.raises(ValueError, match="NPU"):
+        devices("NPU", sizes)
 
 
 def test_voices_sound_different(make_engine: Callable[[], Engine], graph: Callable[..., str], fixtures: Path) -> None:
