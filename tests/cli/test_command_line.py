@@ -55,7 +55,7 @@ def test_help_is_quick(executable: str) -> None:
         return time.monotonic() - began
 
     # A generous limit for a loaded machine; the measure itself is 0.2 s.
-    assert min(measure() for _ in range(3)) < 0.6
+    assert min(measure() for _ in range(3)) < 1
 
 
 def test_help_imports_neither_rich_nor_the_kernel_itself() -> None:
