@@ -48,14 +48,15 @@ def test_the_version_is_that_of_the_installed_distribution(capsys: pytest.Captur
     assert capsys.readouterr().out == f"ovms-plugin {version('ovms-cli')}\n"
 
 
-def test_help_is_quick(executable: str) -> None:
-    def measure() -> float:
+def test_help_costs_little_more_than_the_library_it_is_made_with(executable: str) -> None:
+    def measure(*words: str) -> float:
         began = time.monotonic()
-        subprocess.run([executable, "--help"], check=True, capture_output=True)
+        subprocess.run(words, check=True, capture_output=True)
         return time.monotonic() - began
 
-    # A generous limit for a loaded machine; the measure itself is 0.2 s.
-    assert min(measure() for _ in range(3)) < 1
+    # As a ratio, because the machine may be busy: 0.17 s against 0.10 s when it is not.
+    pairs = [(measure(executable, "--help"), measure(sys.executable, "-c", "import typer")) for _ in range(5)]
+    assert min(ours for ours, _ in pairs) < 3 * min(theirs for _, theirs in pairs)
 
 
 def test_help_imports_neither_rich_nor_the_kernel_itself() -> None:
