@@ -20,7 +20,7 @@ from ovms_kernel.settings import Settings, read_settings
 from ovms_kernel.testing.archives import ArchiveServer, linux_archive
 from ovms_kernel.testing.events import EventRecorder
 from ovms_kernel.testing.platform import PackedPlatform
-from ovms_kernel.values import Installation, Progress, Release
+from ovms_kernel.values import Installation, Progress, Release, Requirement
 
 ARCHIVE = "ovms_ubuntu24_2026.3.0_python_on.tar.gz"
 SIZE = 3 << 20
@@ -240,6 +240,21 @@ async def test_an_engine_that_is_another_version_or_does_not_run_is_not_installe
     assert "ovms_installed" not in setup.events.names()
 
 
+async def test_what_the_system_lacks_is_said_with_the_command(setup: Setup) -> None:
+    linux_archive(setup.server.folder / ARCHIVE, padding=SIZE, how="broken")
+    platform = PackedPlatform(setup.server.url)
+    platform.lacks = [
+        Requirement("the library libmissing.so.1", "sudo apt install libmissing1"),
+        Requirement("a faster disk", "buy one", fatal=False),
+    ]
+    with pytest.raises(
+        EngineFailed, match="lacks the library libmissing.so.1: sudo apt install libmissing1; then"
+    ) as caught:
+        await setup.install(platform)
+    assert "faster" not in caught.value.message
+    assert setup.installations.versions() == []
+
+
 async def test_without_room_on_the_disk_nothing_is_begun(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(setup.settings.data_dir.parent)
     monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: usage._replace(free=70 << 20))
@@ -323,7 +338,7 @@ from ovms_kernel.engine.installation import Installations
 from ovms_kernel.engine.ovms import launch_on_linux
 from ovms_kernel.events import Events
 from ovms_kernel.settings import read_settings
-from ovms_kernel.values import Release
+from ovms_kernel.values import Requirement, Release
 
 class Platform:
     def launch(self, installation, ports):

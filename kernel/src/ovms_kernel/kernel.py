@@ -92,7 +92,7 @@ class Kernel:
             self.library,
             self.client,
             self.supervisor.log_of,
-            running=lambda: self.supervisor.info is not None,
+            running=lambda: self.supervisor.started and self.supervisor.info is not None,
         )
         self.supervisor.probe = probe = IdleProbe(self.extensions.services.values(), self.serving.served)
         self.events.register({"kernel.probe": probe})

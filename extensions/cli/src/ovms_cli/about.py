@@ -10,11 +10,13 @@ import typer
 
 from ovms_cli import output
 from ovms_cli.session import Json, Session, add
+from ovms_kernel.engine.choice import explain
 from ovms_kernel.errors import OvmsError
 from ovms_kernel.values import Finding
 
 if TYPE_CHECKING:
     from ovms_kernel.kernel import Kernel
+    from ovms_kernel.values import Installation
 
 ROOM = 5 << 30
 """Bytes that an engine and a small model need at least."""
@@ -108,9 +110,14 @@ def _extensions(kernel: "Kernel") -> list[Finding]:
 
 
 async def _platform(kernel: "Kernel") -> list[Finding]:
+    installation = kernel.installations.active()
+    chosen = explain(kernel.host, kernel.extensions.platforms, kernel.settings.platform, installation)
+    return chosen if chosen[0].level == "error" else [*chosen, *await _engine(kernel, installation)]
+
+
+async def _engine(kernel: "Kernel", installation: "Installation | None") -> list[Finding]:
     try:
         platform, name = kernel.platform(), kernel.platform_name()
-        installation = kernel.installations.active()
         if installation is None:
             release = platform.release(kernel.host, kernel.settings.engine_version)
             text = f"not installed; {name} would install {release.version}"

@@ -42,7 +42,7 @@ def cause_of(returncode: int, lines: Sequence[str]) -> str:
         words = SIGNALS.get(name, f"it was ended by {name}")
     else:
         words = CODES.get(returncode & 0xFFFFFFFF, f"it exited with code {returncode}")
-    if "port is busy" in said or "Address already in use" in said:
+    if any(each in said for each in ("port is busy", "Address already in use", "Failed to bind to address")):
         words = "another program took its port"
     return f"{words}: {said}" if said else words
 

@@ -140,7 +140,10 @@ class Installations:
             partial.mkdir(parents=True, exist_ok=True)
         installation = Installation(release.version, partial, name, digest)
         report(Progress("verifying", release.size or 0, release.size or 0, release.version))
-        said = await try_version(platform, installation)
+        try:
+            said = await try_version(platform, installation)
+        except EngineFailed as error:
+            raise await _explained(error, platform, installation) from error
         log.info("Engine %s says that it is %s", release.version, said)
         if release.archive and not f"{said}.".startswith(f"{release.version}."):
             await anyio.to_thread.run_sync(shutil.rmtree, partial, True)  # noqa: FBT003 - ignore_errors
@@ -237,6 +240,17 @@ async def try_version(platform: Platform, installation: Installation) -> str:
             return line.removeprefix(VERSION_LINE).strip()
     cause = cause_of(done.returncode, [line for line in lines if line.strip()][-3:])
     raise EngineFailed(f"Engine {installation.version} does not run on this system: {cause}.")
+
+
+async def _explained(error: EngineFailed, platform: Platform, installation: Installation) -> EngineFailed:
+    """Return the error with what the system lacks and the commands that mend it, where that is why."""
+    lacks = [each for each in await platform.requirements(installation) if each.fatal]
+    if not lacks:
+        return error
+    words = "; ".join(f"{each.what}: {each.remedy}" for each in lacks)
+    return EngineFailed(
+        f"Engine {installation.version} does not run here, as the system lacks {words}; then try again."
+    )
 
 
 def check_version(version: str) -> None:

@@ -149,12 +149,12 @@ class Supervisor:
             raise TimedOut(f"The engine is {self.describe()} and was not ready within {limit:g} s.") from error
 
     async def stop(self, reason: str) -> None:
-        """Want no engine, and return when there is none."""
+        """Want no engine, and return when there is none, or when somebody wants one again."""
         if self._wanted is not None:
             log.info("The engine is stopped: %s", reason)
             self._wanted = None
             self._notify()
-        while self.state is not State.STOPPED:
+        while self.state is not State.STOPPED and self._wanted is None:
             await self._changed.wait()
 
     def describe(self) -> str:

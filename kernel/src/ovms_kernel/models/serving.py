@@ -198,7 +198,9 @@ class Serving:
 
         async def look() -> None:
             try:
-                await self.reconcile()
+                # Asking an engine that was stopped in the meantime would start it again.
+                if self._running():
+                    await self.reconcile()
             except OvmsError as error:
                 log.warning("What the engine serves is not known: %s", error.message)
 

@@ -102,7 +102,7 @@ def _serve_grpc(port: int) -> Any:  # noqa: ANN401 - grpc's own
 def _leak() -> None:
     import resource
 
-    resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
     taken = []
     try:
         while True:
@@ -172,6 +172,7 @@ def _serve_rest(options: argparse.Namespace, how: dict[str, str]) -> None:
             self.wfile.write(data)
 
     ThreadingHTTPServer.daemon_threads = True
+    ThreadingHTTPServer.request_queue_size = 128
     ThreadingHTTPServer(("127.0.0.1", options.rest_port), Handler).serve_forever()
 
 

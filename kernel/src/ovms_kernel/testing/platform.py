@@ -55,6 +55,8 @@ class PackedPlatform:
         self.mirrors = mirrors
         self.fit = fit
         self.fields = fields
+        self.lacks: list[Requirement] = []
+        """What the system lacks, as the test says."""
 
     def matches(self, host: Host) -> int:
         """Return the fit that the test says."""
@@ -69,9 +71,9 @@ class PackedPlatform:
         return Release(version, f"ovms_ubuntu24_{version}_python_on.tar.gz", **fields)
 
     async def requirements(self, installation: Installation) -> list[Requirement]:
-        """Return nothing."""
+        """Return what the test says."""
         del installation
-        return []
+        return self.lacks
 
     def launch(self, installation: Installation, ports: Ports) -> LaunchPlan:
         """Return how to start it."""
