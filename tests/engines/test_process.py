@@ -43,6 +43,20 @@ def test_version_is_printed_as_ovms_prints_it() -> None:
     assert lines[3].startswith("Bazel build flags: ")
 
 
+def test_the_front_process_imports_no_openvino() -> None:
+    code = "import sys, ovms_embedded.server, ovms_embedded.grpc_service as _; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert not {"openvino", "openvino_genai", "numpy", "PIL", "soundfile"} & set(modules)
+
+
+def test_a_signal_before_the_start_is_over_is_no_failure(make_engine: Callable[[], Engine]) -> None:
+    engine = make_engine()
+    engine.list()
+    engine.start()
+    engine.wait_for_line("OpenVINO Model Server")
+    assert engine.stop() == 0
+
+
 def test_without_arguments_there_is_help() -> None:
     done = run()
     assert done.returncode == 0

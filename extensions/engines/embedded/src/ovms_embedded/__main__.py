@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from ovms_embedded.cli import USAGE, Settings, WrongUsage, parse
@@ -17,6 +18,9 @@ def main() -> int:
     if not isinstance(parsed, Settings):
         sys.stdout.write(parsed)
         return 0
+    for name in (signal.SIGINT, signal.SIGTERM):
+        # Until the server listens to signals there is nothing to stop, only modules to import.
+        signal.signal(name, lambda *_: sys.exit(0))
     from ovms_embedded.server import serve
 
     return serve(parsed)

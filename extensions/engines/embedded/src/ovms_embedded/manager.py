@@ -324,7 +324,12 @@ def _graph(entry: Entry) -> Graph:
     path = Path(entry.graph_path)
     if entry.recognise and not path.exists():
         return recognise(Path(entry.base_path), entry.name)
-    return read_graph(path)
+    graph = read_graph(path)
+    models = Path(entry.base_path, graph.options["models_path"])
+    if not models.exists():  # the worker would say so, too, but only after it has started
+        message = f"Path to the model does not exist: {models}"
+        raise GraphInvalid(message)
+    return graph
 
 
 def digest_of_entry(entry: Entry) -> str:
