@@ -247,10 +247,9 @@ async def test_what_the_system_lacks_is_said_with_the_command(setup: Setup) -> N
         Requirement("the library libmissing.so.1", "sudo apt install libmissing1"),
         Requirement("a faster disk", "buy one", fatal=False),
     ]
-    with pytest.raises(
-        EngineFailed, match="lacks the library libmissing.so.1: sudo apt install libmissing1; then"
-    ) as caught:
+    with pytest.raises(EngineFailed) as caught:
         await setup.install(platform)
+    assert "lacks the library libmissing.so.1: sudo apt install libmissing1; then try" in caught.value.message
     assert "faster" not in caught.value.message
     assert setup.installations.versions() == []
 

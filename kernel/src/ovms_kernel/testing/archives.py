@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 
 LAUNCHER = f"""#!/bin/sh
 # What bin/ovms would be; the library path and so on are the platform's, the Python is the tests'.
+[ "$*" = --version ] && [ -n "{{says}}" ] && echo "OpenVINO Model Server {{says}}" && exit
 exec env -u PYTHONPATH -u LD_LIBRARY_PATH {sys.executable} {{engine}} "$@"
 """
 MISBEHAVING = "-m ovms_kernel.testing.misbehaving --how=version=@VERSION@,@HOW@"
+EMBEDDED = "-I -m ovms_embedded"
+"""The embedded engine, which would tell its own version, so that the launcher has to tell the archive's."""
 
 
 def linux_archive(
@@ -37,7 +40,8 @@ def linux_archive(
 
     :param padding: bytes that do not compress, so that a download takes some time.
     """
-    launcher = LAUNCHER.format(engine=engine.replace("@HOW@", how).replace("@VERSION@", version))
+    command = engine.replace("@HOW@", how).replace("@VERSION@", version)
+    launcher = LAUNCHER.format(engine=command, says=version if engine == EMBEDDED else "")
     noise = random.Random(version).randbytes(padding)  # noqa: S311 - only has to be incompressible
     with tarfile.open(path, "w:gz", compresslevel=1) as tar:
 
