@@ -123,6 +123,15 @@ async def aog() -> AsyncIterator[Face]:
 
 
 @pytest.fixture
+async def full() -> AsyncIterator[Face]:
+    """The face as AOG sees it after ``deploy --bodies full``."""
+    async with serve(AogProvider()) as face:
+        face.provider.passed = {"chat", "embed"}
+        face.provider.use(face.kernel)  # type: ignore[arg-type]
+        yield face
+
+
+@pytest.fixture
 async def other() -> AsyncIterator[Face]:
     """The face as any other host sees it."""
     async with serve(Provider()) as face:

@@ -341,6 +341,36 @@ async def test_d1_35_an_error_in_mid_stream_is_a_code(aog: Any) -> None:
         reframe_event(b'data: {"error": "plain"}\n\n')
 
 
+async def test_d1_35_a_stream_that_aog_does_not_convert_gets_the_prefix_that_aog_takes_away(full: Any) -> None:
+    async def stream(*_: Any, **__: Any) -> AsyncIterator[bytes]:
+        yield b'data: {"a":1}\n\n'
+
+    full.kernel.does["stream"] = stream
+    data, _ = [each async for each in full.stream("InvokeServiceStream", service_name="chat", request_data=b"{}")]
+    assert data.chunk_data == b'data: data: {"a":1}\n\n'
+
+
+async def test_bodies_that_aog_does_not_convert_name_vectors_as_it_does(full: Any, aog: Any) -> None:
+    answer = b'{"object":"list","data":[{"embedding":[0.5],"index":0}],"model":"m"}'
+    for face, key in ((full, "embeddings"), (aog, "data")):
+        face.kernel.does["invoke"] = answer
+        response = await face.call("InvokeService", service_name="embed", request_data=body(model="m"))
+        assert json.loads(response.response_data)[key] == [{"embedding": [0.5], "index": 0}]
+    for other in (b"rubbish", b"[]", b'{"data":[]}', b'{"data":[{"b64_json":""}]}'):
+        full.kernel.does["invoke"] = other
+        response = await full.call("InvokeService", service_name="embed", request_data=body(model="m"))
+        assert response.response_data == other
+
+
+async def test_d1_39_voices_that_aog_demands_are_not_demanded_of_the_model(full: Any) -> None:
+    full.kernel.does["invoke"] = b"{}"
+    for voice in ("female", "my-own"):
+        await full.call("InvokeService", service_name="embed", request_data=body(model="m", voice=voice))
+    first, second = (json.loads(each[1]) for each in full.kernel.asked("invoke"))
+    assert first == {"model": "m"}
+    assert second == {"model": "m", "voice": "my-own"}
+
+
 async def test_d1_37_created_is_text(aog: Any) -> None:
     aog.kernel.does["invoke"] = b'{"created": 1700000000, "choices": []}'
     response = await aog.call("InvokeService", service_name="chat", request_data=body(model="m"))

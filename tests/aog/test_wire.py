@@ -322,13 +322,20 @@ async def test_what_is_no_plugin_is_told(tmp_path: Path) -> None:
 
 
 async def test_d1_1_the_manifest_is_found_from_the_launcher_and_not_from_the_working_directory(tmp_path: Path) -> None:
-    from ovms_kernel.aog.serve import read_resources
+    from ovms_kernel.aog.serve import passed_by, read_manifest, resources_of
 
     folder = tmp_path / "plugins" / "ovms-plugin"
     launcher = folder / "bin" / "linux-amd64" / "ovms-plugin"
     launcher.parent.mkdir(parents=True)
-    (folder / "plugin.yaml").write_text("resources:\n  data_dir: /somewhere\n")
-    assert read_resources(str(launcher)) == {"data_dir": "/somewhere"}
-    assert read_resources(str(tmp_path / "elsewhere" / "ovms-plugin")) == {}
-    (folder / "plugin.yaml").write_text("resources: [broken")
-    assert read_resources(str(launcher)) == {}
+    services = (
+        "services:\n- {service_name: chat, config_ref: 'openai:chat'}\n- {service_name: embed, config_ref: 'aog:embed'}"
+    )
+    (folder / "plugin.yaml").write_text(f"resources:\n  data_dir: /somewhere\n{services}\n")
+    manifest = read_manifest(str(launcher))
+    assert resources_of(manifest) == {"data_dir": "/somewhere"}
+    assert passed_by(manifest) == {"embed"}
+    assert read_manifest(str(tmp_path / "elsewhere" / "ovms-plugin")) == {}
+    for broken in ("resources: [broken", "[]", "resources: 5\nservices: 5", "services: [5]"):
+        (folder / "plugin.yaml").write_text(broken)
+        assert resources_of(read_manifest(str(launcher))) == {}
+        assert passed_by(read_manifest(str(launcher))) == frozenset()

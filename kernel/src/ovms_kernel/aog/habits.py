@@ -35,6 +35,10 @@ RECENT = 60.0
 """Seconds without a request after which a model that AOG let go of is unloaded; it counts from the *load* (D1-17)."""
 
 
+VOICES = frozenset({"male", "female", "girl", "baby"})
+"""What AOG's clients must name as voice, whatever the model has; its own templates drop it."""
+
+
 class AogProvider(Provider):
     """Answers AOG."""
 
@@ -58,6 +62,8 @@ class AogProvider(Provider):
         body, model = self._addressed(kernel, service, body)
         with self._using(model):
             answer = await super().invoke(kernel, service, body, timeout)
+        if service in self.passed:
+            answer = framing.with_embeddings(answer)
         return framing.reframe_answer(answer) if kernel.service(service).definition.streaming else answer
 
     async def stream(self, kernel: Kernel, service: str, body: bytes, timeout: float | None) -> AsyncIterator[bytes]:
@@ -68,7 +74,8 @@ class AogProvider(Provider):
             async with aclosing(cast("Any", kernel.stream(service, body, timeout=timeout))) as events:
                 async for event in events:
                     if data := framing.reframe_event(event):
-                        yield data
+                        # Without a conversion AOG takes the prefix away and puts none before (D1-35).
+                        yield b"data: " + data if service in self.passed else data
 
         with self._using(model):
             async with aclosing(cast("Any", framing.together(framed()))) as messages:
@@ -94,6 +101,9 @@ class AogProvider(Provider):
             return body, ""  # the kernel says what is wrong with it
         if not isinstance(fields, dict):
             return body, ""
+        if isinstance(voice := fields.get("voice"), str) and voice in VOICES:
+            del fields["voice"]
+            body = payloads.write(fields)
         model = fields.get("model")
         if not model:
             model = self._last.get(kernel.service(service).definition.model_type)

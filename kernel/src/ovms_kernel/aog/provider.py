@@ -18,7 +18,7 @@ from ovms_kernel.errors import BadRequest, NotSupported, OvmsError
 from ovms_kernel.values import Message, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
     from pathlib import Path
 
     import grpc
@@ -39,6 +39,8 @@ class Provider:
     """Answers the rpcs once the kernel is composed; until then they wait."""
 
     def __init__(self) -> None:
+        self.passed: Collection[str] = ()
+        """Services whose bodies the host hands on as they are, by the manifest that it reads (``--bodies full``)."""
         self._composed: asyncio.Future[Kernel] = asyncio.get_running_loop().create_future()
         self._log_file: Path | None = None
         self._tasks: set[asyncio.Task[Any]] = set()

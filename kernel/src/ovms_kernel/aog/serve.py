@@ -106,7 +106,9 @@ async def _live(provider: Provider, server: Any, log: Log, launcher: str) -> Non
         from ovms_kernel.kernel import Kernel
         from ovms_kernel.settings import read_settings
 
-        settings = read_settings(resources=read_resources(launcher))
+        manifest = read_manifest(launcher)
+        provider.passed = passed_by(manifest)
+        settings = read_settings(resources=resources_of(manifest))
         log_file = settings.logs_dir / "plugin.log"
         log.add_file(log_file)
         set_level(settings.log_level)
@@ -125,8 +127,8 @@ async def _live(provider: Provider, server: Any, log: Log, launcher: str) -> Non
     await server.ended.wait()
 
 
-def read_resources(launcher: str) -> Mapping[str, Any]:
-    """Return the ``resources`` of the ``plugin.yaml`` that the launcher belongs to; empty if there is none.
+def read_manifest(launcher: str) -> Mapping[str, Any]:
+    """Return the ``plugin.yaml`` that the launcher belongs to; empty if there is none.
 
     AOG starts plugins in a folder that is not theirs, so the manifest is looked for above the launcher.
     """
@@ -139,10 +141,22 @@ def read_resources(launcher: str) -> Mapping[str, Any]:
 
     try:
         value = yaml.safe_load(path.read_text("utf-8"))
-        resources = value.get("resources") if isinstance(value, dict) else None
     except (OSError, ValueError, yaml.YAMLError):
         return {}
+    return value if isinstance(value, dict) else {}
+
+
+def resources_of(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings in a manifest."""
+    resources = manifest.get("resources")
     return resources if isinstance(resources, dict) else {}
+
+
+def passed_by(manifest: Mapping[str, Any]) -> frozenset[str]:
+    """Return the services whose bodies AOG does not convert: those with its template that has no conversions."""
+    services = manifest.get("services")
+    listed = [each for each in services if isinstance(each, dict)] if isinstance(services, list) else []
+    return frozenset(str(each.get("service_name")) for each in listed if str(each.get("config_ref")).startswith("aog:"))
 
 
 def manifest_above(launcher: Path) -> Path | None:
