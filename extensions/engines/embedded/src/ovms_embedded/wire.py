@@ -28,9 +28,6 @@ _LENGTH = struct.Struct("<I")
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 
-encode_payload = _encode
-decode_payload = _decode
-
 
 def pack(message: list[Any]) -> bytes:
     """Return a message as it goes over the pipe."""

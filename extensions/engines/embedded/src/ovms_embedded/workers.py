@@ -94,11 +94,6 @@ class Call:
         """Tell the worker to stop, unless the call has ended."""
         self._worker.drop(self)
 
-    @property
-    def ended(self) -> bool:
-        """Whether the worker has said its last word."""
-        return self._outcome is not None
-
 
 class Worker(asyncio.SubprocessProtocol):
     """A running worker process."""

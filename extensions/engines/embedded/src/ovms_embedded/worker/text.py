@@ -65,10 +65,10 @@ class Text:
                 self._recover(error)
                 continue
             now = time.monotonic()
-            least, each, most = FLUSH
+            least, per_stream, most = FLUSH
             if (
-                now - flushed >= min(max(least, each * len(self.running)), most)
-                or any(running.urgent and running.handle.can_read() for running in self.running.values())
+                now - flushed >= min(max(least, per_stream * len(self.running)), most)
+                or any(each.urgent and each.handle.can_read() for each in self.running.values())
                 or not self.pipeline.has_non_finished_requests()
             ):
                 flushed = now
