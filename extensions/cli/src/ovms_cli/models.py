@@ -232,7 +232,9 @@ async def df(session: Session, *, json: Json = False) -> None:
         output.print_json({"models": usage.models, "staging": staging, "engines": engines, "free": usage.free})
         return
     rows = [(name, "model", output.size(count)) for name, count in usage.models.items()]
-    rows += [(each.id, "unfinished pull", output.size(each.size)) for each in staging]
+    rows += [
+        (each.id, "old unfinished pull" if each.offered else "unfinished pull", output.size(each.size)) for each in staging
+    ]
     rows += [(name, "engine", output.size(count)) for name, count in engines.items()]
     rows.append(("free", str(session.settings.data_dir), output.size(usage.free)))
     output.print_table(("WHAT", "KIND", "SIZE"), rows, right=("SIZE",))
