@@ -233,7 +233,8 @@ async def df(session: Session, *, json: Json = False) -> None:
         return
     rows = [(name, "model", output.size(count)) for name, count in usage.models.items()]
     rows += [
-        (each.id, "old unfinished pull" if each.offered else "unfinished pull", output.size(each.size)) for each in staging
+        (each.id, "old unfinished pull" if each.offered else "unfinished pull", output.size(each.size))
+        for each in staging
     ]
     rows += [(name, "engine", output.size(count)) for name, count in engines.items()]
     rows.append(("free", str(session.settings.data_dir), output.size(usage.free)))
