@@ -76,6 +76,8 @@ def test_parameters_do_what_they_say(engine: Engine) -> None:
     ]
     assert hot[0] == hot[1]
     assert len(set(hot)) > 1
+    free = [content(chat(engine, "Say hello", temperature=2.0, top_k=-1, max_tokens=30)) for _ in range(5)]
+    assert len(set(free)) > 1
     beams = chat(engine, n=2, best_of=3).json()["choices"]
     assert [each["index"] for each in beams] == [0, 1]
     assert beams[0]["message"]["content"] == "1, 2, 3, 4, 5."

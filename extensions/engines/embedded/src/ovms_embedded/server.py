@@ -28,6 +28,7 @@ GRACE = 5
 """Seconds that running requests have to end after a signal, before they are cancelled."""
 KEEP_ALIVE = 75
 BACKLOG = 2048
+OPEN_FILES = 1 << 16
 
 
 class StartFailed(Exception):
@@ -54,11 +55,21 @@ def serve(settings: Settings) -> int:
         log.serving.info(
             "API key not provided via --api_key_file or API_KEY environment variable. Authentication disabled."
         )
+    _allow_many_connections()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_run(settings))
     except KeyboardInterrupt:
         return 0
+
+
+def _allow_many_connections() -> None:
+    if sys.platform != "win32":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(ValueError, OSError):  # macOS names a limit that it does not grant
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, OPEN_FILES)), hard))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

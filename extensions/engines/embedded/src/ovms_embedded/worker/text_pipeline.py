@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Any
 
 import openvino_genai as genai
@@ -120,6 +121,8 @@ def generation_config(
     config.do_sample = temperature > 0 and beams == 1
     if config.do_sample:
         config.temperature = temperature
+        if "rng_seed" not in settings:
+            config.rng_seed = random.getrandbits(32)  # the library's own default is the same for every request
         if top_k is not None:
             config.top_k = ALL_TOKENS if top_k == -1 else top_k
         elif config.top_k == ALL_TOKENS:
