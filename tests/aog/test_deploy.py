@@ -48,7 +48,7 @@ def launcher_of(plugins: Path) -> Path:
     return next((plugins / "ovms-plugin" / "bin").glob("*/ovms-plugin"))
 
 
-def test_it_writes_a_folder_that_aog_can_start(command, plugins: Path, tmp_path: Path) -> None:
+def test_d1_2_d1_7_d1_23_it_writes_a_folder_that_aog_can_start(command, plugins: Path, tmp_path: Path) -> None:
     said = command()
     assert "started once from there" in said
     assert "aog install chat --flavor ovms-plugin" in said
@@ -74,7 +74,7 @@ def test_bodies_full_names_the_templates_that_keep_every_field(command, plugins:
     assert references["text-to-speech"] == "aog:text-to-speech"
 
 
-async def test_what_it_wrote_depends_on_no_folder_and_no_variable(
+async def test_d1_1_d1_24_d2_39_d2_42_what_it_wrote_depends_on_no_folder_and_no_variable(
     command, plugins: Path, tmp_path: Path, environment: Environment
 ) -> None:
     data = tmp_path / "da$ta"

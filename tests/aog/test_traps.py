@@ -196,7 +196,7 @@ async def test_d1_18_models_of_other_engines_are_unloaded_without_error(aog: Any
     await load(aog, "other")
 
 
-async def test_d1_19_the_live_service_s_row_serves_a_plain_request(aog: Any) -> None:
+async def test_d1_19_d2_33_the_live_service_s_row_serves_a_plain_request(aog: Any) -> None:
     aog.kernel.does["invoke"] = b'{"text":"hello"}'
     response = await aog.call("InvokeService", service_name="speech-to-text-ws", request_data=body(model="x"))
     assert response.response_data == b'{"text":"hello"}'
@@ -631,7 +631,7 @@ async def test_d2_23_models_are_told_as_aog_s_types_read_them(aog: Any, method: 
     }
 
 
-async def test_d2_33_the_pull_request_s_service_name_is_a_model_type(aog: Any) -> None:
+async def test_the_pull_request_s_service_name_is_a_model_type(aog: Any) -> None:
     seen: list[str] = []
 
     async def work(*_: Any, model_type: str, **__: Any) -> Any:

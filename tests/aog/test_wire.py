@@ -194,7 +194,7 @@ async def test_messages_larger_than_grpc_s_own_limit(plugin: PluginHost) -> None
 # -- end -----------------------------------------------------------------------------------------------------------
 
 
-async def test_d1_9_shutdown_stops_the_engine_before_it_answers(plugin: PluginHost, short_path: Path) -> None:
+async def test_d1_9_d2_17_shutdown_stops_the_engine_before_it_answers(plugin: PluginHost, short_path: Path) -> None:
     await install_and_start(plugin)
     [engine] = engines(plugin.pid)
     await plugin.shut_down()
@@ -283,7 +283,9 @@ async def test_streams_that_end_without_a_shutdown_mean_that_the_host_is_gone(pl
     assert any("closed its streams" in line for line in plugin.stderr)
 
 
-async def test_a_socket_of_a_killed_plugin_is_removed_by_the_next(environment: Environment, short_path: Path) -> None:
+async def test_d1_47_a_socket_of_a_killed_plugin_is_removed_by_the_next(
+    environment: Environment, short_path: Path
+) -> None:
     host = PluginHost(plugin_command(), environment)
     await host.start()
     host.process.kill()

@@ -1,0 +1,161 @@
+"""Traps that show only with a real plugin process and an engine below it, by their number."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from ovms_kernel.testing.host import PluginHost, bidi_request, plugin_command
+
+CHAT = {"model": "tiny/chat", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def coded(**fields: Any) -> bytes:
+    return json.dumps(fields).encode()
+
+
+@pytest.fixture
+async def ready(environment: dict[str, str | None], tmp_path: Path, fixtures: Path) -> AsyncIterator[PluginHost]:
+    """A plugin with a model and a stub engine that runs."""
+    from ovms_kernel.kernel import Kernel
+    from ovms_kernel.settings import read_settings
+
+    async with Kernel(read_settings({}, data_dir=tmp_path / "data")) as kernel:
+        await kernel.import_model(fixtures / "text_generation", "tiny/chat")
+    async with PluginHost(plugin_command(), environment) as host:
+        for method in ("InstallEngine", "InitEnv", "StartEngine", "UpgradeEngine"):
+            assert (await host.call(method)).code == 0
+        await healthy(host)
+        yield host
+        assert await host.kill() < 2
+
+
+async def healthy(host: PluginHost) -> None:
+    async with asyncio.timeout(15):
+        while (await host.call("HealthCheck")).code:  # noqa: ASYNC110 - as AOG's keep-alive asks
+            await asyncio.sleep(0.02)
+
+
+def engine_of(host: PluginHost) -> psutil.Process:
+    [engine] = [each for each in psutil.Process(host.pid).children() if "--rest_port" in each.cmdline()]
+    return engine
+
+
+async def ask(host: PluginHost, **fields: Any) -> Any:
+    return await host.call("InvokeService", service_name="chat", request_data=coded(**fields), timeout=30)
+
+
+async def test_d1_10_d2_6_an_engine_that_somebody_killed_comes_back(ready: PluginHost) -> None:
+    before = engine_of(ready)
+    before.kill()
+    assert (await ask(ready, **CHAT)).code in (0, 502, 503)
+    await healthy(ready)
+    assert engine_of(ready).pid != before.pid
+    assert (await ask(ready, **CHAT)).code == 0
+
+
+async def test_d1_11_d2_1_d2_2_upgrade_and_start_leave_a_running_engine_alone(ready: PluginHost) -> None:
+    before = engine_of(ready).pid
+    for method in ("UpgradeEngine", "StartEngine", "InitEnv", "UpgradeEngine", "InstallEngine"):
+        assert (await ready.call(method)).code == 0
+    assert (await ready.call("HealthCheck")).code == 0
+    assert engine_of(ready).pid == before
+
+
+async def test_installing_many_times_at_once_is_installing_once(ready: PluginHost) -> None:
+    answers = await asyncio.gather(*(ready.call("InstallEngine") for _ in range(5)))
+    assert {each.code for each in answers} == {0}
+    assert (await ready.call("GetOperateStatus")).status == 1
+
+
+async def test_d1_51_d2_11_config_names_the_engine_s_real_address(ready: PluginHost) -> None:
+    config = json.loads((await ready.call("GetConfig")).config_json)
+    line = engine_of(ready).cmdline()
+    assert config["host"] == f"http://127.0.0.1:{line[line.index('--rest_port') + 1]}"
+    keys = "host origin scheme recommend_model download_url download_path engine_path exec_path exec_file device_type"
+    assert set(config) == set(keys.split())
+    assert all(isinstance(each, str) for each in config.values())
+
+
+async def test_d2_14_the_engine_listens_on_this_machine_only(ready: PluginHost) -> None:
+    listening = [each for each in engine_of(ready).net_connections("inet") if each.status == psutil.CONN_LISTEN]
+    assert listening
+    line = engine_of(ready).cmdline()
+    assert line[line.index("--rest_bind_address") + 1] == line[line.index("--grpc_bind_address") + 1] == "127.0.0.1"
+
+
+async def test_d2_18_no_id_leaves_the_folder_of_models(ready: PluginHost, tmp_path: Path) -> None:
+    for model in ("..", "../..", "/etc", "a/../../b", "tiny", ".", "tiny/chat/../.."):
+        response = await ready.call("DeleteModel", request_json=coded(model=model))
+        assert response.code in (0, 400)
+    assert (tmp_path / "data" / "models" / "tiny" / "chat" / "openvino_model.xml").exists()
+
+
+async def test_d2_23_d2_41_a_model_that_was_unloaded_is_still_installed(ready: PluginHost) -> None:
+    assert (await ready.call("LoadModel", request_json=coded(model="tiny/chat"))).code == 0
+    running = json.loads((await ready.call("GetRunningModels")).response_json)["models"]
+    assert [each["name"] for each in running] == ["tiny/chat"]
+    await ready.call("UnloadModel", request_json=coded(models=["tiny/chat"]))
+    await ready.call("LoadModel", request_json=coded(model="some/other"))  # the memory is wanted
+    assert json.loads((await ready.call("GetRunningModels")).response_json)["models"] == []
+    [listed] = json.loads((await ready.call("ListModels")).response_json)["models"]
+    assert listed["name"] == "tiny/chat"
+    assert listed["size"] > 1000
+    assert listed["modified_at"].endswith("+00:00")
+
+
+async def test_d2_29_what_aog_s_users_send_reaches_the_engine(ready: PluginHost) -> None:
+    parts = [{"type": "text", "text": "hi"}]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    fields = {"temperature": 0, "stop": ["x"], "presence_penalty": 0.5, "tools": tools, "seed": 7}
+    response = await ask(ready, model="tiny/chat", messages=[{"role": "user", "content": parts}], **fields)
+    assert response.code == 0, response.message
+    asked = json.loads(response.response_data)["asked"]
+    assert {name: asked[name] for name in fields} == fields
+    assert asked["messages"][0]["content"] == parts
+
+
+async def test_d2_30_the_tail_of_a_stream_is_never_lost(ready: PluginHost) -> None:
+    for _ in range(30):
+        call = ready.stream("InvokeServiceStream", service_name="chat", request_data=coded(**CHAT, stream=True))
+        answers = [each async for each in call]
+        assert answers[-1].is_final
+        events = b"".join(each.chunk_data for each in answers).split(b"\n\n")
+        texts = [json.loads(each[6:])["choices"][0]["delta"]["content"] for each in events if each]
+        assert texts == [f"{number} " for number in range(20)]
+
+
+async def test_d2_30_an_engine_that_breaks_off_is_told_as_a_code(
+    environment: dict[str, str | None], ready: PluginHost
+) -> None:
+    engine = engine_of(ready)
+    engine.suspend()
+    request = asyncio.ensure_future(ask(ready, **CHAT))
+    await asyncio.wait([request], timeout=0.3)
+    engine.kill()
+    response = await request
+    assert response.code in (502, 503)
+    assert response.message
+
+
+async def test_d1_48_d2_36_a_session_that_the_client_closes_ends_cleanly(ready: PluginHost) -> None:
+    async def outbound() -> AsyncIterator[Any]:
+        yield bidi_request(b"{}", service_name="no-such-service", is_first=True, metadata={"ws_conn_id": "c"})
+
+    async with asyncio.timeout(10):
+        answers = [each async for each in ready.converse(outbound())]
+    [failed] = answers
+    assert json.loads(failed.data)["header"]["event"] == "task-failed"
+    assert failed.code == 0
+
+
+async def test_d2_38_every_line_for_the_host_has_its_level(ready: PluginHost) -> None:
+    await ask(ready, model="no/model", messages=[{"role": "user", "content": "x"}])
+    lines = [json.loads(each) for each in ready.stderr]
+    assert {each["@level"] for each in lines} <= {"info", "warn", "error"}
+    assert any("is ready" in each["@message"] for each in lines)
+    assert not any(each["@message"] == "hi" for each in lines)
