@@ -1,5 +1,6 @@
 """An engine that goes wrong on demand, supervised for real."""
 
+import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -32,7 +33,8 @@ class Engine:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     data = tmp_path / "data folder"  # a path with a space, as on many machines
-    settings = read_settings({}, data_dir=data, start_timeout=20, stop_timeout=5, rest_port=18666, grpc_port=18900)
+    rest, grpc = free_ports(2)
+    settings = read_settings({}, data_dir=data, start_timeout=20, stop_timeout=5, rest_port=rest, grpc_port=grpc)
     settings.models_dir.mkdir(parents=True)
     settings.config_json.write_text('{"model_config_list": []}')
     return settings
@@ -50,6 +52,15 @@ def nothing_is_left(settings: Settings) -> Iterator[None]:
     yield
     left = engines_of(settings)
     assert not left, left
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
 
 
 def engines_of(settings: Settings) -> list[psutil.Process]:

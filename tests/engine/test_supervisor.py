@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import anyio
 import psutil
@@ -40,8 +41,6 @@ async def test_an_engine_is_ready_when_rest_and_grpc_answer_and_gone_after_stop(
 
 
 async def test_an_engine_without_grpc_is_not_ready(settings: Settings) -> None:
-    from dataclasses import replace
-
     engine = Engine(replace(settings, start_timeout=1.0, restart_limit=1))
     async with engine.supervisor:
         await engine.start("no-grpc")
@@ -79,8 +78,6 @@ async def test_a_killed_engine_is_told_with_its_cause_and_started_again(engine: 
 async def test_an_engine_that_exits_at_start_is_given_up_after_a_few_tries_with_its_own_words(
     settings: Settings,
 ) -> None:
-    from dataclasses import replace
-
     engine = Engine(replace(settings, restart_limit=2))
     async with engine.supervisor:
         await engine.start("exit=1")
@@ -96,8 +93,6 @@ async def test_an_engine_that_exits_at_start_is_given_up_after_a_few_tries_with_
 
 
 async def test_an_engine_that_never_answers_is_ended_and_given_up(settings: Settings) -> None:
-    from dataclasses import replace
-
     engine = Engine(replace(settings, start_timeout=0.5, restart_limit=0))
     async with engine.supervisor:
         await engine.start("never-ready")
@@ -107,8 +102,6 @@ async def test_an_engine_that_never_answers_is_ended_and_given_up(settings: Sett
 
 
 async def test_an_engine_that_ignores_sigterm_is_killed_with_its_children(settings: Settings) -> None:
-    from dataclasses import replace
-
     engine = Engine(replace(settings, stop_timeout=0.3))
     async with engine.supervisor:
         await engine.start("ignore-sigterm,child")
@@ -291,3 +284,21 @@ async def test_a_hundred_starts_and_stops_leave_nothing_behind(engine: Engine) -
     assert engine.supervisor.state is State.STOPPED
     assert engine.events.names().count("ovms_engine_exited") == 101, "each of them did run"
     assert psutil.Process().num_fds() <= before
+
+
+async def test_an_engine_of_somebody_else_on_the_chosen_port_is_not_taken_for_ours(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Between choosing a port and listening on it somebody else may take it; here that is certain.
+    await engine.start()
+    info = await engine.supervisor.ensure_ready()
+    monkeypatch.setattr(launch, "choose_ports", lambda settings: launch.Ports(settings.rest_port, settings.grpc_port))
+    other = Engine(replace(engine.settings, data_dir=engine.settings.data_dir.with_name("other"), restart_limit=0))
+    other.settings.models_dir.mkdir(parents=True)
+    other.settings.config_json.write_text('{"model_config_list": []}')
+    async with other.supervisor:
+        await other.start()
+        with pytest.raises(Unavailable, match="given up"):
+            await other.supervisor.ensure_ready()
+        assert "ovms_engine_ready" not in other.events.names()
+    assert (await engine.supervisor.ensure_ready()).pid == info.pid

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ovms_kernel.kernel import Kernel
 from ovms_kernel.settings import Settings, read_settings
 from ovms_kernel.testing.archives import ArchiveServer, linux_archive
 from ovms_kernel.testing.platform import MisbehavingPlatform, PackedPlatform
-from ovms_kernel.values import EngineInfo, Host, Installation
+from ovms_kernel.values import EngineExit, EngineInfo, Host, Installation
 
 HOST = Host("linux", "x86_64", "ubuntu", "24.04", memory=16 << 30)
 MODEL = "tiny/text"
@@ -30,6 +30,7 @@ MODEL = "tiny/text"
 class Watcher:
     def __init__(self) -> None:
         self.told: list[tuple[str, Any]] = []
+        self.failed: Callable[[], None] = lambda: None
 
     @hookimpl
     async def ovms_installed(self, installation: Installation) -> None:
@@ -38,6 +39,11 @@ class Watcher:
     @hookimpl
     async def ovms_rolled_back(self, installation: Installation, cause: str) -> None:
         self.told.append(("rolled back", installation.version))
+
+    @hookimpl
+    async def ovms_engine_exited(self, exit: EngineExit) -> None:  # noqa: A002
+        if not exit.expected:
+            self.failed()
 
     @hookimpl
     async def ovms_engine_ready(self, engine: EngineInfo) -> None:
@@ -132,7 +138,10 @@ async def test_an_upgrade_that_nobody_asked_for_does_nothing(serving: Kernel, se
 async def test_a_version_that_is_not_healthy_is_rolled_back_with_everything(
     serving: Kernel, server: ArchiveServer, watcher: Watcher, monkeypatch: pytest.MonkeyPatch, how: str, cause: str
 ) -> None:
+    limit = serving.settings.start_timeout
     object.__setattr__(serving.settings, "start_timeout", 1.5)
+    # The old one has all the time it needs to come back, however busy the machine is.
+    watcher.failed = lambda: object.__setattr__(serving.settings, "start_timeout", limit)
     pack(server, "2026.4.0", how)
     with pytest.raises(EngineFailed, match=rf"2026\.4\.0 did not come up healthy, so version 2026\.3\.0 .*{cause}"):
         await serving.upgrade_engine("2026.4.0")

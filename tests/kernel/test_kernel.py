@@ -229,6 +229,8 @@ async def test_an_engine_that_breaks_off_in_mid_stream_is_an_error_and_the_next_
     assert chunks
     assert ready.watcher.outcomes[-1].code in (502, 503)
     ready.platform.how = ""
+    with anyio.fail_after(20):
+        await ready.watcher.died.wait()
     assert json.loads(await ready.kernel.invoke("chat", ask()))["object"] == "answer"
 
 

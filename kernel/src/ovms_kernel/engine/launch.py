@@ -200,6 +200,23 @@ def _boot() -> str:
         return ""
 
 
+def listens(pid: int, port: int) -> bool:
+    """Tell whether a process or a child of it listens on a port; true if the system does not let us know."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        for each in (process, *process.children(recursive=True)):
+            connections = each.net_connections("tcp")
+            if any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in connections):
+                return True
+    except psutil.AccessDenied:
+        return True
+    except psutil.Error:
+        pass
+    return False
+
+
 # -- the log -------------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ A second plugin on the same data folder attaches to the first one's engine, and 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import random
@@ -22,7 +23,6 @@ from contextlib import suppress
 from enum import StrEnum
 from typing import TYPE_CHECKING, Self
 
-import anyio
 import anyio.to_thread
 
 from ovms_kernel.engine import launch
@@ -135,7 +135,7 @@ class Supervisor:
         """
         limit = self._settings.start_timeout + BACK_OFF[0] if timeout is None else timeout
         try:
-            with anyio.fail_after(limit):
+            async with asyncio.timeout(limit):
                 while True:
                     # A request must not go to an engine that has ended a moment ago.
                     if self.info is not None and not (self._process and self._process.has_ended()):
@@ -256,7 +256,9 @@ class Supervisor:
                     group.cancel_scope.cancel()
 
                 group.start_soon(watch_exit)
-                hung = await self._attend(EngineInfo(installation.version, endpoint, process.pid))
+                info = EngineInfo(installation.version, endpoint, process.pid)
+                # Two plugins may have chosen one port: what answers there must be our own process.
+                hung = await self._attend(info, lambda: launch.listens(process.pid, ports.rest))
                 group.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
@@ -273,11 +275,11 @@ class Supervisor:
             log.error("The engine ended after %.1f s: %s", uptime, self.last_exit.cause)
         await self._events.tell("ovms_engine_exited", exit=self.last_exit, will_restart=self._wanted is not None)
 
-    async def _attend(self, info: EngineInfo) -> bool:
+    async def _attend(self, info: EngineInfo, is_it: Callable[[], bool] = lambda: True) -> bool:
         """Wait until an engine is ready, then as long as it is wanted; return whether it hangs."""
         client = EngineClient(info.endpoint)
         try:
-            if not await self._await_answers(client):
+            if not await self._await_answers(client, is_it):
                 return self._wanted is not None
             self.info, self._failure = info, None
             self._restarts = self._settings.restart_limit
@@ -312,13 +314,13 @@ class Supervisor:
             group.cancel_scope.cancel()
         return well
 
-    async def _await_answers(self, client: EngineClient) -> bool:
+    async def _await_answers(self, client: EngineClient, is_it: Callable[[], bool]) -> bool:
         """Return true once REST and gRPC answer, false when that takes too long or is no longer wanted."""
         deadline = time.monotonic() + self._settings.start_timeout
         pause = READY_POLL
         while self._wanted is not None and time.monotonic() < deadline:
             # gRPC is up before REST (spec/ovms.md B.2), so its channel connects at the first try.
-            if await client.live() and await client.grpc_live():
+            if await client.live() and await client.grpc_live() and await anyio.to_thread.run_sync(is_it):
                 return True
             await self._wait_until(lambda: self._wanted is None, pause)
             pause = min(pause * 1.2, READY_POLL * 10)

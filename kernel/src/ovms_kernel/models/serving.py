@@ -174,12 +174,16 @@ class Serving:
                 for name in entries:
                     self._mark_served(installed[name])
                 return
-            await self._config.take(culprit)
-            log.warning("Model %s is not served after the engine's start; its entry was taken out", culprit)
-            if culprit in installed:
-                cause = self._cause(culprit, "the engine could not load it when it started")
-                await self._events.tell("ovms_load_failed", model=installed[culprit], cause=cause)
-            await self._reload(client)
+            async with self._library.hold(culprit):
+                # Another process may be loading it right now: it keeps this lock until the engine has decided.
+                if culprit in installed and states_of(await client.config()).get(culprit) == AVAILABLE:
+                    continue
+                await self._config.take(culprit)
+                log.warning("Model %s is not served after the engine's start; its entry was taken out", culprit)
+                if culprit in installed:
+                    cause = self._cause(culprit, "the engine could not load it when it started")
+                    await self._events.tell("ovms_load_failed", model=installed[culprit], cause=cause)
+                await self._reload(client)
 
     @hookimpl
     async def ovms_engine_exited(self, exit: EngineExit) -> None:  # noqa: A002 - the event's own word
