@@ -7,6 +7,7 @@ serves every model that the old one served does the pointer change; killed befor
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
@@ -85,7 +86,8 @@ async def upgrade(kernel: Upgradable, release: Release, report: Callable[[Progre
 async def _bring_up(kernel: Upgradable, platform: Platform, installation: Installation, models: list[str]) -> None:
     await kernel.init_environment()
     await kernel.supervisor.start(platform, installation, trial=True)
-    await kernel.supervisor.ensure_ready()
+    # A trial ends by itself, one way or the other, and then tells why.
+    await kernel.supervisor.ensure_ready(math.inf)
     for model in models:
         await kernel.serving.load(model)
 
