@@ -105,12 +105,12 @@ class Events:
         await self.ask(hook, **arguments)
 
     async def _call(self, implementation: pluggy.HookImpl, hook: str, values: list[object]) -> object:
-        import anyio
+        import asyncio
 
         key = (implementation.plugin_name, hook)
         if key in self._stuck:
             raise RuntimeError("still busy with an earlier event")
-        with anyio.fail_after(self._time_limit):
+        async with asyncio.timeout(self._time_limit):
             if inspect.iscoroutinefunction(implementation.function):
                 return await implementation.function(*values)
             self._stuck.add(key)

@@ -5,6 +5,7 @@ It knows that there are services, platforms, graphs and hubs, and none of them b
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import replace
@@ -347,7 +348,7 @@ class Kernel:
         self._admitting()
         async with admitted(self.events, service, body, timeout=timeout, streaming=False) as (call, sent):
             try:
-                with anyio.fail_after(timeout):
+                async with asyncio.timeout(timeout):
                     answer = await driver.invoke(call, await self.client())
             except TimeoutError as error:
                 raise TimedOut(f"The request was not done within its limit of {timeout:g} s.") from error

@@ -6,6 +6,7 @@ the first request is made.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import grpc.aio
     import httpx
 
+    from ovms_kernel.engine.transport import Body
     from ovms_kernel.values import Endpoint, Upload
 
 RELOAD_LIMIT = 3600.0
@@ -54,6 +56,7 @@ class EngineClient:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self._http: httpx.AsyncClient | None = None
+        self._urls: dict[str, httpx.URL] = {}
         self._channel: grpc.aio.Channel | None = None
 
     async def aclose(self) -> None:
@@ -71,9 +74,13 @@ class EngineClient:
         self, path: str, body: bytes, *, content_type: str = "application/json", timeout: float | None = None
     ) -> Answer:
         """Send one request and return the whole answer; see ``drivers.Engine``."""
-        with _translated(timeout), anyio.fail_after(timeout):
-            response = await self._client().post(path, content=body, headers={"content-type": content_type})
-        return _answer(response)
+        with _translated(timeout):
+            async with asyncio.timeout(timeout):
+                status, headers, answer = await self._send(path, body, content_type)
+                content = await answer.read()
+        if status >= 400:
+            raise _error(status, content)
+        return Answer(content, dict(headers).get(b"content-type", b"").decode("latin-1"))
 
     async def upload(
         self,
@@ -96,21 +103,23 @@ class EngineClient:
         import httpx
 
         deadline = None if timeout is None else time.monotonic() + timeout
-        request = self._client().build_request("POST", path, content=body, headers={"content-type": content_type})
-        with _translated(timeout), anyio.fail_after(timeout):
-            response = await self._client().send(request, stream=True)
+        with _translated(timeout):
+            async with asyncio.timeout(timeout):
+                status, _, answer = await self._send(path, body, content_type)
         try:
-            if response.status_code >= 400:
-                with _translated(timeout), anyio.fail_after(_left(deadline)):
-                    await response.aread()
-                raise _error(response.status_code, response.content)
-            received = response.aiter_raw()
+            if status >= 400:
+                with _translated(timeout):
+                    async with asyncio.timeout(_left(deadline)):
+                        content = await answer.read()
+                raise _error(status, content)
+            received = aiter(answer)
             rest = b""
             while True:
                 # The scope must not be open while the consumer works on what is yielded.
                 try:
-                    with _translated(timeout), anyio.fail_after(_left(deadline)):
-                        rest += await anext(received)
+                    with _translated(timeout):
+                        async with asyncio.timeout(_left(deadline)):
+                            rest += await anext(received)
                 except StopAsyncIteration:
                     break
                 except Unavailable as error:
@@ -123,8 +132,7 @@ class EngineClient:
             if rest.strip():
                 yield _event(rest, whole=False)
         finally:
-            with anyio.CancelScope(shield=True):
-                await response.aclose()
+            await answer.aclose()
 
     # -- health and models -----------------------------------------------------------------------------------------
 
@@ -165,6 +173,24 @@ class EngineClient:
 
     # -- connections -----------------------------------------------------------------------------------------------
 
+    async def _send(self, path: str, body: bytes, content_type: str) -> tuple[int, list[tuple[bytes, bytes]], Body]:
+        """Send a request of a service and return the head of the answer and its body.
+
+        Past httpx's client, whose cookies, redirects and merged addresses cost more than all else that we do.
+        """
+        import httpx
+
+        client = self._client()
+        if (url := self._urls.get(path)) is None:
+            url = self._urls[path] = client.build_request("POST", path).url
+        headers = [(b"host", url.netloc), (b"accept", b"*/*"), (b"content-type", content_type.encode())]
+        if self.endpoint.api_key:
+            headers.append((b"authorization", f"Bearer {self.endpoint.api_key}".encode()))
+        headers.append((b"content-length", b"%d" % len(body)))
+        return await self._transport.exchange(
+            httpx.Request("POST", url, headers=headers, stream=httpx.ByteStream(body))
+        )
+
     def _client(self) -> httpx.AsyncClient:
         if self._http is None:
             import httpx
@@ -172,13 +198,14 @@ class EngineClient:
             from ovms_kernel.engine.transport import EngineTransport
 
             headers = {"authorization": f"Bearer {self.endpoint.api_key}"} if self.endpoint.api_key else {}
+            self._transport = EngineTransport(self._tls())
             self._http = httpx.AsyncClient(
                 base_url=self.endpoint.rest,
                 headers=headers,
                 timeout=None,  # noqa: S113 - each call has a limit of its own
                 # The engine is on this machine, or where the user said: no proxy lies between.
                 trust_env=False,
-                transport=EngineTransport(self._tls()),
+                transport=self._transport,
             )
         return self._http
 

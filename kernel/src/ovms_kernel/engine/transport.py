@@ -44,6 +44,11 @@ class EngineTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request, wait for the head of the answer, and hand the body over as it arrives."""
+        status, headers, body = await self.exchange(request)
+        return httpx.Response(status, headers=headers, stream=body)
+
+    async def exchange(self, request: httpx.Request) -> tuple[int, list[tuple[bytes, bytes]], Body]:
+        """Do the same for a caller that needs no response object; the body has to be read to its end or closed."""
         connection = self._reuse() or await self._connect(request.url)
         self._busy.add(connection)
         try:
@@ -52,7 +57,7 @@ class EngineTransport(httpx.AsyncBaseTransport):
         except BaseException:
             self.release(connection)
             raise
-        return httpx.Response(status, headers=headers, stream=_Body(connection, self))
+        return status, headers, Body(connection, self)
 
     async def aclose(self) -> None:
         """Close all connections; answers that are under way break off."""
@@ -90,12 +95,19 @@ class EngineTransport(httpx.AsyncBaseTransport):
         return connection
 
 
-class _Body(httpx.AsyncByteStream):
+class Body(httpx.AsyncByteStream):
     """The body of an answer; closing it before its end closes the connection, which stops the generation."""
 
     def __init__(self, connection: _Connection, owner: EngineTransport) -> None:
         self._connection: _Connection | None = connection
         self._owner = owner
+
+    async def read(self) -> bytes:
+        """Return all of it."""
+        try:
+            return b"".join([part async for part in self])
+        finally:
+            await self.aclose()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while self._connection and (data := await self._connection.read()):
@@ -103,6 +115,7 @@ class _Body(httpx.AsyncByteStream):
         await self.aclose()
 
     async def aclose(self) -> None:
+        """Give the connection back."""
         connection, self._connection = self._connection, None
         if connection is not None:
             self._owner.release(connection)
