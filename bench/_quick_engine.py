@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import time
 from pathlib import Path
 
 import _services_engine as quick
@@ -41,6 +42,7 @@ async def main() -> None:
     grpc_server = _serve_grpc(options.port)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(Engine, "127.0.0.1", options.rest_port)
+    options.config_path.with_name("quick-engine-ready").write_text(str(time.time()))
     await server.serve_forever()
     del grpc_server
 

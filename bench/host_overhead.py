@@ -1,7 +1,10 @@
 """What a host gets of the plugin, measured with go-plugin's own library: start, rest, calls, streams, memory.
 
-    python bench/host_overhead.py              everything but memory
-    python bench/host_overhead.py start calls streams memory
+    python bench/host_overhead.py                                    everything but `run`
+    python bench/host_overhead.py start ready calls streams memory run
+    python bench/host_overhead.py memory --calls 100000              as many as the target says, which takes minutes
+
+`run` is `dev.py run` in this environment, so not the first one.
 
 The engine answers at once (``_quick_engine.py``), so what is left is ours and gRPC's. "Directly" is the same request on
 a bare socket to that engine. `aog` is measured with AOG's habits, `other` as a host without them. The time of our own
@@ -10,6 +13,7 @@ process is shown as well, as it does not depend on what else the machine does.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import base64
 import json
@@ -37,6 +41,9 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 GO = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
 CALLS, CALLERS, CHUNKS = 3000, 32, 200
+EARLY = 1000
+"""Calls after which memory is looked at first."""
+MEASURES = ["start", "ready", "calls", "streams", "memory"]
 PLATFORM = f"""
 import sys
 from ovms_kernel.testing.platform import MisbehavingPlatform
@@ -50,7 +57,11 @@ STREAM = json.dumps({"model": "bench/chat", "messages": [{"role": "user", "conte
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or ["start", "calls", "streams"]
+    parser = argparse.ArgumentParser(description="Measure what a host gets of the plugin.")
+    parser.add_argument("wanted", nargs="*", choices=[[], *MEASURES, "run"], metavar="|".join([*MEASURES, "run"]))
+    parser.add_argument("--calls", type=int, default=20_000, help="how many for `memory`")
+    options = parser.parse_args()
+    wanted = options.wanted or MEASURES
     if GO is None:
         sys.exit("This is measured through a host in Go, and there is no `go` on this machine.")
     with tempfile.TemporaryDirectory(prefix="ovms-", ignore_cleanup_errors=True) as name:
@@ -60,6 +71,8 @@ def main() -> None:
         environment = prepare(folder)
         if "start" in wanted:
             measure_start(program, environment)
+        if "ready" in wanted:
+            measure_ready(program, environment, folder / "data")
         for host in ("aog", "other"):
             if {"calls", "streams", "memory"} & set(wanted):
                 with Host(program, environment | ({} if host == "aog" else {"OTHER_HOST": "1"})) as plugin:
@@ -69,7 +82,9 @@ def main() -> None:
                     if "streams" in wanted:
                         measure_streams(plugin, host)
                     if "memory" in wanted and host == "aog":
-                        measure_memory(plugin)
+                        measure_memory(plugin, options.calls)
+    if "run" in wanted:
+        measure_run()
 
 
 def prepare(folder: Path) -> dict[str, str]:
@@ -96,9 +111,9 @@ class Host:
     """The host in Go with one plugin; steps go in and results come out line by line."""
 
     def __init__(self, program: Path, environment: dict[str, str]) -> None:
-        command = [program, *plugin_command()]
+        command = [str(program), *plugin_command()]
         if environment.pop("OTHER_HOST", ""):
-            command = [program, "/usr/bin/env", "-u", "AOG_VERSION", *plugin_command()]
+            command = [str(program), "/usr/bin/env", "-u", "AOG_VERSION", *plugin_command()]
         self.process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
@@ -151,12 +166,31 @@ def measure_start(program: Path, environment: dict[str, str]) -> None:
             host.do("CheckEngine")
             rests.append(host.plugin.memory_info().rss)
     show("exec to handshake and connection", f"{statistics.median(seconds) * 1000:.0f} ms", "at most 400 ms")
-    code = "import time; began = time.perf_counter(); import ovms_kernel; print(time.perf_counter() - began)"
-    imports = [
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout) for _ in range(7)
-    ]
-    show("import ovms_kernel", f"{statistics.median(imports) * 1000:.1f} ms", "at most 60 ms")
+    for module, aim in (("ovms_kernel", "at most 60 ms"), ("ovms_kernel.api", "")):
+        code = f"import time; began = time.perf_counter(); import {module}; print(time.perf_counter() - began)"
+        runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, check=True) for _ in range(7)]
+        show(f"import {module}", f"{statistics.median(float(each.stdout) for each in runs) * 1000:.1f} ms", aim)
     show("plugin at rest", f"{statistics.median(rests) / 1e6:.0f} MB resident", "at most 90 MB")
+
+
+def measure_ready(program: Path, environment: dict[str, str], data: Path) -> None:
+    """Compare when the engine's ports were open, by its own note of it, with when HealthCheck first said so."""
+    late = []
+    with Host(program, dict(environment)) as host:
+        host.ready()
+        for _ in range(7):
+            host.do("StopEngine")
+            host.do("StartEngine")
+            while host.do("HealthCheck")["responses"][0].get("code", 0):
+                pass
+            late.append(time.time() - float(next(data.rglob("quick-engine-ready")).read_text()))
+    show("engine ready seen", f"{statistics.median(late) * 1000:.0f} ms after it was", "at most 50 ms")
+
+
+def measure_run() -> None:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, ROOT / "dev.py", "run"], check=True, capture_output=True)
+    show("dev.py run, not the first", f"{time.perf_counter() - began:.1f} s", "at most 15 s")
 
 
 @contextmanager
@@ -218,12 +252,12 @@ def cpu(host: Host) -> float:
     return times.user + times.system
 
 
-def measure_memory(host: Host) -> None:
-    host.do("InvokeService", invocation(BODY), count=1000, parallel=CALLERS)
+def measure_memory(host: Host, calls: int) -> None:
+    host.do("InvokeService", invocation(BODY), count=EARLY, parallel=CALLERS)
     early = host.plugin.memory_info().rss
-    host.do("InvokeService", invocation(BODY), count=99_000, parallel=CALLERS)
+    host.do("InvokeService", invocation(BODY), count=calls - EARLY, parallel=CALLERS)
     grown = host.plugin.memory_info().rss - early
-    show("memory, 1 000 to 100 000 calls", f"{grown / 1e6:+.1f} MB", "at most 10 MB", f"from {early / 1e6:.0f} MB")
+    show(f"memory, {EARLY} to {calls} calls", f"{grown / 1e6:+.1f} MB", "at most 10 MB", f"from {early / 1e6:.0f} MB")
 
 
 def show(what: str, value: str, aim: str = "", more: str = "") -> None:
