@@ -93,6 +93,20 @@ def test_wrong_usage_exits_64_with_a_sentence_on_stderr(arguments: list[str]) ->
         assert "--no_such_flag" in done.stderr
 
 
+def test_a_repository_names_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ovms_embedded.cli import Settings, parse
+
+    def config(*arguments: str) -> str:
+        found = parse(["--rest_port", "8000", *arguments])
+        assert isinstance(found, Settings)
+        return str(found.config_path)
+
+    assert config("--model_repository_path", "/models") == "/models/config.json"
+    monkeypatch.setenv("OVMS_MODEL_REPOSITORY_PATH", "/other")
+    assert config() == "/other/config.json"
+    assert config("--config_path", "mine.json") == "mine.json"
+
+
 @pytest.mark.parametrize("which", ["port", "grpc_port"])
 def test_a_busy_port_exits_1(make_engine: Callable[[], Engine], which: str) -> None:
     engine = make_engine()

@@ -80,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     add("--grpc_bind_address", default="0.0.0.0", help="comma list of addresses and host names")
     add("--rest_bind_address", default="0.0.0.0", help="comma list of addresses and host names")
     add("--config_path", help="configuration file; excludes --model_name and --model_path")
+    add("--model_repository_path", help="folder whose config.json is used when --config_path is not given")
     add("--model_name", help="name of the only servable")
     add("--model_path", help="folder of the only servable, with graph.pbtxt or a model that is recognised")
     add("--file_system_poll_wait_seconds", type=int, default=1, help="period of the configuration watcher, 0 = off")
@@ -121,6 +122,9 @@ def parse(arguments: list[str]) -> Settings | str:
         return made.format_help()
     if given.version:
         return "\n".join(version_lines()) + "\n"
+    repository = given.model_repository_path or os.environ.get("OVMS_MODEL_REPOSITORY_PATH")
+    if repository and not (given.config_path or given.model_name or given.model_path):
+        given.config_path = os.path.join(repository, "config.json")  # noqa: PTH118 - a path as the user wrote it
     _check(given)
     return Settings(
         port=given.port,
