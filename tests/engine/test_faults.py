@@ -276,6 +276,22 @@ async def test_the_log_is_rotated_and_never_ours(settings: Settings, capfd: pyte
     assert "cheese" not in "".join(capfd.readouterr())
 
 
+async def test_the_log_of_a_running_engine_is_set_aside_without_losing_its_place(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ovms_kernel.engine.supervisor.WATCH_PERIOD", 0.05)
+    await setup.kernel.engine()
+    log = setup.kernel.settings.logs_dir / "engine.log"
+    with log.open("ab") as file:
+        file.write(b"x" * (launch.LOG_LIMIT + 1))
+    await wait_until(lambda: log.stat().st_size == 0)
+    assert log.with_suffix(".log.1").stat().st_size > launch.LOG_LIMIT
+    setup.platform.how = "exit=1"
+    os.kill((await setup.kernel.engine()).pid or 0, signal.SIGKILL)
+    await wait_until(lambda: len(setup.watcher.exits) > 1)
+    assert "made of cheese" in setup.watcher.exits[1][0].cause, "what is written after it is found"
+
+
 PLUGIN = """
 import sys, anyio
 from pathlib import Path

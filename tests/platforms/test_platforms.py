@@ -341,6 +341,17 @@ def _has_jinja() -> bool:
     return Path("/usr/lib/python3/dist-packages/jinja2").exists()
 
 
+def test_a_host_without_the_right_libpython_is_told_what_it_misses_and_the_command() -> None:
+    bare = TABLE["Ubuntu 24.04 without libpython"][0]
+    (finding,) = Ubuntu2404({}).ovms_check_host(bare)
+    assert finding.level == "warning"
+    assert "cannot call tools" in finding.text
+    assert finding.remedy == "sudo apt install libpython3.12"
+    assert Ubuntu2404({}).ovms_check_host(UBUNTU2404) == []
+    assert Ubuntu2204({}).ovms_check_host(bare) == [], "not its host"
+    assert Ubuntu2204({}).ovms_check_host(TABLE["Debian 12"][0]) == [], "there is no such package"
+
+
 def test_devices_that_cannot_be_used_are_said_with_the_command(tmp_path: Path) -> None:
     assert lacks_for_devices(tmp_path) == []
     vendor = tmp_path / "sys/class/drm/renderD128/device/vendor"

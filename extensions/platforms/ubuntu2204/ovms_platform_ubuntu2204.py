@@ -8,13 +8,16 @@ from ovms_kernel.api import (
     DERIVED,
     GUESS,
     Build,
+    Finding,
     Host,
     Installation,
     LaunchPlan,
     Ports,
     Release,
     Requirement,
+    check_python,
     fit_on_linux,
+    hookimpl,
     lacks_on_linux,
     launch_on_linux,
     ovms_release,
@@ -53,3 +56,8 @@ class Ubuntu2204:
         """Return how to start it."""
         del ports
         return launch_on_linux(installation)
+
+    @hookimpl
+    def ovms_check_host(self, host: Host) -> list[Finding]:
+        """Say what more would be possible."""
+        return check_python(BUILD, host, self.matches(host))

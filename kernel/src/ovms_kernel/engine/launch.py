@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import secrets
+import shutil
 import socket
 import sys
 from contextlib import closing
@@ -24,9 +26,11 @@ if TYPE_CHECKING:
     from ovms_kernel.settings import Settings
     from ovms_kernel.values import LaunchPatch
 
+log = logging.getLogger(__name__)
+
 LOOPBACK = "127.0.0.1"
 LOG_LIMIT = 16 << 20
-"""Bytes of an engine log before it is set aside at the next start."""
+"""Bytes of an engine log before it is set aside."""
 LOGS_KEPT = 3
 START_TOLERANCE = 0.5
 """Seconds by which two readings of one process's start time may differ."""
@@ -229,17 +233,39 @@ def open_log(settings: Settings) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and path.stat().st_size > LOG_LIMIT:
-            for number in range(LOGS_KEPT, 0, -1):
-                older = path.with_suffix(f".log.{number}")
-                newer = path.with_suffix(f".log.{number - 1}") if number > 1 else path
-                if newer.exists():
-                    newer.replace(older)
+            _make_room(path)
+            path.replace(path.with_suffix(".log.1"))
         path.open("ab").close()
     except OSError as error:
         raise Unavailable(
             f"The engine's log {path} cannot be written ({error.strerror}); mend that and retry."
         ) from error
     return path
+
+
+def cut_log(path: Path) -> bool:
+    """Set the lines of a large log aside while the engine goes on writing to it; return whether that was done.
+
+    The engine's handle appends, so it goes on at the beginning of the emptied file. On Windows it would not, so there
+    the log is only set aside at a start.
+    """
+    try:
+        if sys.platform == "win32" or path.stat().st_size <= LOG_LIMIT:
+            return False
+        _make_room(path)
+        shutil.copyfile(path, path.with_suffix(".log.1"))
+        os.truncate(path, 0)
+    except OSError as error:
+        log.warning("The engine's log %s cannot be set aside: %s", path, error)
+        return False
+    return True
+
+
+def _make_room(path: Path) -> None:
+    for number in range(LOGS_KEPT, 1, -1):
+        newer = path.with_suffix(f".log.{number - 1}")
+        if newer.exists():
+            newer.replace(path.with_suffix(f".log.{number}"))
 
 
 def log_lines(path: Path, begin: int = 0, *, limit: int = 64 << 10) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ovms_kernel.errors import BadRequest, NotFound
-from ovms_kernel.values import LaunchPlan, Release, Requirement
+from ovms_kernel.values import Finding, LaunchPlan, Release, Requirement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -154,6 +154,17 @@ def _inherited(names: Iterable[str]) -> dict[str, str]:
 def wheels_folder(installation: Installation) -> Path:
     """Return where the Python packages that OVMS takes from the system may lie instead, ours alone."""
     return installation.directory / "python_deps"
+
+
+def check_python(build: Build, host: Host, fit: int) -> list[Finding]:
+    """Return what doctor is to say of a host that can only run the build without Python.
+
+    :param fit: of the build; where it is a guess, the system has no package of that version.
+    """
+    if fit < DERIVED or not build.python or build.python in host.libpython:
+        return []
+    text = f"libpython{build.python} is not here, so OVMS without Python is used, which cannot call tools"
+    return [Finding("warning", "python", text, f"sudo apt install libpython{build.python}")]
 
 
 # -- what it needs of the system -----------------------------------------------------------------------------------

@@ -1,8 +1,7 @@
 """The engine process as a state machine with one writer.
 
 One task, :meth:`Supervisor._run`, owns the process and the state. Everybody else says what is wanted and waits for the
-state to change; every change wakes all who wait. So a start during a stop, two stops, or a crash during a start need no
-case of their own.
+state to change, so that a start during a stop, two stops, or a crash during a start need no case of their own.
 
     stopped ──start──▶ starting ──answers──▶ ready ──exit──▶ starting … ──too often──▶ failed
        ▲                   │                   │                                          │
@@ -89,8 +88,7 @@ class Supervisor:
         self._restarts = settings.restart_limit
         self._process: EngineProcess | None = None
         self._changed = anyio.Event()
-        self._log_file = settings.logs_dir / "engine.log"
-        self._log_begin = 0
+        self._log_file, self._log_begin = settings.logs_dir / "engine.log", 0
         self._closing = False
 
     async def __aenter__(self) -> Self:
@@ -240,8 +238,7 @@ class Supervisor:
             process = await spawn(argv, plan.env, plan.cwd, self._log_file)
         except OSError as error:
             raise EngineFailed(f"The engine {argv[0]} cannot be started: {error.strerror}.") from error
-        hung = False
-        ended: list[int] = []
+        hung, ended = False, list[int]()
         self._process = process
         try:
             running = launch.RunningEngine(
@@ -289,6 +286,7 @@ class Supervisor:
             misses = 0
             while self._wanted is not None:
                 await self._wait_until(lambda: self._wanted is None, WATCH_PERIOD)
+                self._log_begin *= not await anyio.to_thread.run_sync(launch.cut_log, self._log_file)
                 misses = 0 if await self._is_well(client) else misses + 1
                 if misses >= WATCH_MISSES:
                     return True
