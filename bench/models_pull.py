@@ -73,7 +73,8 @@ def pull(folder: Path, url: str, connections: int = 8, part_size: int = 16 << 20
     """Return seconds and the peak of memory in MB."""
     data = folder / "data"
     command = [sys.executable, "-c", PULL, str(data), url, str(connections), str(part_size)]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True)
+    environment = os.environ | {"MODELSCOPE_HOME": str(folder), "MODELSCOPE_CACHE": str(folder / "cache")}
+    answer = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     shutil.rmtree(data)
     seconds, memory = answer.stdout.split()
     return float(seconds), float(memory)
