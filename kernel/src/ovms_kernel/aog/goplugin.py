@@ -366,6 +366,8 @@ def _catch_signals(end: Callable[[str], object]) -> None:
 
 def remove_stale_folders() -> None:
     """Remove socket folders of plugins that were killed."""
+    if sys.platform == "win32":
+        return  # there are none
     for parent in {tempfile.gettempdir(), "/tmp"}:  # noqa: S108 - only folders of ours are touched
         for folder in Path(parent).glob(f"{FOLDER}*-*"):
             pid = folder.name.removeprefix(FOLDER).partition("-")[0]

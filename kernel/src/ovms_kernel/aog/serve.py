@@ -70,7 +70,7 @@ def _run(version: int, stdout: int, host: Host, log: Log, launcher: str) -> None
 async def _serve(version: int, stdout: int, host: Host, log: Log, launcher: str) -> None:
     import asyncio
 
-    from ovms_kernel.aog.goplugin import Server, remove_stale_folders
+    from ovms_kernel.aog.goplugin import Server
     from ovms_kernel.aog.provider import Provider
 
     asyncio.get_running_loop().set_exception_handler(_log_unhandled)
@@ -94,11 +94,13 @@ async def _serve(version: int, stdout: int, host: Host, log: Log, launcher: str)
         await _live(provider, server, log, launcher)
     finally:
         await server.close()
-    remove_stale_folders()
 
 
 async def _live(provider: Provider, server: Any, log: Log, launcher: str) -> None:
     """Compose the kernel and stay until the end; without a kernel every rpc tells why."""
+    import asyncio
+
+    from ovms_kernel.aog.goplugin import remove_stale_folders
     from ovms_kernel.errors import OvmsError
     from ovms_kernel.log import set_level
 
@@ -122,6 +124,7 @@ async def _live(provider: Provider, server: Any, log: Log, launcher: str) -> Non
     else:
         async with kernel:
             provider.use(kernel, log_file)
+            await asyncio.to_thread(remove_stale_folders)
             await server.ended.wait()
         return
     await server.ended.wait()
