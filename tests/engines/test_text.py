@@ -149,6 +149,15 @@ def test_limits_of_the_other_graphs(engine: Engine) -> None:
     assert 1 >= ranked[0]["relevance_score"] > ranked[1]["relevance_score"] >= 0
 
 
+def test_huge_batches_are_cut_and_give_the_same(engine: Engine) -> None:
+    texts = [f"cat number {number} " * (1 + number % 20) for number in range(600)]
+    wanted = {number: engine.post("/v3/embeddings", model="embeddings", input=texts[number]) for number in (0, 19, 599)}
+    answer = engine.post("/v3/embeddings", model="embeddings", input=texts).json()
+    assert [each["index"] for each in answer["data"]] == list(range(600))
+    for number, one in wanted.items():
+        assert answer["data"][number]["embedding"] == pytest.approx(one.json()["data"][0]["embedding"], abs=1e-4)
+
+
 def test_a_thousand_clients_that_drop_leave_nothing_running(engine: Engine) -> None:
     body = json.dumps(
         {

@@ -18,6 +18,7 @@ from ovms_embedded.rest.errors import HttpError, Invalid, calculator_error
 from ovms_embedded.rest.http import (
     EVENTS,
     JSON,
+    LARGE,
     Disconnected,
     Reply,
     Request,
@@ -232,7 +233,7 @@ class App:
         body = await read_body(receive, headers)
         fallback = unquote(uri[MODEL_PREFIX:])
         if kind == JSON:
-            fields = read_json(body)
+            fields = read_json(body) if len(body) < LARGE else await asyncio.to_thread(read_json, body)
             model = fields.get("model")
             if not isinstance(model, str):
                 raise HttpError(
@@ -243,7 +244,8 @@ class App:
                 raise HttpError(412, "stream field is not a boolean")
             return Request(path, model or fallback, fields, stream=stream)
         if kind == b"multipart/form-data":
-            fields, files = await read_form(body, content_type)
+            form = read_form(body, content_type)
+            fields, files = await (form if len(body) < LARGE else asyncio.to_thread(asyncio.run, form))
             model = fields.get("model")
             stream = fields.get("stream") == "true"
             name = model if isinstance(model, str) and model else fallback

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import asyncio
 import base64
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,16 @@ if TYPE_CHECKING:
     from ovms_embedded.workers import Worker
 
 FLOAT = 4
+MANY = 256
+"""Texts from which a thread reads and writes them, so that nobody else waits for it."""
 
 
 async def embeddings(request: Request, _: Servable, worker: Worker) -> Reply:
     """Answer an embeddings request."""
-    texts, tokens = _read_input(request.fields)
+    given = request.fields.get("input")
+    many = isinstance(given, list) and len(given) > MANY
+    read = asyncio.to_thread(_read_input, request.fields) if many else None
+    texts, tokens = await read if read else _read_input(request.fields)
     form = request.fields.get("encoding_format", "float")
     if form not in ("float", "base64"):
         raise Invalid("encoding_format should either be base64 or float")
@@ -27,12 +33,16 @@ async def embeddings(request: Request, _: Servable, worker: Worker) -> Reply:
         result = await call.result()
     finally:
         call.close()
+    return Reply(await asyncio.to_thread(_answer, result, form) if many else _answer(result, form))
+
+
+def _answer(result: dict[str, Any], form: str) -> bytes:
     raw, size = result["vectors"], result["size"] * FLOAT
     rows = (raw[start : start + size] for start in range(0, len(raw), size))
     vectors = [base64.b64encode(row).decode() if form == "base64" else array.array("f", row).tolist() for row in rows]
     data = [{"object": "embedding", "embedding": vector, "index": index} for index, vector in enumerate(vectors)]
     usage = {"prompt_tokens": result["tokens"], "total_tokens": result["tokens"]}
-    return Reply(encode({"object": "list", "data": data, "usage": usage}))
+    return encode({"object": "list", "data": data, "usage": usage})
 
 
 def _read_input(data: dict[str, Any]) -> tuple[list[str] | None, list[list[int]] | None]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 BODY_LIMIT = 1 << 30
+LARGE = 1 << 18
+"""Bytes from which reading or writing a body is left to a thread, so that nobody else waits for it."""
 DEPTH_LIMIT = 100
 FORM_FIELDS = 1000
 JSON = b"application/json"

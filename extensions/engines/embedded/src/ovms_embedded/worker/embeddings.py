@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ovms_embedded.worker.pipe import Pipe
 
 DEFAULT_WINDOW = 1024
+TOKENS_AT_ONCE = 1 << 15
+"""Tokens of one inference, with padding: thousands of texts at once would take more memory than there is."""
 POOLING_FILE_KEYS = {
     "pooling_mode_cls_token": "CLS",
     "pooling_mode_lasttoken": "LAST",
@@ -27,7 +29,7 @@ POOLING_FILE_KEYS = {
 
 
 class Embeddings:
-    """One request at a time; a batch is one inference."""
+    """One request at a time; a batch is one inference, unless it is huge."""
 
     def __init__(self, spec: dict[str, Any], pipe: Pipe) -> None:
         options = spec["options"]
@@ -64,7 +66,9 @@ class Embeddings:
         if not ids.shape[1]:
             text = "Input is empty after tokenization"
             raise Refused(text)
-        vectors = self._infer(ids, mask, lengths)
+        rows_at_once = max(1, TOKENS_AT_ONCE // ids.shape[1])
+        parts = [slice(start, start + rows_at_once) for start in range(0, len(ids), rows_at_once)]
+        vectors = np.concatenate([self._infer(ids[part], mask[part], lengths[part]) for part in parts])
         return {"vectors": vectors.tobytes(), "size": vectors.shape[1], "tokens": int(lengths.sum())}
 
     def _pad(self, rows: list[list[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from ovms_embedded.worker.pipe import Pipe
 
 DEFAULT_WINDOW = 512
+TOKENS_AT_ONCE = 1 << 15
+"""Tokens of one inference, with padding: thousands of documents at once would take more memory than there is."""
 SPECIALS = 4
 """Tokens that a model puts around and between a query and a document, at most."""
 EVERYTHING = 1 << 30
 
 
 class Rerank:
-    """One request at a time; all its documents are one inference."""
+    """One request at a time; all its documents are one inference, unless they are many."""
 
     def __init__(self, spec: dict[str, Any], pipe: Pipe) -> None:
         options = spec["options"]
@@ -44,7 +46,7 @@ class Rerank:
             raise Refused(f"Number of documents exceeds max_allowed_chunks: {len(documents)} > {self.chunks}")
         room = self.window - SPECIALS
         if len(query.encode()) + max(len(each.encode()) for each in documents) <= room:
-            return list(self.pipeline.rerank(query, documents))  # a token is at least one byte: it all fits
+            return self._rank(query, documents)  # a token is at least one byte: it all fits
         room -= self._length(query)
         if room <= 0:
             raise Refused(f"Query is too long: it leaves no room for a document within {self.window} tokens")
@@ -57,9 +59,20 @@ class Rerank:
         if len(parts) > self.chunks:
             raise Refused(f"Number of chunks exceeds max_allowed_chunks: {len(parts)} > {self.chunks}")
         best: dict[int, float] = {}
-        for part, score in self.pipeline.rerank(query, parts):
+        for part, score in self._rank(query, parts):
             best[owners[part]] = max(score, best.get(owners[part], 0.0))
         return sorted(best.items(), key=lambda each: -each[1])
+
+    def _rank(self, query: str, documents: list[str]) -> list[tuple[int, float]]:
+        longest = min(len(query.encode()) + max(len(each.encode()) for each in documents), self.window)
+        at_once = max(1, TOKENS_AT_ONCE // max(longest, 1))
+        if len(documents) <= at_once:
+            return list(self.pipeline.rerank(query, documents))
+        ranked: list[tuple[int, float]] = []
+        for start in range(0, len(documents), at_once):
+            found = self.pipeline.rerank(query, documents[start : start + at_once])
+            ranked += [(start + index, score) for index, score in found]
+        return sorted(ranked, key=lambda each: -each[1])
 
     def _tokens(self, text: str) -> list[int]:
         tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False).input_ids.data[0].tolist()
