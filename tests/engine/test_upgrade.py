@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import psutil
 import pytest
 
 from ovms_graph_text_generation import TextGeneration
-from ovms_kernel.engine import download
+from ovms_kernel.engine import download, launch
 from ovms_kernel.errors import EngineFailed, NotFound, PreconditionFailed
 from ovms_kernel.extensions import Extensions
 from ovms_kernel.hookspecs import hookimpl
@@ -185,6 +186,23 @@ async def test_while_it_upgrades_hosts_are_told_to_leave_it_alone(serving: Kerne
         while serving.operate_status == 1:  # noqa: ASYNC110 - a number that a host polls
             await anyio.sleep(0.01)
     assert serving.operate_status == 1
+
+
+async def test_an_engine_that_another_process_runs_is_not_upgraded_behind_its_back(
+    kernel: Kernel, server: ArchiveServer
+) -> None:
+    pack(server, "2026.4.0")
+    theirs = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        note = launch.RunningEngine(theirs.pid, launch.start_time(theirs.pid), 4711, "2026.3.0", 1, 2)
+        launch.note_running(kernel.settings, note)
+        with pytest.raises(PreconditionFailed, match="Process 4711 runs the engine"):
+            await kernel.upgrade_engine("2026.4.0")
+        assert [each.version for each in kernel.installations.versions()] == ["2026.3.0"]
+    finally:
+        theirs.kill()
+        theirs.wait()
+    assert (await kernel.upgrade_engine("2026.4.0")).version == "2026.4.0", "who is gone is in nobody's way"
 
 
 KILLED = """

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
 
-from ovms_kernel.errors import EngineFailed, OvmsError
+from ovms_kernel.engine.launch import is_alive, read_running
+from ovms_kernel.errors import EngineFailed, OvmsError, PreconditionFailed, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from ovms_kernel.engine.supervisor import Supervisor
     from ovms_kernel.events import Events
     from ovms_kernel.models.serving import Serving
+    from ovms_kernel.settings import Settings
     from ovms_kernel.values import Installation, Progress, Release
 
 log = logging.getLogger(__name__)
@@ -30,6 +33,7 @@ log = logging.getLogger(__name__)
 class Upgradable(Protocol):
     """What an upgrade needs of the kernel."""
 
+    settings: Settings
     installations: Installations
     supervisor: Supervisor
     serving: Serving
@@ -58,7 +62,14 @@ async def upgrade(kernel: Upgradable, release: Release, report: Callable[[Progre
     An engine that did not run does not run afterwards either, but the new one has.
 
     :raises EngineFailed: the new version did not come up healthy; the old one is in use again.
+    :raises PreconditionFailed: another process runs the engine.
     """
+    running = read_running(kernel.settings)
+    if running is not None and running.owner != os.getpid() and is_alive(running):
+        raise PreconditionFailed(
+            f"Process {running.owner} runs the engine of this data folder, so only it can change over to "
+            f"{release.version}; end it and try again."
+        )
     old = kernel.installations.active()
     platform = kernel.platform()
     new = await kernel.installations.install(kernel.platform_name(), platform, release, report, activate=False)
@@ -87,7 +98,9 @@ async def _bring_up(kernel: Upgradable, platform: Platform, installation: Instal
     await kernel.init_environment()
     await kernel.supervisor.start(platform, installation, trial=True)
     # A trial ends by itself, one way or the other, and then tells why.
-    await kernel.supervisor.ensure_ready(math.inf)
+    info = await kernel.supervisor.ensure_ready(math.inf)
+    if info.version != installation.version:
+        raise Unavailable(f"Another process has started version {info.version} in the meantime.")
     for model in models:
         await kernel.serving.load(model)
 
