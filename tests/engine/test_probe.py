@@ -1,0 +1,54 @@
+"""What the services say is the smallest request really is one, to a real engine with real models."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ovms_graph_embeddings import Embeddings
+from ovms_graph_rerank import Rerank as RerankGraph
+from ovms_graph_text_generation import TextGeneration
+from ovms_kernel.extensions import Extensions
+from ovms_kernel.kernel import Kernel
+from ovms_kernel.settings import read_settings
+from ovms_kernel.values import Host
+from ovms_platform_portable import Portable
+from ovms_service_chat import Chat
+from ovms_service_embed import Embed
+from ovms_service_rerank import Rerank
+
+TYPES = ("text_generation", "embeddings", "rerank")
+
+
+async def test_every_kind_of_model_answers_its_probe(
+    tmp_path: Path, fixtures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    extensions = Extensions(
+        services={"chat": Chat({}), "embed": Embed({}), "rerank": Rerank({})},
+        platforms={"portable": Portable({})},
+        graphs={"text_generation": TextGeneration({}), "embeddings": Embeddings({}), "rerank": RerankGraph({})},
+    )
+    settings = read_settings({}, data_dir=tmp_path / "data", rest_port=18866, grpc_port=18890)
+    async with Kernel(settings, host=Host("linux", "x86_64"), extensions=extensions) as kernel:
+        await kernel.install_engine()
+        for kind in TYPES:
+            await kernel.import_model(fixtures / kind, f"tiny/{kind}")
+            await kernel.load_model(f"tiny/{kind}")
+        client = await kernel.client()
+        probe: Any = kernel.supervisor.probe
+        posts: list[str] = []
+        post = client.post
+
+        async def noted(path: str, *arguments: Any, **more: Any) -> Any:
+            answer = await post(path, *arguments, **more)
+            posts.append(path)  # only if it was answered
+            return answer
+
+        client.post = noted  # type: ignore[method-assign]
+        with caplog.at_level(logging.DEBUG, "ovms_kernel.engine.probe"):
+            for _ in TYPES:
+                probe._due = 0.0
+                assert await probe(client)
+        assert sorted(posts) == ["/v3/chat/completions", "/v3/embeddings", "/v3/rerank"]
+        assert not caplog.records
