@@ -469,9 +469,9 @@ async def test_d1_39_a_whole_action_is_left_alone_and_aog_s_greeting_not_repeate
 
 
 async def test_d1_40_a_session_that_nobody_closes_ends_when_idle(aog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "IDLE", 0.2)
-    monkeypatch.setattr(sessions, "IDLE_AFTER_TASK", 0.1)
     for finish in (False, True):
+        monkeypatch.setattr(sessions, "IDLE", 60.0 if finish else 0.5)
+        monkeypatch.setattr(sessions, "IDLE_AFTER_TASK", 0.5 if finish else 60.0)
         talk = Talk(aog)
         talk.say(b"{}", **FIRST)
         talk.say(b"\0", "binary")
@@ -481,6 +481,7 @@ async def test_d1_40_a_session_that_nobody_closes_ends_when_idle(aog: Any, monke
             assert await talk.next() == ("task-finished", "text")
         async with asyncio.timeout(5):
             assert not await talk.call.read()  # the end
+        talk.requests.put_nowait(None)
 
 
 @pytest.mark.parametrize(
@@ -695,6 +696,13 @@ async def test_a_cancel_reaches_the_kernel(other: Any) -> None:
             await cancelled.wait()
         began.clear()
         cancelled.clear()
+
+
+async def test_large_answers(aog: Any) -> None:
+    picture = b'{"created": 1, "data": [{"b64_json": "' + b"A" * (64 << 20) + b'"}]}'
+    aog.kernel.does["invoke"] = picture
+    response = await aog.call("InvokeService", service_name="embed", request_data=body(model="m"))
+    assert response.response_data == picture
 
 
 async def test_hundreds_of_calls_at_once(aog: Any) -> None:

@@ -150,13 +150,14 @@ def test_protocol_version(environment: Environment, versions: str) -> None:
 # -- what reaches the host's pipes ---------------------------------------------------------------------------------
 
 NOISY = """
-import os, subprocess, sys, warnings
+import os, subprocess, sys, threading, warnings
 class Noisy:
     def __init__(self, section):
         print("1|1|unix|/evil|grpc|")
         os.write(1, b"x" * 100_000 + b"\\n")
         os.write(2, b'{"@level": 5, "@message": [], "@timestamp": 3}\\n')
         warnings.warn("something is old")
+        threading.Thread(target=lambda: 1 / 0).start()
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)  # straggler"], start_new_session=True)
 """
 
@@ -180,6 +181,7 @@ async def test_d2_7_nothing_but_the_handshake_on_stdout_and_no_child_holds_the_p
             stragglers[0].kill()
     assert host.stdout.count(b"\n") == 1
     assert any("something is old" in line for line in host.stderr)
+    assert any('"error"' in line and "ZeroDivisionError" in line for line in host.stderr)
     for line in host.stderr:
         fields = json.loads(line)  # every single line is hclog's, whoever wrote it
         assert all(isinstance(fields[each], str) for each in ("@level", "@message", "@timestamp"))

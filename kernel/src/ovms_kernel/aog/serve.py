@@ -47,6 +47,7 @@ def main(launcher: str = "") -> None:
     from ovms_kernel.log import Log
 
     log = Log(stderr)
+    _log_crashes(stderr)
     code = 0
     try:
         _run(version, stdout, host, log, launcher or sys.argv[0])
@@ -168,6 +169,21 @@ def manifest_above(launcher: Path) -> Path | None:
         if (folder / "plugin.yaml").is_file() and (folder / "bin") in launcher.parents:
             return folder / "plugin.yaml"
     return None
+
+
+def _log_crashes(stderr: int) -> None:
+    """Have errors that nobody catches logged as such; those of native code go where the host reads them."""
+    import faulthandler
+    import threading
+
+    def log_uncaught(kind: Any, error: Any, trace: Any) -> None:
+        import logging
+
+        logging.getLogger(__name__).error("Unexpected error", exc_info=(kind, error, trace))
+
+    sys.excepthook = log_uncaught
+    threading.excepthook = lambda each: log_uncaught(each.exc_type, each.exc_value, each.exc_traceback)
+    faulthandler.enable(stderr)
 
 
 def _log_error(text: str, *, exc_info: bool = False) -> None:
