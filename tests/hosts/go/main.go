@@ -2,6 +2,9 @@
 // as JSON on stdin, and prints what came back, one JSON line for each step. Its log goes to stderr.
 package main
 
+// The stub is made from our own .proto (with protoc-gen-go and protoc-gen-go-grpc in the path):
+//go:generate python -m grpc_tools.protoc -I ../../../kernel/src/ovms_kernel/aog/protos --go_out=stub --go_opt=paths=source_relative,Maog_provider.proto=ovms-plugin/hosts/go/stub --go-grpc_out=stub --go-grpc_opt=paths=source_relative,Maog_provider.proto=ovms-plugin/hosts/go/stub aog_provider.proto
+
 import (
 	"context"
 	"encoding/json"
