@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 READY_POLL = 0.01
-"""Seconds between two looks at an engine that starts, at first; it grows to ten times that."""
+"""Seconds between two looks at an engine that starts, at first; it grows to three times that."""
 ATTACHED_POLL = 1.0
 """Seconds between two looks at an engine that another plugin runs."""
 WATCH_PERIOD = 10.0
@@ -321,7 +321,7 @@ class Supervisor:
             if await client.live() and await client.grpc_live() and await anyio.to_thread.run_sync(is_it):
                 return True
             await self._wait_until(lambda: self._wanted is None, pause)
-            pause = min(pause * 1.2, READY_POLL * 10)
+            pause = min(pause * 1.2, READY_POLL * 3)
         return False
 
     async def _end(self, process: EngineProcess, *, patient: bool) -> int:
