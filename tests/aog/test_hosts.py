@@ -77,8 +77,8 @@ def scenario(fixtures: Path) -> list[Step]:
         # requests, each after what the queue does before
         about("LoadModel", model=chat),
         {"call": "HealthCheck"},
-        ask("chat", model=chat, messages=question),
-        ask("chat", stream=True, model=chat, messages=question, stream_options={"include_usage": True}),
+        ask("chat", model=chat, messages=question, temperature=0),
+        ask("chat", stream=True, model=chat, messages=question, temperature=0, stream_options={"include_usage": True}),
         ask("generate", model=chat, prompt="What is OpenVINO?", max_tokens=5, temperature=0),
         ask("chat", model=chat, messages=[]),
         about("LoadModel", model=embed),

@@ -132,7 +132,7 @@ async def _ask(steps: Steps, traces: Traces, plugin: Plugin) -> None:
 async def _chat(steps: Steps, plugin: Plugin) -> None:
     steps.line()
     steps.line(f"      {QUESTION}", "bold")
-    request = {"model": CHAT, "messages": [{"role": "user", "content": QUESTION}], "stream": True}
+    request = {"model": CHAT, "messages": [{"role": "user", "content": QUESTION}], "stream": True, "temperature": 0}
     with steps.step("InvokeServiceStream", writes=True) as step, steps.quote():
         began, first, count = time.monotonic(), 0.0, 0
         async for piece in answer(plugin.chunks("chat", request)):
