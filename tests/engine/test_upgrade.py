@@ -282,6 +282,8 @@ async def test_a_guess_that_does_not_run_gives_way_to_the_next_platform(
     async with compose(settings, watcher, guess=guess, portable=portable) as kernel:
         installed = await kernel.install_engine()
         assert installed.platform == "portable"
+        left = [path.name for path in (tmp_path / "other/engine").rglob("*") if "2026.3.0" in path.name]
+        assert left == [], "what is of no use takes no room"
         # From now on that is the platform: it is what is installed.
         assert kernel.platform() is portable
         assert await kernel.install_engine() == installed

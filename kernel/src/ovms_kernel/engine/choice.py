@@ -106,12 +106,14 @@ async def install_best(
     :param version: empty means the newest that is known to work.
     """
     for number, choice in enumerate(choices):
+        release = choice.platform.release(host, version)
         try:
-            release = choice.platform.release(host, version)
             return await installations.install(choice.name, choice.platform, release, report, activate=activate)
         except (EngineFailed, NotFound, Unavailable) as error:
             # A version that was asked for must not turn into another one.
             if not choice.is_guess or version or number + 1 == len(choices):
                 raise
+            if isinstance(error, EngineFailed):
+                installations.forget(release)  # some hundred MB that are of no use here
             log.warning("Platform %s does not do here (%s); %s is tried", choice.name, error, choices[number + 1].name)
     raise NotSupported("No installed platform extension fits this system; install ovms-platform-portable.")

@@ -127,6 +127,12 @@ class Installations:
         found.directory.replace(doomed)
         await anyio.to_thread.run_sync(shutil.rmtree, doomed, True)  # noqa: FBT003 - ignore_errors
 
+    def forget(self, release: Release) -> None:
+        """Remove what was fetched of a release that will not be installed."""
+        from ovms_kernel.engine.archives import discard_download
+
+        discard_download(self._settings, release)
+
     async def _make(
         self, name: str, platform: Platform, release: Release, target: Path, report: Callable[[Progress], None]
     ) -> Installation:
@@ -143,7 +149,9 @@ class Installations:
         try:
             said = await try_version(platform, installation)
         except EngineFailed as error:
-            raise await _explained(error, platform, installation) from error
+            explained = await _explained(error, platform, installation)
+            await anyio.to_thread.run_sync(shutil.rmtree, partial, True)  # noqa: FBT003 - ignore_errors
+            raise explained from error
         log.info("Engine %s says that it is %s", release.version, said)
         if release.archive and not f"{said}.".startswith(f"{release.version}."):
             await anyio.to_thread.run_sync(shutil.rmtree, partial, True)  # noqa: FBT003 - ignore_errors
