@@ -56,7 +56,7 @@ class EngineClient:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self._http: httpx.AsyncClient | None = None
-        self._urls: dict[str, httpx.URL] = {}
+        self._heads: dict[tuple[str, str], tuple[httpx.URL, bytes]] = {}
         self._channel: grpc.aio.Channel | None = None
 
     async def aclose(self) -> None:
@@ -178,18 +178,17 @@ class EngineClient:
 
         Past httpx's client, whose cookies, redirects and merged addresses cost more than all else that we do.
         """
-        import httpx
-
         client = self._client()
-        if (url := self._urls.get(path)) is None:
-            url = self._urls[path] = client.build_request("POST", path).url
-        headers = [(b"host", url.netloc), (b"accept", b"*/*"), (b"content-type", content_type.encode())]
-        if self.endpoint.api_key:
-            headers.append((b"authorization", f"Bearer {self.endpoint.api_key}".encode()))
-        headers.append((b"content-length", b"%d" % len(body)))
-        return await self._transport.exchange(
-            httpx.Request("POST", url, headers=headers, stream=httpx.ByteStream(body))
-        )
+        if (known := self._heads.get((path, content_type))) is None:
+            from ovms_kernel.engine.transport import head_of
+
+            url = client.build_request("POST", path).url
+            headers = [(b"host", url.netloc), (b"accept", b"*/*"), (b"content-type", content_type.encode())]
+            if self.endpoint.api_key:
+                headers.append((b"authorization", f"Bearer {self.endpoint.api_key}".encode()))
+            known = self._heads[path, content_type] = url, head_of("POST", url, headers)
+        url, head = known
+        return await self._transport.exchange(url, b"%scontent-length: %d\r\n\r\n" % (head, len(body)), body)
 
     def _client(self) -> httpx.AsyncClient:
         if self._http is None:

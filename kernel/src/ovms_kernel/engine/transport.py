@@ -16,7 +16,7 @@ import httpx
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterable, AsyncIterator, Iterable
 
 HIGH_WATER = 256 * 1024
 """Bytes of an answer that wait for a slow reader before the engine is made to wait."""
@@ -29,6 +29,12 @@ A request that meets a connection just being dropped would fail, as it is never 
 """
 IDLE_COUNT = 64
 """Unused connections that are kept."""
+
+
+def head_of(method: str, url: httpx.URL, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return a request's first lines, without the empty one that ends them."""
+    lines = b"".join(b"%s: %s\r\n" % each for each in headers)
+    return b"%s %s HTTP/1.1\r\n%s" % (method.encode(), url.raw_path, lines)
 
 
 class EngineTransport(httpx.AsyncBaseTransport):
@@ -44,15 +50,23 @@ class EngineTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request, wait for the head of the answer, and hand the body over as it arrives."""
-        status, headers, body = await self.exchange(request)
+        assert isinstance(request.stream, httpx.AsyncByteStream)  # noqa: S101 - an AsyncClient sends no other
+        head = head_of(request.method, request.url, request.headers.raw)
+        status, headers, body = await self.exchange(request.url, head + b"\r\n", request.stream)
         return httpx.Response(status, headers=headers, stream=body)
 
-    async def exchange(self, request: httpx.Request) -> tuple[int, list[tuple[bytes, bytes]], Body]:
-        """Do the same for a caller that needs no response object; the body has to be read to its end or closed."""
-        connection = self._reuse() or await self._connect(request.url)
+    async def exchange(
+        self, url: httpx.URL, head: bytes, content: bytes | AsyncIterable[bytes]
+    ) -> tuple[int, list[tuple[bytes, bytes]], Body]:
+        """Do the same for a caller that has the bytes; the body has to be read to its end or closed.
+
+        :param url: where to connect to.
+        :param head: all before the content.
+        """
+        connection = self._reuse() or await self._connect(url)
         self._busy.add(connection)
         try:
-            await connection.send(request)
+            await connection.send(head, content)
             status, headers = await connection.head()
         except BaseException:
             self.release(connection)
@@ -153,25 +167,24 @@ class _Connection(asyncio.Protocol):
 
     # -- what we do ------------------------------------------------------------------------------------------------
 
-    async def send(self, request: httpx.Request) -> None:
+    async def send(self, head: bytes, content: bytes | AsyncIterable[bytes]) -> None:
         """Send a request; ends early when the engine answers before it has read everything."""
         self._reset()
-        head = [f"{request.method} ".encode(), request.url.raw_path, b" HTTP/1.1\r\n"]
-        for name, value in request.headers.raw:
-            head += (name, b": ", value, b"\r\n")
-        head.append(b"\r\n")
-        assert isinstance(request.stream, httpx.AsyncByteStream)  # noqa: S101 - an AsyncClient sends no other
-        async for part in request.stream:
-            head.append(part)
-            self.transport.writelines(head)
-            head = []
-            if not self._may_write.is_set():
-                await self._may_write.wait()
-            if self._has_head or self._lost:
-                return  # the rest of the request is missing, so this connection is not used again
-        if head:
-            self.transport.writelines(head)
-        self._sent = True
+        if isinstance(content, bytes):
+            self._sent = await self._write(head, content)
+            return
+        async for part in content:
+            if not await self._write(head, part):
+                return
+            head = b""
+        self._sent = not head or await self._write(head)
+
+    async def _write(self, *parts: bytes) -> bool:
+        """Return false if no more is wanted: something is missing then, so this connection is not used again."""
+        self.transport.writelines(parts)
+        if not self._may_write.is_set():
+            await self._may_write.wait()
+        return not self._has_head and not self._lost
 
     async def head(self) -> tuple[int, list[tuple[bytes, bytes]]]:
         """Wait for the status and the headers."""
