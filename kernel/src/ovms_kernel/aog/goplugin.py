@@ -347,7 +347,7 @@ class Server:
             await asyncio.sleep(WATCH_PERIOD)
             if self._host.is_gone():
                 self.end("the host is gone")
-            # A host that never opened one is not known to hold them; one may be lost that was opened with the connection.
+            # A host that never opened one is not known to hold them; of two that were, one may have been lost.
             if self._opened and not self._open and time.monotonic() - self._closed_at > STREAM_PATIENCE:
                 self.end("the host closed its streams")
 
