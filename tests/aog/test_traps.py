@@ -519,6 +519,7 @@ async def test_other_hosts_get_codes_and_the_greeting(other: Any) -> None:
     talk.say(b"\0", "binary")
     last = await talk.call.read()
     assert (last.code, last.message) == (404, "No such model.")
+    talk.call.cancel()
 
 
 async def test_d1_44_loading_twice_is_loading_once(aog: Any) -> None:
