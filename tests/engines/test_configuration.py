@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -80,12 +79,8 @@ def test_reloads_follow_the_bytes_of_the_files(
 
     def loads(name: str, expected: int) -> int:
         """Return how often it was loaded; the lines of a load arrive through a pipe, a moment after the answer."""
-        deadline = time.monotonic() + 5
-        while True:
-            count = sum(f"{name} state changed to: AVAILABLE" in line for line in engine.log)
-            if count >= expected or time.monotonic() > deadline:
-                return count
-            time.sleep(0.01)
+        engine.wait_for_line(line := f"{name} state changed to: AVAILABLE", expected)
+        return sum(line in each for each in engine.log)
 
     assert reload() == 200
     engine.list("a", "b")
