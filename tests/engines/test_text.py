@@ -70,13 +70,12 @@ def test_parameters_do_what_they_say(engine: Engine) -> None:
     cut = chat(engine, max_completion_tokens=5, max_tokens=1).json()
     assert (cut["choices"][0]["finish_reason"], cut["usage"]["completion_tokens"]) == ("length", 5)
     assert chat(engine, ignore_eos=True, max_tokens=60).json()["usage"]["completion_tokens"] == 60
-    hot = [
-        content(chat(engine, "Say hello", temperature=2.0, top_k=-1, seed=seed, max_tokens=30))
-        for seed in (1, 1, 2, 3, 4)
-    ]
+    # Past the end of its answer the tiny model is sure of nothing, so every draw shows.
+    loose = {"temperature": 2.0, "top_k": -1, "ignore_eos": True, "max_tokens": 60}
+    hot = [content(chat(engine, "How do I bake a cake?", seed=seed, **loose)) for seed in (1, 1, 2, 3, 4)]
     assert hot[0] == hot[1]
     assert len(set(hot)) > 1
-    free = [content(chat(engine, "Say hello", temperature=2.0, top_k=-1, max_tokens=30)) for _ in range(5)]
+    free = [content(chat(engine, "How do I bake a cake?", **loose)) for _ in range(5)]
     assert len(set(free)) > 1
     beams = chat(engine, n=2, best_of=3).json()["choices"]
     assert [each["index"] for each in beams] == [0, 1]
