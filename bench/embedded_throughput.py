@@ -36,6 +36,8 @@ STREAMS = 8
 BATCH = 32
 ROUNDS = 15
 SENTENCE = "The quick cat sat on the mat and looked at the birds in the garden, number "
+LENGTHS = {"sentences": 1, "passages": 6}
+"""How many sentences a text has: a question, or the piece of a document that is usual in retrieval."""
 
 
 class Direct:
@@ -208,16 +210,17 @@ def text() -> None:
 def batches(kind: str, order: str, path: str, key: str, extra: dict[str, Any]) -> None:
     engine, direct = Engine(kind), Direct(kind)
     client = engine.connect()
-    ours: list[float] = []
-    theirs: list[float] = []
-    for number in range(ROUNDS * 4 + 5):
-        texts = [f"{SENTENCE}{number} {each}" for each in range(BATCH)]
-        seconds = post(client, path, {"model": "m", key: texts} | extra)
-        rate = direct(order, texts)["rate"]
-        if number >= 5:
-            ours.append(BATCH / seconds)
-            theirs.append(rate)
-    report(f"{kind}, batch of {BATCH}", ours, theirs, "0.9", "texts/s")
+    for length, sentences in LENGTHS.items():
+        ours: list[float] = []
+        theirs: list[float] = []
+        for number in range(ROUNDS * 4 + 5):
+            texts = [". ".join([f"{SENTENCE}{number} {each}"] * sentences) for each in range(BATCH)]
+            seconds = post(client, path, {"model": "m", key: texts} | extra)
+            rate = direct(order, texts)["rate"]
+            if number >= 5:
+                ours.append(BATCH / seconds)
+                theirs.append(rate)
+        report(f"{kind}, {BATCH} {length}", ours, theirs, "0.9", "texts/s")
     client.close()
     engine.close()
     direct.close()

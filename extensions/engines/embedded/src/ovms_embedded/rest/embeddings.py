@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import array
 import asyncio
-import base64
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from ovms_embedded.rest.errors import Invalid
 from ovms_embedded.rest.http import Reply, Request, encode
@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from ovms_embedded.manager import Servable
     from ovms_embedded.workers import Worker
 
-FLOAT = 4
 MANY = 256
-"""Texts from which a thread reads and writes them, so that nobody else waits for it."""
+"""Texts from which a thread reads them, so that nobody else waits for it."""
 
 
 async def embeddings(request: Request, _: Servable, worker: Worker) -> Reply:
@@ -28,21 +27,13 @@ async def embeddings(request: Request, _: Servable, worker: Worker) -> Reply:
     form = request.fields.get("encoding_format", "float")
     if form not in ("float", "base64"):
         raise Invalid("encoding_format should either be base64 or float")
-    call = worker.call("embed", {"texts": texts, "tokens": tokens})
+    call = worker.call("embed", {"texts": texts, "tokens": tokens, "base64": form == "base64"})
     try:
         result = await call.result()
     finally:
         call.close()
-    return Reply(await asyncio.to_thread(_answer, result, form) if many else _answer(result, form))
-
-
-def _answer(result: dict[str, Any], form: str) -> bytes:
-    raw, size = result["vectors"], result["size"] * FLOAT
-    rows = (raw[start : start + size] for start in range(0, len(raw), size))
-    vectors = [base64.b64encode(row).decode() if form == "base64" else array.array("f", row).tolist() for row in rows]
-    data = [{"object": "embedding", "embedding": vector, "index": index} for index, vector in enumerate(vectors)]
     usage = {"prompt_tokens": result["tokens"], "total_tokens": result["tokens"]}
-    return encode({"object": "list", "data": data, "usage": usage})
+    return Reply(encode({"object": "list", "data": msgspec.Raw(result["data"]), "usage": usage}))
 
 
 def _read_input(data: dict[str, Any]) -> tuple[list[str] | None, list[list[int]] | None]:

@@ -1,12 +1,15 @@
-"""Embeddings: tokens in, one vector per text out, pooled and normalised as the graph says."""
+"""Embeddings: texts or tokens in, one vector per text out, pooled and normalised as the graph says."""
 
 from __future__ import annotations
 
+import base64
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openvino
 import openvino_genai as genai
+import orjson
+from openvino import opset13 as ops
 
 from ovms_embedded.worker import common
 from ovms_embedded.worker.pipe import Refused, serve
@@ -37,12 +40,13 @@ class Embeddings:
         device = common.device(spec, pipe, "target_device")
         self.pipe = pipe
         self.tokenizer = genai.Tokenizer(folder)
-        model = openvino.Core().compile_model(folder / "openvino_model.xml", device, common.properties(spec))
+        core = openvino.Core()
+        source = core.read_model(folder / "openvino_model.xml")
+        _pool(source, options.get("pooling") or _pooling(folder), normalize=options["normalize_embeddings"])
+        model = core.compile_model(source, device, common.properties(spec))
         self.request = model.create_infer_request()
         self.inputs = {name for port in model.inputs for name in port.get_names()}
         self.stateful = bool(self.request.query_state())
-        self.pooling = options.get("pooling") or _pooling(folder)
-        self.normalize: bool = options["normalize_embeddings"]
         self.truncate: bool = options["truncate"]
         self.window = common.window(folder) or DEFAULT_WINDOW
         self.info: dict[str, Any] = {}
@@ -52,15 +56,15 @@ class Embeddings:
         serve(self.pipe, {"embed": self.embed, "tokenize": lambda _, p: common.tokenize(self.tokenizer, p)})
 
     def embed(self, _: int, payload: dict[str, Any]) -> dict[str, Any]:
-        """Return the vectors of texts, or of texts that are tokens already, as float32 bytes."""
+        """Return the answer's ``data`` as JSON, written here because the front process has no numpy, and the tokens."""
         if (rows := payload["tokens"]) is not None:
             ids, mask = self._pad(rows)
         else:
             options: dict[str, Any] = {"max_length": self.window, "truncation": True} if self.truncate else {}
             encoded = self.tokenizer.encode(payload["texts"], **options)
             ids, mask = encoded.input_ids.data, encoded.attention_mask.data
-        lengths = mask.sum(axis=1)
-        if (longest := int(lengths.max(initial=0))) > self.window:
+        tokens = mask.sum(axis=1)
+        if (longest := int(tokens.max(initial=0))) > self.window:
             text = f"Input length {longest} longer than allowed {self.window}"
             raise Refused(text)
         if not ids.shape[1]:
@@ -68,8 +72,10 @@ class Embeddings:
             raise Refused(text)
         rows_at_once = max(1, TOKENS_AT_ONCE // ids.shape[1])
         parts = [slice(start, start + rows_at_once) for start in range(0, len(ids), rows_at_once)]
-        vectors = np.concatenate([self._infer(ids[part], mask[part], lengths[part]) for part in parts])
-        return {"vectors": vectors.tobytes(), "size": vectors.shape[1], "tokens": int(lengths.sum())}
+        vectors = np.concatenate([self._infer(ids[part], mask[part]) for part in parts])
+        written = [base64.b64encode(row).decode() for row in vectors] if payload["base64"] else vectors
+        data = [{"object": "embedding", "embedding": row, "index": index} for index, row in enumerate(written)]
+        return {"data": orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY), "tokens": int(tokens.sum())}
 
     def _pad(self, rows: list[list[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         if self.truncate:
@@ -82,9 +88,7 @@ class Embeddings:
             mask[number, : len(row)] = 1
         return ids, mask
 
-    def _infer(
-        self, ids: NDArray[np.int64], mask: NDArray[np.int64], lengths: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
+    def _infer(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
         feed: dict[str, NDArray[Any]] = {"input_ids": ids, "attention_mask": mask}
         if "token_type_ids" in self.inputs:
             feed["token_type_ids"] = np.zeros_like(ids)
@@ -95,21 +99,31 @@ class Embeddings:
         if self.stateful:
             self.request.reset_state()
         self.request.infer({name: openvino.Tensor(value) for name, value in feed.items() if name in self.inputs})
-        hidden = self.request.get_output_tensor(0).data
-        if hidden.ndim == 2:
-            vectors = hidden
-        elif self.pooling == "MEAN":
-            weights = mask[:, None, :].astype(np.float32)
-            vectors = (weights @ hidden)[:, 0] / np.maximum(lengths, 1)[:, None]
-        elif self.pooling == "LAST":
-            last = mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)
-            vectors = hidden[np.arange(len(hidden)), last]
-        else:
-            vectors = hidden[:, 0]
-        if self.normalize:
-            norm = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-            vectors = vectors / np.maximum(norm, 1e-12)[:, None]
-        return np.ascontiguousarray(vectors, np.float32)
+        return np.array(self.request.get_output_tensor(0).data, np.float32)
+
+
+def _pool(model: openvino.Model, pooling: str, *, normalize: bool) -> None:
+    """Make the model's first output, (texts, tokens, size) or (texts, size), its only one: a vector per text."""
+    first, *_ = results = model.get_results()
+    vectors: openvino.Output = first.input_value(0)
+    mask = model.input("attention_mask")
+    zero, one, two = (ops.constant(each, np.int64) for each in range(3))
+    if vectors.get_partial_shape().rank == 2:
+        pass
+    elif pooling == "MEAN":
+        weights = ops.convert(ops.unsqueeze(mask, one), "f32")
+        count = ops.maximum(ops.reduce_sum(weights, two), ops.constant(1, np.float32))
+        vectors = ops.divide(ops.squeeze(ops.matmul(weights, vectors, False, False), one), count)  # noqa: FBT003
+    elif pooling == "LAST":
+        positions = ops.cum_sum(ops.broadcast(one, ops.shape_of(mask)), one, exclusive=True)
+        vectors = ops.gather(vectors, ops.reduce_max(ops.multiply(positions, mask), one), one, batch_dims=1)
+    else:
+        vectors = ops.gather(vectors, zero, one)
+    if normalize:
+        vectors = ops.normalize_l2(vectors, one, 1e-24, "max")
+    for each in results:
+        model.remove_result(each)
+    model.add_results([ops.result(vectors)])
 
 
 def _pooling(folder: Path) -> str:

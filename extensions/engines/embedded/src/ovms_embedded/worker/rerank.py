@@ -47,13 +47,19 @@ class Rerank:
         room = self.window - SPECIALS
         if len(query.encode()) + max(len(each.encode()) for each in documents) <= room:
             return self._rank(query, documents)  # a token is at least one byte: it all fits
-        room -= self._length(query)
+        encoded = self.tokenizer.encode([query, *documents], add_special_tokens=False)
+        rows, mask = encoded.input_ids.data, encoded.attention_mask.data
+        lengths: list[int] = mask.sum(axis=1).tolist()
+        room -= lengths[0]
         if room <= 0:
             raise Refused(f"Query is too long: it leaves no room for a document within {self.window} tokens")
         parts: list[str] = []
         owners: list[int] = []
         for index, document in enumerate(documents):
-            pieces = self._split(document, room)
+            pieces = [document]
+            if lengths[index + 1] > room:
+                tokens = rows[index + 1][mask[index + 1] == 1].tolist()
+                pieces = [self.tokenizer.decode(tokens[at : at + room]) for at in range(0, len(tokens), room)]
             parts += pieces
             owners += [index] * len(pieces)
         if len(parts) > self.chunks:
@@ -73,20 +79,6 @@ class Rerank:
             found = self.pipeline.rerank(query, documents[start : start + at_once])
             ranked += [(start + index, score) for index, score in found]
         return sorted(ranked, key=lambda each: -each[1])
-
-    def _tokens(self, text: str) -> list[int]:
-        tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False).input_ids.data[0].tolist()
-        return tokens
-
-    def _length(self, text: str) -> int:
-        return len(self._tokens(text)) if text else 0
-
-    def _split(self, document: str, room: int) -> list[str]:
-        tokens = self._tokens(document)
-        if len(tokens) <= room:
-            return [document]
-        rows = [tokens[start : start + room] for start in range(0, len(tokens), room)]
-        return [self.tokenizer.decode(row) for row in rows]
 
 
 def load(spec: dict[str, Any], pipe: Pipe) -> Rerank:
