@@ -252,8 +252,7 @@ def test_the_live_probe_answers_under_load(engine: Engine, fixtures: Path) -> No
             assert answer.status_code == 200
             waits.append(answer.elapsed.total_seconds())
     assert all(each.result().status_code == 200 for each in running)
-    # A blocked event loop shows in every probe; one late in a hundred is the scheduler's.
-    assert sorted(waits)[int(0.98 * len(waits))] < 0.1
+    assert max(waits) < 0.1
 
 
 def test_the_api_key_guards_generation_only(
