@@ -66,7 +66,7 @@ def up(installed: Any, executable: str, environment: dict[str, str]) -> Iterator
 def test_engines_are_installed_listed_chosen_and_removed(here: Any) -> None:
     assert "engine install" in here("engine", "ls").stderr
     version = json.loads(here("engine", "install", "--json").stdout)["version"]
-    assert here("engine", "install").stdout == f"Engine {version} is installed and active.\n"
+    assert here("engine", "install").stdout == f"Engine {version} (portable) is installed and active.\n"
     assert here("engine", "ls").stdout.splitlines()[1].split() == [version, "portable", "active"]
     assert json.loads(here("engine", "ls", "--json").stdout)[0]["active"] is True
     assert version in here("engine", "use", version).stdout

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ovms_kernel.api import BadRequest, Route, ServiceDefinition, forward, forward_stream, need, with_id
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, Mapping
 
     from ovms_kernel.api import Call, Engine
 
@@ -36,7 +36,7 @@ class Chat:
         """Return the whole answer."""
         return await forward(self._route, call, engine)
 
-    def stream(self, call: Call, engine: Engine) -> AsyncIterator[bytes]:
+    def stream(self, call: Call, engine: Engine) -> AsyncGenerator[bytes, None]:
         """Yield the answer's events as the engine sends them, with the usage chunk and ``[DONE]``."""
         return forward_stream(self._route, call, engine)
 

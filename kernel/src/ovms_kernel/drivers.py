@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
     from pathlib import Path
 
     from ovms_kernel.models.protos.ovms_graph_pb2 import CalculatorGraphConfig
@@ -49,7 +49,7 @@ class Engine(Protocol):
 
     def stream(
         self, path: str, body: bytes, *, content_type: str = "application/json", timeout: float | None = None
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Send one request and yield the events of the answer as they arrive.
 
         Each item is one whole server-sent event with its closing blank line. Closing the iterator closes the
@@ -94,7 +94,7 @@ class Service(Protocol):
 class StreamingService(Service, Protocol):
     """A service that can answer in pieces."""
 
-    def stream(self, call: Call, engine: Engine) -> AsyncIterator[bytes]:
+    def stream(self, call: Call, engine: Engine) -> AsyncGenerator[bytes, None]:
         """Yield server-sent events, each with its closing blank line."""
         ...
 
@@ -103,7 +103,7 @@ class StreamingService(Service, Protocol):
 class ConversingService(Service, Protocol):
     """A service that listens and speaks at the same time."""
 
-    def converse(self, inbound: AsyncIterator[Message], engine: Engine) -> AsyncIterator[Message]:
+    def converse(self, inbound: AsyncIterator[Message], engine: Engine) -> AsyncGenerator[Message, None]:
         """Answer a session of messages; ends when the inbound side ends and everything was said."""
         ...
 

@@ -10,7 +10,7 @@ import logging
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Self, cast
 
 import anyio
 
@@ -39,7 +39,7 @@ from ovms_kernel.requests import admitted
 from ovms_kernel.values import Ports
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
     from ovms_kernel.drivers import ConversingService, Platform, Service, StreamingService
     from ovms_kernel.engine.choice import Choice
@@ -355,7 +355,7 @@ class Kernel:
             sent(len(answer))
             return answer
 
-    async def stream(self, service: str, body: bytes, *, timeout: float | None = None) -> AsyncIterator[bytes]:
+    async def stream(self, service: str, body: bytes, *, timeout: float | None = None) -> AsyncGenerator[bytes, None]:
         """Answer one request piece by piece, as server-sent events; closing the iterator stops the generation.
 
         :param timeout: seconds; the engine's client keeps it, as a cancel scope must not span a generator's yields.
@@ -366,13 +366,13 @@ class Kernel:
         self._admitting()
         async with (
             admitted(self.events, service, body, timeout=timeout, streaming=True) as (call, sent),
-            aclosing(cast("Any", cast("StreamingService", driver).stream(call, await self.client()))) as chunks,
+            aclosing(cast("StreamingService", driver).stream(call, await self.client())) as chunks,
         ):
             async for chunk in chunks:
                 sent(len(chunk))
                 yield chunk
 
-    async def converse(self, service: str, inbound: AsyncIterator[Message]) -> AsyncIterator[Message]:
+    async def converse(self, service: str, inbound: AsyncIterator[Message]) -> AsyncGenerator[Message, None]:
         """Hold a session of messages."""
         driver = self.service(service)
         if not driver.definition.bidirectional:
@@ -380,6 +380,6 @@ class Kernel:
         self._admitting()
         # A session may outlive the engine that it began with.
         conversation = cast("ConversingService", driver).converse(inbound, FollowingEngine(self.client))
-        async with aclosing(cast("Any", conversation)) as messages:
+        async with aclosing(conversation) as messages:
             async for message in messages:
                 yield message

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, TimedOut
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     from ovms_kernel.drivers import Engine
     from ovms_kernel.values import Call, ServiceDefinition
@@ -64,16 +65,13 @@ async def forward(route: Route, call: Call, engine: Engine) -> bytes:
     return body if route.adds is None else add_fields(body, route.adds(model))
 
 
-async def forward_stream(route: Route, call: Call, engine: Engine) -> AsyncIterator[bytes]:
+async def forward_stream(route: Route, call: Call, engine: Engine) -> AsyncGenerator[bytes, None]:
     """Yield the engine's events as they arrive, byte for byte; closing the iterator stops the generation."""
     began = time.monotonic()
     _, body = await _request(route, call, engine, streaming=True)
-    events = engine.stream(route.definition.endpoint, body, timeout=time_left(call, began))
-    try:
+    async with aclosing(engine.stream(route.definition.endpoint, body, timeout=time_left(call, began))) as events:
         async for event in events:
             yield event
-    finally:
-        await events.aclose()  # type: ignore[attr-defined]
 
 
 async def _request(route: Route, call: Call, engine: Engine, *, streaming: bool) -> tuple[str, bytes]:

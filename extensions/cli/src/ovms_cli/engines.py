@@ -167,7 +167,7 @@ async def install(session: Session, version: AnyVersion = "", *, json: Json = Fa
     if json:
         output.print_json(installation)
     else:
-        print(f"Engine {installation.version} is installed and active.")
+        print(f"Engine {installation.version} ({installation.platform}) is installed and active.")
 
 
 async def use(session: Session, version: Version) -> None:

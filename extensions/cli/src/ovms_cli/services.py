@@ -2,18 +2,15 @@
 
 import json as json_
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
 from ovms_cli.session import Session, add, running
 from ovms_kernel.errors import BadRequest, NotSupported
-
-if TYPE_CHECKING:
-    from ovms_kernel.kernel import Kernel
 
 WITHDRAWN = "Interrupted; the request is withdrawn."
 
@@ -43,7 +40,7 @@ async def chat(
     async with session.kernel() as kernel:
         await running(kernel, start=True)
         body = json_.dumps(request, ensure_ascii=False).encode()
-        async with aclosing(_stream(kernel, "chat", body)) as chunks:
+        async with aclosing(kernel.stream("chat", body)) as chunks:
             async for piece in answer(chunks):
                 print(piece, end="", flush=True)
         print()
@@ -74,17 +71,12 @@ async def call(
             raise NotSupported(f"The service {service} does not stream; leave out --stream.")
         await running(kernel, start=True)
         if stream:
-            async with aclosing(_stream(kernel, service, body)) as chunks:
+            async with aclosing(kernel.stream(service, body)) as chunks:
                 async for chunk in chunks:
                     sys.stdout.buffer.write(chunk)
                     sys.stdout.buffer.flush()
         else:
             sys.stdout.buffer.write(await kernel.invoke(service, body) + b"\n")
-
-
-def _stream(kernel: "Kernel", service: str, body: bytes) -> AsyncGenerator[bytes, None]:
-    # The kernel promises no more than an iterator; what it returns is closed to withdraw a request.
-    return cast("AsyncGenerator[bytes, None]", kernel.stream(service, body))
 
 
 def read_request(text: str) -> bytes:

@@ -6,12 +6,12 @@ import asyncio
 import json
 from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ovms_kernel.errors import EngineFailed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from ovms_kernel.errors import OvmsError
 
@@ -74,7 +74,7 @@ def reframe_event(event: bytes) -> bytes:
     return b"data: " + _dump(timestamped(value)) + b"\n\n"
 
 
-async def together(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def together(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
     """Yield at once what has arrived, joined: AOG does not look at the borders of messages, and each costs its time."""
     waiting: list[bytes] = []
     first = True
@@ -82,7 +82,7 @@ async def together(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
     async def read() -> None:
         nonlocal first
-        async with aclosing(cast("Any", events)):
+        async with aclosing(events):
             async for event in events:
                 waiting.append(event)
                 arrived.set()

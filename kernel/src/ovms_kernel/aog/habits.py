@@ -12,7 +12,7 @@ import logging
 import time
 from collections import Counter
 from contextlib import aclosing, contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ovms_kernel.aog import framing, payloads
 from ovms_kernel.aog.provider import Fields, Provider
@@ -20,7 +20,7 @@ from ovms_kernel.aog.sessions import hold_session
 from ovms_kernel.errors import BadRequest, NotFound, OvmsError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 
     from ovms_kernel.kernel import Kernel
     from ovms_kernel.values import LocalModel, Message, Progress
@@ -66,27 +66,31 @@ class AogProvider(Provider):
             answer = framing.with_embeddings(answer)
         return framing.reframe_answer(answer) if kernel.service(service).definition.streaming else answer
 
-    async def stream(self, kernel: Kernel, service: str, body: bytes, timeout: float | None) -> AsyncIterator[bytes]:
+    async def stream(
+        self, kernel: Kernel, service: str, body: bytes, timeout: float | None
+    ) -> AsyncGenerator[bytes, None]:
         """Yield the events that AOG understands, framed as it wants them."""
         body, model = self._addressed(kernel, service, body)
 
-        async def framed() -> AsyncIterator[bytes]:
-            async with aclosing(cast("Any", kernel.stream(service, body, timeout=timeout))) as events:
+        async def framed() -> AsyncGenerator[bytes, None]:
+            async with aclosing(kernel.stream(service, body, timeout=timeout)) as events:
                 async for event in events:
                     if data := framing.reframe_event(event):
                         # Without a conversion AOG takes the prefix away and puts none before (D1-35).
                         yield b"data: " + data if service in self.passed else data
 
         with self._using(model):
-            async with aclosing(cast("Any", framing.together(framed()))) as messages:
+            async with aclosing(framing.together(framed())) as messages:
                 async for message in messages:
                     yield message
 
-    async def converse(self, kernel: Kernel, service: str, inbound: AsyncIterator[Message]) -> AsyncIterator[Message]:
+    async def converse(
+        self, kernel: Kernel, service: str, inbound: AsyncIterator[Message]
+    ) -> AsyncGenerator[Message, None]:
         """Hold a session that AOG never closes, and tell failures as events."""
         converse = super().converse
         session = hold_session(service, lambda messages: converse(kernel, service, messages), inbound, self._using)
-        async with aclosing(cast("Any", session)) as messages:
+        async with aclosing(session) as messages:
             async for message in messages:
                 yield message
 
@@ -207,10 +211,10 @@ class AogProvider(Provider):
             log.warning("PullModel %s: %s", model, error.message)
             raise
 
-    async def pull_model_stream(self, request: Any, context: Any) -> AsyncIterator[Fields]:
+    async def pull_model_stream(self, request: Any, context: Any) -> AsyncGenerator[Fields, None]:
         """Pull a model; errors are data, as AOG swallows codes here and would say "downloading" for ever (D1-26)."""
         try:
-            async with aclosing(cast("Any", super().pull_model_stream(request, context))) as answers:
+            async with aclosing(super().pull_model_stream(request, context)) as answers:
                 async for fields in answers:
                     yield fields
         except Exception as error:  # noqa: BLE001 - told as data

@@ -18,7 +18,7 @@ from ovms_kernel.errors import BadRequest, NotSupported, OvmsError
 from ovms_kernel.values import Message, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
     from pathlib import Path
 
     import grpc
@@ -90,12 +90,12 @@ class Provider:
 
     def _guard_stream(
         self,
-        method: Callable[..., AsyncIterator[Fields]],
+        method: Callable[..., AsyncGenerator[Fields, None]],
         response: Any,
-    ) -> Callable[..., AsyncIterator[Any]]:
-        async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+    ) -> Callable[..., AsyncGenerator[Any, None]]:
+        async def call(request: Any, context: Any) -> AsyncGenerator[Any, None]:
             try:
-                async with aclosing(cast("Any", method(_decoded(request), context))) as answers:
+                async with aclosing(method(_decoded(request), context)) as answers:
                     async for fields in answers:
                         yield response(**fields)
             except Exception as error:  # noqa: BLE001 - the last frame of ours
@@ -121,16 +121,16 @@ class Provider:
         answer = await self.invoke(await self.kernel(), request.service_name, request.request_data, time_left(context))
         return {"response_data": answer}
 
-    async def invoke_service_stream(self, request: Any, context: Any) -> AsyncIterator[Fields]:
+    async def invoke_service_stream(self, request: Any, context: Any) -> AsyncGenerator[Fields, None]:
         """Answer one request piece by piece."""
         kernel = await self.kernel()
         stream = self.stream(kernel, request.service_name, request.request_data, time_left(context))
-        async with aclosing(cast("Any", stream)) as chunks:
+        async with aclosing(stream) as chunks:
             async for chunk in chunks:
                 yield {"chunk_data": chunk}
         yield {"is_final": True}
 
-    async def invoke_service_bidi(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Fields]:
+    async def invoke_service_bidi(self, requests: AsyncIterator[Any], context: Any) -> AsyncGenerator[Fields, None]:
         """Hold a session of messages; the first of them names the service."""
         del context
         kernel = await self.kernel()
@@ -138,12 +138,12 @@ class Provider:
         if first is None:
             return
 
-        async def inbound() -> AsyncIterator[Message]:
+        async def inbound() -> AsyncGenerator[Message, None]:
             yield _message(first)
             async for request in requests:
                 yield _message(request)
 
-        async with aclosing(cast("Any", self.converse(kernel, _decoded(first).service_name, inbound()))) as messages:
+        async with aclosing(self.converse(kernel, _decoded(first).service_name, inbound())) as messages:
             async for message in messages:
                 yield {"data": message.data, "message_type": message.kind, "metadata": message.metadata}
 
@@ -151,11 +151,11 @@ class Provider:
         """Answer one request with one JSON object."""
         return await kernel.invoke(service, body, timeout=timeout)
 
-    def stream(self, kernel: Kernel, service: str, body: bytes, timeout: float | None) -> AsyncIterator[bytes]:
+    def stream(self, kernel: Kernel, service: str, body: bytes, timeout: float | None) -> AsyncGenerator[bytes, None]:
         """Yield the server-sent events of one request."""
         return kernel.stream(service, body, timeout=timeout)
 
-    def converse(self, kernel: Kernel, service: str, inbound: AsyncIterator[Message]) -> AsyncIterator[Message]:
+    def converse(self, kernel: Kernel, service: str, inbound: AsyncIterator[Message]) -> AsyncGenerator[Message, None]:
         """Yield what is answered in a session."""
         return kernel.converse(service, inbound)
 
@@ -228,7 +228,7 @@ class Provider:
         await self.pull(kernel, model, model_type, lambda _: None)
         return {"response_json": payloads.write({"status": "success"})}
 
-    async def pull_model_stream(self, request: Any, context: Any) -> AsyncIterator[Fields]:
+    async def pull_model_stream(self, request: Any, context: Any) -> AsyncGenerator[Fields, None]:
         """Pull a model and report on it; the work never waits for the host to read."""
         kernel, (model, model_type) = await self.kernel(), _pull_request(request, await self.kernel())
         latest = Progress("starting")

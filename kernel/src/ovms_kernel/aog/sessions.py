@@ -6,14 +6,14 @@ import asyncio
 import json
 import logging
 from contextlib import ExitStack, aclosing
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ovms_kernel.aog import framing, payloads
 from ovms_kernel.errors import OvmsError
 from ovms_kernel.values import Message
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
     from contextlib import AbstractContextManager
 
 log = logging.getLogger(__name__)
@@ -105,10 +105,10 @@ class Session:
 
 async def hold_session(
     service: str,
-    converse: Callable[[AsyncIterator[Message]], AsyncIterator[Message]],
+    converse: Callable[[AsyncIterator[Message]], AsyncGenerator[Message, None]],
     inbound: AsyncIterator[Message],
     using: Callable[[str], AbstractContextManager[None]],
-) -> AsyncIterator[Message]:
+) -> AsyncGenerator[Message, None]:
     """Yield the messages of one session, one conversation with the service after another.
 
     A failure is told as an event and ends the conversation only: a code would make AOG close a channel that it still
@@ -125,7 +125,7 @@ async def hold_session(
                 failed = False
                 try:
                     messages = converse(_conversation(session, first, using, held))
-                    async with aclosing(cast("Any", messages)) as answers:
+                    async with aclosing(messages) as answers:
                         async for answer in answers:
                             if any(end in answer.data[:256] for end in ENDS):
                                 session.idle_limit = IDLE_AFTER_TASK
@@ -151,7 +151,7 @@ async def hold_session(
 
 async def _conversation(
     session: Session, first: Message, using: Callable[[str], AbstractContextManager[None]], held: ExitStack
-) -> AsyncIterator[Message]:
+) -> AsyncGenerator[Message, None]:
     message: Message | None = first
     while message is not None:
         if message.kind == "text":

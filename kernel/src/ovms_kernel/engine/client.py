@@ -21,7 +21,7 @@ from ovms_kernel.values import Answer
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Iterator, Mapping
 
     import grpc.aio
     import httpx
@@ -98,7 +98,7 @@ class EngineClient:
 
     async def stream(
         self, path: str, body: bytes, *, content_type: str = "application/json", timeout: float | None = None
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Send one request and yield its events as they arrive; see ``drivers.Engine``."""
         import httpx
 

@@ -6,10 +6,10 @@ An engine that was restarted has another key, and perhaps another port.
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from ovms_kernel.drivers import Engine
     from ovms_kernel.values import Answer, Upload
@@ -43,11 +43,11 @@ class FollowingEngine:
 
     async def stream(
         self, path: str, body: bytes, *, content_type: str = "application/json", timeout: float | None = None
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Send one request and yield the events of the answer as they arrive."""
         client = await self._client()
         answer = client.stream(path, body, content_type=content_type, timeout=timeout)
-        async with aclosing(cast("Any", answer)) as events:
+        async with aclosing(answer) as events:
             async for event in events:
                 yield event
 

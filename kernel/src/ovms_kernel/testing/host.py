@@ -123,8 +123,13 @@ class PluginHost(ProviderClient):
 
     async def __aexit__(self, *exception: object) -> None:
         if self.process.returncode is None:
-            with contextlib.suppress(PluginFailed):
-                await self.kill()
+            try:
+                with contextlib.suppress(PluginFailed):
+                    await self.kill()
+            finally:
+                # A host that is cancelled meanwhile leaves no plugin behind.
+                with contextlib.suppress(ProcessLookupError):
+                    self.process.kill()
 
     @property
     def pid(self) -> int:

@@ -10,7 +10,7 @@ import anyio
 from ovms_kernel.api import NotSupported, ServiceDefinition
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
     from ovms_kernel.api import Call, Engine, Message
 
@@ -44,11 +44,11 @@ class LiveSpeech:
         """Refuse: a session is not a single request."""
         raise NotSupported("speech-to-text-ws holds sessions; send a single recording to speech-to-text.")
 
-    def stream(self, call: Call, engine: Engine) -> AsyncIterator[bytes]:  # noqa: ARG002 - the protocol's
+    def stream(self, call: Call, engine: Engine) -> AsyncGenerator[bytes, None]:  # noqa: ARG002 - the protocol's
         """Refuse: a session is not a single request."""
         raise NotSupported("speech-to-text-ws holds sessions; send a single recording to speech-to-text.")
 
-    async def converse(self, inbound: AsyncIterator[Message], engine: Engine) -> AsyncIterator[Message]:
+    async def converse(self, inbound: AsyncIterator[Message], engine: Engine) -> AsyncGenerator[Message, None]:
         """Answer a session's messages until it ends; leaving it frees everything that it held."""
         from ovms_service_speech_to_text_ws.session import Session
 
