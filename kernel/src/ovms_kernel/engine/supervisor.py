@@ -286,7 +286,8 @@ class Supervisor:
             misses = 0
             while self._wanted is not None:
                 await self._wait_until(lambda: self._wanted is None, WATCH_PERIOD)
-                self._log_begin *= not await anyio.to_thread.run_sync(launch.cut_log, self._log_file)
+                if await anyio.to_thread.run_sync(launch.cut_log, self._log_file):
+                    self._log_begin = 0
                 misses = 0 if await self._is_well(client) else misses + 1
                 if misses >= WATCH_MISSES:
                     return True
