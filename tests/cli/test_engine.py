@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +75,24 @@ def test_engines_are_installed_listed_chosen_and_removed(here: Any) -> None:
     assert version in here("engine", "upgrade").stdout
     assert "in use" in here("engine", "remove", version, code=2).stderr
     assert "9.9" in here("engine", "use", "9.9", code=3).stderr
+
+
+def test_an_engine_that_is_not_the_first_choice_is_no_secret(environment: dict[str, str]) -> None:
+    """On a relative of Ubuntu whose build cannot be had, another engine is installed; a warning says why."""
+    code = (
+        "import ovms_kernel.kernel as kernel; from ovms_kernel.values import Host;"
+        "kernel.read_host = lambda: Host(os='linux', machine='x86_64', memory=8 << 30, distribution='debian',"
+        " version='12', codename='bookworm');"
+        "from ovms_cli.app import run; run(['engine', 'install'])"
+    )
+    del environment["OVMS_PLUGIN_PLATFORM"]
+    environment |= {"HTTPS_PROXY": "http://127.0.0.1:1", "NO_PROXY": ""}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    assert "(portable) is installed" in done.stdout
+    assert re.search(
+        r"^Platform ubuntu2204 does not do here: .*ovms_ubuntu22.* Next is portable\.$", done.stderr, re.MULTILINE
+    )
 
 
 def test_without_an_engine_it_says_what_to_do(here: Any, fixtures: Path) -> None:

@@ -154,6 +154,12 @@ async def test_an_unreachable_hub_is_said_in_a_sentence(driver, hub, monkeypatch
         await unreachable.list_files(REF)
 
 
+async def test_a_name_without_an_owner_is_refused_before_anyone_is_asked(driver, hub):
+    with pytest.raises(BadRequest, match="owner/name"):
+        await driver().list_files(ModelRef("Qwen3"))
+    assert hub.requests == []
+
+
 async def test_patterns_choose_files(hub, driver, repo):
     hub.add("me/model", repo)
     chosen = driver(allow_patterns="*.bin,*.json", ignore_patterns=["sub/*"])

@@ -6,6 +6,7 @@ know no limit of rate and no cancel (modelscope-hub 0.5.1). The kernel's ``fetch
 
 from __future__ import annotations
 
+import logging
 import re
 from contextlib import suppress
 from fnmatch import fnmatch
@@ -102,12 +103,19 @@ class ModelScope:
             for session in vars(api.legacy).values():
                 if isinstance(session, requests.Session):
                     _insist(session, self._texts["proxy"], self._texts["ca_file"])
+            # It writes on stderr by itself; what it says goes where everything else goes.
+            logger = logging.getLogger("modelscope_hub")
+            logger.handlers.clear()
+            logger.propagate = True
+            logger.setLevel(logging.NOTSET)
             self._api = api
         return self._api
 
     def _list(self, ref: ModelRef) -> list[RemoteFile]:
         from modelscope_hub.errors import HubError
 
+        if "/" not in ref.id:
+            raise BadRequest(f"{ref.id} has no owner; write it as owner/name, such as OpenVINO/Qwen3-0.6B-int4-ov.")
         api = self._client()
         try:
             entries = api.list_repo_files(ref.id, "model", revision=ref.revision or None)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import anyio
 import typer
 
+from ovms_cli import output
 from ovms_kernel.errors import OvmsError, Unavailable
 
 if TYPE_CHECKING:
@@ -94,6 +95,20 @@ def _as_command(function: Callable[..., Coroutine[Any, Any, None]]) -> Callable[
     return call
 
 
+class _Notices(logging.Handler):
+    """Prints what is logged as commands print their notices, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        output.say(self.format(record))
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Tell what nobody else tells: warnings of ours, and errors that do not end the command."""
+    if record.levelno < logging.ERROR:
+        return record.name.startswith("ovms_")
+    return not record.name.startswith(TOLD_OTHERWISE)
+
+
 def _run(work: Callable[[Session], Awaitable[None]], data_dir: Path | None, *, debug: bool) -> None:
     from ovms_kernel.settings import read_settings
 
@@ -102,9 +117,9 @@ def _run(work: Callable[[Session], Awaitable[None]], data_dir: Path | None, *, d
 
         set_up("DEBUG", hosted=False)
     else:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.addFilter(lambda record: not record.name.startswith(TOLD_OTHERWISE))
-        logging.basicConfig(level=logging.ERROR, format="%(message)s", handlers=[handler])
+        handler = _Notices()
+        handler.addFilter(_is_news)
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     received: list[signal.Signals] = []
     kept = Session.kept
     caught: BaseException | None = None

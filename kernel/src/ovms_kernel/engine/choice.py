@@ -115,5 +115,5 @@ async def install_best(
                 raise
             if isinstance(error, EngineFailed):
                 installations.forget(release)  # some hundred MB that are of no use here
-            log.warning("Platform %s does not do here (%s); %s is tried", choice.name, error, choices[number + 1].name)
+            log.warning("Platform %s does not do here: %s Next is %s.", choice.name, error, choices[number + 1].name)
     raise NotSupported("No installed platform extension fits this system; install ovms-platform-portable.")
