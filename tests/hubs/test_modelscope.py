@@ -239,6 +239,20 @@ async def test_a_company_may_have_its_own_authority(driver, repo, tmp_path, no_r
     assert_same(repo, tmp_path / "into")
 
 
+async def test_a_connection_that_is_given_up_brings_no_bytes_any_more(driver, repo, authority):
+    ca_file, tls = authority
+    with FakeHub(tls=tls) as hub:
+        hub.add("me/model", repo)
+        secure = driver(endpoint=hub.url, ca_file=str(ca_file))
+        file = next(each for each in await secure.list_files(REF) if each.path == BIG)
+        body = secure._open(REF, file, 0, file.size - 1)
+        assert body.read(100_000)
+        body.abort()
+        with pytest.raises(Unavailable):
+            body.read(100_000)  # what has arrived by now is encrypted, and nobody is left to decrypt it
+        body.close()
+
+
 @pytest.fixture
 def authority(tmp_path: Path) -> tuple[Path, ssl.SSLContext]:
     """A certificate for this machine that signs itself."""

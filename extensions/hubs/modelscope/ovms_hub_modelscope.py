@@ -176,6 +176,7 @@ class _Body:
 
     def __init__(self, response: Response) -> None:
         self._response = response
+        self._aborted = False
         self.ranged = response.status_code == 206
         self.start = 0
         total = response.headers.get("Content-Length", "")
@@ -189,14 +190,20 @@ class _Body:
         from urllib3.exceptions import HTTPError
 
         try:
-            return bytes(self._response.raw.read1(size))
+            piece = bytes(self._response.raw.read1(size))
         except (HTTPError, OSError, ValueError, AttributeError) as error:
             # The last two come of a connection that was shut down by ``abort`` in the middle of a read.
             raise FetchFailed(f"The connection to the hub broke ({type(error).__name__}); try again later.") from error
+        if self._aborted:
+            # Python gives up TLS with the first shutdown and then reads what has arrived as it is, still encrypted.
+            raise FetchFailed("The connection to the hub was given up; try again later.")
+        return piece
 
     def abort(self) -> None:
-        """Make a ``read`` in another thread return or raise."""
-        with suppress(OSError, RuntimeError, ValueError):
+        """Make every ``read`` from now on raise, and one that waits in another thread."""
+        self._aborted = True
+        # The last of these comes of a ``close`` in another thread at the same moment.
+        with suppress(OSError, RuntimeError, ValueError, TypeError):
             self._response.raw.shutdown()
 
     def close(self) -> None:

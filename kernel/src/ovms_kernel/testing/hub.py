@@ -91,7 +91,9 @@ class FakeHub:
         self._server = _Server(("127.0.0.1", 0), handler)
         self._scheme = "https" if tls else "http"
         if tls:
-            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+            # Hands are shaken with the first read, in the connection's own thread: a silent client holds up nobody.
+            listening = self._server.socket
+            self._server.socket = tls.wrap_socket(listening, server_side=True, do_handshake_on_connect=False)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
     @property
