@@ -6,6 +6,7 @@ import os
 import shutil
 import tarfile
 import zipfile
+from dataclasses import replace
 
 import anyio
 import pytest
@@ -16,7 +17,7 @@ from ovms_kernel.models import publish
 from ovms_kernel.models.facts import parameter_size_of, quantization_of, weights_of
 from ovms_kernel.models.files import METADATA, read_files
 from ovms_kernel.models.graph import read_graph
-from ovms_kernel.models.metadata import read_metadata
+from ovms_kernel.models.metadata import read_metadata, write_metadata
 from ovms_kernel.values import GraphPatch, ModelFiles
 
 
@@ -183,6 +184,20 @@ async def test_verify_finds_what_changed(world, tiny):
     faults = await world.library.verify("a")
     assert len(faults) == 3
     assert any("SHA-256" in fault for fault in faults)
+
+
+async def test_verify_writes_nothing_into_what_another_is_replacing(world, tiny):
+    model = await world.library.import_(tiny("embeddings"), "a")
+    (model.directory / "openvino_model.bin").write_bytes(b"damaged")
+    begun = anyio.Event()
+    async with anyio.create_task_group() as group, world.library.hold("a"):
+        group.start_soon(world.library.verify, "a", lambda _: begun.set())
+        await begun.wait()
+        await anyio.sleep(0.2)
+        newer = replace(read_metadata(model.directory), files={})
+        assert not newer.damaged
+        write_metadata(model.directory, newer)
+    assert read_metadata(model.directory) == newer
 
 
 async def test_usage_and_description(world, tiny):

@@ -98,6 +98,101 @@ async def test_a_refresh_fetches_what_changed(puller, hub, repo):
     assert hub.sent - before < 1000
 
 
+async def test_a_refresh_of_what_has_not_changed_touches_nothing(puller, hub, repo):
+    hub.add("me/model", repo)
+    model = await puller.library.pull(REF)
+    before = (hub.sent, model.directory.stat().st_ino)
+    reports = []
+    assert await puller.library.pull(REF, refresh=True, report=reports.append) == model
+    assert reports[-1].status == "success"
+    assert (hub.sent, model.directory.stat().st_ino) == before
+    assert puller.heard == [("pulled", "me/model")], "it was not published again, so nobody had to unload it"
+    assert hub.listings == 2
+    await puller.library.pull(REF, refresh=True, options={"max_num_seqs": 7})
+    assert "max_num_seqs: 7" in (model.directory / "graph.pbtxt").read_text()
+
+
+async def test_a_plan_says_what_is_here_and_changes_nothing(make_puller, hub, repo):
+    hub.add("me/model", repo)
+    puller = make_puller(retries=0)
+    plan = await puller.library.plan(REF)
+    assert plan.present == 0
+    assert plan.total == sum(file.size for file in plan.files) > 4_000_000
+    assert not puller.settings.models_dir.exists()
+    hub.fault(BIG, *[Fault("cut", 300_000)] * 8, *[Fault("status", 500)] * 20)
+    with pytest.raises(Unavailable):
+        await puller.library.pull(REF)
+    present = (await puller.library.plan(REF)).present
+    before, _ = hub.sent, hub.faults.clear()
+    await puller.library.pull(REF)
+    assert hub.sent - before == plan.total - present
+    assert (await puller.library.plan(REF)).present == plan.total
+    assert (await puller.library.plan(ModelRef("me/model", "master"))).present == plan.total
+    (repo / "config.json").write_text((repo / "config.json").read_text() + " ")
+    hub.add("me/model", repo)
+    plan = await puller.library.plan(REF)
+    assert plan.total - plan.present == (repo / "config.json").stat().st_size
+
+
+async def test_files_that_are_complete_are_not_fetched_again(make_puller, hub, repo):
+    (repo / "other.bin").write_bytes((repo / BIG).read_bytes()[::-1])
+    hub.add("me/model", repo)
+    puller = make_puller(retries=0)
+    hub.fault("other.bin", *[Fault("status", 500)] * 20)
+    with pytest.raises(Unavailable):
+        await puller.library.pull(REF)
+    files = publish.staging_folder(puller.settings, "me/model") / "files"
+    complete = {each.name for each in files.iterdir() if each.is_file()}
+    assert "config.json" in complete
+    hub.faults.clear()
+    before = len(hub.requests)
+    await puller.library.pull(REF)
+    assert_whole(puller, repo)
+    assert not complete & {each.path for each in hub.requests[before:]}
+
+
+async def test_a_file_that_was_taken_over_and_then_damaged_is_fetched(make_puller, hub, repo):
+    hub.add("me/model", repo)
+    puller = make_puller(retries=0)
+    model = await puller.library.pull(REF)
+    (repo / "config.json").write_text((repo / "config.json").read_text() + " ")
+    hub.add("me/model", repo)
+    hub.fault("config.json", *[Fault("status", 500)] * 20)
+    with pytest.raises(Unavailable):
+        await puller.library.pull(REF, refresh=True)
+    with (model.directory / "tokenizer.json").open("r+b") as file:
+        file.write(b"?")
+    assert len(await puller.library.verify("me/model")) == 1
+    hub.faults.clear()
+    await puller.library.pull(REF)
+    assert_whole(puller, repo)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders cannot be opened there")
+@pytest.mark.parametrize("how", ["pull", "import"])
+async def test_what_is_published_survives_a_power_cut(puller, hub, repo, monkeypatch, how):
+    hub.add("me/model", repo)
+    (repo / "graph.pbtxt").unlink()
+    (repo / "sub").mkdir()
+    (repo / "sub" / "more.bin").write_bytes(b"x" * 5000)
+    hub.add("me/model", repo)
+    kept, fsync = [], os.fsync
+
+    def note(descriptor):
+        fsync(descriptor)
+        kept.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", note)
+    await (puller.library.pull(REF) if how == "pull" else puller.library.import_(repo, "me/model"))
+    folder = puller.library.find("me/model").directory
+    everything = {each.relative_to(folder).as_posix(): each.stat().st_ino for each in folder.rglob("*")}
+    assert {"sub", "sub/more.bin", BIG, "graph.pbtxt"} < everything.keys()
+    assert set(everything.values()) <= set(kept)
+    last = {name: len(kept) - kept[::-1].index(number) for name, number in everything.items()}
+    assert max(last, key=last.get) == ".ovms-plugin.json", "the note says that all is there, so it comes last"
+    assert kept[-1] in {each.stat().st_ino for each in (folder.parent, puller.settings.models_dir)}
+
+
 async def test_staging_of_an_older_state_is_not_mixed_with_a_newer_one(make_puller, hub, repo):
     hub.add("me/model", repo)
     puller = make_puller(retries=0)
@@ -408,7 +503,7 @@ def written_and_noted(staging: Path, repo: Path) -> tuple[int, int]:
 def test_fifty_kills_at_random_moments(make_world, hub, tmp_path, repo):
     part_size = 1 << 20
     chance = random.Random(2026)
-    (repo / BIG).write_bytes(chance.randbytes(20_000_000))
+    (repo / BIG).write_bytes(chance.randbytes(30_000_000))
     size = sum(each.stat().st_size for each in repo.rglob("*") if each.is_file())
     hub.add("me/model", repo)
     world = make_world()

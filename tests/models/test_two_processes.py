@@ -15,7 +15,7 @@ from ovms_kernel.errors import OvmsError
 from ovms_kernel.models.publish import TRASH
 
 SECONDS = float(os.environ.get("OVMS_STRESS_SECONDS", "8"))
-IDS = ("me/one", "me/two", "three")
+IDS = ("me/one", "me/two", "you/three")
 
 WORK = """
 import random, sys, time

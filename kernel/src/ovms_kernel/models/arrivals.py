@@ -18,7 +18,7 @@ from ovms_kernel.models import facts
 from ovms_kernel.models import files as model_files
 from ovms_kernel.models import graph as graphs
 from ovms_kernel.models.importing import copy_into, open_source
-from ovms_kernel.models.metadata import Metadata, local_model, read_metadata, write_metadata
+from ovms_kernel.models.metadata import Metadata, is_whole, local_model, read_metadata, write_metadata
 from ovms_kernel.models.names import check_file_path
 from ovms_kernel.models.publish import (
     check_space,
@@ -32,7 +32,7 @@ from ovms_kernel.models.publish import (
 )
 from ovms_kernel.models.pulling import Staging, check_format, choose_files
 from ovms_kernel.models.work import Meter, run_with_progress
-from ovms_kernel.values import ModelFiles, Progress, PullPlan
+from ovms_kernel.values import ModelFiles, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ovms_kernel.events import Events
     from ovms_kernel.models.shaping import Shaper
     from ovms_kernel.settings import Settings
-    from ovms_kernel.values import LocalModel, ModelRef
+    from ovms_kernel.values import LocalModel, ModelRef, PullPlan
 
 log = logging.getLogger(__name__)
 
@@ -77,33 +77,47 @@ class Arrivals:
         self._shaper = shaper
         self._release = release
 
+    async def plan(self, hub: Hub, ref: ModelRef) -> PullPlan:
+        """Return what a pull that looks at the hub would fetch now, without changing anything."""
+        staging = await self._staging(hub, ref)
+        return staging.plan(await anyio.to_thread.run_sync(staging.present))
+
+    async def _staging(self, hub: Hub, ref: ModelRef) -> Staging:
+        """Return where a model would grow, and of what; nothing is made yet.
+
+        :raises BadRequest: it is no model that can be served.
+        """
+        files = choose_files(await hub.list_files(ref), ref.id)
+        check_target(self._settings, ref.id)
+        published = model_folder(self._settings, ref.id)
+        known = await anyio.to_thread.run_sync(read_metadata, published)
+        return Staging(ref, staging_folder(self._settings, ref.id) / "files", files, published, known)
+
     async def pull(self, hub: Hub, wish: Wish, report: Callable[[Progress], None]) -> LocalModel:
-        """Fetch a model, going on where an earlier pull of the same broke off.
+        """Fetch a model, going on where an earlier pull of the same broke off; nothing happens if it is here as wished.
 
         :raises BadRequest: it is refused, before its weights are fetched; nothing of it is kept.
         """
         ref = wish.ref
         report(Progress("listing", subject=ref.id))
-        files = choose_files(await hub.list_files(ref), ref.id)
-        check_target(self._settings, ref.id)
-        origin = {"hub": ref.hub, "revision": ref.revision}
-        staging = Staging(await anyio.to_thread.run_sync(open_staging, self._settings, ref.id, origin), files)
-        published = model_folder(self._settings, ref.id)
-        known = await anyio.to_thread.run_sync(read_metadata, published)
+        staging = await self._staging(hub, ref)
+        if model := await anyio.to_thread.run_sync(_had, wish, staging):
+            report(Progress("success", model.size, model.size, model.id, model.digest))
+            return model
+        await anyio.to_thread.run_sync(open_staging, self._settings, ref.id, staging.origin)
         try:
-            present = await anyio.to_thread.run_sync(staging.prepare, published, known)
+            present = await staging.prepare(report)
             check_space(self._settings, staging.total - present, f"Pulling {ref.id}")
-            plan = PullPlan(tuple(files), staging.total, present)
-            await self._events.ask("ovms_before_pull", model=ref, plan=plan)
-            texts = await staging.fetch_texts(hub, ref, report)
-            sizes = {file.path: file.size for file in files}
+            await self._events.ask("ovms_before_pull", model=ref, plan=staging.plan(present))
+            texts = await staging.fetch_texts(hub, report)
+            sizes = {file.path: file.size for file in staging.files}
             described = ModelFiles(ref.id.rsplit("/", 1)[-1], sizes, texts)
             model_type = self._shaper.recognise(described, wish.declared, ref.id)
             await anyio.to_thread.run_sync(self._shaper.check, described, model_type, ref.id, wish.options)
         except BadRequest:
             await self._drop(wish)
             raise
-        await staging.fetch(hub, ref, report)
+        await staging.fetch(hub, report)
         digests = await staging.digests(report)
         metadata = Metadata(ref.id, model_type, digests, ref.hub, ref.revision, options=dict(wish.options))
         return await self._finish(staging.folder, metadata, report)
@@ -158,6 +172,8 @@ class Arrivals:
             if old is not None and await anyio.to_thread.run_sync(graphs.is_edited, folder, old.graph):
                 log.info("Model %s keeps its graph.pbtxt as somebody else wrote it", metadata.id)
                 await anyio.to_thread.run_sync(shutil.copyfile, folder / model_files.GRAPH, staged / model_files.GRAPH)
+        # The note says that everything else is there, so everything else has to survive whatever the note survives.
+        await anyio.to_thread.run_sync(model_files.sync_tree, staged)
         if old is not None:
             await self._release(local_model(folder, old))
         with anyio.CancelScope(shield=True):
@@ -178,3 +194,15 @@ class Arrivals:
                 discard(self._settings, folder)
 
         await anyio.to_thread.run_sync(work)
+
+
+def _had(wish: Wish, staging: Staging) -> LocalModel | None:
+    """Return the published model if it is what is wished for, to the last file of the hub's."""
+    ref, known = wish.ref, staging.known
+    if known is None or len(staging.same) < max(len(staging.files), len(known.files)):
+        return None
+    if (known.hub, known.revision, dict(known.options)) != (ref.hub, ref.revision, dict(wish.options)):
+        return None
+    if wish.declared not in ("", known.type) or not is_whole(staging.published, known):
+        return None
+    return local_model(staging.published, known)

@@ -109,23 +109,32 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut, where the system can."""
-    if os.name == "nt":
-        return
+def sync(path: Path) -> None:
+    """Bring the bytes of a file, or the names in a folder, to the disk; a power cut spares nothing else."""
+    windows = os.name == "nt"
+    if windows and path.is_dir():
+        return  # it cannot be opened, and its names are in the file system's own journal
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     except FileNotFoundError:
-        return  # another process took the last model out of it, and the folder with it
+        return  # another process took the last model out of a folder, and the folder with it
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring a folder to the disk with everything below it; what is there already costs next to nothing."""
+    for root, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            sync(Path(root, name))
+        sync(Path(root))
 
 
 # -- for graph drivers ---------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, BinaryIO
 
+from ovms_kernel.models.files import sync
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from io import FileIO
@@ -113,6 +115,7 @@ class Partial:
         if self.remote.sha256 and self._digest.hexdigest() != self.remote.sha256.lower():
             return False
         self.close()
+        sync(self._data)  # first: whoever goes on after a power cut takes a file under its own name for complete
         self._target.parent.mkdir(parents=True, exist_ok=True)
         for tries in range(20, -1, -1):
             try:

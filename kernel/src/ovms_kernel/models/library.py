@@ -13,7 +13,7 @@ import anyio.to_thread
 from ovms_kernel.errors import BadRequest, NotFound, NotSupported
 from ovms_kernel.models import files as model_files
 from ovms_kernel.models.arrivals import Arrivals, Wish
-from ovms_kernel.models.metadata import Metadata, describe, local_model, read_metadata, write_metadata
+from ovms_kernel.models.metadata import Metadata, describe, is_whole, local_model, read_metadata, write_metadata
 from ovms_kernel.models.names import parse_model_id, parse_model_ref
 from ovms_kernel.models.publish import (
     Staged,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ovms_kernel.drivers import GraphTemplate, Hub
     from ovms_kernel.events import Events
     from ovms_kernel.settings import Settings
-    from ovms_kernel.values import Host, LocalModel
+    from ovms_kernel.values import Host, LocalModel, PullPlan
 
 log = logging.getLogger(__name__)
 
@@ -143,13 +143,29 @@ class Library:
                         faults[path] = f"{path} is not what was pulled: its SHA-256 differs."
                 except OSError as error:
                     faults[path] = f"{path} cannot be read ({error.strerror})."
-            if tuple(faults) != tuple(metadata.damaged):
-                write_metadata(folder, replace(metadata, damaged=tuple(faults)))
             return faults
 
-        return list((await run_with_progress(check, meter, report)).values())
+        def note() -> None:
+            # Meanwhile the model may have been replaced or deleted, or its graph written anew.
+            now = read_metadata(folder)
+            if now is not None and now.files == metadata.files and tuple(faults) != tuple(now.damaged):
+                write_metadata(folder, replace(now, damaged=tuple(faults)))
+
+        faults = await run_with_progress(check, meter, report)
+        if tuple(faults) != tuple(metadata.damaged):
+            async with self.hold(model_id):
+                await anyio.to_thread.run_sync(note)
+        return list(faults.values())
 
     # -- in and out ------------------------------------------------------------------------------------------------
+
+    async def plan(self, ref: ModelRef) -> PullPlan:
+        """Return what the hub has of a model and how much of that is here, without changing anything.
+
+        :raises BadRequest: it is no model that can be served.
+        """
+        ref, hub = self._on_hub(ref)
+        return await self._arrivals.plan(hub, ref)
 
     async def pull(
         self,
@@ -166,7 +182,7 @@ class Library:
 
         :param model_type: what it is; empty means what its files say.
         :param options: calculator options for its graph.
-        :param refresh: look at the hub even so, and fetch what has changed there.
+        :param refresh: look at the hub even so, and fetch what has changed there; if nothing has, nothing happens.
         :raises BadRequest: it is no model that can be served, or not of that type; nothing has changed.
         :raises OvmsError: as the hub driver; what has arrived is kept, and the next pull goes on from there.
         """
@@ -174,12 +190,7 @@ class Library:
         if not refresh and (model := await anyio.to_thread.run_sync(self._complete, ref, model_type)):
             report(Progress("success", model.size, model.size, model.id, model.digest))
             return model
-        name = ref.hub or self.settings.hub
-        if name not in self._hubs:
-            offered = ", ".join(sorted(self._hubs)) or "none"
-            raise NotSupported(
-                f"There is no hub {name!r} (installed: {offered}); install ovms-hub-{name} or name another."
-            )
+        ref, hub = self._on_hub(ref)
         wanted = (ref, model_type, dict(options or {}))
 
         async def work(tell: Callable[[Progress], None]) -> LocalModel:
@@ -188,8 +199,7 @@ class Library:
                 async with self.hold(ref.id, waiting=watch):
                     if not refresh and (here := await anyio.to_thread.run_sync(self._complete, ref, model_type)):
                         return here
-                    wish = Wish(replace(ref, hub=name), model_type, options or {})
-                    return await self._arrivals.pull(self._hubs[name], wish, rising(tell))
+                    return await self._arrivals.pull(hub, Wish(ref, model_type, options or {}), rising(tell))
 
         return await self._pulls.join(ref.id, wanted, work, report)
 
@@ -260,6 +270,19 @@ class Library:
     async def _let_go(self, model: LocalModel) -> None:
         await self.release(model)
 
+    def _on_hub(self, ref: ModelRef) -> tuple[ModelRef, Hub]:
+        """Return the reference with its hub's name, and that hub.
+
+        :raises NotSupported: there is none of that name.
+        """
+        name = ref.hub or self.settings.hub
+        if name not in self._hubs:
+            offered = ", ".join(sorted(self._hubs)) or "none"
+            raise NotSupported(
+                f"There is no hub {name!r} (installed: {offered}); install ovms-hub-{name} or name another."
+            )
+        return replace(ref, hub=name), self._hubs[name]
+
     def _complete(self, ref: ModelRef, declared: str) -> LocalModel | None:
         """Return the published model if it is whole and what is asked for; ``None`` if it has to be fetched.
 
@@ -269,12 +292,8 @@ class Library:
             folder, metadata = self._found(ref.id)
         except NotFound:
             return None
-        if (ref.revision and metadata.revision != ref.revision) or metadata.damaged:
+        if (ref.revision and metadata.revision != ref.revision) or not is_whole(folder, metadata):
             return None
-        for path, (size, _) in metadata.files.items():
-            file = folder / path
-            if not file.is_file() or file.stat().st_size != size:
-                return None
         if declared and declared != metadata.type:
             raise BadRequest(
                 f"{ref.id} is installed here as type {metadata.type}; delete it first to pull it as {declared}."

@@ -72,6 +72,14 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
     write_atomically(folder / METADATA, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
 
 
+def is_whole(folder: Path, metadata: Metadata) -> bool:
+    """Tell whether every file is there with its size, and none was found damaged; nothing is read."""
+    if metadata.damaged:
+        return False
+    files = ((folder / path, size) for path, (size, _) in metadata.files.items())
+    return all(file.is_file() and file.stat().st_size == size for file, size in files)
+
+
 def local_model(folder: Path, metadata: Metadata) -> LocalModel:
     """Return the model in that folder as the kernel hands it around."""
     return LocalModel(

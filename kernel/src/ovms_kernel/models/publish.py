@@ -1,7 +1,8 @@
 """Staging, publication and removal: a model's folder appears whole and disappears whole.
 
-``models/.staging/<key>/files`` grows until it is complete and has its note; one rename makes it ``models/<id>``.
-A crash leaves the old state, or a staging folder that the next pull goes on with. What is to vanish is renamed first.
+``models/.staging/<key>/files`` grows until it is complete and on the disk, then gets its note; one rename makes it
+``models/<id>``. A crash or power cut leaves the old state, or a staging folder that the next pull goes on with. What is
+to vanish is renamed first.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ovms_kernel.errors import BadRequest, OvmsError, Unavailable
-from ovms_kernel.models.files import METADATA, read_json, sync_folder, write_atomically
+from ovms_kernel.models.files import METADATA, read_json, sync, write_atomically
 from ovms_kernel.models.metadata import read_metadata
 from ovms_kernel.models.names import staging_key
 
@@ -64,13 +65,20 @@ def lock_file(settings: Settings, model_id: str) -> Path:
 def open_staging(settings: Settings, model_id: str, origin: dict[str, str]) -> Path:
     """Return the folder ``files`` in which the model is to grow, kept if it was begun from the same origin."""
     folder = staging_folder(settings, model_id)
-    journal = folder / JOURNAL
-    if folder.exists() and (read_json(journal) or {}).get("origin") != origin:
+    begun = is_begun(folder, origin)
+    if folder.exists() and not begun:
         discard(settings, folder)
     files = folder / "files"
     files.mkdir(parents=True, exist_ok=True)
-    write_atomically(journal, json.dumps({"id": model_id, "origin": origin}, ensure_ascii=False).encode())
+    if not begun:
+        journal = {"id": model_id, "origin": origin}
+        write_atomically(folder / JOURNAL, json.dumps(journal, ensure_ascii=False).encode())
     return files
+
+
+def is_begun(folder: Path, origin: dict[str, str]) -> bool:
+    """Tell whether that folder of staging was begun from that origin."""
+    return (read_json(folder / JOURNAL) or {}).get("origin") == origin
 
 
 def check_target(settings: Settings, model_id: str) -> None:
@@ -118,7 +126,8 @@ def publish(settings: Settings, model_id: str) -> Path:
         if old is not None:
             _rename_into_place(old, target)
         raise OvmsError(f"Model {model_id} could not be moved to {target} ({error.strerror}).") from error
-    sync_folder(target.parent)
+    sync(target.parent)
+    sync(settings.models_dir)
     for each in (old, staging_folder(settings, model_id)):
         if each is not None:
             discard(settings, each)
@@ -138,7 +147,7 @@ def remove(settings: Settings, model_id: str) -> None:
     """Take a published model off disk; the caller holds the model's lock."""
     target = model_folder(settings, model_id)
     trash = _to_trash(settings, target)
-    sync_folder(target.parent)
+    sync(target.parent)
     if target.parent != settings.models_dir:
         with suppress(OSError):
             target.parent.rmdir()  # only if that was the owner's last model

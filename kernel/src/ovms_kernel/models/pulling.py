@@ -11,6 +11,7 @@ import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -20,10 +21,10 @@ from ovms_kernel.errors import BadRequest, Unavailable
 from ovms_kernel.models import files as model_files
 from ovms_kernel.models.journal import present_bytes
 from ovms_kernel.models.names import check_file_path
-from ovms_kernel.models.publish import JOURNAL
+from ovms_kernel.models.publish import JOURNAL, is_begun
 from ovms_kernel.models.transfer import clean_up
 from ovms_kernel.models.work import Meter, run_with_progress
-from ovms_kernel.values import Progress, RemoteFile
+from ovms_kernel.values import Progress, PullPlan, RemoteFile
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -162,44 +163,87 @@ def _one_variant(files: Sequence[RemoteFile], name: str) -> list[RemoteFile]:
 
 @dataclass(frozen=True)
 class Staging:
-    """The folder in which one pull grows."""
+    """What one pull fetches and the folder in which that grows."""
 
+    ref: ModelRef
     folder: Path
     files: Sequence[RemoteFile]
+    published: Path
+    """Where an older state of the model may be, to take files over from."""
+    known: Metadata | None
+    """The note of that state."""
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What has to be the same for a later pull to go on with the folder."""
+        return {"hub": self.ref.hub, "revision": self.ref.revision}
 
     @property
     def total(self) -> int:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
 
-    def prepare(self, published: Path, known: Metadata | None) -> int:
+    @cached_property
+    def same(self) -> Sequence[RemoteFile]:
+        """The files that the published state has, too, as far as its note says."""
+        if self.known is None:
+            return []
+        had = {path: entry for path, entry in self.known.files.items() if path not in self.known.damaged}
+        return [file for file in self.files if file.sha256 and had.get(file.path) == (file.size, file.sha256.lower())]
+
+    def plan(self, present: int) -> PullPlan:
+        """Return this as others see it; ``present`` counts the bytes that need not be fetched."""
+        return PullPlan(tuple(self.files), self.total, present)
+
+    def present(self) -> int:
+        """Return how many bytes need not be fetched, as sizes tell, without changing anything."""
+        noted = self._noted() if is_begun(self.folder.parent, self.origin) else {}
+
+        def of(file: RemoteFile) -> int:
+            old = self.published / file.path
+            if file in self.same and old.is_file() and old.stat().st_size == file.size:
+                return file.size
+            return present_bytes([file], self.folder) if noted.get(file.path) == [file.size, file.sha256] else 0
+
+        return sum(map(of, self.files))
+
+    async def prepare(self, report: Callable[[Progress], None]) -> int:
         """Throw out what belongs to another state of the model, take over what is published already.
 
         :return: bytes that are here, whole or in part.
         """
-        note = self.folder.parent / JOURNAL
-        journal = model_files.read_json(note) or {}
-        before = journal.get("files")
-        now = {file.path: [file.size, file.sha256] for file in self.files}
-        for path, _ in list(model_files.walk(self.folder)):
-            if path not in now or not isinstance(before, dict) or before.get(path) != now[path]:
+        meter = Meter("verifying", sum(file.size for file in self.same))
+        return await run_with_progress(lambda: self._prepare(meter), meter, report if self.same else lambda _: None)
+
+    def _prepare(self, meter: Meter) -> int:
+        before, now = self._noted(), {file.path: [file.size, file.sha256] for file in self.files}
+        for path, status in list(model_files.walk(self.folder)):
+            # What was taken over earlier is the published file itself, which may have changed since.
+            if path not in now or before.get(path) != now[path] or status.st_nlink > 1:
                 (self.folder / path).unlink()
-        model_files.write_atomically(note, json.dumps(journal | {"files": now}, ensure_ascii=False).encode())
-        for file in self.files if known else ():
+        note = self.folder.parent / JOURNAL
+        journal = (model_files.read_json(note) or {}) | {"files": now}
+        model_files.write_atomically(note, json.dumps(journal, ensure_ascii=False).encode())
+        for file in self.same:
             target = self.folder / file.path
-            if file.sha256 and known and known.files.get(file.path) == (file.size, file.sha256) and not target.exists():
-                _take_over(published / file.path, target, file)
+            if not target.exists():
+                _take_over(self.published / file.path, target, file, meter)
         return present_bytes(self.files, self.folder)
 
-    async def fetch(self, hub: Hub, ref: ModelRef, report: Callable[[Progress], None]) -> None:
-        """Fetch all files; progress counts what was here before."""
-        await hub.download(ref, self.folder, self._within(report), list(self.files))
+    def _noted(self) -> dict[str, Any]:
+        """Return size and digest by path of the files that the folder was begun for."""
+        files = (model_files.read_json(self.folder.parent / JOURNAL) or {}).get("files")
+        return files if isinstance(files, dict) else {}
 
-    async def fetch_texts(self, hub: Hub, ref: ModelRef, report: Callable[[Progress], None]) -> Mapping[str, str]:
+    async def fetch(self, hub: Hub, report: Callable[[Progress], None]) -> None:
+        """Fetch all files; progress counts what was here before."""
+        await hub.download(self.ref, self.folder, self._within(report), list(self.files))
+
+    async def fetch_texts(self, hub: Hub, report: Callable[[Progress], None]) -> Mapping[str, str]:
         """Fetch the small files that tell what the model is, and return their content."""
         texts = [file for file in self.files if model_files.is_text(file.path, file.size)]
         if texts:
-            await hub.download(ref, self.folder, self._within(report), texts)
+            await hub.download(self.ref, self.folder, self._within(report), texts)
         sizes = {file.path: file.size for file in texts}
         return await anyio.to_thread.run_sync(model_files.read_texts, self.folder, sizes)
 
@@ -267,10 +311,10 @@ def rising(report: Callable[[Progress], None]) -> Callable[[Progress], None]:
     return forward
 
 
-def _take_over(source: Path, target: Path, file: RemoteFile) -> None:
+def _take_over(source: Path, target: Path, file: RemoteFile, meter: Meter) -> None:
     """Give a published file a second name if it is sound, or copy it where the file system has no links."""
     try:
-        if source.stat().st_size != file.size or model_files.hash_file(source) != file.sha256:
+        if source.stat().st_size != file.size or model_files.hash_file(source, meter.advance) != file.sha256.lower():
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -35,6 +35,7 @@ NOTE_EVERY = 256 << 10
 HASH_CHUNK = 1 << 20
 HASH_WAIT = 0.02
 MAX_DELAY = 20.0
+FLUSH = getattr(os, "fdatasync", os.fsync)
 STOP_TIME = 3.0
 """Seconds for which threads are waited for; one that still waits for an answer's first byte will write nothing."""
 
@@ -69,7 +70,7 @@ class Body(Protocol):
         ...
 
     def abort(self) -> None:
-        """Make a ``read`` in another thread return or raise."""
+        """Make every ``read`` from now on raise, and one that waits in another thread."""
         ...
 
     def close(self) -> None:
@@ -323,7 +324,8 @@ class _Transfer:
                 piece = self._read(body, min(missing, self._chunk))
                 if not piece:
                     raise FetchFailed(f"The connection ended in the middle of {file.remote.path}; try again later.")
-                _write(data, piece)
+                # Each part goes to the disk when it is complete: meanwhile others fetch, and the end waits for little.
+                _write(data, piece, sync=len(piece) == missing)
                 file.add(index, piece)
 
     def _copy_whole(self, file: Partial, body: Body) -> None:
@@ -375,11 +377,13 @@ def _explained(error: OSError, file: RemoteFile) -> FetchFailed:
     return FetchFailed(f"{file.path} cannot be fetched ({type(error).__name__}); check the network or try again later.")
 
 
-def _write(data: BinaryIO, piece: bytes) -> None:
+def _write(data: BinaryIO, piece: bytes, *, sync: bool = False) -> None:
     view = memoryview(piece)
     try:
         while view:
             view = view[data.write(view) :]
+        if sync:
+            FLUSH(data.fileno())
     except OSError as error:
         raise OvmsError(
             f"The disk does not take what is pulled ({error.strerror}); make room and pull again."
