@@ -1,6 +1,7 @@
 """Commands about models, on a real data folder with the tiny models and a hub on this machine."""
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -74,11 +75,38 @@ def test_a_pull_can_be_looked_at_before_and_told_of_after(here: Any, hub: FakeHu
     planned = json.loads(here("pull", CHAT, "--dry-run", "--json").stdout)
     assert planned["total"] == sum(each["size"] for each in planned["files"]) > 1_000_000
     assert not planned["installed"]
-    assert "are free." in here("pull", CHAT, "--dry-run").stdout
+    assert planned["present"] == 0
+    last = here("pull", CHAT, "--dry-run").stdout.splitlines()[-1]
+    assert last.startswith(f"{CHAT}: {len(planned['files'])} files, 1.2 MB; 1.2 MB are to be fetched, ")
+    assert last.endswith(" are free.")
     assert hub.sent == 0
     assert here("pull", CHAT).stdout == f"{CHAT} is here: text_generation, 1.2 MB.\n"
     assert json.loads(here("pull", CHAT, "--json").stdout)["id"] == CHAT
     assert "here already" in here("pull", CHAT, "--dry-run").stdout
+
+
+def test_a_refresh_fetches_what_changed_on_the_hub(here: Any, hub: FakeHub, fixtures: Path, tmp_path: Path) -> None:
+    here("pull", CHAT)
+    newer = tmp_path / "newer"
+    shutil.copytree(fixtures / "text_generation", newer)
+    (newer / "config.json").write_text((newer / "config.json").read_text() + "\n\n")
+    size = (newer / "config.json").stat().st_size
+    hub.add(CHAT, newer)
+
+    told = here("pull", CHAT, "--dry-run").stdout.splitlines()[-1]
+    assert f"{size} bytes are to be fetched" in told
+    assert "are here already" in told
+    assert "--refresh" in told
+    planned = json.loads(here("pull", CHAT, "--dry-run", "--json").stdout)
+    assert (planned["installed"], planned["total"] - planned["present"]) == (True, size)
+
+    before, listings = hub.sent, hub.listings
+    here("pull", CHAT)
+    assert (hub.sent, hub.listings) == (before, listings), "a complete copy is left as it is"
+    here("pull", CHAT, "--refresh")
+    assert hub.sent - before == size
+    here("verify", CHAT)
+    assert "all of it is here already" in here("pull", CHAT, "--dry-run").stdout
 
 
 def test_a_pull_has_revisions_types_and_rates(here: Any, hub: FakeHub, fixtures: Path) -> None:
@@ -110,10 +138,12 @@ def test_ctrl_c_in_a_pull_keeps_what_has_arrived(
     unfinished = json.loads(here("df", "--json").stdout)["staging"]
     assert [each["id"] for each in unfinished] == [CHAT]
     assert "unfinished pull" in here("df").stdout
+    planned = json.loads(here("pull", CHAT, "--dry-run", "--json").stdout)
+    assert 0 < planned["present"] < planned["total"]
 
     hub.rate, before = 0, hub.sent
     here("pull", CHAT)
-    assert hub.sent - before < 1_188_459, "it began anew"
+    assert hub.sent - before == planned["total"] - planned["present"]
     here("verify", CHAT)
 
 

@@ -2,13 +2,13 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ovms_cli import output
 from ovms_cli.session import Json, Session, add, need_engine, running
-from ovms_kernel.errors import BadRequest, NotSupported
+from ovms_kernel.errors import BadRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +38,12 @@ async def pull(
         str, typer.Option(metavar="NAME", help="Branch, tag or commit on the hub.", show_default=False)
     ] = "",
     type_: Type = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be fetched.")] = False,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Fetch what has changed on the hub, even if a complete copy is here.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what the hub has, and what of it is here.")
+    ] = False,
     max_rate: Annotated[
         str, typer.Option(metavar="RATE", help="Bytes per second at most, such as 5MB.", show_default=False)
     ] = "",
@@ -46,7 +51,7 @@ async def pull(
 ) -> None:
     """Fetch a model from the hub.
 
-    A pull that broke off goes on where it was.
+    A pull that broke off goes on where it was. A complete copy is left as it is, without a look at the hub.
     """
     from ovms_kernel.models.names import parse_model_ref
 
@@ -54,11 +59,11 @@ async def pull(
     limit = {(ref.hub or session.settings.hub): {"max_rate": read_rate(max_rate)}} if max_rate else {}
     async with session.kernel(hubs=limit) if limit else session.kernel() as kernel:
         if dry_run:
-            _tell_plan(await _plan(kernel, ref), json=json)
+            await _tell_plan(kernel, ref, json=json)
             return
         session.kept = f"Interrupted; what has arrived of {ref.id} is kept, the same command goes on from there."
         with output.progress(ref.id) as report:
-            pulled = await kernel.library.pull(ref, model_type=type_, report=report)
+            pulled = await kernel.library.pull(ref, model_type=type_, refresh=refresh, report=report)
     if json:
         output.print_json(pulled)
     else:
@@ -73,34 +78,22 @@ def read_rate(text: str) -> int:
     return rate
 
 
-async def _plan(kernel: "Kernel", ref: "ModelRef") -> dict[str, Any]:
-    from ovms_kernel.models.pulling import choose_files
-
-    name = ref.hub or kernel.settings.hub
-    if name not in kernel.extensions.hubs:
-        raise NotSupported(f"There is no hub {name!r}; install ovms-hub-{name} or name another.")
-    files = choose_files(await kernel.extensions.hubs[name].list_files(ref), ref.id)
-    usage = kernel.library.usage()
-    return {
-        "id": ref.id,
-        "revision": ref.revision,
-        "hub": name,
-        "files": files,
-        "total": sum(file.size for file in files),
-        "free": usage.free,
-        "installed": ref.id in usage.models,
-    }
-
-
-def _tell_plan(plan: dict[str, Any], *, json: bool) -> None:
+async def _tell_plan(kernel: "Kernel", ref: "ModelRef", *, json: bool) -> None:
+    """Print what a pull would fetch and what of it is here."""
+    plan, usage = await kernel.library.plan(ref), kernel.library.usage()
+    installed, missing = ref.id in usage.models, plan.total - plan.present
     if json:
-        output.print_json(plan)
+        asked = {"id": ref.id, "revision": ref.revision, "hub": ref.hub or kernel.settings.hub}
+        output.print_json(asked | output.plain(plan) | {"free": usage.free, "installed": installed})
         return
-    output.print_table(
-        ("FILE", "SIZE"), [(file.path, output.size(file.size)) for file in plan["files"]], right=("SIZE",)
-    )
-    known = "; it is here already" if plan["installed"] else ""
-    print(f"\n{plan['id']}: {output.size(plan['total'])} in all, {output.size(plan['free'])} are free{known}.")
+    output.print_table(("FILE", "SIZE"), [(file.path, output.size(file.size)) for file in plan.files], right=("SIZE",))
+    told = f"{ref.id}: {len(plan.files)} files, {output.size(plan.total)}"
+    if not missing:
+        print(f"\n{told}; all of it is here already.")
+        return
+    here = f", {output.size(plan.present)} of them are here already" if plan.present else ""
+    how = "; a copy is here, and --refresh fetches what differs" if installed else ""
+    print(f"\n{told}{here}; {output.size(missing)} are to be fetched, {output.size(usage.free)} are free{how}.")
 
 
 async def import_(
