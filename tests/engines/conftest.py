@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 NODES = {
     "text_generation": ("HttpLLMCalculator", "LLMCalculatorOptions", ""),
+    "vision_text_generation": ("HttpLLMCalculator", "LLMCalculatorOptions", "enable_prefix_caching: true"),
     "embeddings": ("EmbeddingsCalculatorOV", "EmbeddingsCalculatorOVOptions", "pooling: MEAN"),
     "rerank": ("RerankCalculatorOV", "RerankCalculatorOVOptions", "max_allowed_chunks: 50"),
     "image_generation": (
@@ -184,7 +185,7 @@ def make_engine(tmp_path: Path) -> Iterator[Callable[[], Engine]]:
 
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory: pytest.TempPathFactory, fixtures: Path) -> Iterator[Engine]:
-    """One engine with all six models, shared by every test that only asks questions."""
+    """One engine with all the tiny models, shared by every test that only asks questions."""
     made = Engine(tmp_path_factory.mktemp("engine"))
     for kind in NODES:
         made.entry(kind, write_graph(kind, fixtures / kind))

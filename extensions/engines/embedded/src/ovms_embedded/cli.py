@@ -19,6 +19,16 @@ MANAGEMENT = ("list_models", "add_to_config", "remove_from_config", "pull", "con
 
 
 @dataclass(frozen=True)
+class Media:
+    """Which images requests may name, beside those that they carry (spec B.1, B.5)."""
+
+    domains: frozenset[str] = frozenset()
+    """Hosts, in lower case; ``all`` alone stands for every host."""
+    folder: Path | None = None
+    redirects: bool = False
+
+
+@dataclass(frozen=True)
 class Settings:
     """A checked command line."""
 
@@ -41,6 +51,7 @@ class Settings:
     allowed_methods: str
     allowed_headers: str
     allow_credentials: bool
+    media: Media
 
 
 class WrongUsage(Exception):
@@ -97,8 +108,8 @@ def parser() -> argparse.ArgumentParser:
     add("--grpc_channel_arguments", help="accepted for compatibility")
     add("--cpu_extension", help="refused: this engine loads no CPU extensions")
     add("--custom_node_resources_cleaner_interval_seconds", type=int, help="accepted for compatibility")
-    add("--allowed_media_domains", help="accepted for compatibility: no servable of this engine fetches media")
-    add("--allowed_local_media_path", help="accepted for compatibility")
+    add("--allowed_media_domains", default="", help="comma list of hosts whose images messages may name, or all")
+    add("--allowed_local_media_path", help="folder whose images messages may name by their paths")
     add("--verbose_response", nargs="?", const="true", default="false", help="accepted for compatibility")
     add("--allowed_origins", default="*", help="CORS")
     add("--allowed_methods", default="*", help="CORS")
@@ -146,6 +157,11 @@ def parse(arguments: list[str]) -> Settings | str:
         allowed_methods=given.allowed_methods,
         allowed_headers=given.allowed_headers,
         allow_credentials=_flag(given.allow_credentials, "allow_credentials"),
+        media=Media(
+            domains=frozenset(each.strip().lower() for each in given.allowed_media_domains.split(",") if each.strip()),
+            folder=Path(given.allowed_local_media_path) if given.allowed_local_media_path else None,
+            redirects=os.environ.get("OVMS_MEDIA_URL_ALLOW_REDIRECTS") == "1",
+        ),
     )
 
 

@@ -242,7 +242,7 @@ class App:
             stream = fields.get("stream", False)
             if not isinstance(stream, bool):
                 raise HttpError(412, "stream field is not a boolean")
-            return Request(path, model or fallback, fields, stream=stream)
+            return Request(path, model or fallback, fields, stream=stream, media=self._settings.media)
         if kind == b"multipart/form-data":
             form = read_form(body, content_type)
             fields, files = await (form if len(body) < LARGE else asyncio.to_thread(asyncio.run, form))

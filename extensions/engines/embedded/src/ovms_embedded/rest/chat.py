@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ovms_embedded.rest.fields import Fields
 from ovms_embedded.rest.generation import Generation, read_generation
 from ovms_embedded.rest.http import Reply, Request, Stream, encode
+from ovms_embedded.rest.media import read_images
 from ovms_embedded.rest.messages import guide, read_grammar, read_messages, read_template_context, read_tools
 from ovms_embedded.rest.parsers import OutputParser, parser_for
 
@@ -24,13 +25,14 @@ async def chat(request: Request, servable: Servable, worker: Worker) -> Reply | 
     """Answer a chat request."""
     data = request.fields
     options = servable.graph.options if servable.graph else {}
-    messages = read_messages(data)
+    messages, images = read_messages(data)
     tools, choice = read_tools(data)
     generation = read_generation(data, options, stream=request.stream, endpoint="chat")
     generation.logprobs = read_logprobs(data, stream=request.stream)
     payload = generation.payload(
         messages=messages, tools=tools, context=read_template_context(data), grammar=read_grammar(data)
     )
+    payload["images"] = await read_images(images, request.media, worker)
 
     def new_parser() -> OutputParser:
         return parser_for(worker.info, tools, raw=not generation.skip_special_tokens)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 async def completions(request: Request, servable: Servable, worker: Worker) -> Reply | Stream:
     """Answer a completions request."""
+    if worker.info["vision"]:
+        raise Invalid("A model that sees does not serve completions; use /v3/chat/completions or /v3/responses")
     data = request.fields
     prompt = data.get("prompt")
     if not isinstance(prompt, str):

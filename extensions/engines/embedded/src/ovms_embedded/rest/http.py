@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec.json
 
+from ovms_embedded.cli import Media
 from ovms_embedded.rest.errors import HttpError
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class Request:
     files: dict[str, Upload] = field(default_factory=dict)
     multipart: bool = False
     stream: bool = False
+    media: Media = field(default_factory=Media)
+    """Which images it may name."""
 
 
 @dataclass

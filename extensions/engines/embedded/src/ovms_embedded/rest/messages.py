@@ -11,11 +11,11 @@ KEPT = ("name", "tool_call_id", "reasoning_content")
 RESERVED = "<ov_genai_image_"
 GUIDED = {"hermes3", "llama3", "phi4"}
 """Tool parsers whose calls the engine can enforce."""
-TEXT_ONLY = "This servable supports only text input, but image_url or input_audio has been provided"
+NO_AUDIO = "input_audio is for Omni models, which the embedded engine does not serve"
 
 
-def read_messages(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the messages of a chat request."""
+def read_messages(data: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the messages of a chat request, and the images that they name; a tag stands where an image was."""
     given = data.get("messages")
     if given is None:
         raise Invalid("Messages missing in request")
@@ -23,16 +23,17 @@ def read_messages(data: dict[str, Any]) -> list[dict[str, Any]]:
         raise Invalid("Messages are not an array")
     if not given:
         raise Invalid("Messages array cannot be empty")
-    return [_message(each) for each in given]
+    images: list[str] = []
+    return [_message(each, images) for each in given], images
 
 
-def _message(given: object) -> dict[str, Any]:
+def _message(given: object, images: list[str]) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise Invalid("Message is not a JSON object")
     role = given.get("role")
     if not isinstance(role, str):
         raise Invalid("Every message must have a role that is a string")
-    message: dict[str, Any] = {"role": role, "content": _content(given.get("content"))}
+    message: dict[str, Any] = {"role": role, "content": _content(given.get("content"), images)}
     for key in KEPT:
         if (value := given.get(key)) is not None:
             if not isinstance(value, str):
@@ -43,30 +44,38 @@ def _message(given: object) -> dict[str, Any]:
     return message
 
 
-def _content(given: object) -> str:
+def _content(given: object, images: list[str]) -> str:
     if given is None:
         return ""
     if isinstance(given, str):
-        text = given
-    elif isinstance(given, list):
-        text = "\n".join(_part(each) for each in given)
-    else:
-        raise Invalid("Invalid message structure - content should be string or array")
+        return _text(given)
+    if isinstance(given, list):
+        return "\n".join(_part(each, images) for each in given)
+    raise Invalid("Invalid message structure - content should be string or array")
+
+
+def _text(text: str) -> str:
     if RESERVED in text:
         raise Invalid(f"Message contains restricted {RESERVED} tag")
     return text
 
 
-def _part(part: object) -> str:
+def _part(part: object, images: list[str]) -> str:
     if not isinstance(part, dict) or not isinstance(part.get("type"), str):
         raise Invalid("Content array should contain objects with a type that is a string")
-    if part["type"] in ("image_url", "input_audio"):
-        raise Invalid(TEXT_ONLY)
+    if part["type"] == "image_url":
+        image = part.get("image_url")
+        if not isinstance(image, dict) or not isinstance(image.get("url"), str):
+            raise Invalid("Invalid message structure - image_url should be an object with url, a string")
+        images.append(image["url"])
+        return f"{RESERVED}{len(images) - 1}>"
+    if part["type"] == "input_audio":
+        raise Invalid(NO_AUDIO)
     if part["type"] != "text":
         raise Invalid("Unsupported content type")
     if not isinstance(part.get("text"), str):
         raise Invalid("Invalid message structure - content text is missing or not a string")
-    return str(part["text"])
+    return _text(part["text"])
 
 
 def _tool_calls(given: object) -> list[dict[str, Any]]:

@@ -9,9 +9,10 @@ from ovms_embedded.rest.errors import Invalid
 from ovms_embedded.rest.fields import Fields
 from ovms_embedded.rest.generation import read_generation
 from ovms_embedded.rest.http import Reply, Request, Stream, encode
+from ovms_embedded.rest.media import read_images
 from ovms_embedded.rest.messages import (
+    NO_AUDIO,
     RESERVED,
-    TEXT_ONLY,
     guide,
     read_grammar,
     read_messages,
@@ -27,14 +28,13 @@ if TYPE_CHECKING:
 
 EFFORTS = ("low", "medium", "high")
 TEXT_PARTS = ("input_text", "output_text", "text")
-MEDIA_PARTS = ("input_image", "input_audio")
 
 
 async def responses(request: Request, servable: Servable, worker: Worker) -> Reply | Stream:
     """Answer a responses request."""
     data = request.fields
     options = servable.graph.options if servable.graph else {}
-    messages = read_messages({"messages": _messages(data)})
+    messages, images = read_messages({"messages": _messages(data)})
     tools, choice = read_tools(data)
     generation = read_generation(data, options, stream=request.stream, endpoint="responses")
     context = read_template_context(data)
@@ -44,6 +44,7 @@ async def responses(request: Request, servable: Servable, worker: Worker) -> Rep
     grammar = read_grammar(data) or guide(worker.info["tool_parser"], tools, choice, options)
     payload = generation.payload(messages=messages, tools=tools, context=context, grammar=grammar)
     payload["special"] = payload["special"] or parser.needs_special_tokens
+    payload["images"] = await read_images(images, request.media, worker)
     draft = Draft(request.model, int(time.time()), data.get("tools") or [], choice if choice is not None else "auto")
     call = worker.call("generate", payload)
     if request.stream:
@@ -130,17 +131,26 @@ def _item(item: dict[str, Any], kind: object) -> dict[str, Any]:
     return {"role": item.get("role"), "content": _content(item.get("content"))}
 
 
-def _content(given: object) -> str:
+def _content(given: object) -> str | list[dict[str, Any]]:
+    """Return content as chat writes it."""
     if isinstance(given, str):
         return given
     if not isinstance(given, list) or not given:
         raise Invalid("content must be a string or a non-empty array")
-    texts: list[str] = []
-    for part in given:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind in MEDIA_PARTS:
-            raise Invalid(TEXT_ONLY)
-        if kind not in TEXT_PARTS or not isinstance(part.get("text"), str):
-            raise Invalid("Unsupported content type. Supported types are input_text and output_text.")
-        texts.append(part["text"])
-    return "\n".join(texts)
+    return [_part(part) for part in given]
+
+
+def _part(part: object) -> dict[str, Any]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(part, dict) and kind == "input_image":
+        image = part.get("image_url")
+        if isinstance(image, str):
+            return {"type": "image_url", "image_url": {"url": image}}
+        if isinstance(image, dict) and isinstance(image.get("url"), str):
+            return {"type": "image_url", "image_url": image}
+        raise Invalid("input_image needs image_url, a string or an object with url")
+    if kind == "input_audio":
+        raise Invalid(NO_AUDIO)
+    if not isinstance(part, dict) or kind not in TEXT_PARTS or not isinstance(part.get("text"), str):
+        raise Invalid("Unsupported content type. Supported types are input_text, output_text and input_image.")
+    return {"type": "text", "text": part["text"]}

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import openvino
 import openvino_genai as genai
 from PIL import Image
 
 from ovms_embedded import wire
-from ovms_embedded.worker import common
+from ovms_embedded.worker import common, pictures
 from ovms_embedded.worker.image_options import Resolutions, devices, resolutions
 from ovms_embedded.worker.pipe import Refused, serve, tidy
 
 if TYPE_CHECKING:
+    import openvino
+
     from ovms_embedded.worker.pipe import Pipe
 
 PASSED = (
@@ -103,12 +104,12 @@ class Images:
                 arguments["width"], arguments["height"] = size
             result = self.draw.generate(payload["prompt"], **arguments)
         else:
-            picture = _tensor(_open(payload["image"]), size)
+            picture = _tensor(payload["image"], size)
             if payload["mask"] is None:
                 result = _need(self.edit, "Image to image").generate(payload["prompt"], picture, **arguments)
             else:
                 height, width = picture.shape[1:3]
-                mask = _tensor(_open(payload["mask"]), (width, height))
+                mask = _tensor(payload["mask"], (width, height))
                 result = _need(self.inpaint, "Inpainting").generate(payload["prompt"], picture, mask, **arguments)
         if number in self.pipe.cancelled:
             return None
@@ -129,18 +130,11 @@ def _need(pipeline: Any, what: str) -> Any:  # noqa: ANN401 - see _compile
     return pipeline
 
 
-def _open(data: bytes) -> Image.Image:
-    try:
-        picture = Image.open(io.BytesIO(data))
-        return picture.convert("RGB")
-    except Exception as error:
-        raise Refused("Image parsing failed") from error
-
-
-def _tensor(picture: Image.Image, size: tuple[int, int] | None) -> openvino.Tensor:
+def _tensor(data: bytes, size: tuple[int, int] | None) -> openvino.Tensor:
+    (picture,) = pictures.decode([data])
     if size is not None and picture.size != size:
         picture = picture.resize(size)
-    return openvino.Tensor(np.ascontiguousarray(picture, np.uint8)[None])
+    return pictures.tensor(picture)
 
 
 def _png(pixels: Any) -> bytes:  # noqa: ANN401 - an array

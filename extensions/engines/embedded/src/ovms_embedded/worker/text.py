@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import openvino_genai as genai
 
 from ovms_embedded import wire
-from ovms_embedded.worker import common, detection
+from ovms_embedded.worker import common, detection, pictures
 from ovms_embedded.worker.detokenize import Running, flush
 from ovms_embedded.worker.grammar import structured_output
 from ovms_embedded.worker.pipe import Refused, tidy
-from ovms_embedded.worker.text_pipeline import build, generation_config
+from ovms_embedded.worker.text_pipeline import build, generation_config, sees
 
 if TYPE_CHECKING:
     from ovms_embedded.worker.pipe import Pipe
@@ -35,6 +35,7 @@ class Text:
         self.pipe = pipe
         self.spec = spec
         self.folder = common.models_path(spec)
+        self.vision = sees(self.folder)
         self.device = common.device(spec, pipe, "device")
         self.pipeline = build(spec, self.folder, self.device)
         self.tokenizer = self.pipeline.get_tokenizer()
@@ -45,7 +46,8 @@ class Text:
         self.running: dict[int, Running] = {}
         self.waiting: deque[Message] = deque()
         self.usable_grammars: dict[str, bool] = {}
-        self.info = detection.parsers(spec["options"], self.tokenizer.chat_template, pipe)
+        parsers = detection.parsers(spec["options"], self.tokenizer.chat_template, pipe)
+        self.info = parsers | {"vision": self.vision}
 
     def run(self) -> None:
         """Take calls and step, for ever."""
@@ -114,12 +116,14 @@ class Text:
         cleans up after itself.
         """
         config = genai.GenerationConfig(max_new_tokens=1)
-        prompt = self.tokenizer.encode("a").input_ids
         if len(self.usable_grammars) >= REMEMBERED:
             self.usable_grammars.clear()
         try:
             config.structured_output_config = structured_output(grammar)
-            self.pipeline.generate([prompt], [config])
+            if self.vision:
+                self.pipeline.generate(["a"], [[]], [config])
+            else:
+                self.pipeline.generate([self.tokenizer.encode("a").input_ids], [config])
         except Exception as error:  # noqa: BLE001 - OVMS drops a schema that it cannot use (spec E.2)
             self.pipe.log("error", "llm_calculator", f"A schema is ignored: {tidy(error)}")
             self.usable_grammars[grammar] = False
@@ -140,7 +144,11 @@ class Text:
         config = generation_config(self.pipeline.get_config(), payload, self.spec["options"], length, self.window)
         if payload["grammar"] and self.usable_grammars[payload["grammar"]]:
             config.structured_output_config = structured_output(payload["grammar"])
-        handle = self.pipeline.add_request(number, tokens, config)
+        if self.vision:
+            # The library puts the images where their tags are; their tokens do not count, as in OVMS.
+            handle = self.pipeline.add_request(number, prompt, pictures.tensors(payload["images"]), config)
+        else:
+            handle = self.pipeline.add_request(number, tokens, config)
         running = Running(handle, payload, length, config.num_return_sequences)
         running.thinking = payload["prompt"] is None and prompt.rstrip().endswith("<think>")
         running.ends = set(config.stop_token_ids) | {config.eos_token_id}

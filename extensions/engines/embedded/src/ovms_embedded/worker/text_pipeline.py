@@ -18,7 +18,6 @@ UNLIMITED = 1 << 30
 ALL_TOKENS = (1 << 64) - 1
 DEFAULT_TOP_K = 40
 DRAFT_OPTIONS = ("max_num_batched_tokens", "cache_size", "max_num_seqs", "dynamic_split_fuse")
-CONTINUOUS = {"LM_CB", "AUTO"}
 
 
 def build(spec: dict[str, Any], folder: Path, device: str) -> genai.ContinuousBatchingPipeline:
@@ -27,13 +26,7 @@ def build(spec: dict[str, Any], folder: Path, device: str) -> genai.ContinuousBa
     :raises ValueError: the options contradict the model folder or ask for what this engine does not have.
     """
     options = spec["options"]
-    kind = options["pipeline_type"]
-    if (folder / "openvino_text_embeddings_model.xml").exists():
-        message = "Models that see or hear (VLM, Omni) need the OVMS of Intel; the embedded engine serves text models."
-        raise ValueError(message)
-    if kind not in CONTINUOUS:
-        message = f"pipeline_type {kind} is not supported by the embedded engine; use LM_CB or AUTO for text models."
-        raise ValueError(message)
+    _check_kind(options["pipeline_type"], folder, device)
     properties = common.properties(spec)
     if options.get("draft_models_path"):
         properties["draft_model"] = _draft(spec, device)
@@ -41,6 +34,25 @@ def build(spec: dict[str, Any], folder: Path, device: str) -> genai.ContinuousBa
         message = f"{given[0]} is set but draft_models_path is not"
         raise ValueError(message)
     return genai.ContinuousBatchingPipeline(folder, _scheduler(options), device, properties)
+
+
+def sees(folder: Path) -> bool:
+    """Tell whether a model takes images beside text (spec F.3)."""
+    parts = ("openvino_text_embeddings_model.xml", "openvino_vision_embeddings_model.bin")
+    return all((folder / part).exists() for part in parts)
+
+
+def _check_kind(kind: str, folder: Path, device: str) -> None:
+    vision = sees(folder)
+    if kind == "OMNI" or (vision and (folder / "openvino_talker_model.xml").exists()):
+        message = "Models that hear and speak (Omni) need the OVMS of Intel."
+        raise ValueError(message)
+    if kind != "AUTO" and kind.startswith("VLM") != vision:
+        message = f"pipeline_type {kind} does not fit the model folder, which is of a {'VLM' if vision else 'LM'}."
+        raise ValueError(message)
+    if device == "NPU":
+        message = "The stateful pipeline that an NPU needs is not part of the embedded engine; use CPU or GPU."
+        raise ValueError(message)
 
 
 def _scheduler(options: dict[str, Any]) -> genai.SchedulerConfig:
