@@ -12,6 +12,9 @@ from ovms_embedded import wire
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+READ_SIZE = 1 << 16
+"""Bytes of one read: what a pipe holds. More would have the memory mapped anew for each message."""
+
 
 class Pipe:
     """The worker's end of the pipe: calls come in one by one, answers go out under a lock.
@@ -47,7 +50,7 @@ class Pipe:
             self._take()
 
     def _take(self) -> None:
-        data = os.read(self._source, 1 << 20)
+        data = os.read(self._source, READ_SIZE)
         if not data:
             os._exit(0)  # the front process closed the pipe or died: there is no reason to live
         for message in self._unpacker.feed(data):
