@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from ovms_kernel.testing.hub import FakeHub
 from ovms_kernel.testing.stub import StubClient, StubEngine
 from ovms_kernel.values import Call
 
@@ -84,8 +85,16 @@ def output_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-async def house(tmp_path_factory, fixtures, output_folder):
-    """The whole kernel with the embedded engine and every tiny model, none of them loaded yet."""
+def hub(fixtures):
+    """A hub on this machine that offers the tiny model that sees."""
+    with FakeHub() as hub:
+        hub.add("tiny/vision", fixtures / "vision_text_generation")
+        yield hub
+
+
+@pytest.fixture(scope="session")
+async def house(tmp_path_factory, fixtures, output_folder, hub):
+    """The whole kernel with the embedded engine and one tiny model of each type, none of them loaded yet."""
     from ovms_kernel.kernel import Kernel
     from ovms_kernel.settings import read_settings
 
@@ -97,6 +106,7 @@ async def house(tmp_path_factory, fixtures, output_folder):
         rest_port=20000 + os.getpid() % 10000,  # two runs at once must not look for the same ports
         grpc_port=30000 + os.getpid() % 10000,
         services=sections,
+        hubs={"modelscope": {"endpoint": hub.url}},
     )
     async with Kernel(settings) as kernel:
         await kernel.install_engine()

@@ -114,6 +114,34 @@ async def test_chat_streams_the_same_answer(stream):
     assert len(chunks) > 5
 
 
+async def test_a_pulled_model_that_sees_answers_about_images(house, ask, stream):
+    """From the hub over recognition and graph to an answer that depends on the image."""
+
+    def about(colour):
+        picture = io.BytesIO()
+        Image.new("RGB", (40, 30), colour).save(picture, "PNG")
+        url = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
+        question = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": url}}]
+        return {"model": "tiny/vision", "messages": [{"role": "user", "content": question}], "temperature": 0}
+
+    pulled = await house.pull_model("tiny/vision")
+    try:
+        assert pulled.model_type == "text_generation"
+        answer = await ask("chat", **about("lime"))
+        assert answer["choices"][0]["message"]["content"] == "Grass is green."
+        chunks = payloads(await stream("chat", **about("blue")))
+        text = "".join(each["choices"][0]["delta"].get("content") or "" for each in chunks if each["choices"])
+        assert text.startswith("The sky is blue")
+        for service, model, sentence in (
+            ("chat", "tiny/text", "supports only text input"),
+            ("generate", "tiny/vision", "does not serve completions"),
+        ):
+            with pytest.raises(BadRequest, match=sentence):
+                await ask(service, **about("red") | {"model": model, "prompt": "The capital of France is"})
+    finally:
+        await house.delete_model("tiny/vision")
+
+
 @pytest.mark.parametrize("prompt", ["The capital of France is", ["The capital of France is"]], ids=["aog", "openai"])
 async def test_generate(ask, stream, prompt):
     body = {"model": "tiny/text", "prompt": prompt, "temperature": 0, "max_tokens": 20}
