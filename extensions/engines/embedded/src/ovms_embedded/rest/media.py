@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from contextlib import suppress
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
@@ -141,25 +141,14 @@ def _read(source: str, folder: Path) -> bytes:
 
 async def _aside(work: Callable[[], Result]) -> Result:
     """Run something that may take long in a thread for which nobody waits, neither at a cancel nor at the exit."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Result] = loop.create_future()
-
-    def settle(result: Result | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type] # there is a result where there is no error
+    future: Future[Result] = Future()
+    future.set_running_or_notify_cancel()  # from now on a cancel ends the waiting, not the work
 
     def run() -> None:
-        result, problem = None, None
         try:
-            result = work()
+            future.set_result(work())
         except BaseException as error:  # noqa: BLE001 - it is raised where the result is awaited
-            problem = error
-        with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(settle, result, problem)
+            future.set_exception(error)
 
     threading.Thread(target=run, name="media", daemon=True).start()
-    return await future
+    return await asyncio.wrap_future(future)

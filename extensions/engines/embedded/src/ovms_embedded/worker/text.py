@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import openvino_genai as genai
 
 from ovms_embedded import wire
-from ovms_embedded.worker import common, detection, pictures
+from ovms_embedded.worker import common, detection
 from ovms_embedded.worker.detokenize import Running, flush
 from ovms_embedded.worker.grammar import structured_output
 from ovms_embedded.worker.pipe import Refused, tidy
@@ -145,6 +145,8 @@ class Text:
         if payload["grammar"] and self.usable_grammars[payload["grammar"]]:
             config.structured_output_config = structured_output(payload["grammar"])
         if self.vision:
+            from ovms_embedded.worker import pictures  # nothing of Pillow for the others
+
             # The library puts the images where their tags are; their tokens do not count, as in OVMS.
             handle = self.pipeline.add_request(number, prompt, pictures.tensors(payload["images"]), config)
         else:
