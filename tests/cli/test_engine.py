@@ -129,7 +129,7 @@ def test_what_is_wrong_with_a_request_is_said_before_an_engine_starts(installed:
     assert not (tmp_path / "data" / "logs").exists()
 
 
-def test_others_use_the_engine_that_up_runs(up: Up, installed: Any, run: Any, tmp_path: Path) -> None:
+def test_others_use_the_engine_that_up_runs(up: Up, installed: Any, run: Any, fixtures: Path, tmp_path: Path) -> None:
     status = json.loads(installed("status", "--json").stdout)
     assert status["engine"] == "ready"
     assert psutil.pid_exists(status["pid"])
@@ -138,6 +138,9 @@ def test_others_use_the_engine_that_up_runs(up: Up, installed: Any, run: Any, tm
 
     assert installed("load", CHAT, EMBED).stdout == f"{CHAT} is served.\n{EMBED} is served.\n"
     assert {each["id"] for each in json.loads(installed("ps", "--json").stdout)} == {CHAT, EMBED}
+    installed("import", str(fixtures / "text_generation"), CHAT)
+    assert [each["id"] for each in json.loads(installed("ps", "--json").stdout)] == [EMBED], "the old files are let go"
+    installed("load", CHAT)
     assert installed("unload", EMBED).stdout == f"{EMBED} is not served any more.\n"
     assert [line.split()[0] for line in installed("ps").stdout.splitlines()] == ["MODEL", CHAT]
     assert "not installed" in installed("load", "no/such", code=3).stderr

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ovms_kernel.kernel import Kernel
-    from ovms_kernel.values import ModelRef
+    from ovms_kernel.values import LocalModel, ModelRef
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="As owner/name.", show_default=False)]
 Models = Annotated[
@@ -62,6 +62,7 @@ async def pull(
             await _tell_plan(kernel, ref, json=json)
             return
         session.kept = f"Interrupted; what has arrived of {ref.id} is kept, the same command goes on from there."
+        _tell_engine(kernel)
         with output.progress(ref.id) as report:
             pulled = await kernel.library.pull(ref, model_type=type_, refresh=refresh, report=report)
     if json:
@@ -76,6 +77,20 @@ def read_rate(text: str) -> int:
     if not found or not (rate := int(float(found[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[found[2]])):
         raise BadRequest(f"{text!r} is no rate; write bytes per second such as 5MB or 500k.")
     return rate
+
+
+def _tell_engine(kernel: "Kernel") -> None:
+    """See that an engine which runs lets go of a model before that is replaced.
+
+    It is looked for only then: whoever uses an engine takes over when its owner ends, and a pull may take long.
+    """
+    release = kernel.library.release
+
+    async def told(model: "LocalModel") -> None:
+        await running(kernel)
+        await release(model)
+
+    kernel.library.release = told
 
 
 async def _tell_plan(kernel: "Kernel", ref: "ModelRef", *, json: bool) -> None:
@@ -106,6 +121,7 @@ async def import_(
 ) -> None:
     """Take in a model from a folder or archive."""
     async with session.kernel() as kernel:
+        _tell_engine(kernel)
         with output.progress(model) as report:
             taken = await kernel.import_model(path, model, model_type=type_, report=report)
     if json:
