@@ -334,7 +334,7 @@ async def test_an_option_may_name_another_model(world, tiny):
 
 async def test_a_crash_between_two_renames_is_mended(world, tiny):
     model = await world.library.import_(tiny("embeddings"), "me/a")
-    staged = publish.staging_folder(world.settings, "me/a") / "files"
+    staged = publish.staged_files(world.settings, "me/a")
     staged.parent.mkdir(parents=True)
     model.directory.rename(staged)
     assert world.library.list() == []
@@ -351,9 +351,22 @@ async def test_a_folder_without_our_note_is_no_model(world, tiny):
         world.library.find("a")
 
 
+async def test_what_somebody_did_to_the_folders_by_hand_hides_no_model(world, tiny):
+    kept = await world.library.import_(tiny("embeddings"), "me/a")
+    other = await world.library.import_(tiny("embeddings"), "me/b")
+    shutil.copytree(kept.directory, kept.directory.with_name("copy"))
+    note = json.loads((other.directory / METADATA).read_text())
+    (other.directory / METADATA).write_text(json.dumps(note | {"published": "yesterday"}))
+    (world.settings.models_dir / "stray.txt").write_text("a note of mine")
+    assert world.library.list() == [kept]
+    with pytest.raises(NotFound, match=r"installed: me/a\)"):
+        world.library.find("me/copy")
+
+
 async def test_old_staging_is_offered_for_removal_never_removed(make_world, tiny):
     world = make_world(staging_age=100.0)
-    folder = publish.open_staging(world.settings, "me/a", {"hub": "x", "revision": ""})
+    assert not publish.open_staging(world.settings, "me/a", {"hub": "x", "revision": ""})
+    folder = publish.staged_files(world.settings, "me/a")
     (folder / "half.bin").write_bytes(b"x" * 10_000)
     assert [(each.id, each.offered) for each in world.library.staging()] == [("me/a", False)]
     for each in folder.parent.rglob("*"):

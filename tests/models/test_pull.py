@@ -141,7 +141,7 @@ async def test_files_that_are_complete_are_not_fetched_again(make_puller, hub, r
     hub.fault("other.bin", *[Fault("status", 500)] * 20)
     with pytest.raises(Unavailable):
         await puller.library.pull(REF)
-    files = publish.staging_folder(puller.settings, "me/model") / "files"
+    files = publish.staged_files(puller.settings, "me/model")
     complete = {each.name for each in files.iterdir() if each.is_file()}
     assert "config.json" in complete
     hub.faults.clear()
@@ -352,6 +352,19 @@ async def test_a_contradiction_is_an_error_before_the_weights(puller, hub, repo)
         await puller.library.pull(REF, model_type="embeddings")
 
 
+async def test_a_mistake_costs_nothing_of_an_earlier_pull(make_puller, hub, repo):
+    hub.add("me/model", repo)
+    puller = make_puller(retries=0)
+    hub.fault(BIG, *[Fault("cut", 300_000)] * 8, *[Fault("status", 500)] * 20)
+    with pytest.raises(Unavailable):
+        await puller.library.pull(REF)
+    hub.faults.clear()
+    present = (await puller.library.plan(REF)).present
+    with pytest.raises(BadRequest, match="type speech_to_text"):
+        await puller.library.pull(REF, model_type="speech_to_text")
+    assert (await puller.library.plan(REF)).present == present > 300_000
+
+
 class Guard:
     def __init__(self):
         self.plans = []
@@ -377,6 +390,7 @@ async def test_extensions_see_the_plan_and_may_veto(puller, hub, repo):
     hub.add("me/model", repo)
     with pytest.raises(Refused, match="Nothing that large"):
         await puller.library.pull(REF)
+    assert puller.library.staging() == []
     assert guard.plans[0].present == 0
     assert {file.path for file in guard.plans[0].files} >= {BIG, "config.json"}
     assert hub.requests == []
@@ -388,6 +402,7 @@ async def test_the_disk_is_asked_before_the_first_byte(puller, hub, repo, monkey
     monkeypatch.setattr(publish.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(Unavailable, match="more on disk"):
         await puller.library.pull(REF)
+    assert puller.library.staging() == []
     assert hub.requests == []
 
 

@@ -161,6 +161,18 @@ async def test_after_a_restart_only_what_loads_stays(world, tiny):
     assert ("failed", "b") in world.heard
 
 
+async def test_d2_21_who_reads_the_config_meanwhile_never_reads_half_of_it(world, tiny):
+    for name in ("a", "b"):
+        await world.library.import_(tiny("embeddings"), name)
+    await world.serving.load("a")
+    before = world.settings.config_json.read_bytes()
+    with world.settings.config_json.open("rb", buffering=0) as engine:
+        beginning = engine.read(10)
+        await world.serving.load("b")
+        assert beginning + engine.read() == before, "it is replaced, and not written over"
+    assert world.entries() == ["a", "b"]
+
+
 async def test_a_damaged_config_is_set_aside_and_made_anew(world, tiny, caplog):
     for name in ("a", "b"):
         await world.library.import_(tiny("embeddings"), name)

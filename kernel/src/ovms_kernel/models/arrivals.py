@@ -28,6 +28,7 @@ from ovms_kernel.models.publish import (
     model_folder,
     open_staging,
     publish,
+    staged_files,
     staging_folder,
 )
 from ovms_kernel.models.pulling import Staging, check_format, choose_files
@@ -80,7 +81,7 @@ class Arrivals:
     async def plan(self, hub: Hub, ref: ModelRef) -> PullPlan:
         """Return what a pull that looks at the hub would fetch now, without changing anything."""
         staging = await self._staging(hub, ref)
-        return staging.plan(await anyio.to_thread.run_sync(staging.present))
+        return await anyio.to_thread.run_sync(staging.plan)
 
     async def _staging(self, hub: Hub, ref: ModelRef) -> Staging:
         """Return where a model would grow, and of what; nothing is made yet.
@@ -91,12 +92,12 @@ class Arrivals:
         check_target(self._settings, ref.id)
         published = model_folder(self._settings, ref.id)
         known = await anyio.to_thread.run_sync(read_metadata, published)
-        return Staging(ref, staging_folder(self._settings, ref.id) / "files", files, published, known)
+        return Staging(ref, staged_files(self._settings, ref.id), files, published, known)
 
     async def pull(self, hub: Hub, wish: Wish, report: Callable[[Progress], None]) -> LocalModel:
         """Fetch a model, going on where an earlier pull of the same broke off; nothing happens if it is here as wished.
 
-        :raises BadRequest: it is refused, before its weights are fetched; nothing of it is kept.
+        :raises BadRequest: it is refused, before its weights are fetched; nothing of it is kept but an earlier pull.
         """
         ref = wish.ref
         report(Progress("listing", subject=ref.id))
@@ -104,18 +105,20 @@ class Arrivals:
         if model := await anyio.to_thread.run_sync(_had, wish, staging):
             report(Progress("success", model.size, model.size, model.id, model.digest))
             return model
-        await anyio.to_thread.run_sync(open_staging, self._settings, ref.id, staging.origin)
+        plan = await anyio.to_thread.run_sync(staging.plan)
+        check_space(self._settings, plan.total - plan.present, f"Pulling {ref.id}")
+        await self._events.ask("ovms_before_pull", model=ref, plan=plan)
+        begun = await anyio.to_thread.run_sync(open_staging, self._settings, ref.id, staging.origin)
         try:
-            present = await staging.prepare(report)
-            check_space(self._settings, staging.total - present, f"Pulling {ref.id}")
-            await self._events.ask("ovms_before_pull", model=ref, plan=staging.plan(present))
+            await staging.prepare(report)
             texts = await staging.fetch_texts(hub, report)
             sizes = {file.path: file.size for file in staging.files}
             described = ModelFiles(ref.id.rsplit("/", 1)[-1], sizes, texts)
             model_type = self._shaper.recognise(described, wish.declared, ref.id)
             await anyio.to_thread.run_sync(self._shaper.check, described, model_type, ref.id, wish.options)
         except BadRequest:
-            await self._drop(wish)
+            if not begun:
+                await self._drop(wish)
             raise
         await staging.fetch(hub, report)
         digests = await staging.digests(report)
@@ -138,7 +141,8 @@ class Arrivals:
         check_space(self._settings, total, f"Importing {wish.id}")
         # Copying is quick and cannot be resumed safely, as the source may have changed.
         await self._drop(wish)
-        into = open_staging(self._settings, wish.id, {"import": str(source)})
+        open_staging(self._settings, wish.id, {"import": str(source)})
+        into = staged_files(self._settings, wish.id)
         meter = Meter("importing", total)
         try:
             files = await run_with_progress(lambda: copy_into(found, into, meter), meter, report)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,15 @@ def read_texts(folder: Path, sizes: Mapping[str, int]) -> dict[str, str]:
             except (OSError, UnicodeDecodeError):
                 continue
     return texts
+
+
+def size_of(path: Path) -> int | None:
+    """Return the bytes of a regular file; ``None`` if there is none, or not any more."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def is_served_format(paths: Iterable[str]) -> bool:

@@ -9,7 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, BinaryIO
 
-from ovms_kernel.models.files import sync
+from ovms_kernel.models.files import size_of, sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -68,15 +68,15 @@ class Partial:
 
     def look(self) -> None:
         """See what is there: the whole file, some of it, or nothing."""
-        if self._target.is_file() and self._target.stat().st_size == self.remote.size:
+        if size_of(self._target) == self.remote.size:
             self.done = True
-        elif self._data.exists() and self._data.stat().st_size == self.remote.size:
+        elif size_of(self._data) == self.remote.size:
             self._read_journal()
 
     def open(self) -> None:
         """Get ready to fetch what is missing."""
         self._data.parent.mkdir(parents=True, exist_ok=True)
-        if not (self._data.exists() and self._data.stat().st_size == self.remote.size):
+        if size_of(self._data) != self.remote.size:
             with self._data.open("wb") as data:
                 data.truncate(self.remote.size)
         if not any(self.counts):

@@ -302,12 +302,12 @@ class Library:
 
     def _published(self) -> Sequence[tuple[Path, Metadata]]:
         found = []
-        if self.settings.models_dir.is_dir():
-            for folder in self.settings.models_dir.iterdir():
-                if folder.name.startswith(".") or not folder.is_dir():
-                    continue
-                candidates = [folder] if (folder / model_files.METADATA).exists() else folder.iterdir()
-                found += [(each, metadata) for each in candidates if (metadata := read_metadata(each))]
+        for folder in _folders(self.settings.models_dir):
+            for each in [folder] if (folder / model_files.METADATA).exists() else _folders(folder):
+                metadata = read_metadata(each)
+                # A copy that somebody made by hand has the note of the model that it is a copy of.
+                if metadata and _is_same(each, model_folder(self.settings, metadata.id)):
+                    found.append((each, metadata))
         return sorted(found, key=lambda pair: pair[1].id)
 
     def _found(self, model_id: str) -> tuple[Path, Metadata]:
@@ -321,3 +321,18 @@ class Library:
                 f"Model {model_id} is not installed (installed: {names}); pull it with `ovms-plugin pull {model_id}`."
             )
         return folder, metadata
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def _folders(parent: Path) -> Sequence[Path]:
+    """Return the folders in one; none if it is not there, or not any more."""
+    try:
+        return [each for each in parent.iterdir() if not each.name.startswith(".") and each.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.models.files import GRAPH, METADATA, manifest_digest, read_json, write_atomically
+from ovms_kernel.models.files import GRAPH, METADATA, manifest_digest, read_json, size_of, write_atomically
 from ovms_kernel.models.graph import is_edited
 from ovms_kernel.values import LocalModel
 
@@ -61,7 +61,9 @@ def read_metadata(folder: Path) -> Metadata | None:
         return None
     try:
         files = {str(path): (int(size), str(sha256)) for path, (size, sha256) in value.pop("files").items()}  # type: ignore[attr-defined]
-        return Metadata(files=files, **value)  # type: ignore[arg-type]
+        metadata = Metadata(files=files, **value)  # type: ignore[arg-type]
+        datetime.fromisoformat(metadata.published)
+        return metadata
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
 
@@ -74,10 +76,8 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
 
 def is_whole(folder: Path, metadata: Metadata) -> bool:
     """Tell whether every file is there with its size, and none was found damaged; nothing is read."""
-    if metadata.damaged:
-        return False
-    files = ((folder / path, size) for path, (size, _) in metadata.files.items())
-    return all(file.is_file() and file.stat().st_size == size for file, size in files)
+    sizes = ((folder / path, size) for path, (size, _) in metadata.files.items())
+    return not metadata.damaged and all(size_of(file) == size for file, size in sizes)
 
 
 def local_model(folder: Path, metadata: Metadata) -> LocalModel:

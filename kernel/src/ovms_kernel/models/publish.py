@@ -62,18 +62,22 @@ def lock_file(settings: Settings, model_id: str) -> Path:
     return settings.staging_dir / f"{staging_key(model_id)}.lock"
 
 
-def open_staging(settings: Settings, model_id: str, origin: dict[str, str]) -> Path:
-    """Return the folder ``files`` in which the model is to grow, kept if it was begun from the same origin."""
+def staged_files(settings: Settings, model_id: str) -> Path:
+    """Return the folder of staging that becomes the model's."""
+    return staging_folder(settings, model_id) / "files"
+
+
+def open_staging(settings: Settings, model_id: str, origin: dict[str, str]) -> bool:
+    """Make the folders in which a model grows; return whether it was begun before, and from the same origin."""
     folder = staging_folder(settings, model_id)
     begun = is_begun(folder, origin)
     if folder.exists() and not begun:
         discard(settings, folder)
-    files = folder / "files"
-    files.mkdir(parents=True, exist_ok=True)
+    staged_files(settings, model_id).mkdir(parents=True, exist_ok=True)
     if not begun:
         journal = {"id": model_id, "origin": origin}
         write_atomically(folder / JOURNAL, json.dumps(journal, ensure_ascii=False).encode())
-    return files
+    return begun
 
 
 def is_begun(folder: Path, origin: dict[str, str]) -> bool:
@@ -114,7 +118,7 @@ def publish(settings: Settings, model_id: str) -> Path:
 
     The caller holds the model's lock and has written the note, which makes the staged files complete.
     """
-    staged = staging_folder(settings, model_id) / "files"
+    staged = staged_files(settings, model_id)
     target = model_folder(settings, model_id)
     if read_metadata(staged) is None:
         raise OvmsError(f"Model {model_id} is not complete, so it was not published; pull it again.")
@@ -136,7 +140,7 @@ def publish(settings: Settings, model_id: str) -> Path:
 
 def recover(settings: Settings, model_id: str) -> bool:
     """Finish a publication that a crash interrupted; the caller holds the model's lock."""
-    staged = staging_folder(settings, model_id) / "files"
+    staged = staged_files(settings, model_id)
     if (staged / METADATA).exists() and read_metadata(staged) is not None:
         publish(settings, model_id)
         return True

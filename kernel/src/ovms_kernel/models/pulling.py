@@ -191,31 +191,23 @@ class Staging:
         had = {path: entry for path, entry in self.known.files.items() if path not in self.known.damaged}
         return [file for file in self.files if file.sha256 and had.get(file.path) == (file.size, file.sha256.lower())]
 
-    def plan(self, present: int) -> PullPlan:
-        """Return this as others see it; ``present`` counts the bytes that need not be fetched."""
-        return PullPlan(tuple(self.files), self.total, present)
-
-    def present(self) -> int:
-        """Return how many bytes need not be fetched, as sizes tell, without changing anything."""
+    def plan(self) -> PullPlan:
+        """Return what there is to fetch, and what need not be as sizes tell; nothing is changed."""
         noted = self._noted() if is_begun(self.folder.parent, self.origin) else {}
 
         def of(file: RemoteFile) -> int:
-            old = self.published / file.path
-            if file in self.same and old.is_file() and old.stat().st_size == file.size:
+            if file in self.same and model_files.size_of(self.published / file.path) == file.size:
                 return file.size
             return present_bytes([file], self.folder) if noted.get(file.path) == [file.size, file.sha256] else 0
 
-        return sum(map(of, self.files))
+        return PullPlan(tuple(self.files), self.total, sum(map(of, self.files)))
 
-    async def prepare(self, report: Callable[[Progress], None]) -> int:
-        """Throw out what belongs to another state of the model, take over what is published already.
-
-        :return: bytes that are here, whole or in part.
-        """
+    async def prepare(self, report: Callable[[Progress], None]) -> None:
+        """Throw out what belongs to another state of the model, take over what is published already."""
         meter = Meter("verifying", sum(file.size for file in self.same))
-        return await run_with_progress(lambda: self._prepare(meter), meter, report if self.same else lambda _: None)
+        await run_with_progress(lambda: self._prepare(meter), meter, report if self.same else lambda _: None)
 
-    def _prepare(self, meter: Meter) -> int:
+    def _prepare(self, meter: Meter) -> None:
         before, now = self._noted(), {file.path: [file.size, file.sha256] for file in self.files}
         for path, status in list(model_files.walk(self.folder)):
             # What was taken over earlier is the published file itself, which may have changed since.
@@ -228,7 +220,6 @@ class Staging:
             target = self.folder / file.path
             if not target.exists():
                 _take_over(self.published / file.path, target, file, meter)
-        return present_bytes(self.files, self.folder)
 
     def _noted(self) -> dict[str, Any]:
         """Return size and digest by path of the files that the folder was begun for."""
@@ -257,8 +248,7 @@ class Staging:
 
         def check() -> dict[str, tuple[int, str]]:
             for file in self.files:
-                path = self.folder / file.path
-                if not path.is_file() or path.stat().st_size != file.size:
+                if model_files.size_of(self.folder / file.path) != file.size:
                     raise Unavailable(f"{file.path} did not arrive whole; pull the model again.")
             hashed = {file.path: model_files.hash_file(self.folder / file.path, meter.advance) for file in unknown}
             clean_up(self.folder)

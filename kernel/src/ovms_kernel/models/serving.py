@@ -370,7 +370,8 @@ class Serving:
             loaded = ", ".join(sorted(self.served)) or "none"
             raise Unavailable(
                 f"{model.id} needs about {human(needed)} of memory and {human(free)} are free "
-                f"(loaded models: {loaded}); unload something, take a smaller model, or force the load."
+                f"(loaded models: {loaded}); unload something, take a smaller model, or "
+                "set force: true in this model's settings."
             )
 
     def _failure(self, model_id: str, otherwise: str) -> str:
