@@ -1,5 +1,6 @@
 """``ovms-plugin deploy``: AOG can start what it writes, from anywhere, and it touches nothing that is not its own."""
 
+import contextvars
 import os
 import platform
 import stat
@@ -12,8 +13,10 @@ import yaml
 
 from ovms_cli import deploy
 from ovms_cli.app import run as run_command
+from ovms_kernel.engine.host import read_host
 from ovms_kernel.errors import NotFound, NotSupported
 from ovms_kernel.testing.host import AOG, PluginHost
+from ovms_kernel.values import Host
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the launcher of Windows is the installed program itself")
 
@@ -38,7 +41,9 @@ def command(
 
     def call(*words: str, code: int = 0) -> str:
         capfd.readouterr()
-        assert run_command(["deploy", "--plugin-dir", str(plugins), *words]) == code
+        # Nothing around it, as at a terminal: a fixture of the whole session may have its event loop here.
+        alone = contextvars.Context()
+        assert alone.run(run_command, ["deploy", "--plugin-dir", str(plugins), *words]) == code
         return capfd.readouterr().err
 
     return call
@@ -64,6 +69,27 @@ def test_d1_2_d1_7_d1_23_it_writes_a_folder_that_aog_can_start(command, plugins:
     assert {each["config_ref"].partition(":")[0] for each in manifest["services"]} == {"openvino"}
     files = sorted(each.relative_to(plugins) for each in plugins.rglob("*") if each.is_file())
     assert len(files) == 2
+
+
+def test_d1_3_d1_45_it_says_when_aog_sees_the_plugin_and_which_command_crashes(command) -> None:
+    said = command()
+    assert "restart AOG, which looks for plugins only when it starts" in said
+    assert "aog server stop; aog server start -d" in said
+    assert "`aog pull` crashes with any plugin" in said
+    assert not any(line.startswith("  aog pull") for line in said.splitlines())
+
+
+def test_d1_20_it_says_where_aog_itself_does_not_start(command) -> None:
+    assert deploy.trouble_of_aog(read_host()) in command()
+    for distribution, version in (("ubuntu", "22.04"), ("ubuntu", "24.04"), ("deepin", "25")):
+        assert deploy.trouble_of_aog(Host("linux", "x86_64", distribution, version)) == ""
+    for system in ("windows", "darwin"):
+        assert deploy.trouble_of_aog(Host(system, "x86_64")) == ""
+    for distribution, version, name in (
+        ("debian", "12", "debian 12"), ("ubuntu", "25.10", "ubuntu 25.10"), ("arch", "", "arch"), ("", "", "this Linux")
+    ):  # fmt: skip
+        trouble = deploy.trouble_of_aog(Host("linux", "x86_64", distribution, version))
+        assert trouble.startswith(f"AOG v0.7 itself crashes at its start on {name}: it runs on Ubuntu 22.04")
 
 
 def test_bodies_full_names_the_templates_that_keep_every_field(command, plugins: Path) -> None:

@@ -1,5 +1,6 @@
 """Running the command as a person does: the installed executable, in an environment of the test's own."""
 
+import contextvars
 import os
 import signal
 import subprocess
@@ -39,7 +40,8 @@ def here(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: py
             capfd.readouterr()
             before = signal.getsignal(signal.SIGINT)
             try:
-                ended = run_command(list(words))
+                # Nothing around it, as at a terminal: a fixture of the whole session may have its event loop here.
+                ended = contextvars.Context().run(run_command, list(words))
             finally:
                 signal.signal(signal.SIGINT, before)
         out, err = capfd.readouterr()

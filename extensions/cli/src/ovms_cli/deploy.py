@@ -22,6 +22,8 @@ from ovms_kernel.manifest import MARK, PROVIDER, SYSTEMS, executable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ovms_kernel.values import Host
+
 MACHINES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 """GOARCH by what Python calls the machine."""
 
@@ -71,6 +73,7 @@ async def deploy(
         async with session.kernel() as kernel:
             manifest = replace(kernel.manifest(), bodies=bodies.value)
             default = next((each.default_model for each in manifest.services if each.name == "chat"), "")
+            trouble = trouble_of_aog(kernel.host)
         system = this_system()
         text = manifest.as_yaml(
             systems=(system,), resources={"data_dir": str(session.settings.data_dir).replace("$", "$$")}
@@ -89,6 +92,8 @@ async def deploy(
             await anyio.to_thread.run_sync(shutil.rmtree, folder)
         raise
     _say_next(session, folder, plugins, default, seconds)
+    if trouble:
+        output.say(trouble)
 
 
 def usual_folder(environment: "Mapping[str, str]") -> Path:
@@ -117,6 +122,21 @@ def this_system() -> str:
     if system not in SYSTEMS:
         raise NotSupported(f"AOG does not run on {system}; it does on {', '.join(SYSTEMS)}.")
     return system
+
+
+def trouble_of_aog(host: "Host") -> str:
+    """Return what keeps AOG itself from starting on this system, or nothing.
+
+    On a distribution that its own OpenVINO engine does not know, AOG v0.7 goes on with an engine that is nil
+    (``internal/provider/engine/openvino.go``).
+    """
+    known = host.distribution == "deepin" or (host.distribution == "ubuntu" and host.version in ("22.04", "24.04"))
+    if host.os != "linux" or known:
+        return ""
+    return (
+        f"AOG v0.7 itself crashes at its start on {host.distribution or 'this Linux'} {host.version}".rstrip()
+        + ": it runs on Ubuntu 22.04, Ubuntu 24.04 and deepin."
+    )
 
 
 def check_ours(folder: Path) -> None:
@@ -201,8 +221,9 @@ def _say_next(session: Session, folder: Path, plugins: Path, model: str, seconds
     output.say(f"Written to {folder} and started once from there: it answered after {seconds * 1000:.0f} ms.")
     output.say(f"Models and engine are kept in {session.settings.data_dir}.")
     output.say("")
-    output.say("Next, restart AOG and install a service:")
+    output.say("Next, restart AOG, which looks for plugins only when it starts, and install a service:")
     output.say("  aog server stop; aog server start -d")
     output.say(f"  aog install chat --flavor {PROVIDER} --model {model or '<owner>/<name>'}")
     output.say("")
     output.say(f"AOG must read {plugins}: started in a folder that has a folder `plugins`, it reads that one instead.")
+    output.say("Get more models with `aog install` or over its HTTP API: `aog pull` crashes with any plugin.")
