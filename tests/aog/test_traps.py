@@ -111,7 +111,7 @@ async def test_d1_14_health_is_false_while_the_engine_starts_or_is_down(aog: Any
     assert (await aog.call("HealthCheck")).code == 503
 
 
-async def test_d1_15_load_model_never_fails(aog: Any) -> None:
+async def test_d1_15_d2_24_load_model_never_fails(aog: Any) -> None:
     for wrong in (MISSING, EngineFailed("broken"), KeyError("x")):
         aog.kernel.does["load_model"] = wrong
         response = await load(aog, "x")
@@ -133,7 +133,9 @@ async def test_d1_15_a_failed_load_is_told_once_by_the_next_request(aog: Any) ->
     assert answer.code == 502
 
 
-async def test_d1_15_load_model_returns_long_before_aog_s_limit(aog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_d1_15_d2_24_load_model_returns_long_before_aog_s_limit(
+    aog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert habits.LOAD_LIMIT < 240
     monkeypatch.setattr(habits, "LOAD_LIMIT", 0.05)
     going_on = asyncio.Event()
@@ -196,7 +198,7 @@ async def test_d1_18_models_of_other_engines_are_unloaded_without_error(aog: Any
     await load(aog, "other")
 
 
-async def test_d1_19_d2_33_the_live_service_s_row_serves_a_plain_request(aog: Any) -> None:
+async def test_d1_19_d1_52_d2_33_the_live_service_s_row_serves_a_plain_request(aog: Any) -> None:
     aog.kernel.does["invoke"] = b'{"text":"hello"}'
     response = await aog.call("InvokeService", service_name="speech-to-text-ws", request_data=body(model="x"))
     assert response.response_data == b'{"text":"hello"}'
@@ -377,7 +379,7 @@ async def test_d1_37_created_is_text(aog: Any) -> None:
     assert json.loads(response.response_data)["created"] == "2023-11-14T22:13:20Z"
 
 
-async def test_d1_38_the_rpc_decides_whether_an_answer_streams(aog: Any) -> None:
+async def test_d1_36_d1_38_the_rpc_decides_whether_an_answer_streams(aog: Any) -> None:
     aog.kernel.does["invoke"] = b"{}"
     response = await aog.call("InvokeService", service_name="chat", request_data=body(model="m", stream=True))
     assert response.code == 0
@@ -434,7 +436,7 @@ def event(name: str) -> Message:
 FIRST = {"service_name": "speech-to-text-ws", "is_first": True, "metadata": {"ws_conn_id": "c7", "language": "en"}}
 
 
-async def test_d1_39_actions_that_aog_lost_are_put_back(aog: Any) -> None:
+async def test_d1_39_d2_35_actions_that_aog_lost_are_put_back(aog: Any) -> None:
     talk = Talk(aog)
     later = {"metadata": {"model": "m", "sample_rate": "16000", "format": "pcm", "language": "en"}}
     talk.say(b"{}", **FIRST)
@@ -458,7 +460,7 @@ async def test_d1_39_actions_that_aog_lost_are_put_back(aog: Any) -> None:
     talk.call.cancel()
 
 
-async def test_d1_39_a_whole_action_is_left_alone_and_aog_s_greeting_not_repeated(aog: Any) -> None:
+async def test_d1_39_d1_41_a_whole_action_is_left_alone_and_aog_s_greeting_not_repeated(aog: Any) -> None:
     talk = Talk(aog)
     run = {"action": "run-task", "model": "m", "parameters": {"use_vad": True}}
     talk.say(body(**run), **FIRST)
@@ -493,7 +495,7 @@ async def test_d1_40_a_session_that_nobody_closes_ends_when_idle(aog: Any, monke
         (KeyError("x"), "SERVER_ERROR"),
     ],
 )
-async def test_d1_42_a_failure_is_an_event_and_the_session_goes_on(aog: Any, error: Exception, kind: str) -> None:
+async def test_d1_42_d2_35_a_failure_is_an_event_and_the_session_goes_on(aog: Any, error: Exception, kind: str) -> None:
     talk = Talk(aog)
     talk.fail = error
     talk.say(b"{}", **FIRST)
@@ -545,6 +547,24 @@ async def test_a_client_that_leaves_a_session_frees_it(aog: Any) -> None:
     talk.call.cancel()
     async with asyncio.timeout(5):
         await left.wait()
+
+
+async def test_d1_50_a_stream_that_aog_reads_no_more_ends_with_its_deadline(aog: Any) -> None:
+    stopped = asyncio.Event()
+
+    async def stream(*_: Any, **__: Any) -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b'data: {"choices":[{"delta":{"content":"%s"}}]}\n\n' % (b"a" * (64 << 10))
+        finally:
+            stopped.set()
+
+    aog.kernel.does["stream"] = stream
+    # AOG's client waits for ever to hand on what nobody takes; only its deadline of 300 s, here shorter, is left.
+    call = aog.stream("InvokeServiceStream", timeout=1, service_name="chat", request_data=body(model="m"))
+    assert (await call.read()).code == 0
+    async with asyncio.timeout(5):
+        await stopped.wait()
 
 
 async def test_d1_46_messages_are_for_people_as_aog_shows_only_them(aog: Any) -> None:

@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import os
+import socket
 from collections.abc import AsyncIterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,9 @@ import psutil
 import pytest
 
 from ovms_kernel.testing.host import PluginHost, bidi_request, plugin_command
+from tests.aog.conftest import add_extension
 
+Environment = dict[str, str | None]
 CHAT = {"model": "tiny/chat", "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -19,19 +24,29 @@ def coded(**fields: Any) -> bytes:
 
 
 @pytest.fixture
-async def ready(environment: dict[str, str | None], tmp_path: Path, fixtures: Path) -> AsyncIterator[PluginHost]:
-    """A plugin with a model and a stub engine that runs."""
+async def stocked(environment: Environment, tmp_path: Path, fixtures: Path) -> Environment:
+    """An environment with a model in the data folder."""
     from ovms_kernel.kernel import Kernel
     from ovms_kernel.settings import read_settings
 
     async with Kernel(read_settings({}, data_dir=tmp_path / "data")) as kernel:
         await kernel.import_model(fixtures / "text_generation", "tiny/chat")
-    async with PluginHost(plugin_command(), environment) as host:
-        for method in ("InstallEngine", "InitEnv", "StartEngine", "UpgradeEngine"):
-            assert (await host.call(method)).code == 0
+    return environment
+
+
+@pytest.fixture
+async def ready(stocked: Environment) -> AsyncIterator[PluginHost]:
+    """A plugin with a model and a stub engine that runs."""
+    async with PluginHost(plugin_command(), stocked) as host:
+        await started(host)
         await healthy(host)
         yield host
         assert await host.kill() < 2
+
+
+async def started(host: PluginHost) -> None:
+    for method in ("InstallEngine", "InitEnv", "StartEngine", "UpgradeEngine"):
+        assert (await host.call(method)).code == 0
 
 
 async def healthy(host: PluginHost) -> None:
@@ -58,6 +73,39 @@ async def test_d1_10_d2_6_an_engine_that_somebody_killed_comes_back(ready: Plugi
     assert (await ask(ready, **CHAT)).code == 0
 
 
+async def test_d1_5_what_plugin_stop_ended_is_whole_when_aog_starts_it_again(stocked: Environment) -> None:
+    async with PluginHost(plugin_command(), stocked) as host:
+        await started(host)
+        await healthy(host)
+        await host.kill()
+    async with PluginHost(plugin_command(), stocked) as again:
+        assert (await again.call("StartEngine", mode="daemon")).code == 0  # nothing is to be installed
+        assert (await ask(again, **CHAT)).code == 0
+
+
+async def test_d1_8_d2_15_d2_42_beside_aog_s_own_engine_on_the_same_ports(stocked: Environment) -> None:
+    ports = dict.fromkeys(("OVMS_PLUGIN_REST_PORT", "OVMS_PLUGIN_GRPC_PORT"))
+    samples = {"AOG_ENABLED_ENGINES": "ollama", "OVMS_HOST": "elsewhere.example", "OVMS_HTTP_PORT": "1"}
+    with ExitStack() as held:
+        for port in (16666, 9000):
+            with suppress(OSError):  # somebody else has it, which is as good
+                held.enter_context(socket.create_server(("127.0.0.1", port)))
+        async with PluginHost(plugin_command(), stocked | ports | samples) as host:
+            await started(host)
+            await healthy(host)
+            assert not {"16666", "9000"} & set(engine_of(host).cmdline())
+            assert (await ask(host, **CHAT)).code == 0
+
+
+async def test_d1_25_a_plugin_that_cannot_work_still_runs_and_tells_a_pull_why(environment: Environment) -> None:
+    async with PluginHost(plugin_command(), environment | {"OVMS_PLUGIN_REST_PORT": "many"}) as host:
+        call = host.stream("PullModelStream", request_json=coded(model="tiny/chat"), timeout=10)
+        [failed] = [json.loads(each.data) async for each in call]
+        assert failed["status"] == "error"
+        assert "rest_port" in failed["error"]
+        assert await host.ping()  # for AOG it runs; of one that does not, AOG would send an empty stream
+
+
 async def test_d1_11_d2_1_d2_2_upgrade_and_start_leave_a_running_engine_alone(ready: PluginHost) -> None:
     before = engine_of(ready).pid
     for method in ("UpgradeEngine", "StartEngine", "InitEnv", "UpgradeEngine", "InstallEngine"):
@@ -79,6 +127,43 @@ async def test_d1_51_d2_11_config_names_the_engine_s_real_address(ready: PluginH
     keys = "host origin scheme recommend_model download_url download_path engine_path exec_path exec_file device_type"
     assert set(config) == set(keys.split())
     assert all(isinstance(each, str) for each in config.values())
+
+
+LACKING = """
+from ovms_kernel.api import Requirement
+from ovms_kernel.testing.platform import MisbehavingPlatform
+class Lacking(MisbehavingPlatform):
+    async def requirements(self, installation):
+        return [Requirement("the library libmissing.so.1", "sudo apt install libmissing1")]
+"""
+
+
+async def test_d2_4_d2_43_what_the_system_lacks_is_said_and_nothing_is_installed_into_it(
+    environment: Environment, tmp_path: Path
+) -> None:
+    add_extension(tmp_path / "site", "lacking", "ovms.platforms", "lacking = lacking:Lacking", LACKING)
+    spies, traces = tmp_path / "spies", tmp_path / "traces"
+    spies.mkdir()
+    for name in ("sudo", "apt", "apt-get", "yum", "dnf", "pip", "pip3", "python3", "curl", "wget"):
+        (spies / name).write_text(f'#!/bin/sh\necho "$0 $*" >> "{traces}"\n')
+        (spies / name).chmod(0o755)
+    broken = {"OVMS_PLUGIN_PLATFORM": "lacking", "OVMS_PLUGIN_PLATFORMS__LACKING__HOW": "broken"}
+    path = {"PATH": f"{spies}:{os.environ['PATH']}"}
+    async with PluginHost(plugin_command(), environment | broken | path) as host:
+        response = await host.call("InstallEngine", timeout=10)
+        assert response.code == 502
+        assert "lacks the library libmissing.so.1: sudo apt install libmissing1" in response.message
+        assert not (await host.call("CheckEngine")).installed
+    assert not traces.exists()
+
+
+async def test_d2_9_a_start_waits_for_no_engine_to_be_ready(environment: Environment) -> None:
+    never = {"OVMS_PLUGIN_PLATFORMS__MISBEHAVING__HOW": "never-ready"}
+    async with PluginHost(plugin_command(), environment | never) as host:
+        assert (await host.call("InstallEngine")).code == 0
+        assert (await host.call("StartEngine", mode="daemon", timeout=10)).code == 0  # AOG's own start waits for it
+        health = await host.call("HealthCheck")
+        assert (health.code, "starting" in health.message) == (503, True), health.message
 
 
 async def test_d2_14_the_engine_listens_on_this_machine_only(ready: PluginHost) -> None:
@@ -129,9 +214,7 @@ async def test_d2_30_the_tail_of_a_stream_is_never_lost(ready: PluginHost) -> No
         assert texts == [f"{number} " for number in range(20)]
 
 
-async def test_d2_30_an_engine_that_breaks_off_is_told_as_a_code(
-    environment: dict[str, str | None], ready: PluginHost
-) -> None:
+async def test_d2_30_an_engine_that_breaks_off_is_told_as_a_code(ready: PluginHost) -> None:
     engine = engine_of(ready)
     engine.suspend()
     request = asyncio.ensure_future(ask(ready, **CHAT))
@@ -140,6 +223,17 @@ async def test_d2_30_an_engine_that_breaks_off_is_told_as_a_code(
     response = await request
     assert response.code in (502, 503)
     assert response.message
+
+
+async def test_d2_44_a_load_ends_with_its_engine(ready: PluginHost) -> None:
+    engine = engine_of(ready)
+    engine.suspend()
+    loading = asyncio.ensure_future(ready.call("LoadModel", request_json=coded(model="tiny/chat")))
+    await asyncio.wait([loading], timeout=0.3)
+    assert not loading.done()
+    engine.kill()
+    async with asyncio.timeout(20):  # and not AOG's five minutes
+        assert (await loading).code == 0
 
 
 async def test_d1_48_d2_36_a_session_that_the_client_closes_ends_cleanly(ready: PluginHost) -> None:

@@ -120,7 +120,7 @@ def test_a_damaged_archive_is_one_sentence(tmp_path: Path) -> None:
         extract(bad_zip, tmp_path / "zip", ignore)
 
 
-def test_a_linux_release_is_unpacked_with_its_links_and_modes(tmp_path: Path) -> None:
+def test_d2_5_a_linux_release_is_unpacked_with_its_links_and_modes(tmp_path: Path) -> None:
     linux_archive(tmp_path / "a.tar.gz", padding=20 << 20)
     told: list[Progress] = []
     into = tmp_path / "with space und ümlaut"

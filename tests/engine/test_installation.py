@@ -226,7 +226,7 @@ async def test_an_archive_that_was_swapped_since_its_first_download_is_refused(s
     assert setup.installations.versions() == []
 
 
-async def test_an_engine_that_is_another_version_or_does_not_run_is_not_installed(setup: Setup) -> None:
+async def test_d2_12_an_engine_that_is_another_version_or_does_not_run_is_not_installed(setup: Setup) -> None:
     before = await setup.install()
     setup.events.told.clear()
     linux_archive(setup.server.folder / ARCHIVE.replace("2026.3.0", "2026.4.0"), "2026.9.9")

@@ -92,7 +92,7 @@ async def test_an_engine_that_exits_at_start_is_given_up_after_a_few_tries_with_
         assert (await engine.supervisor.ensure_ready()).pid
 
 
-async def test_an_engine_that_never_answers_is_ended_and_given_up(settings: Settings) -> None:
+async def test_d2_9_an_engine_that_never_answers_in_the_time_that_is_set_is_given_up(settings: Settings) -> None:
     engine = Engine(replace(settings, start_timeout=0.5, restart_limit=0))
     async with engine.supervisor:
         await engine.start("never-ready")
@@ -101,7 +101,7 @@ async def test_an_engine_that_never_answers_is_ended_and_given_up(settings: Sett
         assert not engines_of(settings)
 
 
-async def test_an_engine_that_ignores_sigterm_is_killed_with_its_children(settings: Settings) -> None:
+async def test_d2_8_an_engine_that_ignores_sigterm_is_killed_with_its_children(settings: Settings) -> None:
     engine = Engine(replace(settings, stop_timeout=0.3))
     async with engine.supervisor:
         await engine.start("ignore-sigterm,child")

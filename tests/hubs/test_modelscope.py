@@ -187,7 +187,7 @@ async def test_connections_are_as_many_as_set(hub, driver, repo, tmp_path, no_re
     assert hub.most_connections == 4
 
 
-async def test_a_cancel_stops_at_once_and_the_next_pull_goes_on(hub, driver, repo, tmp_path, no_report):
+async def test_d2_22_a_cancel_stops_at_once_and_the_next_pull_goes_on(hub, driver, repo, tmp_path, no_report):
     hub.add("me/model", repo)
     hub.rate = 300_000
     into = tmp_path / "into"

@@ -165,7 +165,7 @@ async def test_a_wrong_name_lists_what_there_is(ready: Setup) -> None:
         await anext(ready.kernel.stream("slow", ask()))
 
 
-async def test_a_model_of_another_type_is_refused_by_name(ready: Setup, fixtures: Path) -> None:
+async def test_d1_36_a_model_of_another_type_is_refused_by_name(ready: Setup, fixtures: Path) -> None:
     await ready.kernel.import_model(fixtures / "embeddings", "tiny/embed")
     with pytest.raises(BadRequest, match="tiny/embed is for embeddings"):
         await ready.kernel.invoke("chat", ask(model="tiny/embed"))

@@ -58,5 +58,27 @@ def test_the_committed_manifest_is_that_of_the_full_install(ovms_settings: objec
     assert committed.read_text("utf-8") == text, "run `python3 dev.py make`"
 
 
+AOGS_FIELDS = {
+    "": "version provider services platforms resources",
+    "provider": "name display_name version type author homepage description engine_host",
+    "services": "service_name task_type protocol expose_protocol endpoint auth_type default_model support_models "
+    "config_ref timeout middlewares capabilities",
+    "services.capabilities": "support_streaming support_bidirectional",
+    "platforms.*": "executable dependencies",
+    "resources": "data_dir ollama",
+}
+"""What AOG's Go types read of a manifest (aog-plugin.md B4); they drop everything else without a word."""
+
+
+def test_d2_40_aog_drops_nothing_of_the_committed_manifest() -> None:
+    data = yaml.safe_load((Path(__file__).parents[2] / "plugin.yaml").read_text("utf-8"))
+    parts = [("", data), ("provider", data["provider"]), ("resources", data["resources"])]
+    parts += [("services", each) for each in data["services"]]
+    parts += [("services.capabilities", each["capabilities"]) for each in data["services"]]
+    parts += [("platforms.*", each) for each in data["platforms"].values()]
+    for name, fields in parts:
+        assert fields.keys() <= set(AOGS_FIELDS[name].split()), name
+
+
 def test_every_launcher_has_a_path_of_its_own() -> None:
     assert executable("linux_amd64") == "bin/linux-amd64/ovms-plugin"

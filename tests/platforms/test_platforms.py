@@ -104,7 +104,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize(("host", "chosen", "archive"), TABLE.values(), ids=TABLE)
-def test_every_host_gets_its_platform_and_archive(host: Host, chosen: list[str], archive: str) -> None:
+def test_d2_3_d2_16_every_host_gets_its_platform_and_archive(host: Host, chosen: list[str], archive: str) -> None:
     choices = candidates(host, DRIVERS)
     assert [each.name for each in choices] == chosen
     release = choices[0].platform.release(host, "")
@@ -182,7 +182,7 @@ def unpacked(folder: Path, *names: str) -> Installation:
 
 @pytest.mark.parametrize("folder", ["plain", "with space", "ünï 模型 'q'"])
 @pytest.mark.parametrize("driver", [Ubuntu2204({}), Ubuntu2404({}), Deepin({})])
-def test_the_launch_on_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver, folder: str) -> None:
+def test_d2_12_d2_13_the_launch_on_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver, folder: str) -> None:
     for name, value in FOREIGN.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("HOME", "/home/me")

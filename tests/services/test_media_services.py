@@ -55,7 +55,7 @@ def encoded(format_="WAV", subtype="PCM_16", **options):
 # -- images ---------------------------------------------------------------------------------------------------------
 
 
-async def test_the_body_that_aog_sends(stub, ask):
+async def test_d2_25_d2_26_the_body_that_aog_sends(stub, ask):
     stub.answers[IMAGES] = PAINTED
     sent = {"prompt": "a fox", "size": "1024x1024", "num_inference_steps": 50, "rng_seed": 42}
     answer = await ask(TextToImage({}), model="painter", **sent)
@@ -236,7 +236,7 @@ async def test_a_transcript_without_segments_gets_one(stub, ask):
     assert (await ask(SpeechToText({}), model="listener", audio=audio))["segments"] == []
 
 
-async def test_every_way_to_name_the_audio(stub, ask, tmp_path):
+async def test_d2_32_every_way_to_name_the_audio(stub, ask, tmp_path):
     sound = encoded()
     path = tmp_path / "a.wav"
     path.write_bytes(sound)
@@ -342,10 +342,11 @@ async def test_speech_becomes_a_file_that_any_player_opens(stub, ask, tmp_path):
     assert samples.max() == pytest.approx(0.5 * 32767, rel=0.01)
 
 
-async def test_speech_inline_writes_nothing(stub, ask, tmp_path):
+async def test_d2_34_speech_inline_writes_nothing(stub, ask, tmp_path):
     stub.answers[SPEAK] = encoded(subtype="FLOAT")
     service = TextToSpeech({"output_dir": str(tmp_path)})
     answer = await ask(service, model="speaker", input="hello", response_format="b64_json")
+    assert stub.requests[0].json == {"input": "hello", "model": "speaker"}
     assert answer.keys() == {"audio", "model", "duration"}
     assert base64.b64decode(answer["audio"])[:4] == b"RIFF"
     assert not list(tmp_path.iterdir())

@@ -206,7 +206,7 @@ async def test_a_model_is_loaded_once_whoever_asks_at_the_same_time(house, ask):
     assert loads == ["tiny/embeddings"]
 
 
-async def test_the_engines_refusal_is_one_sentence(ask, stream):
+async def test_d2_31_the_engines_refusal_is_one_sentence(ask, stream):
     body = {"model": "tiny/text", "messages": user("hi"), "temperature": 9}
     for asked in (ask("chat", **body), stream("chat", **body)):
         with pytest.raises(BadRequest) as caught:

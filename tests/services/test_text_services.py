@@ -177,7 +177,7 @@ async def test_time_spent_on_loading_is_taken_off_the_limit(stub, engine, call, 
     assert not stub.requests
 
 
-async def test_embeddings_are_passed_on(stub, ask):
+async def test_d2_27_embeddings_are_passed_on(stub, ask):
     stub.answers["/v3/embeddings"] = {"data": [{"embedding": "AACAPw==", "index": 0}]}
     for given in ("a", ["a", "b"], [1, 2], [[1], [2, 3]]):
         answer = await ask(Embed({}), model="vectors", input=given, encoding_format="base64")
@@ -185,7 +185,7 @@ async def test_embeddings_are_passed_on(stub, ask):
         assert answer == {"model": "vectors", "data": [{"embedding": "AACAPw==", "index": 0}]}
 
 
-async def test_rerank_takes_both_ways_of_writing(stub, ask):
+async def test_d2_28_rerank_takes_both_ways_of_writing(stub, ask):
     results = [{"index": 0, "relevance_score": 0.1}, {"index": 1, "relevance_score": 0.9, "document": {"text": "b"}}]
     stub.answers[RERANK] = {"results": results}
     answer = await ask(
