@@ -241,7 +241,7 @@ def vectors(answer):
 
 
 @pytest.mark.parametrize("more", [{}, {"encoding_format": "base64"}, {"dimensions": None, "user": "x"}])
-async def test_embed(ask, more):
+async def test_d2_27_embed(ask, more):
     texts = ["A cat sits on the mat.", "A kitten is sitting on the rug.", "The stock market fell today."]
     answer = await ask("embed", model="tiny/embeddings", input=texts, **more)
     cat, kitten, market = vectors(answer)
@@ -272,7 +272,7 @@ DOCUMENTS = [
     ],
     ids=["aog", "ours"],
 )
-async def test_rerank(ask, more):
+async def test_d2_28_rerank(ask, more):
     answer = await ask("rerank", query="What is the capital of France?", **more)
     assert len(answer["results"]) == 2
     best, second = answer["results"]
@@ -291,7 +291,7 @@ def opened(data):
     return image
 
 
-async def test_text_to_image(ask, output_folder):
+async def test_d2_25_d2_26_text_to_image(ask, output_folder):
     aog = {"prompt": "a fox", "size": "64x64", "num_inference_steps": 2, "rng_seed": 42}
     one = await ask("text-to-image", model="tiny/image", **aog)
     image = opened(one["data"][0]["b64_json"])
@@ -332,7 +332,7 @@ def seconds(clock):
 
 
 @pytest.mark.parametrize("way", ["path", "base64", "flac", "aog"])
-async def test_speech_to_text(ask, fixtures, way):
+async def test_d2_32_speech_to_text(ask, fixtures, way):
     import soundfile
 
     for name, expected in truth(fixtures).items():
@@ -359,7 +359,7 @@ async def test_speech_to_text(ask, fixtures, way):
 
 
 @pytest.mark.parametrize("name", ["text", "input"], ids=["ours", "aog and openai"])
-async def test_text_to_speech(ask, output_folder, name):
+async def test_d2_34_text_to_speech(ask, output_folder, name):
     answer = await ask("text-to-speech", **{name: "Hello."}, model="tiny/speaker")
     path = Path(answer["url"])
     assert path.parent == output_folder
