@@ -17,10 +17,14 @@ import pytest
 
 from ovms_kernel.testing.host import AOG, ProviderClient, connect, plugin_command
 
+VICTIMS = ("host", "plugin", "engine")
 KILLS = 100
 WORKERS = 4
-LATEST = 1.3
-"""Seconds from the start to the kill: most of it is starting, which is where things can go wrong."""
+STEPS = ("started", "connected", "InstallEngine", "InitEnv", "StartEngine", "ready")
+"""What a run reaches one after another: most of it is starting, which is where things can go wrong. A kill comes after
+one of them and not at a time from the start, at which a busy machine has got nowhere yet."""
+LATEST = 0.3
+"""Seconds from the step to the kill; no step takes longer than that on an idle machine."""
 
 PATIENCE = 20.0
 """Seconds for everything to be gone; less than two on an idle machine, but tests run on busy ones."""
@@ -41,6 +45,7 @@ class Run:
 
     def __init__(self, data: Path, environment: dict[str, str]) -> None:
         self.data = data
+        self.reached = {step: asyncio.Event() for step in STEPS}
         # The name of a launcher in the data folder marks the plugin among all processes.
         command = [sys.executable, "-ISc", HOST, *plugin_command(), str(data / "launcher")]
         self.host = subprocess.Popen(
@@ -50,17 +55,26 @@ class Run:
     async def connect(self) -> None:
         assert self.host.stdout
         self.plugin = int(await asyncio.to_thread(self.host.stdout.readline))
+        self.reached["started"].set()
         line = (await asyncio.to_thread(self.host.stdout.readline)).decode()
         if line.strip():  # otherwise it was killed before
             self.client = ProviderClient()
             self.client.channel = connect(f"unix:{line.split('|')[3]}")
+            self.reached["connected"].set()
+
+    async def start_engine(self) -> None:
+        for method in ("InstallEngine", "InitEnv", "StartEngine"):
+            assert (await self.client.call(method)).code == 0
+            self.reached[method].set()
+        while (await self.client.call("HealthCheck")).code:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        self.reached["ready"].set()
 
     async def use(self) -> None:
         """Do what AOG does, as long as it goes."""
         with suppress(grpc.aio.AioRpcError):
             await self.connect()
-            for method in ("InstallEngine", "InitEnv", "StartEngine"):
-                assert (await self.client.call(method)).code == 0
+            await self.start_engine()
             while True:
                 await self.client.call("HealthCheck")
                 await self.client.call("InvokeService", service_name="chat", request_data=b'{"messages":[]}')
@@ -117,30 +131,36 @@ async def kill_often(worker: int, folder: Path, environment: dict[str, str], rol
     for _ in range(KILLS // WORKERS):
         run = Run(data, environment)
         using = asyncio.create_task(run.use())
-        await asyncio.wait([using], timeout=rolls.uniform(0, LATEST))
+        victim, step = rolls.choice(VICTIMS), rolls.choice(STEPS)
+        if victim == "engine":
+            step = rolls.choice(STEPS[-2:])  # before them there is none
+        reached = asyncio.create_task(run.reached[step].wait())
         try:
-            victims.append(await kill_one(run, rolls))
+            await asyncio.wait([reached, using], return_when=asyncio.FIRST_COMPLETED)
+            assert not using.done(), f"It ended by itself before {step}: {using}"
+            await asyncio.wait([using], timeout=rolls.uniform(0, LATEST))
+            await kill(run, victim)
+            victims.append(victim)
             await run.nothing_left()
         finally:
+            reached.cancel()
             await run.close(using)
     await start_and_stop(Run(data, environment))
     return victims
 
 
-async def kill_one(run: Run, rolls: random.Random) -> str:
-    """Kill the engine, if it runs already, and then the host or the plugin; return who was meant."""
-    victim = rolls.choice(["host", "plugin", "engine"])
-    if victim == "engine" and (engines := run.engines()):
+async def kill(run: Run, victim: str) -> None:
+    """Kill the engine and then the host, or one of the others."""
+    if victim == "plugin":
+        os.kill(run.plugin, signal.SIGKILL)
+        return
+    if victim == "engine":
+        async with asyncio.timeout(15):
+            while not (engines := run.engines()):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
         engines[0].kill()
         await comes_back(run, engines[0])
-        run.host.kill()
-    elif victim == "plugin" and hasattr(run, "plugin"):
-        with suppress(ProcessLookupError):
-            os.kill(run.plugin, signal.SIGKILL)
-    else:
-        victim = "host"
-        run.host.kill()
-    return victim
+    run.host.kill()
 
 
 async def comes_back(run: Run, killed: psutil.Process) -> None:
@@ -154,11 +174,8 @@ async def comes_back(run: Run, killed: psutil.Process) -> None:
 async def start_and_stop(run: Run) -> None:
     """After all those deaths it starts, answers and ends as if nothing had been."""
     await run.connect()
-    for method in ("InstallEngine", "InitEnv", "StartEngine"):
-        assert (await run.client.call(method)).code == 0
     async with asyncio.timeout(20):
-        while (await run.client.call("HealthCheck")).code:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+        await run.start_engine()
     os.kill(run.plugin, signal.SIGTERM)
     await run.nothing_left()
     run.host.kill()
@@ -166,6 +183,9 @@ async def start_and_stop(run: Run) -> None:
     await run.client.channel.close()
 
 
+@pytest.mark.timeout(
+    600
+)  # a hundred starts, which a busy machine is slow at; each of their steps has a limit of its own
 async def test_a_hundred_kills(environment: dict[str, str | None], folder: Path) -> None:
     seed = random.randrange(10**6)
     print(f"seed {seed}")
@@ -174,5 +194,5 @@ async def test_a_hundred_kills(environment: dict[str, str | None], folder: Path)
     each = [kill_often(number, folder, plain, random.Random(seed + number)) for number in range(WORKERS)]
     victims = [victim for victims in await asyncio.gather(*each) for victim in victims]
     assert len(victims) == KILLS
-    assert {"host", "plugin", "engine"} <= set(victims)
+    assert set(VICTIMS) == set(victims)
     assert not list((folder / "t").iterdir()), "a socket is left"
