@@ -222,11 +222,11 @@ func measure(conn *grpc.ClientConn, next step) result {
 	var lock sync.Mutex
 	var group sync.WaitGroup
 	began := time.Now()
-	for range callers {
+	for number := range callers {
 		group.Add(1)
 		go func() {
 			defer group.Done()
-			for range next.Count / callers {
+			for range (next.Count + number) / callers { // together Count
 				start := time.Now()
 				responses, first, err := call(conn, next)
 				taken := time.Since(start).Seconds()
