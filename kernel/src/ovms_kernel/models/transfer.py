@@ -36,6 +36,7 @@ HASH_CHUNK = 1 << 20
 HASH_WAIT = 0.02
 MAX_DELAY = 20.0
 FLUSH = getattr(os, "fdatasync", os.fsync)
+"""Brings written bytes to the disk, if possible without the time of the change, which nobody needs for each part."""
 STOP_TIME = 3.0
 """Seconds for which threads are waited for; one that still waits for an answer's first byte will write nothing."""
 
