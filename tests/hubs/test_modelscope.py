@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ovms_kernel.errors import BadRequest, NotFound, Unauthorized, Unavailable
-from ovms_kernel.models.journal import PARTIAL, present_bytes
+from ovms_kernel.models.journal import COUNT, HEADER, PARTIAL, present_bytes
 from ovms_kernel.testing.hub import FakeHub, Fault
 from ovms_kernel.values import ModelRef
 
@@ -202,6 +202,24 @@ async def test_d2_22_a_cancel_stops_at_once_and_the_next_pull_goes_on(hub, drive
     assert_same(repo, into)
     again = sum(request.end + 1 - request.start for request in hub.requests[before:])
     assert again == 4_030_801 - present
+
+
+async def test_without_a_digest_only_what_was_synced_is_believed(hub, driver, repo, tmp_path, no_report):
+    listed = hub.add("me/model", {BIG: repo / BIG})
+    listed[0]["Sha256"] = ""
+    hub.rate = 600_000
+    into = tmp_path / "into"
+    with anyio.CancelScope() as scope:
+        slow = driver(part_size=500_000, connections=4)
+        await slow.download(REF, into, lambda progress: scope.cancel() if progress.completed > 700_000 else None)
+    journal = next((into / PARTIAL).glob("*.journal"))
+    counts = [each[0] for each in COUNT.iter_unpack(journal.read_bytes()[HEADER.size :])]
+    assert any(0 < count < 500_000 for count in counts)
+    files = await driver().list_files(REF)
+    assert present_bytes(files, into) == 500_000 * counts.count(500_000)
+    hub.rate = 0
+    await driver().download(REF, into, no_report)
+    assert (into / BIG).read_bytes() == (repo / BIG).read_bytes()
 
 
 async def test_what_is_complete_is_not_asked_for_again(hub, driver, repo, tmp_path, no_report):

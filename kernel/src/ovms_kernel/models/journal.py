@@ -186,7 +186,12 @@ class Partial:
             return
         self._divide(part_size)
         counts = [each[0] for each in COUNT.iter_unpack(body)]
-        self.counts = [count if count <= self.length(index) else 0 for index, count in enumerate(counts)]
+        # Only complete parts were synced before they were noted. After a power cut others may lack what their note
+        # says: a digest finds that out, and without one they begin anew.
+        self.counts = [
+            count if count == self.length(index) or (count < self.length(index) and self.remote.sha256) else 0
+            for index, count in enumerate(counts)
+        ]
         self._noted = [*self.counts]
 
 

@@ -2,7 +2,8 @@
 
 A hub says how one range is opened; everything else is here, for every hub. Beside each unfinished file lies a journal
 with the bytes that every part of it has, written after the bytes themselves: whoever goes on after a kill fetches again
-what one write per connection may have lost, far less than a part.
+what one write per connection may have lost, far less than a part. A part is synced when it is complete and before that
+is noted, a file before it gets its name.
 """
 
 from __future__ import annotations
@@ -345,7 +346,7 @@ class _Transfer:
                         data.seek(len(piece), os.SEEK_CUR)
                         continue
                     data.seek(known, os.SEEK_CUR)
-                    _write(data, piece[known:])
+                    _write(data, piece[known:], sync=position + len(piece) == end)
                     file.add(index, piece[known:])
 
     def _read(self, body: Body, size: int) -> bytes:
