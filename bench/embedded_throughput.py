@@ -77,13 +77,14 @@ class Engine:
             "--model_name", "m", "--model_path", str(folder), "--log_level", "WARNING",
         ]  # fmt: skip
         self.process = subprocess.Popen(command)
-        while True:
+        while self.process.poll() is None:
             try:
                 if b" 200 " in self.ask("GET", "/v2/health/ready").split(b"\r\n", 1)[0]:
                     return
             except OSError:
                 pass
             time.sleep(0.05)
+        sys.exit("The engine ended before it was ready.")
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port))
