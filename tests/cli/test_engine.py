@@ -260,6 +260,29 @@ def test_doctor_names_what_is_wrong_and_the_remedy(here: Any, environment: dict[
     assert "beos" in here("doctor", code=1).stdout
 
 
+LISTENER = """
+from ovms_kernel.api import hookimpl
+class Listener:
+    def __init__(self, section): pass
+    @hookimpl
+    def ovms_kernel_started(self): raise OSError("the diary is full")
+"""
+
+
+def test_doctor_tells_of_an_extension_that_fails_when_it_is_asked(
+    here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "acme_diary-1.0.dist-info"
+    info.mkdir()
+    (tmp_path / "acme_diary.py").write_text(LISTENER)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-diary\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[ovms.observers]\ndiary = acme_diary:Listener\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    [finding] = [each for each in json.loads(here("doctor", "--json").stdout) if each["subject"] == "observers.diary"]
+    assert finding["level"] == "warning"
+    assert finding["text"] == "failed in ovms_kernel_started: OSError: the diary is full"
+
+
 def test_extensions_and_manifest_are_printed(here: Any, environment: dict[str, str]) -> None:
     environment["OVMS_PLUGIN_DISABLED"] = "services.embed"
     listed = {f"{each['kind']}.{each['name']}": each for each in json.loads(here("extensions", "--json").stdout)}

@@ -94,11 +94,49 @@ def test_two_extensions_of_one_name_are_refused_before_either_is_imported(site: 
     assert second not in sys.modules
 
 
-def test_a_service_that_lacks_what_services_need_is_refused(site: Site, tmp_path: Path) -> None:
-    site.install("acme-service", "ovms.services", "paint = acme_service:Observer")
-    report = reports(tmp_path)["acme-service"]
-    assert report.state == "broken"
-    assert "does not have all that a driver of services needs" in report.cause
+SERVICE = """
+from ovms_kernel.api import ServiceDefinition
+class Paint:
+    def __init__(self, section):
+        self.definition = ServiceDefinition(name="paint", model_type="painting", endpoint="/v3/paint")
+    async def invoke(self, call, engine): return b"{}"
+"""
+GRAPH = """
+class Paint:
+    model_type = "painting"
+    def __init__(self, section): pass
+    def recognises(self, files): return 1
+    def build(self, files, options): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("group", "source", "cause"),
+    [
+        ("services", "class Paint:\n    def __init__(self, section): pass", "it lacks definition, invoke"),
+        ("services", SERVICE.replace("endpoint=", "streaming=True, endpoint="), "it lacks stream"),
+        ("services", SERVICE.replace("endpoint=", "bidirectional=True, endpoint="), "it lacks converse"),
+        ("services", SERVICE.replace('"paint"', '"brush"'), "calls itself brush and its entry point calls it paint"),
+        ("services", SERVICE.replace("endpoint=", 'config_ref="acme:paint", endpoint='), "no template acme:paint"),
+        ("services", SERVICE.replace("def __init__(self, section)", "def __init__(self)"), "constructing it failed"),
+        ("graphs", GRAPH.replace("build", "built"), "it lacks build"),
+        ("graphs", GRAPH, "calls itself painting and its entry point calls it paint"),
+        ("service", SERVICE, "ovms.service is no group of extensions; there are ovms.services,"),
+    ],
+    ids=["nothing", "stream", "converse", "name", "template", "constructor", "build", "model type", "group"],
+)
+def test_a_driver_that_could_not_do_its_work_is_refused_with_the_reason(
+    site: Site, tmp_path: Path, group: str, source: str, cause: str
+) -> None:
+    site.install("acme-paint", f"ovms.{group}", "paint = acme_paint:Paint", source)
+    report = reports(tmp_path)["acme-paint"]
+    assert (report.key, report.state) == (f"{group}.paint", "broken")
+    assert cause in report.cause
+
+
+def test_the_service_of_the_cases_above_is_loaded_as_it_is(site: Site, tmp_path: Path) -> None:
+    site.install("acme-paint", "ovms.services", "paint = acme_paint:Paint", SERVICE)
+    assert reports(tmp_path)["acme-paint"].state == "loaded"
 
 
 def test_a_disabled_extension_is_not_imported(site: Site, tmp_path: Path) -> None:

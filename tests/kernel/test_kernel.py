@@ -19,6 +19,7 @@ from ovms_kernel.api import (
     Host,
     NotFound,
     NotSupported,
+    OvmsError,
     PreconditionFailed,
     Refused,
     Route,
@@ -59,6 +60,16 @@ class Slow:
         raise AssertionError
 
 
+class Careless:
+    definition = ServiceDefinition("careless", "text_generation", "/v3/careless", streaming=True)
+
+    async def invoke(self, call: Call, engine: Engine) -> bytes:
+        return {"text": "not encoded"}  # type: ignore[return-value]
+
+    async def stream(self, call: Call, engine: Engine) -> AsyncIterator[bytes]:
+        yield "data: text\n\n"  # type: ignore[misc]
+
+
 class Watcher:
     """Hears of requests, and refuses those that say so."""
 
@@ -87,7 +98,7 @@ class Setup:
 
         self.platform, self.watcher = MisbehavingPlatform({}), Watcher()
         self.extensions = Extensions(
-            services={"chat": Chat(), "slow": Slow()},
+            services={"chat": Chat(), "slow": Slow(), "careless": Careless()},
             platforms={"misbehaving": self.platform},
             graphs={"embeddings": Embeddings({}), "text_generation": TextGeneration({})},
             observers={"watcher": self.watcher},
@@ -155,7 +166,7 @@ async def test_what_is_not_a_request_is_refused_before_the_engine_is_asked(
 
 
 async def test_a_wrong_name_lists_what_there_is(ready: Setup) -> None:
-    with pytest.raises(NotFound, match=r"no service 'paint'; installed services: chat, slow"):
+    with pytest.raises(NotFound, match=r"no service 'paint' \(installed: careless, .*\); install ovms-service-paint"):
         await ready.kernel.invoke("paint", b"{}")
     with pytest.raises(
         NotFound, match=r"no/model is not installed; installed for text_generation: tiny/text\. Pull it"
@@ -189,6 +200,14 @@ async def test_a_request_without_a_model_takes_the_only_one_the_last_one_or_the_
     assert await chosen() == "tiny/b"
     await kernel.import_model(fixtures / "text_generation", "tiny/default")
     assert await chosen() == "tiny/default"
+
+
+async def test_a_service_that_answers_with_something_else_than_bytes_is_named(ready: Setup) -> None:
+    with pytest.raises(OvmsError, match="service careless answered with dict, not bytes"):
+        await ready.kernel.invoke("careless", b"{}")
+    with pytest.raises(OvmsError, match="service careless answered with str, not bytes"):
+        async with aclosing(ready.kernel.stream("careless", b"{}")) as chunks:
+            await anext(chunks)
 
 
 async def test_an_extension_may_veto_a_request(ready: Setup) -> None:

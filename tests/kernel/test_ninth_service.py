@@ -1,6 +1,7 @@
-"""A newcomer copies the smallest extension, renames it, and has a ninth service."""
+"""A newcomer copies the smallest extension, or the one in the documentation, and has a ninth service."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,3 +67,25 @@ def test_a_copied_and_renamed_service_is_installed_by_pip_and_served(tmp_path: P
 
 def test_the_smallest_service_is_small() -> None:
     assert len((EMBED / "ovms_service_embed.py").read_text("utf-8").splitlines()) <= 100
+
+
+def test_the_extensions_in_the_documentation_pass_the_tests_in_the_documentation(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "extensions.md").read_text("utf-8")
+    [project] = re.findall(r"^```toml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    service, observer, tests = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    [module] = re.findall(r'^shout = "(\w+):Shout"$', project, re.MULTILINE)
+    (tmp_path / f"{module}.py").write_text(service, "utf-8")
+    (tmp_path / "acme_diary.py").write_text(observer, "utf-8")
+    (tmp_path / "test_shout.py").write_text(tests, "utf-8")
+    (tmp_path / "test_diary.py").write_text(
+        "from acme_diary import Diary\n\n\n"
+        "def test_it_listens(ovms_events):\n"
+        "    assert not ovms_events.register({'observers.diary': Diary({})})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert " 7 passed" in f" {done.stdout.splitlines()[-1]}", done.stdout + done.stderr

@@ -7,13 +7,15 @@ even imported elsewhere.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
-from ovms_kernel.drivers import DRIVER_PROTOCOLS
+from ovms_kernel.drivers import DRIVER_PROTOCOLS, ConversingService, StreamingService
+from ovms_kernel.manifest import unknown_template
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -71,19 +73,26 @@ def compose(
     Whatever is wrong with an extension costs that extension alone and is said in its report.
     """
     drivers: dict[str, dict[str, Any]] = {kind: {} for kind in DRIVER_PROTOCOLS}
-    reports: list[ExtensionReport] = []
+    installed = metadata.entry_points()
+    offered = {each: tuple(installed.select(group=each)) for each in installed.groups if each.startswith("ovms.")}
+    reports = list(_misplaced(offered))
     for kind in kinds:
-        for report, entry_point in _candidates(kind, settings, host):
+        for report, entry_point in _candidates(kind, offered.get(f"ovms.{kind}", ()), settings, host):
             if entry_point is None:
                 reports.append(report)
                 continue
+            doing = "importing"
             try:
-                driver = _load(kind, report.name, entry_point)(settings.section(kind, report.name))
-                if not isinstance(driver, DRIVER_PROTOCOLS[kind]):
-                    raise TypeError(f"{entry_point.value} does not have all that a driver of {kind} needs")
+                make = _load(kind, report.name, entry_point)
+                doing = "constructing"
+                driver = make(settings.section(kind, report.name))
+                doing = "examining"
+                flaw = _flaw(kind, report.name, driver)
             except (Exception, SystemExit) as error:
                 log.debug("Extension %s does not load", report.key, exc_info=True)
-                reports.append(replace(report, state="broken", cause=f"{type(error).__name__}: {error}"))
+                flaw = " ".join(f"{doing} it failed ({type(error).__name__}: {error})".split())
+            if flaw:
+                reports.append(replace(report, state="broken", cause=flaw))
             else:
                 drivers[kind][report.name] = driver
                 reports.append(report)
@@ -101,12 +110,43 @@ def compose(
     return replace(extensions, reports=tuple(reports))
 
 
+def _misplaced(offered: Mapping[str, Iterable[metadata.EntryPoint]]) -> Iterator[ExtensionReport]:
+    """Yield a report for what is offered in a group with our prefix that nothing looks into."""
+    groups = [f"ovms.{kind}" for kind in DRIVER_PROTOCOLS]
+    for group in sorted(offered.keys() - set(groups)):
+        cause = f"{group} is no group of extensions; there are {', '.join(groups)}"
+        for each in offered[group]:
+            yield ExtensionReport(group.removeprefix("ovms."), each.name, *_origin(each), "broken", cause)
+
+
+def _flaw(kind: str, name: str, driver: Any) -> str:  # noqa: ANN401 - whatever the entry point made
+    """Return what keeps a driver from doing its work under its name; empty if nothing does."""
+    protocols = [DRIVER_PROTOCOLS[kind]]
+    if kind == "services" and (definition := getattr(driver, "definition", None)):
+        protocols += [StreamingService] * definition.streaming + [ConversingService] * definition.bidirectional
+    needed = {each: None for protocol in protocols for each in _members(protocol)}
+    if missing := [each for each in needed if not hasattr(driver, each)]:
+        return f"{type(driver).__name__} does not have all that a driver of {kind} needs: it lacks {', '.join(missing)}"
+    said = driver.definition.name if kind == "services" else driver.model_type if kind == "graphs" else name
+    if said != name:
+        return f"it calls itself {said} and its entry point calls it {name}; give it one name"
+    if kind == "services" and (template := unknown_template(driver.definition)):
+        return f"AOG has no template {template}; leave config_ref empty to serve other hosts only"
+    return ""
+
+
+def _members(protocol: type) -> Iterator[str]:
+    """Yield the names that a protocol declares."""
+    for each in reversed(protocol.__mro__):
+        yield from (name for name in (*inspect.get_annotations(each), *vars(each)) if not name.startswith("_"))
+
+
 def _candidates(
-    kind: str, settings: Settings, host: Host
+    kind: str, offered: Iterable[metadata.EntryPoint], settings: Settings, host: Host
 ) -> Iterator[tuple[ExtensionReport, metadata.EntryPoint | None]]:
     """Yield each name of a kind with its entry point, or without one if it is not to be imported."""
     found: defaultdict[str, list[metadata.EntryPoint]] = defaultdict(list)
-    for entry_point in metadata.entry_points(group=f"ovms.{kind}"):
+    for entry_point in offered:
         found[entry_point.name].append(entry_point)
     for name, entry_points in sorted(found.items()):
         first = entry_points[0]

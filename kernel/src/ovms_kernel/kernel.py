@@ -35,7 +35,7 @@ from ovms_kernel.manifest import make_manifest
 from ovms_kernel.models.answering import Answering
 from ovms_kernel.models.library import Library
 from ovms_kernel.models.serving import Serving
-from ovms_kernel.requests import admitted
+from ovms_kernel.requests import admitted, as_bytes
 from ovms_kernel.values import Ports
 
 if TYPE_CHECKING:
@@ -333,7 +333,9 @@ class Kernel:
             return self.extensions.services[name]
         except KeyError:
             offered = ", ".join(sorted(self.extensions.services)) or "none"
-            raise NotFound(f"There is no service {name!r}; installed services: {offered}.") from None
+            raise NotFound(
+                f"There is no service {name!r} (installed: {offered}); install ovms-service-{name} or name another."
+            ) from None
 
     def manifest(self) -> Manifest:
         """Return AOG's manifest of the installed services."""
@@ -352,7 +354,7 @@ class Kernel:
                     answer = await driver.invoke(call, await self.client())
             except TimeoutError as error:
                 raise TimedOut(f"The request was not done within its limit of {timeout:g} s.") from error
-            sent(len(answer))
+            sent(len(as_bytes(answer, service)))
             return answer
 
     async def stream(self, service: str, body: bytes, *, timeout: float | None = None) -> AsyncGenerator[bytes, None]:
@@ -369,7 +371,7 @@ class Kernel:
             aclosing(cast("StreamingService", driver).stream(call, await self.client())) as chunks,
         ):
             async for chunk in chunks:
-                sent(len(chunk))
+                sent(len(as_bytes(chunk, service)))
                 yield chunk
 
     async def converse(self, service: str, inbound: AsyncIterator[Message]) -> AsyncGenerator[Message, None]:

@@ -106,9 +106,16 @@ def make_manifest(definitions: Iterable[ServiceDefinition], *, bodies: Bodies = 
     """
     offered = []
     for each in sorted(definitions, key=lambda each: each.name):
-        references = [ref for ref in (each.config_ref, each.config_ref_full) if ref]
-        if unknown := [ref for ref in references if ref.partition(":")[0] not in FLAVORS]:
-            log.error("Service %s is not offered to AOG: it has no template %s.", each.name, unknown[0])
+        if template := unknown_template(each):
+            log.error("Service %s is not offered to AOG, which has no template %s.", each.name, template)
         elif each.config_ref:
             offered.append(each)
     return Manifest(tuple(offered), bodies=bodies)
+
+
+def unknown_template(definition: ServiceDefinition) -> str:
+    """Return the template that a service names and AOG does not have; empty if there is none such."""
+    for reference in (definition.config_ref, definition.config_ref_full):
+        if reference and reference.partition(":")[0] not in FLAVORS:
+            return reference
+    return ""

@@ -71,3 +71,13 @@ async def admitted(
         outcome = Outcome(code, time.monotonic() - began, bytes_out, error)
         with anyio.CancelScope(shield=True):
             await events.tell("ovms_request_finished", call=call, outcome=outcome)
+
+
+def as_bytes(answer: object, service: str) -> bytes:
+    """Return what a service answered, as far as it can be sent.
+
+    :raises OvmsError: it is no bytes.
+    """
+    if isinstance(answer, bytes):
+        return answer
+    raise OvmsError(f"The service {service} answered with {type(answer).__name__}, not bytes; update or disable it.")

@@ -73,6 +73,10 @@ async def doctor(session: Session, *, json: Json = False) -> None:
         findings = [*_host(kernel), *_extensions(kernel), *await _platform(kernel), *_disk(session)]
         for name, found in await kernel.events.ask("ovms_check_host", host=kernel.host):
             findings += [replace(each, subject=each.subject or name) for each in found]
+        findings += [
+            Finding("warning", each.extension, f"failed in {each.hook}: {each.cause}")
+            for each in kernel.events.failures
+        ]
     if json:
         output.print_json(findings)
     else:
