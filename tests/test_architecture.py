@@ -55,6 +55,17 @@ def test_an_extension_imports_what_it_declares_and_of_ours_only_the_api(folder: 
             )
 
 
+@pytest.mark.parametrize(
+    "path",
+    [ROOT / "pyproject.toml", ROOT / "kernel" / "pyproject.toml", *sorted(ROOT.glob("extensions/**/pyproject.toml"))],
+    ids=lambda each: each.parent.name,
+)
+def test_every_dependency_has_a_floor(path: Path) -> None:
+    # Or a packager may put an extension beside a kernel that is too old for it, and only a request finds out.
+    dependencies = tomllib.loads(path.read_text("utf-8"))["project"]["dependencies"]
+    assert [each for each in dependencies if ">=" not in each] == []
+
+
 @pytest.mark.parametrize("library", ALONE)
 def test_a_library_is_known_to_its_own_file_alone(library: str) -> None:
     found = {path.name for path in KERNEL.rglob("*.py") if any(name.split(".")[0] == library for name in imports(path))}
