@@ -160,3 +160,23 @@ def test_a_wrong_setting_is_told_in_one_sentence(
     done = here("engine", "install", code=2 if part.startswith("rest") else 7)
     assert part in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell that closes a stream is POSIX")
+def test_a_closed_stdout_is_no_reason_to_fail(executable: str, environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"'{executable}' ls >&-"], env=environment, check=False, stderr=subprocess.PIPE, text=True
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+
+
+@pytest.mark.parametrize("words", [("chat",), ("call", "chat")], ids=" ".join)
+def test_what_is_no_text_is_refused_in_a_sentence(
+    executable: str, environment: dict[str, str], words: tuple[str, ...]
+) -> None:
+    for last, piped in (("-", b"\xff"), (b"\xff", b"")):
+        done = subprocess.run(
+            [executable, *words, last], env=environment, check=False, input=piped, capture_output=True
+        )
+        assert done.returncode == 2
+        assert b"it is not UTF-8 (invalid start byte at byte 0)" in done.stderr

@@ -27,6 +27,11 @@ def main() -> None:
 
         serve()
         return
+    from pathlib import Path
+
+    # Whoever starts us may have closed them, as `>&-` does and Windows for what has no console.
+    nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
+    sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
     for stream in (sys.stdout, sys.stderr):
         # A terminal that knows fewer characters shows a question mark instead of a traceback.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]

@@ -17,7 +17,13 @@ WITHDRAWN = "Interrupted; the request is withdrawn."
 
 def piped(text: str) -> str:
     """Return what a ``-`` stands for; before the event loop begins, whose signals a read of stdin would hold up."""
-    return sys.stdin.read() if text == "-" else text
+    given = text.encode(errors="surrogateescape")
+    if text == "-":
+        given = sys.stdin.buffer.read() if sys.stdin else b""
+    try:
+        return given.decode()
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f"it is not UTF-8 ({error.reason} at byte {error.start}).") from error
 
 
 def add_to(app: typer.Typer) -> None:

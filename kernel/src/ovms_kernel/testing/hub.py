@@ -1,6 +1,7 @@
 """A hub on this machine that behaves as ModelScope's file API does towards its real client, and misbehaves on demand.
 
-``python -m ovms_kernel.testing.hub FOLDER`` serves every ``FOLDER/<owner>/<name>`` and prints its address.
+``python -m ovms_kernel.testing.hub FOLDER`` prints its address and serves every ``FOLDER/<owner>/<name>`` until its
+stdin ends.
 
 What the client uses: ``/api/v1/models/<id>/repo/files`` lists with size and SHA-256; ``/api/v1/models/<id>/repo`` gives
 a file: small ones directly and whole, whatever range is asked for; large ones through a redirect to a store that knows
