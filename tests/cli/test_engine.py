@@ -283,6 +283,12 @@ def test_doctor_tells_of_an_extension_that_fails_when_it_is_asked(
     assert finding["text"] == "failed in ovms_kernel_started: OSError: the diary is full"
 
 
+def test_a_narrow_terminal_cuts_nothing(here: Any, environment: dict[str, str]) -> None:
+    environment |= {"FORCE_COLOR": "1", "COLUMNS": "40", "OVMS_PLUGIN_DISABLED": "services.speech-to-text-ws"}
+    [line] = [each for each in here("extensions").stdout.splitlines() if each.startswith("services.speech-to-text-ws ")]
+    assert re.split("  +", line)[1:] == ["disabled", "ovms-service-speech-to-text-ws 0.1.0", "by setting"]
+
+
 def test_extensions_and_manifest_are_printed(here: Any, environment: dict[str, str]) -> None:
     environment["OVMS_PLUGIN_DISABLED"] = "services.embed"
     listed = {f"{each['kind']}.{each['name']}": each for each in json.loads(here("extensions", "--json").stdout)}

@@ -61,9 +61,8 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: 
         table.add_column(title, justify="right" if title in right else "left", no_wrap=True, overflow="ignore")
     for row in rows:
         table.add_row(*(Text(each) for each in row))
-    if not console.is_terminal:
-        # A pipe has no width; nothing is to be cut there.
-        console.width = 10_000
+    # A pipe has no width, and a narrow terminal wraps a line rather than lose the end of a size or a cause.
+    console.width = 10_000
     with console.capture() as capture:
         console.print(table, crop=False, soft_wrap=True)
     for line in capture.get().splitlines():
