@@ -1,5 +1,6 @@
 """The command line itself: what process this is, help, wrong words, exit codes."""
 
+import io
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import typer
 
 from ovms_cli.app import make_app
 from ovms_cli.app import run as run_here
+from ovms_cli.output import say
 from ovms_cli.session import EXIT_CODES, report
 from ovms_kernel import errors
 
@@ -160,6 +162,20 @@ def test_a_wrong_setting_is_told_in_one_sentence(
     done = here("engine", "install", code=2 if part.startswith("rest") else 7)
     assert part in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_notice_is_one_write_so_that_two_threads_cannot_mix_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+
+    class Terminal(io.StringIO):
+        def write(self, text: str) -> int:
+            if text:
+                written.append(text)
+            return len(text)
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    say("The engine is ready.")
+    assert written == ["The engine is ready.\n"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell that closes a stream is POSIX")

@@ -26,7 +26,8 @@ QUICK = 1.0
 
 def say(text: str) -> None:
     """Print a notice: anything that is not the result."""
-    print(text, file=sys.stderr, flush=True)
+    # In one write: events are told in threads of their own, and two lines must not become one.
+    print(f"{text}\n", end="", file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:  # noqa: ANN401 - whatever a command reports
