@@ -46,7 +46,7 @@ def candidates(
         if wanted not in platforms:
             raise NotSupported(
                 f"No platform extension named {wanted} is loaded (there are: {', '.join(platforms) or 'none'}); "
-                "install it or change the setting `platform`."
+                f"install ovms-platform-{wanted} or change the setting `platform`."
             )
         return [Choice(wanted, platforms[wanted], platforms[wanted].matches(host), "the setting `platform` names it")]
     found = [Choice(name, driver, driver.matches(host), "") for name, driver in platforms.items()]

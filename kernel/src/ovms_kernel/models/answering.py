@@ -71,7 +71,7 @@ class Answering:
             return LocalModel(model, Path(), FOREIGN, 0, "", datetime.now(UTC))
         raise NotFound(
             f"Model {model} is not installed; installed for {model_type}: {_names(installed, model_type)}. "
-            f"Pull it with `ovms-plugin pull {model}`."
+            f"Pull it with `ovms-plugin pull {model if '/' in model else '<owner>/<name>'}`."
         )
 
 

@@ -61,7 +61,10 @@ class Shaper:
         """
         if model_type and model_type not in self._drivers:
             offered = ", ".join(sorted(self._drivers)) or "none"
-            raise BadRequest(f"{model_type!r} is not a model type; the installed extensions know {offered}.")
+            wanted = f"ovms-graph-{model_type.replace('_', '-')}"
+            raise BadRequest(
+                f"{model_type!r} is not a model type (known: {offered}); install {wanted} or name another."
+            )
 
     def recognise(self, described: ModelFiles, declared: str, name: str) -> str:
         """Return the model type: the declared one unless the files contradict it, else what the files say.
@@ -75,7 +78,8 @@ class Shaper:
             if declared:
                 return declared
             raise BadRequest(
-                f"What {name} does cannot be told from its files; say its type: {', '.join(sorted(self._drivers))}."
+                f"What {name} does cannot be told from its files; say its type ({', '.join(sorted(self._drivers))}), "
+                "or install the extension for its type."
             )
         if declared and scores[declared] <= 0:
             raise BadRequest(
