@@ -304,7 +304,8 @@ class Serving:
         try:
             await self._reload(client)
         except OvmsError as second:
-            log.warning("The engine did not hear that %s was taken out: %s", model.id, second.message)
+            # Mostly because it has ended; the next one reads the file without the entry.
+            log.info("The engine did not hear that %s was taken out: %s", model.id, second.message)
         if isinstance(error, OvmsError):
             self._failures[model.id] = (time.monotonic(), error)
             log.error("Model %s did not load: %s", model.id, error.message)
