@@ -17,6 +17,16 @@ import pytest
 
 ANSWER = "OpenVINO is an open source toolkit for running AI models fast on Intel CPUs, GPUs and NPUs."
 CHAT, EMBED = "tiny/chat", "tiny/embed"
+SOUND = next((Path(__file__).parents[1] / "fixtures" / "speech_to_text_samples").glob("*.wav"))
+REQUESTS: dict[str, dict[str, Any]] = {
+    "embed": {"input": "x"},
+    "generate": {"prompt": "x"},
+    "rerank": {"query": "x", "documents": ["y"]},
+    "text-to-image": {"prompt": "x"},
+    "speech-to-text": {"audio": str(SOUND)},
+    "text-to-speech": {"text": "x"},
+}
+"""A request of each service that answers once, but for the model."""
 
 
 @pytest.fixture
@@ -122,10 +132,14 @@ def test_what_is_wrong_with_a_request_is_said_before_an_engine_starts(installed:
         (["call", "embed", "[]"], 2),
         (["call", "embed", "@/no/such/file"], 2),
         (["call", "embed", "{}", "--stream"], 7),
+        (["call", "embed", "{}"], 2),
+        (["chat", "hello", "--model", "tiny/chta"], 3),
+        (["call", "embed", '{"model": "tiny/chat", "input": "x"}'], 2),
+        *((["call", service, json.dumps(fields | {"model": "no/such"})], 3) for service, fields in REQUESTS.items()),
     ):
         done = installed(*words, code=code)
         assert done.stdout == ""
-        assert len(done.stderr.splitlines()) == 1
+        assert len(done.stderr.splitlines()) == 1, done.stderr
     assert not (tmp_path / "data" / "logs").exists()
 
 

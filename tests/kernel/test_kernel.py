@@ -176,10 +176,29 @@ async def test_a_wrong_name_lists_what_there_is(ready: Setup) -> None:
         await anext(ready.kernel.stream("slow", ask()))
 
 
+async def test_a_request_that_no_engine_could_answer_starts_none(ready: Setup) -> None:
+    kernel = ready.kernel
+    with pytest.raises(NotFound, match="no/model is not installed"):
+        await kernel.invoke("chat", ask(model="no/model"))
+    with pytest.raises(NotFound, match="no/model is not installed"):
+        await anext(kernel.stream("chat", ask(model="no/model")))
+    with pytest.raises(NotFound, match="no/model is not installed"):
+        await kernel.load_model("no/model")
+    assert not kernel.supervisor.started
+
+
+async def test_a_model_that_a_user_listed_for_the_engine_is_no_stranger(ready: Setup, tmp_path: Path) -> None:
+    await ready.kernel.init_environment()
+    entry = {"config": {"name": "mine", "base_path": str(tmp_path / "mine")}}
+    ready.kernel.settings.config_json.write_text(json.dumps({"model_config_list": [entry]}))
+    assert json.loads(await ready.kernel.invoke("chat", ask(model="mine")))["object"] == "answer"
+
+
 async def test_d1_36_a_model_of_another_type_is_refused_by_name(ready: Setup, fixtures: Path) -> None:
     await ready.kernel.import_model(fixtures / "embeddings", "tiny/embed")
     with pytest.raises(BadRequest, match="tiny/embed is for embeddings"):
         await ready.kernel.invoke("chat", ask(model="tiny/embed"))
+    assert not ready.kernel.supervisor.started
 
 
 async def test_a_request_without_a_model_takes_the_only_one_the_last_one_or_the_default(

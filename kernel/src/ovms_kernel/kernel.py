@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self, cast
 
 import anyio
 
+from ovms_kernel.engine import launch
 from ovms_kernel.engine.choice import candidates, install_best
 from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.engine.following import FollowingEngine
@@ -39,13 +40,13 @@ from ovms_kernel.requests import admitted, as_bytes
 from ovms_kernel.values import Ports
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 
     from ovms_kernel.drivers import ConversingService, Platform, Service, StreamingService
     from ovms_kernel.engine.choice import Choice
     from ovms_kernel.manifest import Manifest
     from ovms_kernel.settings import Settings
-    from ovms_kernel.values import Endpoint, EngineInfo, Host, Installation, LocalModel, Message, Progress
+    from ovms_kernel.values import EngineInfo, Host, Installation, LocalModel, Message, Progress
 
 log = logging.getLogger(__name__)
 
@@ -53,19 +54,6 @@ HEALTH_LIMIT = 3.0
 """Seconds that a question about health may take; AOG asks before a request and every minute."""
 MODES = {"": None, "auto": None, "daemon": None, "standard": None, "cpu": "CPU", "gpu": "GPU"}
 """The modes of StartEngine and the device that they mean for models that name none; AOG sends daemon or standard."""
-
-
-class ServingEngine(EngineClient):
-    """The running engine as services are given it: the client, and models that are loaded when they are needed."""
-
-    def __init__(self, endpoint: Endpoint, ready: Callable[[str, str], Awaitable[str]]) -> None:
-        super().__init__(endpoint)
-        self.endpoint = endpoint
-        self._ready = ready
-
-    async def ready(self, model: str, model_type: str) -> str:
-        """Make sure that the model is served and return its id; see ``drivers.Engine``."""
-        return await self._ready(model, model_type)
 
 
 class Kernel:
@@ -94,13 +82,14 @@ class Kernel:
             self.client,
             self.supervisor.log_of,
             running=lambda: self.supervisor.started and self.supervisor.info is not None,
+            engine_runs=self.engine_runs,
         )
         self.supervisor.probe = probe = IdleProbe(self.extensions.services.values(), self.serving.served)
         self.events.register({"kernel.probe": probe})
         self._answering = Answering(self.library, self.serving)
         self.operate_status = 1
         """What AOG asks with GetOperateStatus: 1 = normal, 0 = busy installing, so leave the engine alone."""
-        self._client: ServingEngine | None = None
+        self._client: EngineClient | None = None
         self._installing = anyio.Lock()
         self._versions: dict[str, str] = {}
         self._stopping = False
@@ -211,12 +200,22 @@ class Kernel:
             await self.start_engine()
         return await self.supervisor.ensure_ready()
 
-    async def client(self) -> ServingEngine:
+    def engine_runs(self) -> bool:
+        """Tell whether there is an engine already: of ours, of another process on this data folder, or elsewhere."""
+        if self.supervisor.started:
+            return True
+        engine = launch.read_running(self.settings)
+        if engine and launch.is_alive(engine):
+            return True
+        active = self.installations.active()
+        return active is not None and not self.platform().launch(active, Ports(0, 0)).argv
+
+    async def client(self) -> EngineClient:
         """Return the connection to the running engine, starting the engine if need be."""
         info = await self.engine()
         if self._client is None or self._client.endpoint != info.endpoint:
             await self._drop_client()
-            self._client = ServingEngine(info.endpoint, self._answering.ready)
+            self._client = EngineClient(info.endpoint)
         return self._client
 
     async def health(self) -> None:
@@ -351,7 +350,7 @@ class Kernel:
         async with admitted(self.events, service, body, timeout=timeout, streaming=False) as (call, sent):
             try:
                 async with asyncio.timeout(timeout):
-                    answer = await driver.invoke(call, await self.client())
+                    answer = await driver.invoke(call, self._engine_for_requests())
             except TimeoutError as error:
                 raise TimedOut(f"The request was not done within its limit of {timeout:g} s.") from error
             sent(len(as_bytes(answer, service)))
@@ -368,7 +367,7 @@ class Kernel:
         self._admitting()
         async with (
             admitted(self.events, service, body, timeout=timeout, streaming=True) as (call, sent),
-            aclosing(cast("StreamingService", driver).stream(call, await self.client())) as chunks,
+            aclosing(cast("StreamingService", driver).stream(call, self._engine_for_requests())) as chunks,
         ):
             async for chunk in chunks:
                 sent(len(as_bytes(chunk, service)))
@@ -380,8 +379,22 @@ class Kernel:
         if not driver.definition.bidirectional:
             raise NotSupported(f"The service {service} does not hold sessions; ask it with a single request.")
         self._admitting()
-        # A session may outlive the engine that it began with.
-        conversation = cast("ConversingService", driver).converse(inbound, FollowingEngine(self.client))
+        conversation = cast("ConversingService", driver).converse(inbound, self._engine_for_requests())
         async with aclosing(conversation) as messages:
             async for message in messages:
                 yield message
+
+    def _engine_for_requests(self) -> FollowingEngine:
+        """Return the engine as services are given it: it is started by the first thing that needs one.
+
+        So what is wrong with a request, or with the model that it names, is said without starting anything.
+        """
+        if not self.supervisor.started:
+            self._installed()
+        return FollowingEngine(self.client, self._ready)
+
+    async def _ready(self, model: str, model_type: str) -> str:
+        if self.supervisor.started:
+            # What is served is known of an engine that answers, not of one that is just ending.
+            await self.engine()
+        return await self._answering.ready(model, model_type)

@@ -3,16 +3,30 @@
 import json as json_
 import sys
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ovms_cli.session import Session, add, running
+from ovms_cli import output
+from ovms_cli.session import Session, add
 from ovms_kernel.errors import BadRequest, NotSupported
+from ovms_kernel.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from ovms_kernel.kernel import Kernel
 
 WITHDRAWN = "Interrupted; the request is withdrawn."
+
+
+class Starting:
+    """Listens to the kernel and says why the answer is not there yet."""
+
+    @hookimpl
+    def ovms_amend_launch(self) -> None:
+        """Tell that an engine is started, and how that is done once for all requests."""
+        output.say("Starting the engine for this request; `ovms-plugin up` keeps one running.")
 
 
 def piped(text: str) -> str:
@@ -43,8 +57,7 @@ async def chat(
     """Say something to a model and print its answer as it comes."""
     request = {"messages": [{"role": "user", "content": text}], "stream": True} | ({"model": model} if model else {})
     session.kept = WITHDRAWN
-    async with session.kernel() as kernel:
-        await running(kernel, start=True)
+    async with _for_request(session) as kernel:
         body = json_.dumps(request, ensure_ascii=False).encode()
         async with aclosing(kernel.stream("chat", body)) as chunks:
             async for piece in answer(chunks):
@@ -65,24 +78,26 @@ async def call(
     stream: Annotated[bool, typer.Option("--stream", help="Print the events of the answer as they come.")] = False,
 ) -> None:
     """Ask a service with a JSON request and print its JSON answer."""
-    from ovms_kernel.requests import decode
-
     body = read_request(request)
     session.kept = WITHDRAWN
-    async with session.kernel() as kernel:
-        # What can be seen to be wrong is said before an engine is started.
-        offered = kernel.service(service).definition.streaming
-        decode(body)
-        if stream and not offered:
-            raise NotSupported(f"The service {service} does not stream; leave out --stream.")
-        await running(kernel, start=True)
+    async with _for_request(session) as kernel:
         if stream:
+            if not kernel.service(service).definition.streaming:
+                raise NotSupported(f"The service {service} does not stream; leave out --stream.")
             async with aclosing(kernel.stream(service, body)) as chunks:
                 async for chunk in chunks:
                     sys.stdout.buffer.write(chunk)
                     sys.stdout.buffer.flush()
         else:
             sys.stdout.buffer.write(await kernel.invoke(service, body) + b"\n")
+
+
+@asynccontextmanager
+async def _for_request(session: Session) -> AsyncIterator["Kernel"]:
+    async with session.kernel() as kernel:
+        if not kernel.engine_runs():
+            kernel.events.register({"terminal": Starting()})
+        yield kernel
 
 
 def read_request(text: str) -> bytes:

@@ -183,27 +183,11 @@ async def _until_signal(work: Callable[[Session], Awaitable[None]], session: Ses
         await work(session)
 
 
-async def running(kernel: "Kernel", *, start: bool = False) -> bool:
-    """Use the engine that runs for this data folder, whoever started it.
-
-    :param start: start one if none runs; it ends with this command.
-    :return: whether there is one now.
-    """
-    from ovms_kernel.engine import launch
-    from ovms_kernel.values import Ports
-
-    engine = launch.read_running(kernel.settings)
-    installation = kernel.installations.active()
-    if engine and launch.is_alive(engine):
-        await kernel.engine()
-    elif installation and not kernel.platform().launch(installation, Ports(0, 0)).argv:
-        await kernel.engine()  # somebody else runs it, perhaps on another machine
-    elif start:
-        if installation:
-            print("Starting the engine for this request; `ovms-plugin up` keeps one running.", file=sys.stderr)
-        await kernel.engine()
-    else:
+async def running(kernel: "Kernel") -> bool:
+    """Use the engine that runs for this data folder, whoever started it; return whether there is one."""
+    if not kernel.engine_runs():
         return False
+    await kernel.engine()
     return True
 
 

@@ -1,6 +1,6 @@
-"""The engine as a long session is given it: each request goes to the one that runs then.
+"""The engine as services are given it: each request goes to the one that runs then.
 
-An engine that was restarted has another key, and perhaps another port.
+None need run before the first, and one that was restarted has another key, and perhaps another port.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
-    from ovms_kernel.drivers import Engine
+    from ovms_kernel.engine.client import EngineClient
     from ovms_kernel.values import Answer, Upload
 
 
@@ -19,10 +19,14 @@ class FollowingEngine:
     """Asks for the connection anew with each request; see ``drivers.Engine``.
 
     :param client: returns the connection to the running engine, starting or awaiting it if need be.
+    :param ready: makes sure that a model, given with its type, is served, and returns its id.
     """
 
-    def __init__(self, client: Callable[[], Awaitable[Engine]]) -> None:
+    def __init__(
+        self, client: Callable[[], Awaitable[EngineClient]], ready: Callable[[str, str], Awaitable[str]]
+    ) -> None:
         self._client = client
+        self._ready = ready
 
     async def post(
         self, path: str, body: bytes, *, content_type: str = "application/json", timeout: float | None = None
@@ -53,4 +57,4 @@ class FollowingEngine:
 
     async def ready(self, model: str, model_type: str) -> str:
         """Make sure that the model is served, and return its id."""
-        return await (await self._client()).ready(model, model_type)
+        return await self._ready(model, model_type)

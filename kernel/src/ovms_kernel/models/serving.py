@@ -53,6 +53,7 @@ class Serving:
     :param connect: returns the running engine, starting it if need be.
     :param engine_log: returns the engine's last log lines about a model.
     :param running: tells whether there is an engine, so that nothing is started only to unload from it.
+    :param engine_runs: tells whether anybody runs one, so that none is started only to be asked for a model.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Serving:
         engine_log: Callable[[str], str] = lambda _: "",
         *,
         running: Callable[[], bool] = lambda: True,
+        engine_runs: Callable[[], bool] = lambda: True,
         memory: Callable[[], int] = available_memory,
     ) -> None:
         self._settings = settings
@@ -72,6 +74,7 @@ class Serving:
         self._connect = connect
         self._engine_log = engine_log
         self._running = running
+        self._engine_runs = engine_runs
         self._memory = memory
         self.served: dict[str, LocalModel] = {}
         """The models that are known to be served, by id."""
@@ -154,7 +157,11 @@ class Serving:
 
     async def serves(self, model_id: str) -> bool:
         """Tell whether the engine itself says that it serves a model, be it ours or not."""
-        return await (await self._connect()).model_ready(model_id)
+        return await self._may_serve(model_id) and await (await self._connect()).model_ready(model_id)
+
+    async def _may_serve(self, model_id: str) -> bool:
+        """Tell whether an engine may have a model that is not ours: one that runs, or by a user's own entry."""
+        return self._engine_runs() or model_id in await self._config.entries()
 
     async def reconcile(self) -> None:
         """Look at what a started engine has made of ``config.json``, and take out what it could not load."""
@@ -221,6 +228,8 @@ class Serving:
     # -- the steps -------------------------------------------------------------------------------------------------
 
     async def _load(self, model_id: str, *, force: bool) -> LoadedModel:
+        if not await self._may_serve(model_id):
+            await anyio.to_thread.run_sync(self._library.find, model_id)
         client = await self._connect()
         began = time.monotonic()
         async with self._library.hold(model_id):
