@@ -265,57 +265,6 @@ def test_a_log_is_followed_until_ctrl_c(
     assert following.returncode == 130
 
 
-def test_doctor_names_what_is_wrong_and_the_remedy(here: Any, environment: dict[str, str]) -> None:
-    told = here("doctor").stdout
-    assert "→ ovms-plugin engine install" in told
-    findings = json.loads(here("doctor", "--json").stdout)
-    assert {"system", "engine", "disk"} <= {each["subject"] for each in findings}
-    environment["OVMS_PLUGIN_PLATFORM"] = "beos"
-    assert "beos" in here("doctor", code=1).stdout
-
-
-LISTENER = """
-from ovms_kernel.api import hookimpl
-class Listener:
-    def __init__(self, section): pass
-    @hookimpl
-    def ovms_kernel_started(self): raise OSError("the diary is full")
-"""
-
-
-def test_doctor_tells_of_an_extension_that_fails_when_it_is_asked(
-    here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    info = tmp_path / "acme_diary-1.0.dist-info"
-    info.mkdir()
-    (tmp_path / "acme_diary.py").write_text(LISTENER)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-diary\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[ovms.observers]\ndiary = acme_diary:Listener\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    [finding] = [each for each in json.loads(here("doctor", "--json").stdout) if each["subject"] == "observers.diary"]
-    assert finding["level"] == "warning"
-    assert finding["text"] == "failed in ovms_kernel_started: OSError: the diary is full"
-
-
-def test_a_narrow_terminal_cuts_nothing(here: Any, environment: dict[str, str]) -> None:
-    environment |= {"FORCE_COLOR": "1", "COLUMNS": "40", "OVMS_PLUGIN_DISABLED": "services.speech-to-text-ws"}
-    [line] = [each for each in here("extensions").stdout.splitlines() if each.startswith("services.speech-to-text-ws ")]
-    assert re.split("  +", line)[1:] == ["disabled", "ovms-service-speech-to-text-ws 0.1.0", "by setting"]
-
-
-def test_extensions_and_manifest_are_printed(here: Any, environment: dict[str, str]) -> None:
-    environment["OVMS_PLUGIN_DISABLED"] = "services.embed"
-    listed = {f"{each['kind']}.{each['name']}": each for each in json.loads(here("extensions", "--json").stdout)}
-    assert listed["services.chat"]["state"] == "loaded"
-    assert listed["services.embed"]["state"] == "disabled"
-    assert "services.chat" in here("extensions").stdout
-    services = {each["service_name"]: each for each in json.loads(here("manifest", "--json").stdout)["services"]}
-    assert "embed" not in services
-    full = json.loads(here("manifest", "--json", "--bodies", "full").stdout)["services"]
-    assert next(each for each in full if each["service_name"] == "chat")["config_ref"] == "openai:chat"
-    assert here("manifest").stdout.startswith("# AOG's manifest")
-
-
 def left(folder: Path) -> list[psutil.Process]:
     """Return the processes that are about that folder, those that just end given a moment."""
     deadline = time.monotonic() + 5

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import traceback
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -108,6 +109,21 @@ def compose(
                 "Extension %s of %s %s is left out: %s", report.key, report.distribution, report.version, report.cause
             )
     return replace(extensions, reports=tuple(reports))
+
+
+def blame(error: BaseException) -> str:
+    """Return the beginning of a sentence about an error that nobody foresaw: the extension whose code it came out of.
+
+    Its traceback tells, so that it is the same for every kind of driver and whoever called it.
+    """
+    offered = metadata.entry_points()
+    ours = [each for kind in DRIVER_PROTOCOLS for each in offered.select(group=f"ovms.{kind}")]
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for module in reversed(modules):
+        if found := [each for each in ours if f"{module}.".startswith(f"{each.module}.")]:
+            keys = " or ".join(f"{each.group.removeprefix('ovms.')}.{each.name}" for each in found)
+            return f"The extension {keys} of {' '.join(_origin(found[0]))} failed"
+    return "This should not have happened"
 
 
 def _misplaced(offered: Mapping[str, Iterable[metadata.EntryPoint]]) -> Iterator[ExtensionReport]:

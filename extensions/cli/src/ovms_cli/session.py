@@ -157,8 +157,10 @@ def report(error: BaseException) -> int:
     if isinstance(error, OvmsError):
         print(error.message, file=sys.stderr)
         return EXIT_CODES.get(error.code, FAILED)
+    from ovms_kernel.extensions import blame
+
     cause = " ".join(f"{type(error).__name__}: {error}".split())
-    print(f"This should not have happened ({cause}); --debug shows where.", file=sys.stderr)
+    print(f"{blame(error)} ({cause}); --debug shows where.", file=sys.stderr)
     return FAILED
 
 

@@ -110,9 +110,11 @@ class Provider:
         if isinstance(error, OvmsError):
             log.info("%s: %d %s", where, error.code, error.message)
             return {"code": error.code, "message": error.message}
+        from ovms_kernel.extensions import blame
+
         log.error("%s failed", where, exc_info=error)
         more = f"the log {self._log_file} tells more" if self._log_file else "the log tells more"
-        return {"code": 500, "message": f"This should not have happened ({type(error).__name__}); {more}."}
+        return {"code": 500, "message": f"{blame(error)} ({type(error).__name__}); {more}."}
 
     # -- services --------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,106 @@
+"""Commands that report, and what is reported of extensions that fail."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ovms_kernel.testing.host import PluginHost
+
+
+def test_doctor_names_what_is_wrong_and_the_remedy(here: Any, environment: dict[str, str]) -> None:
+    told = here("doctor").stdout
+    assert "→ ovms-plugin engine install" in told
+    findings = json.loads(here("doctor", "--json").stdout)
+    assert {"system", "engine", "disk"} <= {each["subject"] for each in findings}
+    environment["OVMS_PLUGIN_PLATFORM"] = "beos"
+    assert "beos" in here("doctor", code=1).stdout
+
+
+def install_acme(folder: Path, module: str, entry_points: str) -> Path:
+    """Make a distribution of somebody else's, as pip leaves it in a folder, and return the folder."""
+    info = folder / "acme-1.0.dist-info"
+    info.mkdir()
+    (folder / "acme.py").write_text(module)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(entry_points)
+    return folder
+
+
+LISTENER = """
+from ovms_kernel.api import hookimpl
+class Listener:
+    def __init__(self, section): pass
+    @hookimpl
+    def ovms_kernel_started(self): raise OSError("the diary is full")
+"""
+
+
+def test_doctor_tells_of_an_extension_that_fails_when_it_is_asked(
+    here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(install_acme(tmp_path, LISTENER, "[ovms.observers]\ndiary = acme:Listener\n")))
+    [finding] = [each for each in json.loads(here("doctor", "--json").stdout) if each["subject"] == "observers.diary"]
+    assert finding["level"] == "warning"
+    assert finding["text"] == "failed in ovms_kernel_started: OSError: the diary is full"
+
+
+CARELESS = """
+from ovms_kernel.api import ServiceDefinition
+class Shout:
+    definition = ServiceDefinition("shout", "text_generation", "/v3/shout", streaming=True)
+    def __init__(self, section): pass
+    async def invoke(self, call, engine): return len(call.body["text"])["louder"]
+    async def stream(self, call, engine): yield call.body["no such field"]
+"""
+LEFT_EMPTY = """
+class Shelf:
+    def __init__(self, section): pass
+    async def list_files(self, ref): return [1 / 0]
+    async def download(self, ref, into, report, files=None): pass
+"""
+
+
+async def test_an_extension_that_breaks_is_named_with_where_to_look(
+    executable: str, environment: dict[str, str], run: Any, tmp_path: Path
+) -> None:
+    offers = "[ovms.services]\nshout = acme:Shout\n[ovms.hubs]\nshelf = acme_hub:Shelf\n"
+    environment["PYTHONPATH"] = str(install_acme(tmp_path, CARELESS, offers))
+    (tmp_path / "acme_hub.py").write_text(LEFT_EMPTY)
+    run("engine", "install")
+    for words, told in (
+        (["call", "shout", '{"text": "hi"}'], "services.shout of acme 1.0 failed (TypeError: 'int' object is not"),
+        (["call", "shout", "{}", "--stream"], "services.shout of acme 1.0 failed (KeyError: 'no such field'); "),
+        (["pull", "shelf:some/model"], "hubs.shelf of acme 1.0 failed (ZeroDivisionError: division by zero); "),
+    ):
+        [line] = run(*words, code=1).stderr.splitlines()
+        assert line.startswith(f"The extension {told}")
+        assert line.endswith("; --debug shows where.")
+    assert 'acme.py", line 6' in run("call", "shout", '{"text": "hi"}', "--debug", code=1).stderr
+    async with PluginHost([executable], environment) as host:
+        answer = await host.call("InvokeService", service_name="shout", request_data=b'{"text": "hi"}')
+    log = tmp_path / "data" / "logs" / "plugin.log"
+    assert answer.code == 500
+    assert answer.message == f"The extension services.shout of acme 1.0 failed (TypeError); the log {log} tells more."
+    assert 'acme.py", line 6' in log.read_text()
+
+
+def test_a_narrow_terminal_cuts_nothing(here: Any, environment: dict[str, str]) -> None:
+    environment |= {"FORCE_COLOR": "1", "COLUMNS": "40", "OVMS_PLUGIN_DISABLED": "services.speech-to-text-ws"}
+    [line] = [each for each in here("extensions").stdout.splitlines() if each.startswith("services.speech-to-text-ws ")]
+    assert re.split("  +", line)[1:] == ["disabled", "ovms-service-speech-to-text-ws 0.1.0", "by setting"]
+
+
+def test_extensions_and_manifest_are_printed(here: Any, environment: dict[str, str]) -> None:
+    environment["OVMS_PLUGIN_DISABLED"] = "services.embed"
+    listed = {f"{each['kind']}.{each['name']}": each for each in json.loads(here("extensions", "--json").stdout)}
+    assert listed["services.chat"]["state"] == "loaded"
+    assert listed["services.embed"]["state"] == "disabled"
+    assert "services.chat" in here("extensions").stdout
+    services = {each["service_name"]: each for each in json.loads(here("manifest", "--json").stdout)["services"]}
+    assert "embed" not in services
+    full = json.loads(here("manifest", "--json", "--bodies", "full").stdout)["services"]
+    assert next(each for each in full if each["service_name"] == "chat")["config_ref"] == "openai:chat"
+    assert here("manifest").stdout.startswith("# AOG's manifest")
