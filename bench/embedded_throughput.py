@@ -138,21 +138,20 @@ def streams(clients: list[socket.socket]) -> float:
     return TOKENS * len(clients) / (time.perf_counter() - began)
 
 
-def post(client: socket.socket, path: str, fields: dict[str, Any]) -> float:
-    """Return the seconds that a request took on an open connection."""
+def post(client: socket.socket, data: bytes) -> float:
+    """Return the seconds from sending a request on an open connection to having its whole answer."""
+    answer = memoryview(bytearray(1 << 20))
     began = time.perf_counter()
-    client.sendall(request("POST", path, fields))
-    data = b""
-    while b"\r\n\r\n" not in data:
-        data += client.recv(1 << 20)
-    head, _, body = data.partition(b"\r\n\r\n")
-    assert b" 200 " in head.split(b"\r\n")[0], data
+    client.sendall(data)
+    got = end = client.recv_into(answer)
+    head, _, body = bytes(answer[:got]).partition(b"\r\n\r\n")
+    assert b" 200 " in head.split(b"\r\n")[0], head
     length = next(
         int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")
     )
-    got = len(body)
-    while got < length:
-        got += len(client.recv(1 << 20))
+    end += length - len(body)
+    while got < end:
+        got += client.recv_into(answer[got:])
     return time.perf_counter() - began
 
 
@@ -216,7 +215,7 @@ def batches(kind: str, order: str, path: str, key: str, extra: dict[str, Any]) -
         theirs: list[float] = []
         for number in range(ROUNDS * 4 + 5):
             texts = [". ".join([f"{SENTENCE}{number} {each}"] * sentences) for each in range(BATCH)]
-            seconds = post(client, path, {"model": "m", key: texts} | extra)
+            seconds = post(client, request("POST", path, {"model": "m", key: texts} | extra))
             rate = direct(order, texts)["rate"]
             if number >= 5:
                 ours.append(BATCH / seconds)

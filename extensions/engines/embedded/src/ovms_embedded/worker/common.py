@@ -11,6 +11,7 @@ from ovms_embedded.worker.pipe import Refused
 if TYPE_CHECKING:
     import openvino_genai
 
+    from ovms_embedded.worker.encoder import Tokens
     from ovms_embedded.worker.pipe import Pipe
 
 WINDOW_KEYS = ("max_position_embeddings", "n_positions", "seq_len", "seq_length", "n_ctx", "sliding_window")
@@ -76,6 +77,15 @@ def window(folder: Path) -> int | None:
     return next((value for value in values if isinstance(value, int) and not isinstance(value, bool)), None)
 
 
+def encode(tokenizer: openvino_genai.Tokenizer, texts: list[str], **options: Any) -> tuple[Tokens, Tokens]:  # noqa: ANN401 - the library's
+    """Return ids and mask of texts, (texts, tokens) both.
+
+    The library fails where no text has a token, so one that has stands behind them.
+    """
+    encoded = tokenizer.encode([*texts, "a"], **options)
+    return encoded.input_ids.data[:-1], encoded.attention_mask.data[:-1]
+
+
 def tokenize(tokenizer: openvino_genai.Tokenizer, payload: dict[str, Any]) -> list[list[int]]:
     """Return the tokens of texts as the tokenize endpoint wants them (spec E.9)."""
     arguments: dict[str, Any] = {"add_special_tokens": payload["add_special_tokens"]}
@@ -86,14 +96,13 @@ def tokenize(tokenizer: openvino_genai.Tokenizer, payload: dict[str, Any]) -> li
     if payload["padding_side"]:
         arguments["padding_side"] = payload["padding_side"]
     try:
-        encoded = tokenizer.encode(payload["texts"], **arguments)
+        ids, masks = encode(tokenizer, payload["texts"], **arguments)
     except Exception as error:
         text = f"Tokenization failed: {error}"
         raise Refused(text) from error
-    rows: list[list[int]] = encoded.input_ids.data.tolist()
+    rows: list[list[int]] = ids.tolist()
     if payload["pad_to_max_length"]:
         return rows
-    masks = encoded.attention_mask.data
     return [
         [token for token, kept in zip(row, mask, strict=True) if kept] for row, mask in zip(rows, masks, strict=True)
     ]

@@ -2,83 +2,136 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import openvino_genai as genai
+from openvino import opset13 as ops
 
 from ovms_embedded.worker import common
+from ovms_embedded.worker.encoder import Encoder, answer, at_last_token, batches, pad, size
 from ovms_embedded.worker.pipe import Refused, serve
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import openvino
+
+    from ovms_embedded.worker.encoder import Tokens
     from ovms_embedded.worker.pipe import Pipe
 
 DEFAULT_WINDOW = 512
-TOKENS_AT_ONCE = 1 << 15
-"""Tokens of one inference, with padding: thousands of documents at once would take more memory than there is."""
-SPECIALS = 4
-"""Tokens that a model puts around and between a query and a document, at most."""
-EVERYTHING = 1 << 30
+
+
+class Template(NamedTuple):
+    """The special tokens around a query and a document."""
+
+    before: Tokens
+    between: Tokens
+    after: Tokens
 
 
 class Rerank:
-    """One request at a time; all its documents are one inference, unless they are many."""
+    """One request at a time; all its documents are one inference, unless they are many.
+
+    The library's own pipeline is not used: its tokenizer of pairs writes beyond its memory when a query is longer than
+    the documents, and nothing says whether it has cut one.
+    """
 
     def __init__(self, spec: dict[str, Any], pipe: Pipe) -> None:
         options = spec["options"]
         folder = common.models_path(spec)
-        device = common.device(spec, pipe, "target_device")
         self.pipe = pipe
         self.window = options.get("max_position_embeddings") or common.window(folder) or DEFAULT_WINDOW
         self.chunks: int = options["max_allowed_chunks"]
-        config = genai.TextRerankPipeline.Config(top_n=EVERYTHING, max_length=self.window)
-        self.pipeline = genai.TextRerankPipeline(folder, device, config, **common.properties(spec))
         self.tokenizer = genai.Tokenizer(folder)
+        self.template = _template(folder, self.tokenizer)
+        self.specials = sum(map(len, self.template))
+        if self.window <= 2 * self.specials:
+            text = f"max_position_embeddings should be larger than 2 * {self.specials}, the number of special tokens"
+            raise ValueError(text)
+        self.encoder = Encoder(spec, pipe, partial(_logits, tokenizer=self.tokenizer))
         self.info: dict[str, Any] = {}
 
     def run(self) -> None:
         """Take calls, for ever."""
-        serve(self.pipe, {"rerank": self.rerank, "tokenize": lambda _, p: common.tokenize(self.tokenizer, p)})
+        serve(self.pipe, {"rerank": self.rerank, "tokenize": self._tokenize})
 
     def rerank(self, _: int, payload: dict[str, Any]) -> list[tuple[int, float]]:
         """Return index and score of every document, best first."""
-        query, documents = payload["query"], payload["documents"]
+        documents: list[str] = payload["documents"]
         if len(documents) > self.chunks:
             raise Refused(f"Number of documents exceeds max_allowed_chunks: {len(documents)} > {self.chunks}")
-        room = self.window - SPECIALS
-        if len(query.encode()) + max(len(each.encode()) for each in documents) <= room:
-            return self._rank(query, documents)  # a token is at least one byte: it all fits
-        encoded = self.tokenizer.encode([query, *documents], add_special_tokens=False)
-        rows, mask = encoded.input_ids.data, encoded.attention_mask.data
-        lengths: list[int] = mask.sum(axis=1).tolist()
-        room -= lengths[0]
-        if room <= 0:
-            raise Refused(f"Query is too long: it leaves no room for a document within {self.window} tokens")
-        parts: list[str] = []
+        query, *bodies = self._tokens([payload["query"], *documents])
+        # OVMS cuts the query like this, too, and so leaves half of the window to the documents.
+        head = np.concatenate([self.template.before, query[: self.window // 2], self.template.between])
+        room = self.window - len(head) - len(self.template.after)
         owners: list[int] = []
-        for index, document in enumerate(documents):
-            pieces = [document]
-            if lengths[index + 1] > room:
-                tokens = rows[index + 1][mask[index + 1] == 1].tolist()
-                pieces = [self.tokenizer.decode(tokens[at : at + room]) for at in range(0, len(tokens), room)]
-            parts += pieces
-            owners += [index] * len(pieces)
-        if len(parts) > self.chunks:
-            raise Refused(f"Number of chunks exceeds max_allowed_chunks: {len(parts)} > {self.chunks}")
-        best: dict[int, float] = {}
-        for part, score in self._rank(query, parts):
-            best[owners[part]] = max(score, best.get(owners[part], 0.0))
-        return sorted(best.items(), key=lambda each: -each[1])
+        rows: list[Tokens] = []
+        for index, body in enumerate(bodies):
+            for at in range(0, max(1, len(body)), room):
+                owners.append(index)
+                rows.append(np.concatenate([head, body[at : at + room], self.template.after]))
+        if len(rows) > self.chunks:
+            raise Refused(f"Number of chunks exceeds max_allowed_chunks: {len(rows)} > {self.chunks}")
+        best = [0.0] * len(documents)
+        for batch in batches([len(row) for row in rows]):
+            ids, mask = pad([rows[at] for at in batch], self.tokenizer.get_pad_token_id())
+            kinds = mask.copy()
+            kinds[:, : len(head)] = 0
+            scores = 1 / (1 + np.exp(-self.encoder(ids, mask, kinds).astype(np.float64)))
+            for at, score in zip(batch, scores.tolist(), strict=True):
+                best[owners[at]] = max(score, best[owners[at]])
+        return sorted(enumerate(best), key=lambda each: -each[1])
 
-    def _rank(self, query: str, documents: list[str]) -> list[tuple[int, float]]:
-        longest = min(len(query.encode()) + max(len(each.encode()) for each in documents), self.window)
-        at_once = max(1, TOKENS_AT_ONCE // max(longest, 1))
-        if len(documents) <= at_once:
-            return list(self.pipeline.rerank(query, documents))
-        ranked: list[tuple[int, float]] = []
-        for start in range(0, len(documents), at_once):
-            found = self.pipeline.rerank(query, documents[start : start + at_once])
-            ranked += [(start + index, score) for index, score in found]
-        return sorted(ranked, key=lambda each: -each[1])
+    def _tokens(self, texts: list[str]) -> list[Tokens]:
+        found: dict[int, Tokens] = {}
+        for batch in batches([size(text) for text in texts]):
+            ids, mask = common.encode(self.tokenizer, [texts[at] for at in batch], add_special_tokens=False)
+            found |= zip(batch, np.split(ids[mask == 1], mask.sum(axis=1).cumsum()[:-1]), strict=True)
+        return [found[at] for at in range(len(texts))]
+
+    def _tokenize(self, _: int, payload: dict[str, Any]) -> list[list[int]]:
+        # OVMS never adds special tokens here: its pairs get them when they are put together.
+        return common.tokenize(self.tokenizer, payload | {"add_special_tokens": False})
+
+
+def _template(folder: Path, tokenizer: genai.Tokenizer) -> Template:
+    """Return what a model puts around a pair: read off a pair of letters, whose tokens are known."""
+    one, other = (tokenizer.encode(each, add_special_tokens=False).input_ids.data[0].tolist() for each in "ab")
+    try:
+        row = genai.Tokenizer(folder, add_second_input=True).encode(["a"], ["b"]).input_ids.data[0].tolist()
+    except RuntimeError:  # of a model that knows no pairs: it reads the document right behind the query
+        row = tokenizer.encode("a").input_ids.data[0].tolist()
+        at = _find(one, row, 0)
+        row[at + len(one) : at + len(one)] = other
+    first = _find(one, row, 0)
+    second = _find(other, row, first + len(one))
+    parts = row[:first], row[first + len(one) : second], row[second + len(other) :]
+    return Template(*(np.array(part, np.int64) for part in parts))
+
+
+def _find(part: list[int], row: list[int], start: int) -> int:
+    return next(at for at in range(start, len(row)) if row[at : at + len(part)] == part)
+
+
+def _logits(model: openvino.Model, *, tokenizer: genai.Tokenizer) -> openvino.Node:
+    """Return one number per text: the only logit of a classifier, or that of its second class (spec E.8).
+
+    A language model is asked for its next token: how much rather it would say yes than no.
+    """
+    logits = answer(model)
+    one, last = ops.constant(1, np.int64), ops.constant(-1, np.int64)
+    if logits.get_partial_shape().rank == 2:
+        return ops.gather(logits, last, one)
+    vocabulary = tokenizer.get_vocab()
+    words = [vocabulary.get(word) for word in (b"yes", b"no")]
+    if None in words:
+        message = "The model cannot rerank: it is no classifier, and the words yes and no are no tokens of its own"
+        raise ValueError(message)
+    yes, no = (ops.gather(at_last_token(model, logits), ops.constant(word, np.int64), one) for word in words)
+    return ops.subtract(yes, no)
 
 
 def load(spec: dict[str, Any], pipe: Pipe) -> Rerank:
