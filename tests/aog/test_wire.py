@@ -125,6 +125,13 @@ def test_without_the_cookie_a_person_is_told_what_it_is(environment: Environment
     assert "ovms-plugin --help" in done.stderr
 
 
+def test_without_the_command_a_person_is_not_sent_to_it() -> None:
+    alone = "import sys; sys.modules['ovms_cli'] = None; from ovms_kernel.aog.serve import main; main()"
+    done = subprocess.run([sys.executable, "-c", alone], check=False, capture_output=True, text=True)
+    assert "ovms-plugin --help" not in done.stderr
+    assert done.stderr.endswith("Install ovms-cli for a command to use at a terminal, which also makes AOG find it.\n")
+
+
 @pytest.mark.parametrize(
     ("variable", "words"), [("PLUGIN_CLIENT_CERT", "AutoMTLS"), ("PLUGIN_MULTIPLEX_GRPC", "multiplexing")]
 )

@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,9 +72,14 @@ def read_environment(magic: Magic, environment: Mapping[str, str]) -> int:
     :raises Refusal: there is no host, or one that wants what cannot be offered.
     """
     if environment.get(magic.key) != magic.value:
+        otherwise = (
+            "At a terminal use `ovms-plugin --help`, and `ovms-plugin deploy` makes AOG find it."
+            if find_spec("ovms_cli")
+            else "Install ovms-cli for a command to use at a terminal, which also makes AOG find it."
+        )
         raise Refusal(
             "This program is a plugin that a host such as AOG starts by itself; it is not meant to be run bare. "
-            "At a terminal use `ovms-plugin --help`, and `ovms-plugin deploy` makes AOG find it."
+            + otherwise
         )
     if environment.get("PLUGIN_CLIENT_CERT"):
         raise Refusal(
