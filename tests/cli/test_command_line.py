@@ -1,5 +1,6 @@
 """The command line itself: what process this is, help, wrong words, exit codes."""
 
+import ctypes
 import io
 import subprocess
 import sys
@@ -139,12 +140,33 @@ def test_every_error_has_an_exit_code_and_one_sentence(error: type, capsys: pyte
     assert code == EXIT_CODES.get(error.code, 1) != 0
 
 
-def test_what_nobody_foresaw_is_one_line_and_a_traceback_only_if_asked(run: Any, tmp_path: Path) -> None:
+def test_what_the_system_refuses_is_one_sentence_and_a_traceback_only_if_asked(run: Any, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "models").write_text("in the way")
-    brief = run("df", code=1)
-    assert len(brief.stderr.splitlines()) == 1
+    [brief] = run("df", code=1).stderr.splitlines()
+    assert brief.startswith(f"{tmp_path / 'data' / 'models'} cannot be used (File exists); ")
     assert "Traceback" in run("df", "--debug", code=1).stderr
+
+
+def _obey_permissions() -> None:
+    """Give up what lets root write anywhere (prctl's PR_CAPBSET_DROP of CAP_DAC_OVERRIDE); others have it not."""
+    ctypes.CDLL(None).prctl(24, 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how root gives up its rights is Linux's own")
+@pytest.mark.parametrize("words", ["engine install", "df", "doctor"])
+def test_a_data_folder_that_cannot_be_written_is_said(
+    executable: str, environment: dict[str, str], tmp_path: Path, words: str
+) -> None:
+    tmp_path.chmod(0o555)
+    command = [executable, *words.split()]
+    done = subprocess.run(
+        command, env=environment, check=False, capture_output=True, text=True, preexec_fn=_obey_permissions
+    )
+    assert done.returncode == 1
+    assert str(tmp_path) in done.stdout + done.stderr
+    assert "or name another data folder with --data-dir or OVMS_PLUGIN_DATA_DIR." in done.stdout + done.stderr
+    assert "happened" not in done.stderr
 
 
 @pytest.mark.parametrize(

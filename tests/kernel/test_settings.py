@@ -1,11 +1,13 @@
 """Settings: layers, types, and sentences that say where a mistake was made."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from ovms_kernel.api import BadRequest
-from ovms_kernel.settings import read_settings
+from ovms_kernel.settings import read_settings, refused_by_system
 
 
 def test_environment_wins_over_the_file_which_wins_over_defaults(tmp_path: Path) -> None:
@@ -70,3 +72,28 @@ def test_a_mistake_in_the_file_is_one_sentence_that_names_the_file(tmp_path: Pat
 def test_a_mistake_in_the_environment_says_so(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="In the environment, load_timeout must be of type float"):
         read_settings({"OVMS_PLUGIN_LOAD_TIMEOUT": "soon"}, data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("below", ["", "models/of/mine"])
+def test_a_data_folder_that_is_a_file_is_refused_with_where_to_name_another(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    folder = tmp_path / "file" / below
+    with pytest.raises(BadRequest) as caught:
+        read_settings({}, data_dir=folder)
+    assert caught.value.message == (
+        f"The data folder {folder} cannot be used (Not a directory); "
+        "mend that, or name another data folder with --data-dir or OVMS_PLUGIN_DATA_DIR."
+    )
+
+
+def test_what_the_system_refuses_is_no_riddle(tmp_path: Path) -> None:
+    for number, remedy in ((errno.EACCES, "--data-dir"), (errno.EROFS, "--data-dir"), (errno.ENOSPC, "make room")):
+        told = refused_by_system(OSError(number, os.strerror(number), str(tmp_path / "models")))
+        assert told
+        assert told.message.startswith(f"{tmp_path / 'models'} cannot be used ({os.strerror(number)}); ")
+        assert remedy in told.message
+    full = refused_by_system(OSError(errno.ENOSPC, "No space left on device"))
+    assert full
+    assert full.message == "A file cannot be written (No space left on device); make room on that disk."
+    for other in (OSError(errno.ECONNREFUSED, "refused"), FileNotFoundError(2, "gone", "x"), ValueError("wrong")):
+        assert refused_by_system(other) is None

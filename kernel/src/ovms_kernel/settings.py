@@ -8,6 +8,7 @@ know. The config file is ``config.yaml`` in the data folder (or ``OVMS_PLUGIN_CO
 
 from __future__ import annotations
 
+import errno
 import os
 import types
 from collections.abc import Mapping  # noqa: TC003 - read at run time, the fields' types are the schema
@@ -15,9 +16,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from ovms_kernel.errors import BadRequest
+from ovms_kernel.errors import BadRequest, OvmsError
 
 PREFIX = "OVMS_PLUGIN_"
+ELSEWHERE = f"name another data folder with --data-dir or {PREFIX}DATA_DIR"
 KINDS = ("services", "platforms", "graphs", "hubs", "observers", "models")
 """Sections of settings that belong to extensions, and ``models``: calculator options by model id."""
 
@@ -152,6 +154,7 @@ def read_settings(
         values["data_dir"] = Path(overrides["data_dir"])
     # AOG starts plugins in a folder that is not theirs, so a relative folder is made absolute at once.
     values["data_dir"] = overrides["data_dir"] = Path(values["data_dir"]).absolute()
+    _check_folder(values["data_dir"])
     config = Path(environment.get(PREFIX + "CONFIG") or Path(values["data_dir"]) / "config.yaml")
     for layer, where in (
         (_read_file(config), f"the config file {config}"),
@@ -162,6 +165,33 @@ def read_settings(
         checked["sections"] = _join(values.get("sections", {}), checked.get("sections", {}))
         values.update(checked)
     return Settings(**values)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse what cannot be a data folder; that it is not there yet is no fault.
+
+    :raises BadRequest: it is a file, lies below one, or may not be read.
+    """
+    try:
+        os.scandir(folder).close()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise BadRequest(
+            f"The data folder {folder} cannot be used ({error.strerror}); mend that, or {ELSEWHERE}."
+        ) from error
+
+
+def refused_by_system(error: BaseException) -> OvmsError | None:
+    """Return an error of the system that a user can mend as one that says how; ``None`` if it is of another kind."""
+    if not isinstance(error, OSError):
+        return None
+    where = f"{os.fsdecode(error.filename)} cannot be used" if isinstance(error.filename, str | bytes) else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OvmsError(f"{where or 'A file cannot be written'} ({error.strerror}); make room on that disk.")
+    if where and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+        return OvmsError(f"{where} ({error.strerror}); mend that, or {ELSEWHERE}.")
+    return None
 
 
 def _join(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
@@ -195,9 +225,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadRequest(f"The config file {path} must hold settings as `name: value` lines; mend or remove it.")
     if "data_dir" in value:
-        raise BadRequest(
-            f"The config file {path} lies in the data folder, so it cannot set data_dir; remove that line."
-        )
+        raise BadRequest(f"The config file {path} cannot set data_dir; remove that line, and {ELSEWHERE}.")
     return value
 
 

@@ -1,5 +1,6 @@
 """Commands that report: what is installed, what AOG is told, and what is wrong."""
 
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ from ovms_cli import output
 from ovms_cli.session import Json, Session, add
 from ovms_kernel.engine.choice import explain
 from ovms_kernel.errors import OvmsError
+from ovms_kernel.settings import ELSEWHERE
 from ovms_kernel.values import Finding
 
 if TYPE_CHECKING:
@@ -138,6 +140,8 @@ async def _engine(kernel: "Kernel", installation: "Installation | None") -> list
 def _disk(session: Session) -> list[Finding]:
     folder = session.settings.data_dir
     existing = next(each for each in (folder, *folder.parents) if each.exists())
+    if not os.access(existing, os.W_OK):
+        return [Finding("error", "disk", f"{existing} cannot be written", f"Mend that, or {ELSEWHERE}.")]
     free = shutil.disk_usage(existing).free
     text = f"{output.size(free)} free for {folder}"
     if free < ROOM:

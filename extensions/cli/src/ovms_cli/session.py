@@ -158,7 +158,10 @@ def report(error: BaseException) -> int:
         print(error.message, file=sys.stderr)
         return EXIT_CODES.get(error.code, FAILED)
     from ovms_kernel.extensions import blame
+    from ovms_kernel.settings import refused_by_system
 
+    if told := refused_by_system(error):
+        return report(told)
     cause = " ".join(f"{type(error).__name__}: {error}".split())
     print(f"{blame(error)} ({cause}); --debug shows where.", file=sys.stderr)
     return FAILED

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ovms_kernel.aog import payloads
 from ovms_kernel.aog.goplugin import Undecodable, handler_of
 from ovms_kernel.errors import BadRequest, NotSupported, OvmsError
+from ovms_kernel.settings import refused_by_system
 from ovms_kernel.values import Message, Progress
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class Provider:
         """Return code and message for an error; the traceback of one that nobody foresaw goes to the log."""
         if isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
             return self.problem(error.exceptions[0], where)
+        error = refused_by_system(error) or error
         if isinstance(error, OvmsError):
             log.info("%s: %d %s", where, error.code, error.message)
             return {"code": error.code, "message": error.message}
