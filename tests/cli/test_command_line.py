@@ -172,7 +172,7 @@ def test_a_data_folder_that_cannot_be_written_is_said(
 @pytest.mark.parametrize(
     ("variables", "part"),
     [
-        ({"OVMS_PLUGIN_REST_PORT": "many"}, "rest_port must be of type int"),
+        ({"OVMS_PLUGIN_REST_PORT": "many"}, "rest_port must be a whole number"),
         ({"OVMS_PLUGIN_PLATFORM": "beos"}, "beos"),
     ],
     ids=["type", "name"],

@@ -50,9 +50,23 @@ def test_a_variable_that_aog_never_sets_does_not_leave_half_a_path(
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("rest_prot: 1", "rest_prot is not a setting"),
-        ("rest_port: many", "rest_port must be of type int, not 'many'"),
-        ("rest_port: [1]", "rest_port must be of type int"),
+        ("rest_prot: 1", "rest_prot is not a setting; did you mean rest_port?"),
+        ("colour: red", "colour is not a setting; see docs/settings.md"),
+        ("rest_port: many", "rest_port must be a whole number from 1 to 65535, not 'many'"),
+        ("rest_port: [1]", "rest_port must be a whole number from 1 to 65535, not [1]"),
+        ("rest_port: 0", "rest_port must be a whole number from 1 to 65535, not 0"),
+        ("rest_port: 16666.5", "not 16666.5"),
+        ("rest_port: .inf", "not inf"),
+        ("grpc_port: 99999", "grpc_port must be a whole number from 1 to 65535, not 99999"),
+        ("load_timeout: .nan", "load_timeout must be a number from 0.01, not nan"),
+        ("start_timeout: 0", "start_timeout must be a number from 0.01, not 0"),
+        ("restart_limit: -3", "restart_limit must be a whole number from 0, not -3"),
+        ("log_level: LOUD", "log_level must be DEBUG or INFO or WARNING or ERROR, not 'LOUD'"),
+        ("engine_known_digest: perhaps", "engine_known_digest must be true or false, not 'perhaps'"),
+        ("disabled: 5", "disabled must be a list, not 5"),
+        ("hub:", "hub must be a text, not None"),
+        ("services: {5: 6}", "services must be a table of tables"),
+        ("rest_port: 1\n\tgrpc_port: 2", "cannot be read (line 2: found character"),
         ("services: chat", "services must be a table of tables"),
         ("- a list", "must hold settings as `name: value` lines"),
         ("a: b: c", "cannot be read"),
@@ -70,7 +84,7 @@ def test_a_mistake_in_the_file_is_one_sentence_that_names_the_file(tmp_path: Pat
 
 
 def test_a_mistake_in_the_environment_says_so(tmp_path: Path) -> None:
-    with pytest.raises(BadRequest, match="In the environment, load_timeout must be of type float"):
+    with pytest.raises(BadRequest, match="In the environment, load_timeout must be a number"):
         read_settings({"OVMS_PLUGIN_LOAD_TIMEOUT": "soon"}, data_dir=tmp_path)
 
 
@@ -97,3 +111,21 @@ def test_what_the_system_refuses_is_no_riddle(tmp_path: Path) -> None:
     assert full.message == "A file cannot be written (No space left on device); make room on that disk."
     for other in (OSError(errno.ECONNREFUSED, "refused"), FileNotFoundError(2, "gone", "x"), ValueError("wrong")):
         assert refused_by_system(other) is None
+
+
+def test_values_may_be_written_in_more_than_one_way(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(
+        "rest_port: '17000'\nload_timeout: 5\nstop_timeout: 0\nlog_level: debug\nservices: {5: {a: b}}\nplatform: 3\n"
+    )
+    settings = read_settings({}, data_dir=tmp_path)
+    assert (settings.rest_port, settings.load_timeout, settings.stop_timeout) == (17000, 5.0, 0.0)
+    assert (settings.log_level, settings.platform) == ("DEBUG", "3")
+    assert settings.section("services", "5") == {"a": "b"}
+
+
+def test_a_config_file_that_was_named_must_be_there(tmp_path: Path) -> None:
+    named = {"OVMS_PLUGIN_CONFIG": str(tmp_path / "mine.yaml")}
+    with pytest.raises(BadRequest, match=r"There is no config file .*mine\.yaml, which OVMS_PLUGIN_CONFIG names"):
+        read_settings(named, data_dir=tmp_path)
+    (tmp_path / "mine.yaml").write_text("hub: other")
+    assert read_settings(named, data_dir=tmp_path).hub == "other"

@@ -8,13 +8,15 @@ know. The config file is ``config.yaml`` in the data folder (or ``OVMS_PLUGIN_CO
 
 from __future__ import annotations
 
+import difflib
 import errno
+import math
 import os
 import types
 from collections.abc import Mapping  # noqa: TC003 - read at run time, the fields' types are the schema
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from ovms_kernel.errors import BadRequest, OvmsError
 
@@ -22,6 +24,23 @@ PREFIX = "OVMS_PLUGIN_"
 ELSEWHERE = f"name another data folder with --data-dir or {PREFIX}DATA_DIR"
 KINDS = ("services", "platforms", "graphs", "hubs", "observers", "models")
 """Sections of settings that belong to extensions, and ``models``: calculator options by model id."""
+
+Port = Annotated[int, (1, 65535)]
+Count = Annotated[int, (0, math.inf)]
+Seconds = Annotated[float, (0, math.inf)]
+Limit = Annotated[float, (0.01, math.inf)]
+"""Seconds that something may take; in none at all nothing could be done."""
+
+MEANT = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    tuple: "a list",
+    Path: "a path",
+}
+"""What a setting of that type must be, in words."""
+WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
 @dataclass(frozen=True)
@@ -42,27 +61,27 @@ class Settings:
     """SHA-256 that the engine's archive must have."""
     engine_known_digest: bool = False
     """Refuse an engine archive whose SHA-256 nobody named beforehand, instead of pinning that of the first download."""
-    rest_port: int = 16666
+    rest_port: Port = 16666
     """The engine's REST port; a free one is taken when it is in use."""
-    grpc_port: int = 9000
+    grpc_port: Port = 9000
     """The engine's gRPC port; a free one is taken when it is in use."""
-    start_timeout: float = 60.0
+    start_timeout: Limit = 60.0
     """Time the engine has to answer after it was started."""
-    stop_timeout: float = 8.0
+    stop_timeout: Seconds = 8.0
     """Time the engine has to stop by itself before it is killed."""
-    restart_limit: int = 5
+    restart_limit: Count = 5
     """How often in a row a failing engine is started again before giving up."""
-    load_timeout: float = 600.0
+    load_timeout: Limit = 600.0
     """Time a model has to load."""
-    idle_unload: float = 0.0
+    idle_unload: Seconds = 0.0
     """Time after which a model that nobody uses is unloaded; 0 = never. Per model: `idle_unload` in its section."""
     pinned: tuple[str, ...] = ()
     """Models that are never unloaded for being idle."""
-    staging_age: float = 7 * 86400.0
+    staging_age: Seconds = 7 * 86400.0
     """Age at which a pull that was not finished is offered for removal."""
-    hook_timeout: float = 5.0
+    hook_timeout: Limit = 5.0
     """Time one extension has for one event."""
-    log_level: str = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """DEBUG, INFO, WARNING or ERROR; for us, never passed to the engine."""
     disabled: tuple[str, ...] = ()
     """Extensions that are not loaded, as ``services.chat``."""
@@ -155,7 +174,10 @@ def read_settings(
     # AOG starts plugins in a folder that is not theirs, so a relative folder is made absolute at once.
     values["data_dir"] = overrides["data_dir"] = Path(values["data_dir"]).absolute()
     _check_folder(values["data_dir"])
-    config = Path(environment.get(PREFIX + "CONFIG") or Path(values["data_dir"]) / "config.yaml")
+    named = environment.get(PREFIX + "CONFIG")
+    config = Path(named).expanduser() if named else values["data_dir"] / "config.yaml"
+    if named and not config.exists():
+        raise BadRequest(f"There is no config file {config}, which {PREFIX}CONFIG names; make it or unset that.")
     for layer, where in (
         (_read_file(config), f"the config file {config}"),
         (_from_environment(environment), "the environment"),
@@ -218,7 +240,10 @@ def _read_file(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        detail = " ".join(str(error).split())
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+            detail = f"line {error.problem_mark.line + 1}: {error.problem}"
+        else:
+            detail = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise BadRequest(f"The config file {path} cannot be read ({detail}); mend or remove it.") from error
     if value is None:
         return {}
@@ -246,7 +271,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 def _check(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Convert each value to the type of its field; gather the sections of extensions."""
-    hints = get_type_hints(Settings)
+    hints = get_type_hints(Settings, include_extras=True)
     checked: dict[str, Any] = {}
     sections: dict[str, Any] = {}
     for name, value in values.items():
@@ -255,36 +280,39 @@ def _check(values: Mapping[str, Any], where: str) -> dict[str, Any]:
                 raise BadRequest(
                     f"In {where}, {name} must be a table of tables, such as `{name}: {{name: {{key: value}}}}`."
                 )
-            sections[name] = {each.replace("-", "_"): table for each, table in value.items()}
+            sections[name] = {str(each).replace("-", "_"): table for each, table in value.items()}
         elif name in hints and name != "sections":
             checked[name] = _convert(value, hints[name], name, where)
         else:
-            raise BadRequest(f"In {where}, {name} is not a setting; see docs/settings.md for those there are.")
+            known = [*(hints.keys() - {"sections", "data_dir"}), *KINDS]
+            near = difflib.get_close_matches(str(name), known, 1)
+            instead = f"did you mean {near[0]}?" if near else "see docs/settings.md for those there are."
+            raise BadRequest(f"In {where}, {name} is not a setting; {instead}")
     if sections:
         checked["sections"] = sections
     return checked
 
 
 def _convert(value: Any, wanted: Any, name: str, where: str) -> Any:  # noqa: ANN401 - any value to any type
+    least, most = -math.inf, math.inf
+    if get_origin(wanted) is Annotated:
+        wanted, (least, most) = get_args(wanted)
+    kind = get_origin(wanted) or wanted
     try:
-        if get_origin(wanted) is tuple and get_args(wanted)[0] is str:
+        if kind is tuple and not isinstance(value, dict):
             parts = value.split(",") if isinstance(value, str) else value
             return tuple(str(part).strip() for part in parts if str(part).strip())
-        if wanted is bool:
-            words = {
-                "1": True,
-                "true": True,
-                "yes": True,
-                "on": True,
-                "0": False,
-                "false": False,
-                "no": False,
-                "off": False,
-            }
-            return words[str(value).lower()]
-        if wanted in (int, float, str, Path) and not isinstance(value, (bool, dict, list, types.NoneType)):
-            return wanted(value)
-    except (KeyError, TypeError, ValueError):
+        if kind is bool:
+            return WORDS[str(value).lower()]
+        if kind is Literal and str(value).upper() in get_args(wanted):
+            return str(value).upper()
+        if kind in (int, float, str, Path) and not isinstance(value, (bool, dict, list, types.NoneType)):
+            converted = kind(value)
+            if kind in (str, Path) or (least <= converted <= most and converted == float(value)):
+                return converted
+    except (KeyError, OverflowError, TypeError, ValueError):
         pass
-    kind = getattr(wanted, "__name__", str(wanted))
-    raise BadRequest(f"In {where}, {name} must be of type {kind}, not {value!r}.")
+    what = " or ".join(get_args(wanted)) if kind is Literal else MEANT[kind]
+    if least > -math.inf:
+        what += f" from {least:g}" + (f" to {most:g}" if most < math.inf else "")
+    raise BadRequest(f"In {where}, {name} must be {what}, not {value!r}.")
