@@ -66,10 +66,15 @@ def commands_table() -> str:
     for name, command in typer.main.get_command(make_app()).commands.items():
         inner = getattr(command, "commands", {})
         for words, each in [(f"{name} {key}", each) for key, each in inner.items()] or [(name, command)]:
-            operands = [operand.metavar for operand in each.params if operand.param_type_name == "argument"]
+            operands = [_shown_operand(operand) for operand in each.params if operand.param_type_name == "argument"]
             shown = " ".join([words, *operands]).replace("|", "\\|")
             lines.append(f"| `{shown}` | {each.help.splitlines()[0]} |")
     return "\n".join(lines) + "\n"
+
+
+def _shown_operand(operand: typer.core.TyperArgument) -> str:
+    name = f"{operand.metavar}{'...' if operand.nargs != 1 else ''}"
+    return name if operand.required else f"[{name}]"
 
 
 TABLES = {

@@ -2,6 +2,7 @@
 
 import ctypes
 import io
+import re
 import subprocess
 import sys
 import time
@@ -36,6 +37,7 @@ def test_every_command_explains_itself(words: list[str], capsys: pytest.CaptureF
     assert run_here([*words, "--help"]) == 0
     told = capsys.readouterr().out
     assert told.startswith(f"Usage: ovms-plugin {' '.join(words)} ")
+    assert not re.search(r"\[\[|\.\.\..\.\.\.", told.splitlines()[0]), "what is optional or repeated is marked once"
     assert words == ["engine"] or ("--data-dir" in told and "--debug" in told)
 
 

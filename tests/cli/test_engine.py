@@ -133,6 +133,7 @@ def test_what_is_wrong_with_a_request_is_said_before_an_engine_starts(installed:
         (["call", "embed", "@/no/such/file"], 2),
         (["call", "embed", "{}", "--stream"], 7),
         (["call", "embed", "{}"], 2),
+        (["chat", " \n"], 2),
         (["chat", "hello", "--model", "tiny/chta"], 3),
         (["call", "embed", '{"model": "tiny/chat", "input": "x"}'], 2),
         *((["call", service, json.dumps(fields | {"model": "no/such"})], 3) for service, fields in REQUESTS.items()),

@@ -24,7 +24,7 @@ FOLLOW_TICK = 0.25
 """Seconds between two looks at a log that is followed."""
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="As `engine ls` lists it.", show_default=False)]
 AnyVersion = Annotated[
-    str, typer.Argument(metavar="[VERSION]", help="The newest known to work, if none is named.", show_default=False)
+    str, typer.Argument(metavar="VERSION", help="The newest known to work, if none is named.", show_default=False)
 ]
 
 

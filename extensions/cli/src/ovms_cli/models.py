@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from ovms_kernel.values import LocalModel, ModelRef
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="As owner/name.", show_default=False)]
-Models = Annotated[
-    list[str], typer.Argument(metavar="MODEL...", help="One or more, as owner/name.", show_default=False)
-]
+Models = Annotated[list[str], typer.Argument(metavar="MODEL", help="One or more, as owner/name.", show_default=False)]
 Type = Annotated[
     str, typer.Option("--type", metavar="TYPE", help="What it is, if its files do not tell.", show_default=False)
 ]
@@ -188,7 +186,7 @@ async def show(session: Session, model: Model, *, json: Json = False) -> None:
 async def verify(
     session: Session,
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL...]", help="All, if none is named.", show_default=False)
+        list[str] | None, typer.Argument(metavar="MODEL", help="All, if none is named.", show_default=False)
     ] = None,
     *,
     json: Json = False,

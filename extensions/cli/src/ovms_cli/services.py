@@ -56,6 +56,8 @@ async def chat(
 ) -> None:
     """Say something to a model and print its answer as it comes."""
     request = {"messages": [{"role": "user", "content": text}], "stream": True} | ({"model": model} if model else {})
+    if not text.strip():
+        raise BadRequest("There is nothing to say; give a text, or pipe one to `ovms-plugin chat -`.")
     session.kept = WITHDRAWN
     async with _for_request(session) as kernel:
         body = json_.dumps(request, ensure_ascii=False).encode()
@@ -71,7 +73,7 @@ async def call(
     request: Annotated[
         str,
         typer.Argument(
-            metavar="[JSON|@FILE|-]", help="The request; - reads it from stdin.", callback=piped, show_default=False
+            metavar="JSON|@FILE|-", help="The request; - reads it from stdin.", callback=piped, show_default=False
         ),
     ] = "{}",
     *,
@@ -107,7 +109,7 @@ def read_request(text: str) -> bytes:
     try:
         return Path(text[1:]).expanduser().read_bytes()
     except OSError as error:
-        raise BadRequest(f"{text[1:]} cannot be read ({error.strerror}); give @ and a file with JSON in it.") from error
+        raise BadRequest(f"{text} cannot be read ({error.strerror}); give @ and a file with JSON in it.") from error
 
 
 async def answer(chunks: AsyncIterator[bytes]) -> AsyncIterator[str]:
