@@ -16,9 +16,10 @@ import typer
 
 from ovms_cli.app import make_app
 from ovms_cli.app import run as run_here
-from ovms_cli.output import say
+from ovms_cli.output import progress, say
 from ovms_cli.session import EXIT_CODES, report
 from ovms_kernel import errors
+from ovms_kernel.values import Progress
 
 
 def commands() -> Iterator[list[str]]:
@@ -200,6 +201,31 @@ def test_a_notice_is_one_write_so_that_two_threads_cannot_mix_theirs(monkeypatch
     monkeypatch.setattr(sys, "stderr", Terminal())
     say("The engine is ready.")
     assert written == ["The engine is ready.\n"]
+
+
+def show_progress(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    for name, value in ({"FORCE_COLOR": "1", "TERM": "xterm"} | variables).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("ovms_cli.output.PLAIN_STEP", 0.0)
+    monkeypatch.setattr("ovms_cli.output.QUICK", 0.0)
+    with progress("OpenVINO/DeepSeek-R1-Distill-Qwen-14B-int4-ov") as report:
+        report(Progress("downloading", 3_500_000_000, 8_600_000_000))
+
+
+@pytest.mark.parametrize("columns", ["80", "50"])
+def test_a_narrow_terminal_shows_the_numbers_of_a_pull_whole(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], columns: str
+) -> None:
+    show_progress(monkeypatch, COLUMNS=columns)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capfd.readouterr().err)
+    assert re.search(r"OpenVINO/D[^\n]*… .* 3\.5/8\.6 GB", shown), shown
+
+
+def test_a_terminal_that_cannot_move_its_cursor_is_told_in_lines(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    show_progress(monkeypatch, TERM="dumb")
+    assert "int4-ov: downloading, 3.5 GB of 8.6 GB" in capfd.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell that closes a stream is POSIX")

@@ -23,6 +23,9 @@ PLAIN_STEP = 5.0
 QUICK = 1.0
 """Seconds that work may take without any such line."""
 
+NUMBERS = 36
+"""Columns of a terminal that bytes, speed and time need beside a name, such as `999.9/999.9 MB 999.9 MB/s 0:59:59`."""
+
 
 def say(text: str) -> None:
     """Print a notice: anything that is not the result."""
@@ -115,17 +118,20 @@ def progress(subject: str) -> Iterator[Callable[[Progress], None]]:
     On a terminal that is a bar which goes when the work is done, elsewhere a line every few seconds.
     """
     console = stderr()
-    if not console.is_terminal:
+    if not console.is_terminal or console.is_dumb_terminal:
         yield _lines(subject)
         return
     from rich import progress as rich_progress
+    from rich.table import Column
 
+    # On a narrow terminal the bar gives way first, then the end of a long name, and never a number.
+    name = Column(no_wrap=True, overflow="ellipsis", max_width=max(8, console.width - NUMBERS))
     columns = (
-        rich_progress.TextColumn("{task.description}"),
+        rich_progress.TextColumn("{task.description}", table_column=name),
         rich_progress.BarColumn(bar_width=24, complete_style="cyan", finished_style="cyan"),
-        rich_progress.DownloadColumn(),
-        rich_progress.TransferSpeedColumn(),
-        rich_progress.TimeRemainingColumn(compact=True),
+        rich_progress.DownloadColumn(table_column=Column(no_wrap=True)),
+        rich_progress.TransferSpeedColumn(table_column=Column(no_wrap=True)),
+        rich_progress.TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
     )
     with rich_progress.Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task(subject, total=None)
