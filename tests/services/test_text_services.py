@@ -114,6 +114,14 @@ async def test_n_gets_the_best_of_that_the_engine_needs(stub, ask):
     assert (stub.requests[-1].json["prompt"], stub.requests[-1].json["best_of"]) == ("one", 5)
 
 
+@pytest.mark.parametrize(("service", "body"), [(Chat, {"messages": HELLO}), (Generate, {"prompt": "x"})])
+async def test_several_answers_are_not_streamed(stub, engine, call, service, body):
+    """The engine would refuse best_of, which the caller never wrote."""
+    with pytest.raises(BadRequest, match="leave n out"):
+        await anext(service({}).stream(call(model="llm", n=2, **body), engine))
+    assert not stub.requests
+
+
 @pytest.mark.parametrize(
     ("service", "body", "sentence"),
     [

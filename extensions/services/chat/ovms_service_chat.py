@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.api import BadRequest, Route, ServiceDefinition, forward, forward_stream, need, with_id
+from ovms_kernel.api import BadRequest, Route, ServiceDefinition, forward, forward_stream, need, with_best_of, with_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -46,4 +46,4 @@ def prepare(fields: dict[str, Any]) -> dict[str, Any]:
     for number, message in enumerate(need(fields, "messages", list, "a list of messages, each with role and content")):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise BadRequest(f"Message {number} must be an object with role and content.")
-    return {"best_of": fields["n"]} | fields if fields.get("n", 1) != 1 else fields
+    return with_best_of(fields)

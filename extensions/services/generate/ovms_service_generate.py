@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.api import Route, ServiceDefinition, forward, forward_stream, need, with_id
+from ovms_kernel.api import Route, ServiceDefinition, forward, forward_stream, need, with_best_of, with_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -45,4 +45,4 @@ def prepare(fields: dict[str, Any]) -> dict[str, Any]:
     if isinstance(fields.get("prompt"), list) and len(fields["prompt"]) == 1:
         fields = fields | {"prompt": fields["prompt"][0]}
     need(fields, "prompt", str, "a text that is not empty; lists of prompts are not supported, send one request each")
-    return {"best_of": fields["n"]} | fields if fields.get("n", 1) != 1 else fields
+    return with_best_of(fields)

@@ -58,6 +58,7 @@ from ovms_kernel.media import allowed_hosts, output_folder, read_media, write_ou
 from ovms_kernel.models.files import architectures_of, module_types_of
 from ovms_kernel.models.graph import default_device, fill, graph_of
 from ovms_kernel.models.transfer import FetchFailed, fetch_files
+from ovms_kernel.requests import decode_request
 from ovms_kernel.services import (
     Route,
     check,
@@ -69,6 +70,7 @@ from ovms_kernel.services import (
     present,
     served_model,
     time_left,
+    with_best_of,
     with_id,
     with_model,
 )
@@ -177,6 +179,7 @@ __all__ = [
     "check",
     "check_python",
     "decode_answer",
+    "decode_request",
     "default_device",
     "encode",
     "fetch_files",
@@ -204,6 +207,7 @@ __all__ = [
     "transcribe",
     "transcription_fields",
     "wav",
+    "with_best_of",
     "with_id",
     "with_model",
     "write_output",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import math
+import re
 import time
 import uuid
 from contextlib import asynccontextmanager
@@ -19,20 +22,33 @@ if TYPE_CHECKING:
     from ovms_kernel.events import Events
 
 
-def decode(raw: bytes) -> dict[str, Any]:
-    """Return the JSON object in a request.
+def _refuse(text: str) -> float:
+    raise ValueError(f"{text} is no number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse(text)
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse)
+
+
+def decode_request(raw: bytes) -> dict[str, Any]:
+    """Return the JSON object in a request, or in a text message of a session.
+
+    Python would also take what no engine takes: NaN, numbers beyond a double, halves of characters, other encodings.
 
     :raises BadRequest: there is something else in it.
     """
     try:
-        body = json.loads(raw)
+        body = _DECODER.decode(raw.decode())
+        if re.search(rb"\\u[dD]", raw):
+            json.dumps(body, ensure_ascii=False).encode()  # raises if one half of a character lacks the other
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"The request is not valid JSON ({error}); send one JSON object.") from error
     if not isinstance(body, dict):
         raise BadRequest(f"The request must be one JSON object, not {type(body).__name__}.")
-    # A field that is null counts as absent (services.md).
-    if not isinstance(body.get("model"), str | None):
-        raise BadRequest("The field model must be a string; name an installed model or leave it out.")
     return body
 
 
@@ -46,7 +62,11 @@ async def admitted(
     :raises BadRequest: it is not a request.
     :raises Refused: an extension does not want it.
     """
-    body = decode(raw)
+    raw = raw.removeprefix(codecs.BOM_UTF8)  # editors on Windows write it, and engines refuse it
+    body = decode_request(raw)
+    # A field that is null counts as absent (services.md).
+    if not isinstance(body.get("model"), str | None):
+        raise BadRequest("The field model must be a string; name an installed model or leave it out.")
     call = Call(uuid.uuid4().hex, service, str(body.get("model") or ""), body, raw, streaming, timeout)
     began = time.monotonic()
     code, error, bytes_out = 200, "", 0

@@ -40,6 +40,7 @@ class Route:
     prepare: Callable[[Fields], Fields] = unchanged
     """Makes the engine's request of the caller's fields; those that were null are gone already.
 
+    Where the service streams, ``stream`` is there and true if the host asked for a stream, and else it is not there.
     A pure function; raises ``BadRequest`` for what the engine must not be asked.
     """
     adds: Callable[[str], Fields] | None = None
@@ -77,15 +78,16 @@ async def forward_stream(route: Route, call: Call, engine: Engine) -> AsyncGener
 async def _request(route: Route, call: Call, engine: Engine, *, streaming: bool) -> tuple[str, bytes]:
     """Return the model's id and the body to send: the caller's own bytes if nothing in them has to change."""
     # The request is checked before the model, as that may have to be loaded first.
-    fields = route.prepare(present(call))
-    model = await served_model(route.definition, call, engine)
-    fields = fields | {"model": model}
+    fields = present(call)
     if route.definition.streaming:
         # How the host asked decides, not what the body says: AOG's conversion may lose or invent the field.
         if streaming:
             fields["stream"] = True
         else:
             fields = {name: value for name, value in fields.items() if name not in ("stream", "stream_options")}
+    fields = route.prepare(fields)
+    model = await served_model(route.definition, call, engine)
+    fields = fields | {"model": model}
     return model, call.raw if fields == call.body else encode(fields)
 
 
@@ -153,6 +155,18 @@ def check(fields: Mapping[str, Any], name: str, kinds: type | tuple[type, ...], 
     if value is not None and (wrong_bool or not isinstance(value, kinds)):
         raise BadRequest(f"The field {name} must be {what}.")
     return value
+
+
+def with_best_of(fields: Fields) -> Fields:
+    """Give ``n`` answers the ``best_of`` that the engine needs with it; part of a ``prepare``.
+
+    :raises BadRequest: they are to be streamed, which the engine does for one only (spec/ovms.md E.1).
+    """
+    if fields.get("n", 1) == 1:
+        return fields
+    if fields.get("stream"):
+        raise BadRequest("A stream has one answer; leave n out, or ask for the whole answers without a stream.")
+    return {"best_of": fields["n"]} | fields
 
 
 def encode(fields: Fields) -> bytes:

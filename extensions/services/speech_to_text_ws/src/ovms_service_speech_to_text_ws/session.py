@@ -21,6 +21,7 @@ from ovms_kernel.api import (
     NotFound,
     NotSupported,
     OvmsError,
+    decode_request,
     transcription_fields,
 )
 from ovms_service_speech_to_text_ws.segments import RATE, Segmenter
@@ -201,12 +202,9 @@ def json_of(message: Message) -> dict[str, Any]:
     :raises BadRequest: there is something else in it.
     """
     try:
-        body = json.loads(message.data)
-    except (ValueError, RecursionError):
-        body = None
-    if not isinstance(body, dict):
-        raise BadRequest("A text message must be one JSON object with an action: run-task or finish-task.")
-    return body
+        return decode_request(message.data)
+    except BadRequest as error:
+        raise BadRequest("A text message must be one JSON object with an action: run-task or finish-task.") from error
 
 
 def action_of(message: Message) -> str:

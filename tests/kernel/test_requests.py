@@ -1,0 +1,34 @@
+"""What is admitted as a request."""
+
+import pytest
+
+from ovms_kernel.errors import BadRequest
+from ovms_kernel.requests import decode_request
+
+
+@pytest.mark.parametrize(
+    ("raw", "cause"),
+    [
+        (b"", "Expecting value"),
+        (b"[1]", "not list"),
+        (b"null", "not NoneType"),
+        (b"[" * 100_000, "recursion"),
+        (b'{"n":NaN}', "NaN is no number"),
+        (b'{"n":-Infinity}', "-Infinity is no number"),
+        (b'{"n":1e400}', "1e400 is no number"),
+        (b'{"text":"\\ud83d"}', "surrogates not allowed"),
+        (b'{"\\uDE00":1}', "surrogates not allowed"),
+        (b'{"text":"\xed\xa0\xbd"}', "invalid continuation byte"),
+        ('{"text":"x"}'.encode("utf-16"), "'utf-8' codec"),
+    ],
+)
+def test_what_no_engine_can_read_is_refused_in_one_sentence(raw, cause):
+    with pytest.raises(BadRequest, match=cause) as caught:
+        decode_request(raw)
+    assert "\n" not in caught.value.message
+    caught.value.message.encode()
+
+
+def test_characters_and_numbers_stay_what_they_are():
+    said = decode_request(rb'{"escaped":"\ud83d\ude00","plain":"\\ud83d","n":[1e300,-0.5,123456789012345678901]}')
+    assert said == {"escaped": "😀", "plain": "\\ud83d", "n": [1e300, -0.5, 123456789012345678901]}
