@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SILENCE = 33
 """Root of the mean square of samples, of 32767, below which nobody speaks: -60 dB. The detector is not asked then."""
+RIFF = b"RIFF"
 HEAD_LIMIT = 65536
 """Bytes in which a WAV's sound has to begin."""
 
@@ -32,6 +33,7 @@ class Decoder:
         self._channels = 1
         self._head: bytearray | None = None
         self._odd = b""
+        self._begun = False
         self._rest: NDArray[np.int16] = np.empty(0, np.int16)
         self._resampler: Any = None
 
@@ -40,7 +42,13 @@ class Decoder:
 
         :raises BadRequest: the frame begins a WAV that is no 16-bit PCM.
         """
-        if data.startswith(b"RIFF") and not self._odd:
+        data, self._odd = self._odd + data, b""
+        if not self._begun:
+            if len(data) < len(RIFF):  # a WAV, perhaps
+                self._odd = data
+                return
+            self._begun = True
+        if data.startswith(RIFF):
             self._head = bytearray()
         if self._head is not None:
             self._head += data
@@ -49,7 +57,6 @@ class Decoder:
                 return
             data, self._head = bytes(self._head[begin:]), None
         width = 2 * self._channels
-        data = self._odd + data
         whole = len(data) // width * width
         self._odd = data[whole:]
         samples = np.frombuffer(data, "<i2", whole // 2)
