@@ -5,9 +5,11 @@ import io
 import json
 import os
 import struct
+import tracemalloc
 import wave
 from pathlib import Path
 
+import anyio
 import numpy as np
 import pytest
 import soundfile
@@ -104,8 +106,10 @@ async def test_the_names_that_users_write(stub, ask):
         ({"prompt": "x", "width": 5000}, "at most 4096"),
         ({"prompt": "x", "size": 512}, "must be a text"),
         ({"prompt": "x", "n": 11}, "At most 10"),
-        ({"prompt": "x", "n": 0}, "above zero"),
+        ({"prompt": "x", "n": 0}, "number from 1 up, not 0"),
         ({"prompt": "x", "n": 1.5}, "whole number"),
+        ({"prompt": "x", "seed": -1}, "field seed must be a whole number from 0 up"),
+        ({"prompt": "x", "guidance_scale": 10**400}, "guidance_scale holds too large a number"),
         ({"prompt": "x", "n": True}, "whole number"),
         ({"prompt": "x", "guidance_scale": "7"}, "must be a number"),
         ({"prompt": "x", "response_format": "png"}, "b64_json or path"),
@@ -113,7 +117,9 @@ async def test_the_names_that_users_write(stub, ask):
         ({"prompt": "x", "image": "/no/such.png"}, "cannot be read"),
         ({"prompt": "x", "image": "pictures/fox.png", "image_type": "path"}, "must be absolute"),
         ({"prompt": "x", "image": "/dev/zero", "image_type": "path"}, "no regular file"),
-        ({"prompt": "x", "image": "/tmp", "image_type": "path"}, "cannot be read"),
+        ({"prompt": "x", "image": "/tmp", "image_type": "path"}, "no regular file"),
+        ({"prompt": "x", "image": "~nobody-of-that-name/x.png", "image_type": "path"}, "cannot be read"),
+        ({"prompt": "x", "image": "file://[", "image_type": "path"}, "cannot be read"),
         ({"prompt": "x", "image": "x", "image_type": "ftp"}, "must be base64, path or url"),
         ({"prompt": "x", "image": "https://elsewhere.example/a.png"}, "Nothing is fetched from elsewhere.example"),
         ({"prompt": "x", "image": "file:///etc/passwd", "image_type": "url"}, "must begin with http"),
@@ -125,6 +131,13 @@ async def test_a_wrong_request_for_an_image(stub, ask, body, sentence):
     with pytest.raises(BadRequest, match=sentence):
         await ask(TextToImage({}), model="painter", **body)
     assert not stub.requests
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no pipes among its files")
+async def test_a_pipe_that_nobody_writes_to_is_refused_at_once(ask, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with anyio.fail_after(5), pytest.raises(BadRequest, match="no regular file"):
+        await ask(TextToImage({}), model="painter", prompt="x", image=str(tmp_path / "pipe"))
 
 
 async def test_images_are_changed_from_base64_path_and_url(stub, ask, tmp_path):
@@ -232,8 +245,9 @@ async def test_a_transcript_without_segments_gets_one(stub, ask):
     audio = base64.b64encode(encoded(seconds=1.5)).decode()
     answer = await ask(SpeechToText({}), model="listener", audio=audio)
     assert answer["segments"] == [{"id": 0, "start": "00:00:00.000", "end": "00:00:01.500", "text": "hello"}]
-    stub.answers[HEAR] = {"text": ""}
-    assert (await ask(SpeechToText({}), model="listener", audio=audio))["segments"] == []
+    for silence in ({"text": ""}, {"text": "", "segments": [{"start": 2.0, "end": 1.5, "text": " "}]}):
+        stub.answers[HEAR] = silence
+        assert (await ask(SpeechToText({}), model="listener", audio=audio))["segments"] == []
 
 
 async def test_d2_32_every_way_to_name_the_audio(stub, ask, tmp_path):
@@ -269,7 +283,8 @@ async def test_d2_32_every_way_to_name_the_audio(stub, ask, tmp_path):
     ],
     ids=["flac", "ogg", "ulaw", "aiff", "mp3", "four channels"],
 )
-async def test_other_sounds_become_16_khz_mono(stub, ask, sound):
+async def test_other_sounds_become_16_khz_mono(stub, ask, sound, monkeypatch):
+    monkeypatch.setattr("ovms_kernel.audio.AT_ONCE", 5000)  # pieces of a second, as of a recording of hours
     stub.answers[HEAR] = {"text": "x"}
     await ask(SpeechToText({}), model="listener", audio=base64.b64encode(sound).decode())
     with wave.open(io.BytesIO(stub.requests[0].form["file"])) as sent:
@@ -287,6 +302,8 @@ async def test_other_sounds_become_16_khz_mono(stub, ask, sound):
         ({"audio": ""}, "The field audio must be"),
         ({"audio": base64.b64encode(b"no sound at all").decode()}, "cannot be decoded"),
         ({"audio": base64.b64encode(encoded(seconds=0)).decode()}, "is empty"),
+        ({"audio": base64.b64encode(encoded(rate=1, seconds=9)).decode()}, "has 1 samples in a second"),
+        ({"audio": base64.b64encode(encoded(rate=2**31 - 1, seconds=1e-6)).decode()}, "to 768000"),
         ({"audio": "/no/such.wav"}, "cannot be read"),
         ({"audio": "data:audio/wav,plain"}, "data URI"),
         ({"audio": "x", "language": "Chinese please"}, "must be a code"),
@@ -298,6 +315,22 @@ async def test_a_wrong_request_for_a_transcript(stub, ask, body, sentence):
     with pytest.raises(BadRequest, match=sentence):
         await ask(SpeechToText({}), model="listener", **body)
     assert not stub.requests
+
+
+async def test_a_long_recording_is_decoded_in_pieces(ask, stub, tmp_path, monkeypatch):
+    stub.answers[HEAR] = {"text": "x"}
+    path = tmp_path / "long.flac"
+    soundfile.write(path, np.zeros((120 * 48000, 2), "float32"), 48000)
+    tracemalloc.start()
+    try:
+        await ask(SpeechToText({}), model="listener", audio=str(path))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 120 * 48000 * 2 * 4 / 2, "half of what it is when decoded"
+    monkeypatch.setattr("ovms_kernel.audio.MAX_BODY", 1_000_000)
+    with pytest.raises(BadRequest, match="too long"):
+        await ask(SpeechToText({}), model="listener", audio=str(path))
 
 
 @pytest.mark.parametrize(

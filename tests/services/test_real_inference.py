@@ -252,6 +252,11 @@ async def test_d2_27_embed(ask, more):
     assert near(alone, cat) == pytest.approx(1, abs=1e-3)
 
 
+async def test_a_file_of_an_editor_on_windows_is_a_request(house):
+    raw = b'\xef\xbb\xbf{"model":"tiny/embeddings","input":"A cat"}'
+    assert json.loads(await house.invoke("embed", raw))["data"]
+
+
 DOCUMENTS = [
     "Bread is baked in an oven.",
     "Paris is the capital of France.",
@@ -356,6 +361,15 @@ async def test_d2_32_speech_to_text(ask, fixtures, way):
         if way != "flac":
             assert seconds(answer["segments"][0]["start"]) <= expected["segments"][0]["start"] + 0.3
             assert seconds(answer["segments"][-1]["end"]) >= expected["segments"][-1]["end"] - 0.3
+
+
+async def test_a_recording_of_silence_has_no_segments(ask):
+    sound = io.BytesIO()
+    with wave.open(sound, "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes(bytes(16000))
+    answer = await ask("speech-to-text", audio=base64.b64encode(sound.getvalue()).decode())
+    assert answer == {"text": "", "segments": [], "model": "tiny/listener"}
 
 
 @pytest.mark.parametrize("name", ["text", "input"], ids=["ours", "aog and openai"])

@@ -60,7 +60,7 @@ class SpeechToText:
         segments = [
             {
                 "id": number,
-                "start": clock(each.start),
+                "start": clock(min(each.start, seconds)),
                 "end": clock(min(each.end or seconds, seconds)),
                 "text": each.text,
             }

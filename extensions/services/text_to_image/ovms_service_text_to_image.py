@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 TEXTS = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3", "size")
 FLOATS = ("strength", "guidance_scale")
-WHOLE = ("n", "num_images_per_prompt", "rng_seed", "num_inference_steps", "width", "height", "max_sequence_length")
+SEEDS = ("seed", "rng_seed")
+WHOLE = (*SEEDS, "n", "num_images_per_prompt", "num_inference_steps", "width", "height", "max_sequence_length")
 OTHER = ("model", "lora_alphas", "response_format", "image", "mask")
 LARGEST = 4096
 """Pixels of a side."""
@@ -92,25 +93,29 @@ class TextToImage:
 def prepare(fields: dict[str, Any]) -> dict[str, Any]:
     """Return the engine's fields of the caller's; the engine refuses fields that it does not know."""
     fields = fields.copy()
-    if "seed" in fields:
-        fields["rng_seed"] = fields.pop("seed")
     if fields.get("stream") is False:
         del fields["stream"]
     known = (*TEXTS, *FLOATS, *WHOLE, *OTHER)
     if unknown := sorted(fields.keys() - set(known)):
-        raise BadRequest(f"text-to-image has no field {unknown[0]}; it takes {', '.join(known)}, seed and image_type.")
+        raise BadRequest(f"text-to-image has no field {unknown[0]}; it takes {', '.join(known)} and image_type.")
     need(fields, "prompt", str, "a text that is not empty")
     for name in TEXTS:
         check(fields, name, str, "a text")
     for name in WHOLE:
         value = check(fields, name, (int, float), "a whole number")
         if value is not None:
-            if value != int(value) or value < (0 if name == "rng_seed" else 1):
-                raise BadRequest(f"The field {name} must be a whole number above zero, not {value}.")
+            least = 0 if name in SEEDS else 1
+            if value != int(value) or value < least:
+                raise BadRequest(f"The field {name} must be a whole number from {least} up, not {value}.")
             fields[name] = int(value)
+    if "seed" in fields:
+        fields["rng_seed"] = fields.pop("seed")
     for name in FLOATS:
         if (value := check(fields, name, (int, float), "a number")) is not None:
-            fields[name] = float(value)  # the engine refuses 7 for 7.0
+            try:
+                fields[name] = float(value)  # the engine refuses 7 for 7.0
+            except OverflowError:
+                raise BadRequest(f"The field {name} holds too large a number.") from None
     if "size" in fields:
         fields["size"] = size_of(fields["size"])
     if max(fields.get("width", 1), fields.get("height", 1)) > LARGEST:

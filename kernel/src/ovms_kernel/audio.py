@@ -12,19 +12,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ovms_kernel.errors import BadRequest, EngineFailed
-from ovms_kernel.services import check, decode_answer
+from ovms_kernel.services import MAX_BODY, check, decode_answer
 from ovms_kernel.values import Upload
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import numpy as np
+    import soundfile
     from numpy.typing import NDArray
 
     from ovms_kernel.drivers import Engine
 
 RATE = 16000
 """Samples in a second, as the engine's speech models want them."""
+RATES = range(1000, 768_001)
+"""Samples in a second that a recording may have; a damaged head with others would make hours of a second."""
+AT_ONCE = 1 << 20
+"""Samples of a recording that are decoded at once: one of an hour has gigabytes."""
 AS_THEY_ARE = {("WAV", subtype) for subtype in ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT")}
 """Sounds that the engine reads itself (spec/ovms.md E.11); MP3 too, but not every build of it."""
 
@@ -32,35 +36,43 @@ AS_THEY_ARE = {("WAV", subtype) for subtype in ("PCM_U8", "PCM_16", "PCM_24", "P
 def sound_for_engine(data: bytes) -> tuple[bytes, float]:
     """Return a WAV that the engine reads and its length in seconds; what it reads already is not touched.
 
-    :raises BadRequest: the decoder does not know the format, or there is no sound in it.
+    :raises BadRequest: the decoder does not know the format, there is no sound in it, or too much.
     """
     import soundfile
 
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as sound:
-            seconds = sound.frames / sound.samplerate
+            if sound.samplerate not in RATES:
+                raise BadRequest(
+                    f"The audio has {sound.samplerate} samples in a second; send it with {RATES[0]} to {RATES[-1]}."
+                )
             if (sound.format, sound.subtype) in AS_THEY_ARE and sound.channels <= 2 and sound.frames:
-                return data, seconds
-            samples = sound.read(dtype="float32", always_2d=True)
-            rate = sound.samplerate
+                return data, sound.frames / sound.samplerate
+            data, frames = _converted(sound)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise BadRequest(
             "The audio cannot be decoded; send WAV, MP3, FLAC or OGG, or raw PCM with a WAV header."
         ) from error
-    if not len(samples):
+    if not frames:
         raise BadRequest("The audio is empty.")
-    mono = samples.mean(axis=1)
-    return wav(resampled(mono, rate), RATE), len(samples) / rate
+    return data, frames / sound.samplerate
 
 
-def resampled(samples: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
-    """Return mono samples at 16 kHz."""
-    if rate == RATE:
-        return samples
+def _converted(sound: soundfile.SoundFile) -> tuple[bytes, int]:
+    """Return a sound as a 16-bit PCM WAV at 16 kHz, mono, and how many frames it had."""
+    import soundfile
     import soxr
 
-    result: NDArray[np.float32] = soxr.resample(samples, rate, RATE)
-    return result
+    resampler = soxr.ResampleStream(sound.samplerate, RATE, 1, dtype="float32")
+    frames, buffer = 0, io.BytesIO()
+    with soundfile.SoundFile(buffer, "w", RATE, 1, format="WAV", subtype="PCM_16") as out:
+        while len(samples := sound.read(AT_ONCE // sound.channels, dtype="float32", always_2d=True)):
+            frames += len(samples)
+            out.write(resampler.resample_chunk(samples.mean(axis=1)))
+            if buffer.tell() > MAX_BODY:
+                raise BadRequest("The audio is too long for one request; send it in parts of some hours.")
+        out.write(resampler.resample_chunk(samples[:, 0], last=True))
+    return buffer.getvalue(), frames
 
 
 def wav(samples: NDArray[Any], rate: int) -> bytes:
@@ -156,7 +168,7 @@ async def transcribe(
     segments = [
         Segment(float(each.get("start") or 0), float(each.get("end") or 0), str(each.get("text") or "").strip())
         for each in heard.get("segments") or ()
-        if isinstance(each, dict)
+        if isinstance(each, dict) and str(each.get("text") or "").strip()  # silence is none
     ]
     if text and not segments:
         segments = [Segment(0, 0, text)]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
 import re
 import stat
 import uuid
@@ -134,25 +133,28 @@ def _exists(text: str) -> bool:
 
 
 def _read_file(field: str, text: str) -> bytes:
+    try:
+        path = _path_of(text)
+        if not path.is_absolute():
+            raise BadRequest(f"The path in {field} must be absolute, not {text}.")
+        status = path.stat()  # before it is opened: to open a pipe that nobody writes to would wait for ever
+        if not stat.S_ISREG(status.st_mode):
+            raise BadRequest(f"{path}, named in {field}, is no regular file.")
+        if status.st_size > MAX_FILE:
+            raise BadRequest(f"{path}, named in {field}, has more than {MAX_FILE >> 20} MB.")
+        return path.read_bytes()
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~ of somebody who is not known here
+        cause = getattr(error, "strerror", None) or error
+        raise BadRequest(f"The file {text}, named in {field}, cannot be read ({cause}).") from error
+
+
+def _path_of(text: str) -> Path:
     if text.startswith("file://"):
         from urllib.parse import urlsplit
         from urllib.request import url2pathname
 
         text = url2pathname(urlsplit(text).path)
-    path = Path(text).expanduser()
-    if not path.is_absolute():
-        raise BadRequest(f"The path in {field} must be absolute, not {text}.")
-    try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise BadRequest(f"{path}, named in {field}, is no regular file.")
-            if status.st_size > MAX_FILE:
-                raise BadRequest(f"{path}, named in {field}, has more than {MAX_FILE >> 20} MB.")
-            return file.read()
-    except (OSError, ValueError) as error:
-        cause = getattr(error, "strerror", None) or error
-        raise BadRequest(f"The file {path}, named in {field}, cannot be read ({cause}).") from error
+    return Path(text).expanduser()
 
 
 async def _fetch(field: str, url: str, hosts: frozenset[str]) -> bytes:
