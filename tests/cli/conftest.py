@@ -28,6 +28,21 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
+def acme(tmp_path: Path) -> Callable[..., str]:
+    """Make a distribution of somebody else's, as pip leaves it in a folder, and return the folder."""
+
+    def install(entry_points: str, module: str = "") -> str:
+        info = tmp_path / "acme-1.0.dist-info"
+        info.mkdir()
+        (tmp_path / "acme.py").write_text(module)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(entry_points)
+        return str(tmp_path)
+
+    return install
+
+
+@pytest.fixture
 def here(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """Run one command in this process: the same way through, without the second that a new process takes."""
 

@@ -19,16 +19,6 @@ def test_doctor_names_what_is_wrong_and_the_remedy(here: Any, environment: dict[
     assert "beos" in here("doctor", code=1).stdout
 
 
-def install_acme(folder: Path, module: str, entry_points: str) -> Path:
-    """Make a distribution of somebody else's, as pip leaves it in a folder, and return the folder."""
-    info = folder / "acme-1.0.dist-info"
-    info.mkdir()
-    (folder / "acme.py").write_text(module)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(entry_points)
-    return folder
-
-
 LISTENER = """
 from ovms_kernel.api import hookimpl
 class Listener:
@@ -39,9 +29,9 @@ class Listener:
 
 
 def test_doctor_tells_of_an_extension_that_fails_when_it_is_asked(
-    here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    here: Any, acme: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(install_acme(tmp_path, LISTENER, "[ovms.observers]\ndiary = acme:Listener\n")))
+    monkeypatch.syspath_prepend(acme("[ovms.observers]\ndiary = acme:Listener\n", LISTENER))
     [finding] = [each for each in json.loads(here("doctor", "--json").stdout) if each["subject"] == "observers.diary"]
     assert finding["level"] == "warning"
     assert finding["text"] == "failed in ovms_kernel_started: OSError: the diary is full"
@@ -64,10 +54,10 @@ class Shelf:
 
 
 async def test_an_extension_that_breaks_is_named_with_where_to_look(
-    executable: str, environment: dict[str, str], run: Any, tmp_path: Path
+    executable: str, environment: dict[str, str], run: Any, acme: Any, tmp_path: Path
 ) -> None:
     offers = "[ovms.services]\nshout = acme:Shout\n[ovms.hubs]\nshelf = acme_hub:Shelf\n"
-    environment["PYTHONPATH"] = str(install_acme(tmp_path, CARELESS, offers))
+    environment["PYTHONPATH"] = acme(offers, CARELESS)
     (tmp_path / "acme_hub.py").write_text(LEFT_EMPTY)
     run("engine", "install")
     for words, told in (

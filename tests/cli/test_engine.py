@@ -180,6 +180,28 @@ def test_others_use_the_engine_that_up_runs(up: Up, installed: Any, run: Any, fi
     assert not left(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("how", "out", "part"),
+    [
+        ("cut", "0 1 2 3 4 5 \n", "broke off in the middle of its answer"),
+        ("exit=3", "", "ended 2 times in a row and is given up: it exited with code 3: The disk is made of cheese."),
+    ],
+)
+def test_an_engine_that_fails_is_said_in_a_line_of_its_own(
+    run: Any, environment: dict[str, str], acme: Any, fixtures: Path, how: str, out: str, part: str
+) -> None:
+    misbehaving = "[ovms.platforms]\nmisbehaving = ovms_kernel.testing.platform:MisbehavingPlatform\n"
+    environment |= {"PYTHONPATH": acme(misbehaving), "OVMS_PLUGIN_PLATFORM": "misbehaving"}
+    environment |= {"OVMS_PLUGIN_PLATFORMS__MISBEHAVING__HOW": how, "OVMS_PLUGIN_RESTART_LIMIT": "1"}
+    run("engine", "install")
+    run("import", str(fixtures / "text_generation"), CHAT)
+    done = run("chat", "hello", code=1 if out else 4)
+    assert done.stdout == out
+    starting, told = done.stderr.splitlines()
+    assert starting.startswith("Starting the engine for this request")
+    assert part in told
+
+
 def test_a_model_that_does_not_load_is_said_once(run: Any, installed: Any, fixtures: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()

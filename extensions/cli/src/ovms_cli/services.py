@@ -21,12 +21,16 @@ WITHDRAWN = "Interrupted; the request is withdrawn."
 
 
 class Starting:
-    """Listens to the kernel and says why the answer is not there yet."""
+    """Listens to the kernel and says once why the answer is not there yet, also if the engine is started again."""
+
+    told = False
 
     @hookimpl
     def ovms_amend_launch(self) -> None:
         """Tell that an engine is started, and how that is done once for all requests."""
-        output.say("Starting the engine for this request; `ovms-plugin up` keeps one running.")
+        if not self.told:
+            self.told = True
+            output.say("Starting the engine for this request; `ovms-plugin up` keeps one running.")
 
 
 def piped(text: str) -> str:
@@ -61,10 +65,16 @@ async def chat(
     session.kept = WITHDRAWN
     async with _for_request(session) as kernel:
         body = json_.dumps(request, ensure_ascii=False).encode()
-        async with aclosing(kernel.stream("chat", body)) as chunks:
-            async for piece in answer(chunks):
-                print(piece, end="", flush=True)
-        print()
+        begun = False
+        try:
+            async with aclosing(kernel.stream("chat", body)) as chunks:
+                async for piece in answer(chunks):
+                    print(piece, end="", flush=True)
+                    begun = True
+        finally:
+            # An answer that breaks off has its line ended too, so that what is said of it gets one of its own.
+            if begun:
+                print(flush=True)
 
 
 async def call(
