@@ -252,6 +252,20 @@ async def test_wrong_turns(stub, engine, speech):
     assert len(client.of("task-failed")) == 2
 
 
+async def test_what_belongs_to_a_refused_task_is_passed_over(stub, engine, speech):
+    """Its sound begins no task, which would take MP3 for PCM, and its end is no further failure."""
+    stub.answers[HEAR] = measure
+    async with session(engine) as client:
+        await client.say(RUN | {"parameters": {"format": "mp3"}})
+        await client.play(speech + silence(1))
+        await client.say(FINISH)
+        await client.say(RUN)
+        await client.say(FINISH)
+        await client.until("task-finished")
+    assert [each["header"]["event"] for each in client.events] == ["task-failed", "task-started", "task-finished"]
+    assert not stub.requests
+
+
 async def test_failures_of_the_engine_are_told_as_what_they_are(stub, engine, speech):
     async def broken(request, reply):
         await reply.json({"error": "Calculator::Process() for node failed: no memory"}, 500)

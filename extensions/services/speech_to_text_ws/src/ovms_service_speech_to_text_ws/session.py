@@ -97,10 +97,11 @@ class Session:
                 if message.kind == "text":
                     if action_of(message) in ("run-task", ""):
                         return message
-                    raise BadRequest("No task runs that could be finished; send run-task first.")
-                if not self._ran:
+                    if not self._told:  # the client may end a task before it hears that it failed
+                        raise BadRequest("No task runs that could be finished; send run-task first.")
+                elif not self._ran:
                     return message
-                if not self._told:  # once, not for each frame
+                elif not self._told:  # once, not for each frame
                     self._told = True
                     raise BadRequest("Audio came while no task runs; send run-task first.")
             except BadRequest as error:
@@ -132,6 +133,7 @@ class Session:
         await self._say("task-finished")
 
     async def _begin(self, message: Message) -> Task:
+        self._ran = True  # sound that follows a run-task belongs to that, even if it was refused
         body = json_of(message) if message.kind == "text" else {}
         given = body.get("parameters")
         if given is not None and not isinstance(given, dict):
@@ -152,7 +154,7 @@ class Session:
         if self._detector is None:
             self._detector = await anyio.to_thread.run_sync(Detector)
         self._detector.reset()
-        self._ran, self._told = True, False
+        self._told = False
         use_vad = str(parameters.get("use_vad", True)).lower() not in ("false", "0", "no")
         return Task(self._id, model, fields, Decoder(rate), use_vad)
 
