@@ -95,23 +95,31 @@ async def test_chat_remembers_the_conversation_and_speaks_chinese(ask):
     assert answer["choices"][0]["message"]["content"] == "你好！很高兴见到你。"
 
 
-async def test_chat_streams_the_same_answer(stream):
-    chunks = payloads(
-        await stream(
-            "chat",
-            model="tiny/text",
-            messages=user("What is OpenVINO?"),
-            temperature=0,
-            max_tokens=100,
-            stream=True,
-            stream_options={"include_usage": True},
-        )
-    )
+async def test_chat_gives_several_answers_their_tokens_and_what_a_schema_wants(ask):
+    body = {"model": "tiny/text", "messages": user("Count to five"), "temperature": 0, "max_tokens": 50}
+    several = await ask("chat", **body | {"temperature": 0.5}, n=3, seed=1)
+    assert [each["index"] for each in several["choices"]] == [0, 1, 2]
+    (known,) = (await ask("chat", **body, logprobs=True, stop=["4, "]))["choices"]
+    assert known["message"]["content"] == "1, 2, 3, "
+    assert [each["logprob"] <= 0 for each in known["logprobs"]["content"]].count(True) > 3
+    schema = {"type": "object", "properties": {"a": {"enum": ["yes", "no"]}}, "required": ["a"]}
+    wanted = {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "schema": schema | {"additionalProperties": False}},
+    }
+    (said,) = (await ask("chat", **body | {"max_tokens": 200}, response_format=wanted))["choices"]
+    assert json.loads(said["message"]["content"])["a"] in ("yes", "no")
+
+
+async def test_chat_streams_the_same_answer(ask, stream):
+    body = {"model": "tiny/text", "messages": user("Count to fifty"), "temperature": 0, "max_tokens": 300}
+    chunks = payloads(await stream("chat", **body, stream=True, stream_options={"include_usage": True}))
     text = "".join(each["choices"][0]["delta"].get("content") or "" for each in chunks if each["choices"])
-    assert text == KNOWN
+    whole = await ask("chat", **body)
+    assert text == whole["choices"][0]["message"]["content"] == ", ".join(map(str, range(1, 51))) + "."
     assert chunks[-1]["choices"] == []
-    assert chunks[-1]["usage"]["completion_tokens"] > 5
-    assert len(chunks) > 5
+    assert chunks[-1]["usage"] == whole["usage"]
+    assert len(chunks) > 5, "tokens that come at once may share a chunk, but not all of them"
 
 
 async def test_a_pulled_model_that_sees_answers_about_images(house, ask, stream):
@@ -322,6 +330,12 @@ async def test_images_of_images(ask, tmp_path):
     two = await ask("text-to-image", **body, image=base64.b64encode(picture.getvalue()).decode(), image_type="base64")
     assert opened(one["data"][0]["b64_json"]).size == (64, 64)
     assert one["data"] == two["data"]
+    half = io.BytesIO()
+    Image.linear_gradient("L").point(lambda value: 255 * (value > 127)).resize((64, 64)).save(half, "PNG")
+    mask = base64.b64encode(half.getvalue()).decode()
+    inpainted = await ask("text-to-image", **body, image=str(tmp_path / "red.png"), mask=mask)
+    assert opened(inpainted["data"][0]["b64_json"]).size == (64, 64)
+    assert inpainted["data"] != one["data"], "only where the mask is white"
 
 
 # -- speech ---------------------------------------------------------------------------------------------------------
@@ -334,6 +348,12 @@ def truth(fixtures):
 def seconds(clock):
     hours, minutes, rest = clock.split(":")
     return int(hours) * 3600 + int(minutes) * 60 + float(rest)
+
+
+async def test_without_a_language_the_model_finds_out(ask, fixtures):
+    name = "en_turn_on_the_light.wav"
+    answer = await ask("speech-to-text", audio=str(fixtures / "speech_to_text_samples" / name), language=None)
+    assert answer["text"] == truth(fixtures)[name]["text"]
 
 
 @pytest.mark.parametrize("way", ["path", "base64", "flac", "aog"])

@@ -185,6 +185,13 @@ async def test_time_spent_on_loading_is_taken_off_the_limit(stub, engine, call, 
     assert not stub.requests
 
 
+async def test_a_stream_does_not_wait_for_its_model_beyond_the_limit(stub, engine, call, monkeypatch):
+    monkeypatch.setattr(engine, "ready", lambda model, model_type: anyio.sleep_forever())
+    with anyio.fail_after(5), pytest.raises(TimedOut, match=r"not ready within the limit of 0\.05 s"):
+        await anext(Chat({}).stream(call(model="llm", messages=HELLO, timeout=0.05), engine))
+    assert not stub.requests
+
+
 async def test_d2_27_embeddings_are_passed_on(stub, ask):
     stub.answers["/v3/embeddings"] = {"data": [{"embedding": "AACAPw==", "index": 0}]}
     for given in ("a", ["a", "b"], [1, 2], [[1], [2, 3]]):

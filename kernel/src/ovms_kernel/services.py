@@ -6,6 +6,7 @@ carry it there and back.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
@@ -106,7 +107,16 @@ async def served_model(definition: ServiceDefinition, call: Call, engine: Engine
 
     :raises NotFound: it is not installed; the sentence lists what is, and how to pull it.
     :raises BadRequest: it is a model of another type.
+    :raises TimedOut: it is not ready within the call's limit; of a stream nobody else watches that.
     """
+    try:
+        async with asyncio.timeout(call.timeout):
+            return await _ready(definition, call, engine)
+    except TimeoutError as error:
+        raise _late(call) from error
+
+
+async def _ready(definition: ServiceDefinition, call: Call, engine: Engine) -> str:
     if call.model or not definition.default_model:
         return await engine.ready(call.model, definition.model_type)
     try:
@@ -127,8 +137,12 @@ def time_left(call: Call, began: float) -> float | None:
         return None
     left = call.timeout - (time.monotonic() - began)
     if left <= 0:
-        raise TimedOut(f"The model was not ready within the limit of {call.timeout:g} s.")
+        raise _late(call)
     return left
+
+
+def _late(call: Call) -> TimedOut:
+    return TimedOut(f"The model was not ready within the limit of {call.timeout:g} s.")
 
 
 def need(fields: Mapping[str, Any], name: str, kinds: type | tuple[type, ...], what: str) -> Any:  # noqa: ANN401 - any field
