@@ -174,13 +174,16 @@ def check(fields: Mapping[str, Any], name: str, kinds: type | tuple[type, ...], 
 def with_best_of(fields: Fields) -> Fields:
     """Give ``n`` answers the ``best_of`` that the engine needs with it; part of a ``prepare``.
 
-    :raises BadRequest: they are to be streamed, which the engine does for one only (spec/ovms.md E.1).
+    :raises BadRequest: it is no number of answers, or they are to be streamed, which the engine does for one only
+        (spec/ovms.md E.1).
     """
-    if fields.get("n", 1) == 1:
+    if (n := check(fields, "n", int, "a whole number")) in (None, 1):
         return fields
+    if n < 1:
+        raise BadRequest("The field n must be at least 1.")
     if fields.get("stream"):
         raise BadRequest("A stream has one answer; leave n out, or ask for the whole answers without a stream.")
-    return {"best_of": fields["n"]} | fields
+    return {"best_of": n} | fields
 
 
 def encode(fields: Fields) -> bytes:
