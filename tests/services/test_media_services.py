@@ -15,8 +15,8 @@ import pytest
 import soundfile
 
 from ovms_kernel.audio import language_of
-from ovms_kernel.errors import BadRequest, EngineFailed, Unavailable
-from ovms_kernel.media import output_folder
+from ovms_kernel.errors import BadRequest, EngineFailed, PreconditionFailed, Unavailable
+from ovms_kernel.media import allowed_hosts, output_folder
 from ovms_kernel.testing.contract import ServiceContract
 from ovms_service_speech_to_text import SpeechToText, clock
 from ovms_service_text_to_image import TextToImage
@@ -213,7 +213,25 @@ def test_the_default_folder_is_that_of_downloads(tmp_path, monkeypatch):
         (tmp_path / "elsewhere").mkdir()
         monkeypatch.setenv("XDG_DOWNLOAD_DIR", str(tmp_path / "elsewhere"))
         assert output_folder({}) == tmp_path / "elsewhere"
-    assert output_folder({"output_dir": "/own"}) == Path("/own")
+    assert output_folder({"output_dir": str(tmp_path)}) == tmp_path
+    assert output_folder({"output_dir": "~/own"}) == tmp_path / "own"
+
+
+@pytest.mark.parametrize("folder", ["pictures", "~nobody-of-that-name/pictures", 7])
+@pytest.mark.parametrize(
+    ("service", "body"), [(TextToImage, {"prompt": "x", "response_format": "path"}), (TextToSpeech, {"text": "x"})]
+)
+async def test_a_folder_that_depends_on_where_we_run_is_refused_before_any_work(stub, ask, service, body, folder):
+    with pytest.raises(PreconditionFailed, match="output_dir must be an absolute path"):
+        await ask(service({"output_dir": folder}), **body)
+    assert not stub.requests
+
+
+def test_the_setting_of_hosts():
+    assert allowed_hosts({"allowed_hosts": None}) == allowed_hosts({}) == frozenset()
+    assert allowed_hosts({"allowed_hosts": ["A.org ", ""]}) == allowed_hosts({"allowed_hosts": "a.org,"}) == {"a.org"}
+    with pytest.raises(BadRequest, match="allowed_hosts must be a list of hosts, or a text with commas, not 7"):
+        allowed_hosts({"allowed_hosts": 7})
 
 
 # -- speech to text -------------------------------------------------------------------------------------------------

@@ -78,6 +78,7 @@ class TextToImage:
         if "mask" in images and "image" not in images:
             raise BadRequest("A mask needs the image that it belongs to.")
         as_files = wanted.pop("response_format", "b64_json") != "b64_json"
+        folder = output_folder(self._section) if as_files else None
         wanted["model"] = model = await served_model(self.definition, call, engine)
         if images:
             files = {name: Upload(f"{name}.png", data) for name, data in images.items()}
@@ -85,8 +86,8 @@ class TextToImage:
         else:
             answer = await engine.post(self.definition.endpoint, encode(wanted), timeout=time_left(call, began))
         painted = decode_answer(answer.body)
-        if as_files:
-            await anyio.to_thread.run_sync(save, painted, output_folder(self._section))
+        if folder:
+            await anyio.to_thread.run_sync(save, painted, folder)
         return encode({"created": int(time.time())} | painted | {"model": model})
 
 

@@ -53,15 +53,15 @@ class TextToSpeech:
         began = time.monotonic()
         wanted = prepare(present(call))
         inline = wanted.pop("response_format", "") == "b64_json"
+        folder = None if inline else output_folder(self._section)
         wanted["model"] = model = await served_model(self.definition, call, engine)
         answer = await engine.post(self.definition.endpoint, encode(wanted), timeout=time_left(call, began))
         sound, seconds = await anyio.to_thread.run_sync(playable_sound, answer.body)
-        if inline:
-            said = {"audio": base64.b64encode(sound).decode()}
-        else:
-            folder = output_folder(self._section)
+        if folder:
             path = await anyio.to_thread.run_sync(write_output, folder, "speech", ".wav", sound)
             said = {"url": str(path)}
+        else:
+            said = {"audio": base64.b64encode(sound).decode()}
         return encode(said | {"model": model, "duration": round(seconds, 3)})
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
-from ovms_kernel.errors import BadRequest, Unavailable
+from ovms_kernel.errors import BadRequest, PreconditionFailed, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,8 +33,13 @@ FETCH_LIMIT = 60.0
 
 
 def allowed_hosts(section: Mapping[str, Any]) -> frozenset[str]:
-    """Return the setting ``allowed_hosts``: names of hosts that may be fetched from, none by default."""
-    value = section.get("allowed_hosts", ())
+    """Return the setting ``allowed_hosts``: names of hosts that may be fetched from, none by default.
+
+    :raises BadRequest: it is something else.
+    """
+    value = section.get("allowed_hosts") or ()
+    if not isinstance(value, str | list | tuple):
+        raise BadRequest(f"The setting allowed_hosts must be a list of hosts, or a text with commas, not {value!r}.")
     hosts = value.split(",") if isinstance(value, str) else value
     return frozenset(str(host).strip().lower() for host in hosts if str(host).strip())
 
@@ -96,9 +101,17 @@ def decode_base64(field: str, text: str) -> bytes:
 
 
 def output_folder(section: Mapping[str, Any]) -> Path:
-    """Return the setting ``output_dir``, else the user's folder for downloads, else the home folder."""
+    """Return the setting ``output_dir``, else the user's folder for downloads, else the home folder.
+
+    :raises PreconditionFailed: the setting does not say where the folder is, whatever the working directory.
+    """
     if chosen := section.get("output_dir"):
-        return Path(str(chosen)).expanduser()
+        folder = Path(str(chosen))
+        with suppress(RuntimeError):  # ~ of somebody who is not known here
+            folder = folder.expanduser()
+        if not folder.is_absolute():
+            raise PreconditionFailed(f"The setting output_dir must be an absolute path or begin with ~/, not {chosen}.")
+        return folder
     import platformdirs
 
     downloads = platformdirs.user_downloads_path()  # it knows XDG_DOWNLOAD_DIR
