@@ -236,6 +236,16 @@ def test_a_closed_stdout_is_no_reason_to_fail(executable: str, environment: dict
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device here that is always full")
+def test_output_that_cannot_be_written_is_no_success(executable: str, environment: dict[str, str]) -> None:
+    environment.pop("PYTHONUNBUFFERED", None)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [executable, "manifest"], env=environment, check=False, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (1, "The output could not be written (No space left on device).\n")
+
+
 @pytest.mark.parametrize("words", [("chat",), ("call", "chat")], ids=" ".join)
 def test_what_is_no_text_is_refused_in_a_sentence(
     executable: str, environment: dict[str, str], words: tuple[str, ...]

@@ -264,6 +264,7 @@ def test_ctrl_c_ends_waiting_for_stdin(installed: Any, executable: str, environm
 def test_a_log_is_followed_until_ctrl_c(
     installed: Any, executable: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
+    environment.pop("PYTHONUNBUFFERED", None)
     log = tmp_path / "data" / "logs" / "engine.log"
     log.parent.mkdir()
     log.write_text("".join(f"line {number}\n" for number in range(100)))

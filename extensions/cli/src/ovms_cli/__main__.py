@@ -40,13 +40,27 @@ def main() -> None:
     from ovms_cli.app import run
 
     # A shell that completes a command says so in the environment and gives no arguments either.
-    sys.exit(run(arguments) if arguments or COMPLETION in os.environ else _explain())
+    code = run(arguments) if arguments or COMPLETION in os.environ else _explain()
+    sys.exit(_flushed(code))
 
 
 def _interrupted(_number: int, _frame: FrameType | None) -> None:
     # At once: an exception would come out of whatever module is just being imported, which may make another of it.
     os.write(2, b"Interrupted; nothing was begun.\n")
     os._exit(128 + signal.SIGINT)
+
+
+def _flushed(code: int) -> int:
+    """Write what waits for stdout, while it can still be said that it did not arrive; return the exit code."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Python tries again at its end, and would complain in its own words.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if not code and not isinstance(error, BrokenPipeError):
+            print(f"The output could not be written ({error.strerror}).", file=sys.stderr)
+        return code or 1
+    return code
 
 
 def _explain() -> int:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from collections import deque
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
@@ -130,6 +131,7 @@ async def logs(
         file = stack.enter_context(path.open(encoding="utf-8", errors="replace"))
         for line in deque(file, maxlen=lines):
             print(line, end="")
+        sys.stdout.flush()
         while follow:
             if line := file.readline():
                 print(line, end="", flush=True)
