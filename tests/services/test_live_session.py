@@ -452,6 +452,24 @@ async def test_an_hour_of_silence_and_noise_asks_nothing_and_keeps_nothing(stub,
     assert sentence["begin_time"] == pytest.approx((60 * 60 + 7 * 10) * 1000 + 300, abs=100)
 
 
+async def test_sentences_that_were_written_down_are_kept_nowhere(stub, engine, speech):
+    stub.answers[HEAR] = measure
+    sizes = []
+    async with session(engine) as client:
+        await client.say(RUN)
+        tracemalloc.start()
+        for _ in range(3):
+            for _ in range(15):
+                await client.play(speech + silence(1), size=32_000)
+            await client.until("result-generated", len(client.events))
+            client.events.clear()
+            stub.requests.clear()
+            gc.collect()
+            sizes.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+    assert sizes[2] - sizes[1] < 8 * len(speech), "15 sentences more"
+
+
 async def test_it_answers_no_single_requests(engine):
     service = LiveSpeech({})
     with pytest.raises(NotSupported, match="speech-to-text"):
