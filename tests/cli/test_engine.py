@@ -240,12 +240,18 @@ def test_up_gives_up_with_the_engine(
 def test_a_second_up_leaves_the_engine_to_the_first(
     up: Up, installed: Any, executable: str, environment: dict[str, str]
 ) -> None:
-    second = Up(executable, environment)
-    second.read_until(f"Process {up.process.pid} runs it")
+    second, third = Up(executable, environment), Up(executable, environment)
+    for each in (second, third):
+        each.read_until(f"Process {up.process.pid} runs it")
     code, told = second.end(signal.SIGINT)
     assert code == 130
     assert "goes on" in told
     assert json.loads(installed("status", "--json").stdout)["engine"] == "ready"
+    up.end(signal.SIGINT)
+    third.read_until("This process runs it now.")
+    code, told = third.end(signal.SIGINT)
+    assert (code, told.splitlines()[-1]) == (130, "The engine is stopped; models and settings are kept.")
+    assert json.loads(installed("status", "--json").stdout)["engine"] == "stopped"
 
 
 def test_ctrl_c_ends_waiting_for_stdin(installed: Any, executable: str, environment: dict[str, str]) -> None:

@@ -76,19 +76,24 @@ async def up(session: Session) -> None:
     """
     from ovms_kernel.engine import launch
 
-    session.kept = "The engine is stopped; models and settings are kept."
+    session.kept = stopped = "The engine is stopped; models and settings are kept."
     async with session.kernel() as kernel:
         kernel.events.register({"terminal": Teller()})
         await kernel.start_engine()
         output.say("The engine starts; Ctrl-C stops it.")
-        await kernel.engine()
-        engine = launch.read_running(kernel.settings)
-        if engine and engine.owner != os.getpid():
-            output.say(f"Process {engine.owner} runs it; this one goes on when that ends.")
-            session.kept = "Interrupted; the engine belongs to another process and goes on."
+        owner = os.getpid()
         while True:
             # Raises when the engine is given up.
             await kernel.supervisor.ensure_ready(timeout=math.inf)
+            engine = launch.read_running(kernel.settings)
+            if engine and engine.owner != owner:
+                owner = engine.owner
+                if owner == os.getpid():
+                    output.say("This process runs it now.")
+                    session.kept = stopped
+                else:
+                    output.say(f"Process {owner} runs it; this one goes on when that ends.")
+                    session.kept = "Interrupted; the engine belongs to another process and goes on."
             await anyio.sleep(LOOK)
 
 
