@@ -91,6 +91,7 @@ def test_extensions_and_manifest_are_printed(here: Any, environment: dict[str, s
     assert "services.chat" in here("extensions").stdout
     services = {each["service_name"]: each for each in json.loads(here("manifest", "--json").stdout)["services"]}
     assert "embed" not in services
+    assert here("call", "embed", code=3).stderr == "The service embed is disabled: by setting.\n"
     full = json.loads(here("manifest", "--json", "--bodies", "full").stdout)["services"]
     assert next(each for each in full if each["service_name"] == "chat")["config_ref"] == "openai:chat"
     assert here("manifest").stdout.startswith("# AOG's manifest")

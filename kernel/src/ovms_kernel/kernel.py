@@ -331,6 +331,9 @@ class Kernel:
         try:
             return self.extensions.services[name]
         except KeyError:
+            for each in self.extensions.reports:
+                if each.key == f"services.{name}":
+                    raise NotFound(f"The service {name} is {each.state}: {each.cause.rstrip('.')}.") from None
             offered = ", ".join(sorted(self.extensions.services)) or "none"
             raise NotFound(
                 f"There is no service {name!r} (installed: {offered}); install ovms-service-{name} or name another."
