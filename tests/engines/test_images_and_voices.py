@@ -8,6 +8,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import pytest
 import soundfile
 
@@ -146,6 +147,22 @@ def test_voices_sound_different(make_engine: Callable[[], Engine], graph: Callab
     assert speak().headers["content-type"] == "application/json"
     for fields in ({"voice": "carl"}, {"speed": 3.0}, {"stream_format": "sse"}, {"language": 1}):
         assert speak(**fields).status_code == 400
+
+
+def test_long_texts_take_little_memory_or_are_refused(
+    make_engine: Callable[[], Engine], graph: Callable[..., str], fixtures: Path
+) -> None:
+    engine = make_engine()
+    engine.entry("speaker", graph("text_to_speech", fixtures / "text_to_speech"))
+    engine.list("speaker")
+    engine.start().ready()
+    assert engine.post("/v3/audio/speech", model="speaker", input="What a long sentence, " * 4).status_code == 200
+    assert engine.process
+    (worker,) = psutil.Process(engine.process.pid).children()
+    assert worker.memory_info().rss < 7e8, "one shape after the other is kept"
+    refused = engine.post("/v3/audio/speech", model="speaker", input="word " * 200)
+    assert refused.status_code == 400
+    assert refused.json()["error"].endswith("longer than allowed 600")
 
 
 def test_recordings_of_other_rates_are_understood(engine: Engine, fixtures: Path) -> None:

@@ -6,8 +6,10 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import psutil
 import pytest
 
@@ -127,6 +129,19 @@ def test_a_long_query_is_cut_to_half_of_the_window(serve: Callable[..., Engine],
     assert len(tokens) == 20, "special tokens would be counted twice"
     wanted = ranked(engine, "r", words, DOCUMENTS)
     assert ranked(engine, "r", words + "bananas and hardware " * 50, DOCUMENTS) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_closed_connection_ends_a_long_call(serve: Callable[..., Engine], fixtures: Path) -> None:
+    engine = serve(r=(fixtures / "rerank", "max_allowed_chunks: 10000"))
+    ask = {"model": "r", "query": QUERY, "documents": ["The cat sat on the mat. " * 60] * 1000}
+    began = time.monotonic()
+    assert engine.post("/v3/rerank", **ask).status_code == 200
+    whole = time.monotonic() - began
+    with pytest.raises(httpx.ReadTimeout):
+        engine.http.post("/v3/rerank", json=ask, timeout=whole / 4)
+    began = time.monotonic()
+    ranked(engine, "r", QUERY, DOCUMENTS)
+    assert time.monotonic() - began < whole / 3
 
 
 def test_one_huge_text_does_not_make_its_neighbours_huge(

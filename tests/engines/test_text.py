@@ -105,6 +105,7 @@ def test_parameters_do_what_they_say(engine: Engine) -> None:
         ({"n": 2}, "best_of"),
         ({"best_of": 20}, "best_of"),
         ({"stop": ["x"] * 17}, "stop"),
+        ({"stop": ""}, "empty string"),
         ({"stream": True, "logprobs": True}, "logprobs"),
         ({"stream": True, "include_stop_str_in_output": False}, "include_stop_str_in_output"),
         ({"stream_options": {"include_usage": True}}, "stream"),
@@ -146,6 +147,19 @@ def test_limits_of_the_other_graphs(engine: Engine) -> None:
     assert len(ranked) == 2
     assert ranked[0]["document"]["text"] == buried
     assert 1 >= ranked[0]["relevance_score"] > ranked[1]["relevance_score"] >= 0
+
+
+def test_tokens_fit_into_a_length_or_are_refused(engine: Engine) -> None:
+    def tokenize(**fields: Any) -> httpx.Response:
+        return engine.post("/v3/tokenize", model="embeddings", **fields)
+
+    assert len(tokenize(text="a kitten", max_length=2).json()["tokens"]) == 2
+    assert len(tokenize(text="a kitten", max_length=1, add_special_tokens=False).json()["tokens"]) == 1
+    short = tokenize(text="a kitten", max_length=1)  # the library crashes where special tokens do not fit
+    assert short.status_code == 400
+    assert "at least 2" in short.json()["error"]
+    assert tokenize(text="", add_special_tokens=False).json() == {"tokens": []}
+    assert tokenize(text=["", "a"], add_special_tokens=False).json()["tokens"][0] == []
 
 
 def test_huge_batches_are_cut_and_give_the_same(engine: Engine) -> None:

@@ -26,8 +26,10 @@ QUEUE = 64
 """Requests that may wait for a servable, beyond those that it works on."""
 RELOADING_PATIENCE = 0.5
 """Seconds that a request waits for a servable that is being reloaded."""
+PAUSES = (1.0, 60.0)
+"""Seconds before a worker that has crashed again and again is started: they double from the first to the last."""
 STABLE = 5.0
-"""Seconds after which a worker that crashes is started again; sooner, it would only crash again."""
+"""Seconds after which a crash is the first again, and its worker started at once."""
 
 
 class State(Enum):
@@ -66,6 +68,8 @@ class Servable:
     digest: str = ""
     """MD5 of the graph file that was tried last."""
     available_since: float = 0.0
+    pause: float = 0.0
+    """Seconds to wait before a worker that crashed is started again."""
     in_use: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set and replaced at every change of the state, and when the last user leaves."""
@@ -300,18 +304,23 @@ class Manager:
 
     def _crashed(self, servable: Servable, cause: str) -> None:
         log.manager.error("Mediapipe: %s crashed: %s", servable.name, cause)
-        stable = time.monotonic() - servable.available_since > STABLE
+        if time.monotonic() - servable.available_since > STABLE:
+            servable.pause = 0.0
         servable.move(State.FAILED, "ValidationFailedEvent", cause)
-        if stable:
-            task = asyncio.create_task(self._revive(servable))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        task = asyncio.create_task(self._revive(servable))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _revive(self, servable: Servable) -> None:
-        async with self._lock:
-            if servable.state is State.FAILED:
-                servable.move(State.RELOADING, "ReloadEvent")
-                await self._load(servable)
+        tried = servable.digest
+        while servable.state is State.FAILED and servable.digest == tried:
+            pause = servable.pause
+            servable.pause = min(max(2 * pause, PAUSES[0]), PAUSES[1])
+            await asyncio.sleep(pause)
+            async with self._lock:
+                if servable.state is State.FAILED and servable.digest == tried:
+                    servable.move(State.RELOADING, "ReloadEvent")
+                    await self._load(servable)
 
     async def close(self) -> None:
         """Unload everything."""

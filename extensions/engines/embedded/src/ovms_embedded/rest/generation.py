@@ -136,9 +136,11 @@ def _stops(value: object) -> list[str]:
     if value is None:
         return []
     if isinstance(value, str):
-        return [value]
+        value = [value]
     if not isinstance(value, list):
         raise Invalid("stop is not a string or array of strings")
+    if "" in value:
+        raise Invalid("stop contains an empty string, which is everywhere; leave it out")
     if len(value) > STOPS:
         raise Invalid(f"stop array must have no more than {STOPS} strings")
     if not all(isinstance(each, str) for each in value):

@@ -89,8 +89,11 @@ def encode(tokenizer: openvino_genai.Tokenizer, texts: list[str], **options: Any
 def tokenize(tokenizer: openvino_genai.Tokenizer, payload: dict[str, Any]) -> list[list[int]]:
     """Return the tokens of texts as the tokenize endpoint wants them (spec E.9)."""
     arguments: dict[str, Any] = {"add_special_tokens": payload["add_special_tokens"]}
-    if payload["max_length"] is not None:
-        arguments |= {"max_length": payload["max_length"], "truncation": True}
+    if (most := payload["max_length"]) is not None:
+        arguments |= {"max_length": most, "truncation": True}
+        bare, whole = (encode(tokenizer, ["a"], add_special_tokens=each)[0].shape[1] for each in (False, True))
+        if payload["add_special_tokens"] and most < whole - bare:  # the library would read beyond its memory
+            raise Refused(f"max_length should be at least {whole - bare}, the number of special tokens")
     if payload["pad_to_max_length"]:
         arguments["pad_to_max_length"] = True
     if payload["padding_side"]:

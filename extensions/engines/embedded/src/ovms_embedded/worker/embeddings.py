@@ -49,13 +49,13 @@ class Embeddings:
         """Take calls, for ever."""
         serve(self.pipe, {"embed": self.embed, "tokenize": lambda _, p: common.tokenize(self.tokenizer, p)})
 
-    def embed(self, _: int, payload: dict[str, Any]) -> dict[str, Any]:
+    def embed(self, number: int, payload: dict[str, Any]) -> dict[str, Any]:
         """Return the answer's ``data`` as JSON, written here because the front process has no numpy, and the tokens."""
         texts, rows = payload["texts"], payload["tokens"]
         sizes = [size(text) for text in texts] if texts else [len(row) for row in rows]
         data: list[Any] = [None] * len(sizes)
         tokens = 0
-        for batch in batches(sizes):
+        for batch in batches(sizes, partial(self.pipe.check, number)):
             ids, mask = self._encode([texts[at] for at in batch]) if texts else self._pad([rows[at] for at in batch])
             lengths = mask.sum(axis=1)
             if (longest := int(lengths.max())) > self.window:

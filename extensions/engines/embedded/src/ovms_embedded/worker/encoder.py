@@ -26,13 +26,15 @@ TOKEN_SIZE = 4
 """Bytes of text that a token stands for, about."""
 
 
-def batches(sizes: Sequence[int]) -> Iterator[list[int]]:
+def batches(sizes: Sequence[int], between: Callable[[], None]) -> Iterator[list[int]]:
     """Yield the indexes of texts of these sizes in tokens, batch by batch; texts of like length come together."""
     order = sorted(range(len(sizes)), key=lambda index: -sizes[index])
     while order:
         count = max(1, TOKENS_AT_ONCE // max(1, sizes[order[0]]))
         yield order[:count]
         del order[:count]
+        if order:
+            between()
 
 
 def size(text: str) -> int:

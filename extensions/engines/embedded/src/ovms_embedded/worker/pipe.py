@@ -20,8 +20,8 @@ class Pipe:
     """The worker's end of the pipe: calls come in one by one, answers go out under a lock.
 
     A cancel must reach a call that runs. So servables whose calls take long let a thread listen; then a cancel is not
-    only queued behind the calls, and whoever runs one looks into ``cancelled``. The others do without the thread,
-    because waking it and then the servable takes time from every call.
+    only queued behind the calls, and whoever runs one looks into ``cancelled``. The others do without the thread until
+    the first call that takes long, because waking it and then the servable takes time from every call.
     """
 
     def __init__(self, source: BinaryIO, sink: int) -> None:
@@ -35,8 +35,9 @@ class Pipe:
 
     def listen(self) -> None:
         """Let a thread take what comes, from now on."""
-        self._listening = True
-        threading.Thread(target=self._take_all, name="pipe", daemon=True).start()
+        if not self._listening:
+            self._listening = True
+            threading.Thread(target=self._take_all, name="pipe", daemon=True).start()
 
     def receive(self) -> list[Any]:
         """Return the next message; ends the process when the front process is gone."""
@@ -44,6 +45,15 @@ class Pipe:
             while self.inbox.empty():
                 self._take()
         return self.inbox.get()
+
+    def check(self, number: int) -> None:
+        """Between two steps of a call that takes long: see whether anybody waits for it.
+
+        :raises Dropped: nobody does.
+        """
+        self.listen()
+        if number in self.cancelled:
+            raise Dropped
 
     def _take_all(self) -> None:
         while True:
@@ -88,6 +98,8 @@ def serve(pipe: Pipe, operations: dict[str, Callable[[int, dict[str, Any]], Any]
             continue
         try:
             answer = [wire.END, number, operations[operation](number, payload)]
+        except Dropped:
+            answer = [wire.END, number, None]
         except Refused as refused:
             answer = [wire.ERROR, number, refused.kind, str(refused)]
         except Exception as error:  # noqa: BLE001 - whatever the library throws belongs to this call alone
@@ -95,6 +107,10 @@ def serve(pipe: Pipe, operations: dict[str, Callable[[int, dict[str, Any]], Any]
             pipe.log("error", "serving", f"{operation}: {error}")
             answer = [wire.ERROR, number, wire.INVALID, tidy(error)]
         pipe.send(answer)
+
+
+class Dropped(Exception):
+    """A call that nobody waits for any more."""
 
 
 class Refused(Exception):

@@ -14,6 +14,7 @@ from ovms_embedded.worker.encoder import Encoder, answer, at_last_token, batches
 from ovms_embedded.worker.pipe import Refused, serve
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import openvino
@@ -58,12 +59,13 @@ class Rerank:
         """Take calls, for ever."""
         serve(self.pipe, {"rerank": self.rerank, "tokenize": self._tokenize})
 
-    def rerank(self, _: int, payload: dict[str, Any]) -> list[tuple[int, float]]:
+    def rerank(self, number: int, payload: dict[str, Any]) -> list[tuple[int, float]]:
         """Return index and score of every document, best first."""
         documents: list[str] = payload["documents"]
         if len(documents) > self.chunks:
             raise Refused(f"Number of documents exceeds max_allowed_chunks: {len(documents)} > {self.chunks}")
-        query, *bodies = self._tokens([payload["query"], *documents])
+        check = partial(self.pipe.check, number)
+        query, *bodies = self._tokens([payload["query"], *documents], check)
         # OVMS cuts the query like this, too, and so leaves half of the window to the documents.
         head = np.concatenate([self.template.before, query[: self.window // 2], self.template.between])
         room = self.window - len(head) - len(self.template.after)
@@ -76,7 +78,7 @@ class Rerank:
         if len(rows) > self.chunks:
             raise Refused(f"Number of chunks exceeds max_allowed_chunks: {len(rows)} > {self.chunks}")
         best = [0.0] * len(documents)
-        for batch in batches([len(row) for row in rows]):
+        for batch in batches([len(row) for row in rows], check):
             ids, mask = pad([rows[at] for at in batch], self.tokenizer.get_pad_token_id())
             kinds = mask.copy()
             kinds[:, : len(head)] = 0
@@ -85,9 +87,9 @@ class Rerank:
                 best[owners[at]] = max(score, best[owners[at]])
         return sorted(enumerate(best), key=lambda each: -each[1])
 
-    def _tokens(self, texts: list[str]) -> list[Tokens]:
+    def _tokens(self, texts: list[str], check: Callable[[], None]) -> list[Tokens]:
         found: dict[int, Tokens] = {}
-        for batch in batches([size(text) for text in texts]):
+        for batch in batches([size(text) for text in texts], check):
             ids, mask = common.encode(self.tokenizer, [texts[at] for at in batch], add_special_tokens=False)
             found |= zip(batch, np.split(ids[mask == 1], mask.sum(axis=1).cumsum()[:-1]), strict=True)
         return [found[at] for at in range(len(texts))]

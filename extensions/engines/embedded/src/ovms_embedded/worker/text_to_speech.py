@@ -26,9 +26,16 @@ class TextToSpeech:
             raise ValueError(message)
         folder = common.models_path(spec)
         device = common.device(spec, pipe, "target_device")
+        properties = common.properties(spec)
+        if device == "CPU":
+            # Every step has a shape of its own; kept for the next time, they are gigabytes after one long text.
+            properties.setdefault("CPU_RUNTIME_CACHE_CAPACITY", 0)
         self.pipe = pipe
-        self.pipeline = genai.Text2SpeechPipeline(folder, device, **common.properties(spec))
-        self.kokoro = common.read_json(folder / "config.json").get("n_mels") is not None
+        self.pipeline = genai.Text2SpeechPipeline(folder, device, **properties)
+        config = common.read_json(folder / "config.json")
+        self.kokoro = config.get("n_mels") is not None
+        self.window: int | None = config.get("max_text_positions")
+        self.tokenizer = genai.Tokenizer(folder) if self.window else None
         named = {each["name"]: Path(spec["base_path"], each["path"]) for each in options["voices"]}
         found = {path.stem: path for path in sorted((folder / "voices").glob("*.bin"))}
         self.voices = {name: self._voice(path) for name, path in (found | named).items()}
@@ -57,6 +64,8 @@ class TextToSpeech:
             voice = self.voices.get(name)
             if voice is None:
                 raise Refused(f"Requested voice: {name} is not available")
+        if self.tokenizer and (length := common.encode(self.tokenizer, [payload["input"]])[0].shape[1]) > self.window:
+            raise Refused(f"Input length {length} longer than allowed {self.window}")
         settings: dict[str, Any] = {}
         if self.kokoro:
             settings = {"language": payload["language"] or "en-us", "speed": payload["speed"] or 1.0}
