@@ -403,6 +403,22 @@ async def test_d2_34_speech_inline_writes_nothing(stub, ask, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+async def test_a_long_text_is_spoken_sentence_by_sentence(stub, ask, tmp_path):
+    stub.answers[SPEAK] = encoded(subtype="FLOAT", seconds=0.5)
+    text = 'She said: "Wait!" And he waited, as ever. ' * 10 + "最后他们走了。" * 60 + "x" * 700 + " word" * 100
+    answer = await ask(TextToSpeech({"output_dir": str(tmp_path)}), model="speaker", text=text, voice="anna")
+    said = [request.json["input"] for request in stub.requests]
+    assert "".join(said) == text
+    assert max(map(len, said)) <= 300
+    assert said[0].endswith("as ever. ")
+    assert said[1].endswith("他们走了。")
+    assert said[-1].startswith("word")
+    assert {request.json["voice"] for request in stub.requests} == {"anna"}
+    assert answer["duration"] == 0.5 * len(said)
+    with wave.open(answer["url"]) as sound:
+        assert sound.getnframes() == 16000 * 0.5 * len(said)
+
+
 async def test_loud_speech_is_clipped_and_what_is_no_number_is_silent(stub, ask, tmp_path):
     samples = struct.pack("<4f", 3.0, -3.0, float("nan"), 0.0)
     head = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 52, b"WAVE", b"fmt ", 16, 3, 1, 16000, 64000, 4, 32, b"data", 16)

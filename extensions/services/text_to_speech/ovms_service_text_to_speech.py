@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,16 @@ if TYPE_CHECKING:
     from ovms_kernel.api import Call, Engine
 
 
+PIECE = 300
+"""Characters that are spoken in one go: models take some hundred (SpeechT5 600 tokens), and lose themselves before."""
+ENDS = tuple(
+    re.compile(pattern) for pattern in (r"[.!?…]+[\"')\]]*\s+|[。！？]+[”’」）]*|\n+", r"[,;:]\s+|[，、；：]", r"\s+")
+)
+"""Where a text is cut, the best place first: behind a sentence, a part of one, a word."""
+
+
 class TextToSpeech:
-    """Speaks ``text`` into a file, or into the answer with ``"response_format": "b64_json"``.
+    """Speaks ``text`` of any length into a file, or into the answer with ``"response_format": "b64_json"``.
 
     :param section: ``default_model``; ``output_dir`` for the files.
     """
@@ -55,8 +64,12 @@ class TextToSpeech:
         inline = wanted.pop("response_format", "") == "b64_json"
         folder = None if inline else output_folder(self._section)
         wanted["model"] = model = await served_model(self.definition, call, engine)
-        answer = await engine.post(self.definition.endpoint, encode(wanted), timeout=time_left(call, began))
-        sound, seconds = await anyio.to_thread.run_sync(playable_sound, answer.body)
+        spoken: list[bytes] = []
+        for piece in pieces(wanted["input"]):
+            body = encode(wanted | {"input": piece})
+            answer = await engine.post(self.definition.endpoint, body, timeout=time_left(call, began))
+            spoken.append(answer.body)
+        sound, seconds = await anyio.to_thread.run_sync(playable_sound, spoken)
         if folder:
             path = await anyio.to_thread.run_sync(write_output, folder, "speech", ".wav", sound)
             said = {"url": str(path)}
@@ -78,3 +91,14 @@ def prepare(fields: dict[str, Any]) -> dict[str, Any]:
     if fields.pop("stream_format", None):
         raise BadRequest("The engine does not stream speech; leave stream_format out.")
     return fields
+
+
+def pieces(text: str) -> list[str]:
+    """Return a text in pieces that a model can speak."""
+    found: list[str] = []
+    while len(text) > PIECE:
+        ends = ([end.end() for end in pattern.finditer(text, 0, PIECE)] for pattern in ENDS)
+        cut = next((each[-1] for each in ends if each), PIECE)
+        found.append(text[:cut])
+        text = text[cut:]
+    return [piece for piece in [*found, text] if piece.strip()] or [text]

@@ -16,7 +16,7 @@ from ovms_kernel.services import MAX_BODY, check, decode_answer
 from ovms_kernel.values import Upload
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import soundfile
     from numpy.typing import NDArray
@@ -84,19 +84,21 @@ def wav(samples: NDArray[Any], rate: int) -> bytes:
     return buffer.getvalue()
 
 
-def playable_sound(data: bytes) -> tuple[bytes, float]:
-    """Return what the engine spoke as a 16-bit PCM WAV that any player opens, and its length in seconds.
+def playable_sound(spoken: Sequence[bytes]) -> tuple[bytes, float]:
+    """Return what one voice of the engine spoke piece by piece as a 16-bit PCM WAV that any player opens.
 
-    :raises EngineFailed: it is not a WAV.
+    :return: the WAV, and its length in seconds.
+    :raises EngineFailed: a piece is not a WAV.
     """
     import numpy as np
     import soundfile
 
     try:
-        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+        pieces = [soundfile.read(io.BytesIO(piece), dtype="float32") for piece in spoken]
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise EngineFailed("The engine's answer is not a WAV.") from error
-    return wav(np.nan_to_num(samples), rate), len(samples) / rate
+    samples, rate = np.nan_to_num(np.concatenate([samples for samples, _ in pieces])), pieces[0][1]
+    return wav(samples, rate), len(samples) / rate
 
 
 @dataclass(frozen=True, slots=True)
