@@ -17,6 +17,7 @@ from ovms_kernel.api import (
     Engine,
     EngineFailed,
     Host,
+    Message,
     NotFound,
     NotSupported,
     OvmsError,
@@ -70,16 +71,28 @@ class Careless:
         yield "data: text\n\n"  # type: ignore[misc]
 
 
+class Echo:
+    definition = ServiceDefinition("echo", "speech_to_text", "/v3/echo", bidirectional=True)
+
+    async def invoke(self, call: Call, engine: Engine) -> bytes:
+        raise AssertionError
+
+    async def converse(self, inbound: AsyncIterator[Message], engine: Engine) -> AsyncIterator[Message]:
+        async for message in inbound:
+            yield message
+
+
 class Watcher:
     """Hears of requests, and refuses those that say so."""
 
     def __init__(self) -> None:
         self.outcomes: list[Any] = []
+        self.forbidden = ""
         self.died = anyio.Event()
 
     @hookimpl
     def ovms_before_request(self, call: Call) -> None:
-        if call.body.get("forbidden"):
+        if call.body.get("forbidden") or call.service == self.forbidden:
             raise Refused("This is forbidden.")
 
     @hookimpl
@@ -98,7 +111,7 @@ class Setup:
 
         self.platform, self.watcher = MisbehavingPlatform({}), Watcher()
         self.extensions = Extensions(
-            services={"chat": Chat(), "slow": Slow(), "careless": Careless()},
+            services={"chat": Chat(), "slow": Slow(), "careless": Careless(), "echo": Echo()},
             platforms={"misbehaving": self.platform},
             graphs={"embeddings": Embeddings({}), "text_generation": TextGeneration({})},
             observers={"watcher": self.watcher},
@@ -345,3 +358,20 @@ async def test_health_is_bad_when_the_engine_hangs(ready: Setup, monkeypatch: py
 
 async def test_the_version_is_what_the_program_says(ready: Setup) -> None:
     assert await ready.kernel.engine_version() == "2026.3.0-misbehaving"
+
+
+async def test_a_session_is_a_request_that_is_told_and_can_be_refused(setup: Setup) -> None:
+    await setup.kernel.install_engine()
+
+    async def inbound() -> AsyncIterator[Message]:
+        for _ in range(3):
+            yield Message(b"12345678")
+
+    assert len([each async for each in setup.kernel.converse("echo", inbound())]) == 3
+    async with aclosing(setup.kernel.converse("echo", inbound())) as left:
+        await anext(left)
+    assert [(each.code, each.bytes_out) for each in setup.watcher.outcomes] == [(200, 24), (499, 8)]
+    setup.watcher.forbidden = "echo"
+    with pytest.raises(Refused, match="forbidden"):
+        await anext(setup.kernel.converse("echo", inbound()))
+    assert setup.watcher.outcomes[-1].code == Refused.code

@@ -133,7 +133,7 @@ def ovms_unloaded(model: LocalModel, reason: str) -> None:
 
 @hookspec
 def ovms_before_request(call: Call) -> None:
-    """A request was admitted and is about to reach its service."""
+    """A request was admitted and is about to reach its service; a session is one request, with an empty body."""
 
 
 @hookspec

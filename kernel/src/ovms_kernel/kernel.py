@@ -377,14 +377,17 @@ class Kernel:
                 yield chunk
 
     async def converse(self, service: str, inbound: AsyncIterator[Message]) -> AsyncGenerator[Message, None]:
-        """Hold a session of messages."""
+        """Hold a session of messages, which counts as one request whose body is empty."""
         driver = self.service(service)
         if not driver.definition.bidirectional:
             raise NotSupported(f"The service {service} does not hold sessions; ask it with a single request.")
         self._admitting()
-        conversation = cast("ConversingService", driver).converse(inbound, self._engine_for_requests())
-        async with aclosing(conversation) as messages:
+        async with (
+            admitted(self.events, service, b"{}", timeout=None, streaming=True) as (_, sent),
+            aclosing(cast("ConversingService", driver).converse(inbound, self._engine_for_requests())) as messages,
+        ):
             async for message in messages:
+                sent(len(message.data))
                 yield message
 
     def _engine_for_requests(self) -> FollowingEngine:
