@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 PIECE = 300
-"""Characters that are spoken in one go: models take some hundred (SpeechT5 600 tokens), and lose themselves before."""
+"""Characters that are spoken in one go: SpeechT5 takes 600 tokens at most, and others wait for the engine meanwhile."""
 ENDS = tuple(
     re.compile(pattern) for pattern in (r"[.!?…]+[\"')\]]*\s+|[。！？]+[”’」）]*|\n+", r"[,;:]\s+|[，、；：]", r"\s+")
 )
@@ -96,9 +96,11 @@ def prepare(fields: dict[str, Any]) -> dict[str, Any]:
 def pieces(text: str) -> list[str]:
     """Return a text in pieces that a model can speak."""
     found: list[str] = []
-    while len(text) > PIECE:
-        ends = ([end.end() for end in pattern.finditer(text, 0, PIECE)] for pattern in ENDS)
-        cut = next((each[-1] for each in ends if each), PIECE)
-        found.append(text[:cut])
-        text = text[cut:]
-    return [piece for piece in [*found, text] if piece.strip()] or [text]
+    begin = 0
+    while begin + PIECE < len(text):
+        ends = ([end.end() for end in pattern.finditer(text, begin, begin + PIECE)] for pattern in ENDS)
+        cut = next((each[-1] for each in ends if each), begin + PIECE)
+        found.append(text[begin:cut])
+        begin = cut
+    found.append(text[begin:])
+    return [piece for piece in found if piece.strip()] or [text]
