@@ -32,6 +32,23 @@ import openvino_genai as genai
 pipeline = genai.TextRerankPipeline(sys.argv[1], "CPU", genai.TextRerankPipeline.Config(top_n=100))
 print(json.dumps(pipeline.rerank(sys.argv[2], json.loads(sys.argv[3]))))
 """
+WITHOUT_SPECIALS = """
+import os, sys
+import openvino
+import openvino_tokenizers
+from pathlib import Path
+core = openvino.Core()
+core.add_extension(next(map(str, Path(openvino_tokenizers.__file__).parent.glob("lib/*openvino_tokenizers*"))))
+model = core.read_model(sys.argv[1])
+(node,) = (node for node in model.get_ops() if node.get_type_name() == "CombineSegments")
+names = [node.input_value(at).get_node().get_type_name() for at in range(0, len(node.inputs()) - 1, 3)]
+text = 3 * next(number for number, name in enumerate(names) if name != "Constant")
+for at in range(3):
+    for target in node.output(at).get_target_inputs():
+        target.replace_source_output(node.input_value(text + at))
+openvino.save_model(model, sys.argv[2])
+os._exit(0)
+"""
 YES_AND_NO = """
 import json, sys
 import numpy as np
@@ -85,6 +102,18 @@ def test_scores_are_the_librarys(serve: Callable[..., Engine], fixtures: Path) -
     found = ranked(engine, "r", QUERY, DOCUMENTS)
     assert found == pytest.approx(directly(LIBRARY, fixtures / "rerank"), abs=1e-2)
     assert max(found, key=lambda index: found[index]) == 1
+
+
+def test_a_tokenizer_without_special_tokens_does_as_well(
+    serve: Callable[..., Engine], fixtures: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(fixtures / "rerank", bare)
+    tokenizer = "openvino_tokenizer.xml"
+    command = [sys.executable, "-c", WITHOUT_SPECIALS, str(fixtures / "rerank" / tokenizer), str(bare / tokenizer)]
+    subprocess.run(command, check=True)
+    engine = serve(r=(fixtures / "rerank", ""), bare=(bare, ""))
+    assert ranked(engine, "bare", QUERY, DOCUMENTS) == ranked(engine, "r", QUERY, DOCUMENTS)
 
 
 def test_a_query_may_be_longer_than_the_documents(serve: Callable[..., Engine], fixtures: Path) -> None:

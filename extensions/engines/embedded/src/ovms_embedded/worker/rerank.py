@@ -101,17 +101,38 @@ class Rerank:
 
 def _template(folder: Path, tokenizer: genai.Tokenizer) -> Template:
     """Return what a model puts around a pair: read off a pair of letters, whose tokens are known."""
-    one, other = (tokenizer.encode(each, add_special_tokens=False).input_ids.data[0].tolist() for each in "ab")
+    one, other = (_ids(tokenizer, letter) for letter in "ab")
     try:
         row = genai.Tokenizer(folder, add_second_input=True).encode(["a"], ["b"]).input_ids.data[0].tolist()
     except RuntimeError:  # of a model that knows no pairs: it reads the document right behind the query
         row = tokenizer.encode("a").input_ids.data[0].tolist()
         at = _find(one, row, 0)
         row[at + len(one) : at + len(one)] = other
-    first = _find(one, row, 0)
-    second = _find(other, row, first + len(one))
-    parts = row[:first], row[first + len(one) : second], row[second + len(other) :]
+    if row in (one, [*one, *other]):
+        parts = _named(folder, tokenizer)
+    else:
+        first = _find(one, row, 0)
+        second = _find(other, row, first + len(one))
+        parts = row[:first], row[first + len(one) : second], row[second + len(other) :]
     return Template(*(np.array(part, np.int64) for part in parts))
+
+
+def _named(folder: Path, tokenizer: genai.Tokenizer) -> tuple[list[int], list[int], list[int]]:
+    """Return the special tokens by their names: OVMS exports tokenizers that add none, and puts them in itself."""
+    config = common.read_json(folder / "tokenizer_config.json")
+    tokens: dict[str, list[int]] = {}
+    for name in ("bos", "cls", "eos", "sep"):
+        token = config.get(f"{name}_token")
+        text = token.get("content") if isinstance(token, dict) else token
+        tokens[name] = _ids(tokenizer, text) if text else []
+    if not tokens["sep"]:
+        return [], [], []
+    return tokens["bos"] or tokens["cls"], tokens["eos"] + tokens["sep"], tokens["eos"] or tokens["sep"]
+
+
+def _ids(tokenizer: genai.Tokenizer, text: str) -> list[int]:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).input_ids.data[0].tolist()
+    return ids
 
 
 def _find(part: list[int], row: list[int], start: int) -> int:
