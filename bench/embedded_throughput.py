@@ -8,7 +8,10 @@ measured is the engine and not an HTTP library. The direct side runs in a proces
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
+import re
 import socket
 import statistics
 import subprocess
@@ -17,9 +20,12 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
 NODES = {
@@ -38,6 +44,10 @@ ROUNDS = 15
 SENTENCE = "The quick cat sat on the mat and looked at the birds in the garden, number "
 LENGTHS = {"sentences": 1, "passages": 6}
 """How many sentences a text has: a question, or the piece of a document that is usual in retrieval."""
+WINDOW = 900
+"""Characters of a text that the tiny models take whole."""
+DOCUMENTS = Path(__file__).parents[1] / "docs"
+NO_PROSE = re.compile(r"```.*?```|^[|#>-].*?$", re.DOTALL | re.MULTILINE)
 
 
 class Direct:
@@ -167,7 +177,7 @@ def report(
 ) -> None:
     one, other = statistics.median(ours), statistics.median(direct)
     value = f"{one - other:+.2f} {unit}" if difference else f"{one / other:.2f}"
-    print(f"{what:44s} ours {one:10.1f}  direct {other:10.1f} {unit:9s} -> {value:10s} (target {target})")
+    print(f"{what:48s} ours {one:10.1f}  direct {other:10.1f} {unit:9s} -> {value:10s} (target {target})")
 
 
 def text() -> None:
@@ -207,20 +217,44 @@ def text() -> None:
     direct.close()
 
 
+def prose() -> list[str]:
+    """Return the sentences of our own documents: real ones, of whatever lengths people write."""
+    text = " ".join(NO_PROSE.sub(" ", path.read_text("utf-8")) for path in sorted(DOCUMENTS.glob("*.md")))
+    return [each for each in re.split(r"(?<=[.!?:])\s+", " ".join(text.split())) if len(each) > 15]
+
+
+def samples(count: int) -> Iterator[list[str]]:
+    """Yield batches of texts that are as many sentences long each, other ones every time."""
+    chance = random.Random(1)
+    written = prose()
+    pieces = [" ".join(written[at : at + count]) for at in range(len(written) - count + 1)]
+    pieces = [each for each in pieces if len(each) < WINDOW]
+    while True:
+        yield chance.sample(pieces, BATCH)
+
+
+def alike(count: int) -> Iterator[list[str]]:
+    """Yield batches of texts that are all of one length: nothing can be saved on them."""
+    for number in itertools.count():
+        yield [". ".join([f"{SENTENCE}{number} {each}"] * count) for each in range(BATCH)]
+
+
 def batches(kind: str, order: str, path: str, key: str, extra: dict[str, Any]) -> None:
     engine, direct = Engine(kind), Direct(kind)
     client = engine.connect()
-    for length, sentences in LENGTHS.items():
+    given = {name: samples(count) for name, count in LENGTHS.items()}
+    given |= {f"{name} of one length": alike(count) for name, count in LENGTHS.items()}
+    for name, batch in given.items():
         ours: list[float] = []
         theirs: list[float] = []
         for number in range(ROUNDS * 4 + 5):
-            texts = [". ".join([f"{SENTENCE}{number} {each}"] * sentences) for each in range(BATCH)]
+            texts = next(batch)
             seconds = post(client, request("POST", path, {"model": "m", key: texts} | extra))
             rate = direct(order, texts)["rate"]
             if number >= 5:
                 ours.append(BATCH / seconds)
                 theirs.append(rate)
-        report(f"{kind}, {BATCH} {length}", ours, theirs, "0.9", "texts/s")
+        report(f"{kind}, {BATCH} {name}", ours, theirs, "0.9", "texts/s")
     client.close()
     engine.close()
     direct.close()

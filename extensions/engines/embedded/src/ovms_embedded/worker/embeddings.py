@@ -12,10 +12,11 @@ import orjson
 from openvino import opset13 as ops
 
 from ovms_embedded.worker import common
-from ovms_embedded.worker.encoder import Encoder, answer, at_last_token, batches, pad, size
+from ovms_embedded.worker.encoder import Encoder, answer, at_last_token, read
 from ovms_embedded.worker.pipe import Refused, serve
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import openvino
@@ -32,7 +33,7 @@ POOLING_FILE_KEYS = {
 
 
 class Embeddings:
-    """One request at a time; a batch is one inference, unless it is huge."""
+    """One request at a time."""
 
     def __init__(self, spec: dict[str, Any], pipe: Pipe) -> None:
         options = spec["options"]
@@ -40,7 +41,8 @@ class Embeddings:
         pooling = options.get("pooling") or _pooling(folder)
         self.pipe = pipe
         self.tokenizer = genai.Tokenizer(folder)
-        self.encoder = Encoder(spec, pipe, partial(_pool, pooling=pooling, normalize=options["normalize_embeddings"]))
+        pool = partial(_pool, pooling=pooling, normalize=options["normalize_embeddings"])
+        self.encoder = Encoder(spec, pipe, self.tokenizer, pool)
         self.truncate: bool = options["truncate"]
         self.window = common.window(folder) or DEFAULT_WINDOW
         self.info: dict[str, Any] = {}
@@ -51,31 +53,31 @@ class Embeddings:
 
     def embed(self, number: int, payload: dict[str, Any]) -> dict[str, Any]:
         """Return the answer's ``data`` as JSON, written here because the front process has no numpy, and the tokens."""
-        texts, rows = payload["texts"], payload["tokens"]
-        sizes = [size(text) for text in texts] if texts else [len(row) for row in rows]
-        data: list[Any] = [None] * len(sizes)
-        tokens = 0
-        for batch in batches(sizes, partial(self.pipe.check, number)):
-            ids, mask = self._encode([texts[at] for at in batch]) if texts else self._pad([rows[at] for at in batch])
-            lengths = mask.sum(axis=1)
-            if (longest := int(lengths.max())) > self.window:
-                text = f"Input length {longest} longer than allowed {self.window}"
-                raise Refused(text)
-            if not longest:
-                text = "Input is empty after tokenization"
-                raise Refused(text)
-            tokens += int(lengths.sum())
-            for index, vector in zip(batch, self.encoder(ids, mask), strict=True):
-                written = base64.b64encode(vector).decode() if payload["base64"] else vector
-                data[index] = {"object": "embedding", "embedding": written, "index": index}
-        return {"data": orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY), "tokens": tokens}
+        check = partial(self.pipe.check, number)
+        rows = self._read(payload, check)
+        lengths = [len(row) for row in rows]
+        if (longest := max(lengths)) > self.window:
+            text = f"Input length {longest} longer than allowed {self.window}"
+            raise Refused(text)
+        if not longest:
+            text = "Input is empty after tokenization"
+            raise Refused(text)
+        data = [
+            {
+                "object": "embedding",
+                "embedding": base64.b64encode(vector).decode() if payload["base64"] else vector,
+                "index": index,
+            }
+            for index, vector in enumerate(self.encoder(rows, check))
+        ]
+        return {"data": orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY), "tokens": sum(lengths)}
 
-    def _encode(self, texts: list[str]) -> tuple[Tokens, Tokens]:
-        options: dict[str, Any] = {"max_length": self.window, "truncation": True} if self.truncate else {}
-        return common.encode(self.tokenizer, texts, **options)
-
-    def _pad(self, rows: list[list[int]]) -> tuple[Tokens, Tokens]:
-        return pad([row[: self.window] for row in rows] if self.truncate else rows, self.tokenizer.get_pad_token_id())
+    def _read(self, payload: dict[str, Any], check: Callable[[], None]) -> list[Tokens]:
+        if payload["texts"]:
+            options: dict[str, Any] = {"max_length": self.window, "truncation": True} if self.truncate else {}
+            return read(self.tokenizer, payload["texts"], check, **options)
+        end = self.window if self.truncate else None
+        return [np.array(row[:end], np.int64) for row in payload["tokens"]]
 
 
 def _pool(model: openvino.Model, *, pooling: str, normalize: bool) -> openvino.Output:

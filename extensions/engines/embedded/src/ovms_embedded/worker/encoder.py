@@ -11,8 +11,9 @@ from openvino import opset13 as ops
 from ovms_embedded.worker import common
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
+    import openvino_genai
     from numpy.typing import NDArray
 
     from ovms_embedded.worker.pipe import Pipe
@@ -20,35 +21,60 @@ if TYPE_CHECKING:
     Tokens = NDArray[np.int64]
 
 TOKENS_AT_ONCE = 1 << 15
-"""Tokens of one inference, counted as if all of its texts were as long as the longest, to which they are padded:
-thousands of texts at once would take more memory than there is."""
+"""Tokens of one inference, with those that only fill a row: thousands of texts at once would take more memory than
+there is."""
+INFERENCE = 256
+"""Tokens in whose time an inference starts and ends, about: rather than fill rows with more of them, infer twice."""
+LANES = 16
+"""Rows are filled to a multiple of this: what kernels calculate at once. The rest of a row costs them more than a whole
+multiple, and for every new length the library makes kernels anew."""
 TOKEN_SIZE = 4
 """Bytes of text that a token stands for, about."""
 
 
-def batches(sizes: Sequence[int], between: Callable[[], None]) -> Iterator[list[int]]:
-    """Yield the indexes of texts of these sizes in tokens, batch by batch; texts of like length come together."""
-    order = sorted(range(len(sizes)), key=lambda index: -sizes[index])
-    while order:
-        count = max(1, TOKENS_AT_ONCE // max(1, sizes[order[0]]))
-        yield order[:count]
-        del order[:count]
-        if order:
+def read(
+    tokenizer: openvino_genai.Tokenizer, texts: list[str], between: Callable[[], None], **options: bool | int
+) -> list[Tokens]:
+    """Return the tokens of each text, some texts at a time.
+
+    :param options: of the library's ``encode``.
+    """
+    sizes = np.array([1 + len(text.encode()) // TOKEN_SIZE for text in texts])
+    found: dict[int, Tokens] = {}
+    for batch in batches(sizes, TOKENS_AT_ONCE, between):
+        ids, mask = common.encode(tokenizer, [texts[at] for at in batch], **options)
+        tokens = ids[mask == 1]
+        ends = mask.sum(axis=1).cumsum().tolist()
+        found |= {at: tokens[start:end] for at, start, end in zip(batch, [0, *ends], ends, strict=False)}
+    return [found[at] for at in range(len(texts))]
+
+
+def batches(sizes: Tokens, price: int, between: Callable[[], None]) -> Iterator[list[int]]:
+    """Yield the indexes of texts of these sizes in tokens, batch by batch, the longest first.
+
+    Texts of like length come together, because all rows of a batch are filled to the longest.
+
+    :param price: tokens that a batch more is worth if as many need not be filled in.
+    :param between: called after so many tokens that whoever waits might have gone.
+    """
+    order = np.argsort(-sizes, kind="stable")
+    sizes = sizes[order]
+    start = done = 0
+    while start < len(sizes):
+        longest = int(sizes[start])
+        if done and done + longest > TOKENS_AT_ONCE:
             between()
-
-
-def size(text: str) -> int:
-    """Return how many tokens a text has, about."""
-    return len(text.encode()) // TOKEN_SIZE
-
-
-def pad(rows: Sequence[Sequence[int] | Tokens], token: int) -> tuple[Tokens, Tokens]:
-    """Return ids and mask of rows of tokens, all as long as the longest: (texts, tokens)."""
-    lengths = np.array([len(row) for row in rows])
-    present = np.arange(lengths.max()) < lengths[:, None]
-    ids = np.full(present.shape, max(token, 0), np.int64)
-    ids[present] = np.concatenate(rows)
-    return ids, present.astype(np.int64)
+            done = 0
+        end = min(len(sizes), start + max(1, TOKENS_AT_ONCE // longest))
+        while True:
+            spared = (end - np.arange(start, end)) * (longest - sizes[start:end])
+            cut = int(spared.argmax())
+            if spared[cut] <= price:
+                break
+            end = start + cut
+        yield order[start:end].tolist()
+        done += (end - start) * longest
+        start = end
 
 
 class Encoder:
@@ -57,7 +83,13 @@ class Encoder:
     :param output: extends the graph of the model and returns what is to be its only output.
     """
 
-    def __init__(self, spec: dict[str, Any], pipe: Pipe, output: Callable[[openvino.Model], openvino.Output]) -> None:
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        pipe: Pipe,
+        tokenizer: openvino_genai.Tokenizer,
+        output: Callable[[openvino.Model], openvino.Output],
+    ) -> None:
         device = common.device(spec, pipe, "target_device")
         core = openvino.Core()
         model = core.read_model(common.models_path(spec) / "openvino_model.xml")
@@ -68,17 +100,34 @@ class Encoder:
         self._request = core.compile_model(model, device, common.properties(spec)).create_infer_request()
         self._inputs = {name for port in model.inputs for name in port.get_names()}
         self._stateful = bool(self._request.query_state())
+        self._window = common.window(common.models_path(spec)) or 0
+        self._filler = max(tokenizer.get_pad_token_id(), 0)
 
-    def __call__(self, ids: Tokens, mask: Tokens, kinds: Tokens | None = None) -> NDArray[np.float32]:
+    def __call__(self, rows: list[Tokens], between: Callable[[], None], first: int = 0) -> NDArray[np.float32]:
         """Return a row for each text.
 
-        :param ids: (texts, tokens), like all of these.
-        :param mask: 1, or 0 where ``ids`` is padded, on either side.
-        :param kinds: 1 where a token belongs to the second text of a pair.
+        :param rows: the tokens of each text.
+        :param between: called now and then while it takes long.
+        :param first: where the rows are pairs, how many tokens each has before those of its second text.
         """
+        lengths = np.array([len(row) for row in rows])
+        # Beyond its window a model may have no positions; of one whose window is unknown, no row is filled needlessly.
+        filled = np.maximum(np.minimum(-(-lengths // LANES) * LANES, self._window), np.maximum(lengths, 1))
+        found: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows)
+        for batch in batches(filled, INFERENCE, between):
+            present = np.arange(filled[batch[0]]) < lengths[batch][:, None]
+            ids = np.full(present.shape, self._filler, np.int64)
+            ids[present] = np.concatenate([rows[at] for at in batch])
+            for at, row in zip(batch, self._infer(ids, present.astype(np.int64), first), strict=True):
+                found[at] = row
+        return np.array(found)
+
+    def _infer(self, ids: Tokens, mask: Tokens, first: int) -> NDArray[np.float32]:
         feed: dict[str, NDArray[Any]] = {"input_ids": ids, "attention_mask": mask}
         if "token_type_ids" in self._inputs:
-            feed["token_type_ids"] = np.zeros_like(ids) if kinds is None else kinds
+            kinds = feed["token_type_ids"] = np.zeros_like(ids)
+            if first:
+                kinds[:, first:] = mask[:, first:]
         if "position_ids" in self._inputs:
             feed["position_ids"] = np.maximum(mask.cumsum(axis=1) - 1, 0)
         if "beam_idx" in self._inputs:

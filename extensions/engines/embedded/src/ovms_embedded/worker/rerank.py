@@ -10,11 +10,10 @@ import openvino_genai as genai
 from openvino import opset13 as ops
 
 from ovms_embedded.worker import common
-from ovms_embedded.worker.encoder import Encoder, answer, at_last_token, batches, pad, size
+from ovms_embedded.worker.encoder import Encoder, answer, at_last_token, read
 from ovms_embedded.worker.pipe import Refused, serve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     import openvino
@@ -34,7 +33,7 @@ class Template(NamedTuple):
 
 
 class Rerank:
-    """One request at a time; all its documents are one inference, unless they are many.
+    """One request at a time.
 
     The library's own pipeline is not used: its tokenizer of pairs writes beyond its memory when a query is longer than
     the documents, and nothing says whether it has cut one.
@@ -52,7 +51,7 @@ class Rerank:
         if self.window <= 2 * self.specials:
             text = f"max_position_embeddings should be larger than 2 * {self.specials}, the number of special tokens"
             raise ValueError(text)
-        self.encoder = Encoder(spec, pipe, partial(_logits, tokenizer=self.tokenizer))
+        self.encoder = Encoder(spec, pipe, self.tokenizer, partial(_logits, tokenizer=self.tokenizer))
         self.info: dict[str, Any] = {}
 
     def run(self) -> None:
@@ -65,7 +64,7 @@ class Rerank:
         if len(documents) > self.chunks:
             raise Refused(f"Number of documents exceeds max_allowed_chunks: {len(documents)} > {self.chunks}")
         check = partial(self.pipe.check, number)
-        query, *bodies = self._tokens([payload["query"], *documents], check)
+        query, *bodies = read(self.tokenizer, [payload["query"], *documents], check, add_special_tokens=False)
         # OVMS cuts the query like this, too, and so leaves half of the window to the documents.
         head = np.concatenate([self.template.before, query[: self.window // 2], self.template.between])
         room = self.window - len(head) - len(self.template.after)
@@ -78,21 +77,10 @@ class Rerank:
         if len(rows) > self.chunks:
             raise Refused(f"Number of chunks exceeds max_allowed_chunks: {len(rows)} > {self.chunks}")
         best = [0.0] * len(documents)
-        for batch in batches([len(row) for row in rows], check):
-            ids, mask = pad([rows[at] for at in batch], self.tokenizer.get_pad_token_id())
-            kinds = mask.copy()
-            kinds[:, : len(head)] = 0
-            scores = 1 / (1 + np.exp(-self.encoder(ids, mask, kinds).astype(np.float64)))
-            for at, score in zip(batch, scores.tolist(), strict=True):
-                best[owners[at]] = max(score, best[owners[at]])
+        scores = 1 / (1 + np.exp(-self.encoder(rows, check, len(head)).astype(np.float64)))
+        for index, score in zip(owners, scores.tolist(), strict=True):
+            best[index] = max(score, best[index])
         return sorted(enumerate(best), key=lambda each: -each[1])
-
-    def _tokens(self, texts: list[str], check: Callable[[], None]) -> list[Tokens]:
-        found: dict[int, Tokens] = {}
-        for batch in batches([size(text) for text in texts], check):
-            ids, mask = common.encode(self.tokenizer, [texts[at] for at in batch], add_special_tokens=False)
-            found |= zip(batch, np.split(ids[mask == 1], mask.sum(axis=1).cumsum()[:-1]), strict=True)
-        return [found[at] for at in range(len(texts))]
 
     def _tokenize(self, _: int, payload: dict[str, Any]) -> list[list[int]]:
         # OVMS never adds special tokens here: its pairs get them when they are put together.
