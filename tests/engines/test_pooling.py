@@ -59,6 +59,8 @@ def test_vectors_are_the_librarys(make_engine: Callable[[], Engine], graph: Call
         for one, other in zip(answer["data"], wanted, strict=True):
             assert one["embedding"] == pytest.approx(other, abs=1e-4), name
         assert answer["data"][0]["embedding"] != pytest.approx(answer["data"][1]["embedding"], abs=1e-2)
+    old = engine.post("/v3/v1/embeddings", model="mean", input=TEXTS)
+    assert (old.status_code, "Wrong endpoint" in old.json()["error"]) == (400, True), "of text generation alone"
 
 
 def test_no_text_is_filled_beyond_the_window(

@@ -41,7 +41,7 @@ CONFIG = re.compile(r".?/v1/config")
 RELOAD = re.compile(r".?/v1/config/reload")
 MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(/ready|/infer)?")
 MODELS = re.compile(r"/(?:v3/v1|v3|v1)/models(?:/(.*))?")
-GENERATIVE = re.compile(r"/(?:v3/v1|v3|v1)/(.+)")
+GENERATIVE = re.compile(r"/(?:v3|v1)/(.+)")
 RETRY_AFTER = ((b"retry-after", b"1"),)
 MODEL_PREFIX = 4
 """Characters of ``/v3/``, cut to get a model's name from a path (spec E.0)."""

@@ -42,7 +42,9 @@ async def dispatch(request: Request, servable: Servable) -> Reply | Stream:
     if servable.graph is None or servable.worker is None:
         raise HttpError(500, "Mediapipe graph definition with requested name is not loaded yet")
     known = ENDPOINTS[servable.graph.calculator]
-    endpoint = known.get(request.path)
+    generates = servable.graph.calculator == "HttpLLMCalculator"
+    # /v3/v1/ is an old prefix, of text generation alone (spec E.0).
+    endpoint = known.get(request.path.removeprefix("v1/") if generates else request.path)
     if request.path.endswith("tokenize") and servable.graph.calculator in TOKENIZERS:
         endpoint = tokenize
     if endpoint is None:
