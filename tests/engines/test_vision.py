@@ -237,7 +237,7 @@ def test_pipeline_types(make_engine: Callable[[], Engine], graph: Callable[..., 
         "LM_CB": (MODEL, "pipeline_type: LM_CB", "does not fit"),
         "blind": (blind, "pipeline_type: VLM", "does not fit"),
         "OMNI": (MODEL, "pipeline_type: OMNI", "Omni"),
-        "NPU": (MODEL, 'device: "NPU"', "stateful"),
+        "NPU": (MODEL, 'device: "NPU"', "NPU"),
     }
     engine = make_engine()
     for name, (model, options, _) in entries.items():

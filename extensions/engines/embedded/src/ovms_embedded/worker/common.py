@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from ovms_embedded.worker.pipe import Pipe
 
 WINDOW_KEYS = ("max_position_embeddings", "n_positions", "seq_len", "seq_length", "n_ctx", "sliding_window")
+ACCELERATORS = re.compile(r"(?<!\S)(GPU|NPU)(?:\.\d+)?(?!\S)")
+"""Devices that are named by themselves; AUTO and its like do without those that are not there."""
 
 
 def models_path(spec: dict[str, Any], option: str = "models_path") -> Path:
@@ -30,13 +33,20 @@ def models_path(spec: dict[str, Any], option: str = "models_path") -> Path:
 
 
 def device(spec: dict[str, Any], pipe: Pipe, option: str) -> str:
-    """Return the device of the graph, or the best one there is when it names none (spec G.3: never an NPU)."""
-    named = str(spec["options"].get(option) or "").strip()
-    if named:
-        return named
+    """Return the device of the graph, or the best one there is when it names none (spec G.3: never an NPU).
+
+    :raises ValueError: this machine has none of that kind; the library would name one of its files.
+    """
     import openvino
 
-    available = openvino.Core().available_devices
+    named = str(spec["options"].get(option) or "").strip()
+    available: list[str] = openvino.Core().available_devices
+    for kind in ACCELERATORS.findall(named):
+        if not any(each.startswith(kind) for each in available):
+            message = f"OpenVINO finds no {kind} on this machine, only {', '.join(available)}"
+            raise ValueError(message)
+    if named:
+        return named
     chosen = next((each for each in available if each.startswith("GPU")), "CPU")
     pipe.log("info", "serving", f"No device specified, using recommended device: {chosen}")
     return chosen
