@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     Tokens = NDArray[np.int64]
 
-TOKENS_AT_ONCE = 1 << 15
-"""Tokens of one inference, with those that only fill a row: thousands of texts at once would take more memory than
-there is."""
+TOKENS_AT_ONCE = 1 << 13
+"""Tokens of one inference, with those that only fill a row: more at once are no faster, but take more memory, and it is
+longer until somebody sees that nobody waits for them."""
 INFERENCE = 256
 """Tokens in whose time an inference starts and ends, about: rather than fill rows with more of them, infer twice."""
 LANES = 16
