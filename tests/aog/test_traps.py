@@ -11,7 +11,7 @@ import pytest
 
 from ovms_kernel.aog import habits, sessions
 from ovms_kernel.aog.framing import reframe_event
-from ovms_kernel.errors import EngineFailed, NotFound, OvmsError, PreconditionFailed, TimedOut, Unavailable
+from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, OvmsError, PreconditionFailed, TimedOut, Unavailable
 from ovms_kernel.manifest import FLAVORS, PROVIDER
 from ovms_kernel.testing.host import bidi_request
 from ovms_kernel.values import Message, Progress
@@ -373,6 +373,16 @@ async def test_d1_39_voices_that_aog_demands_are_not_demanded_of_the_model(full:
     assert second == {"model": "m", "voice": "my-own"}
 
 
+async def test_a_request_that_is_no_json_gets_to_who_refuses_it(aog: Any) -> None:
+    # Half a character is what a client sends that cuts a text in the middle of an emoji.
+    aog.kernel.does["invoke"] = BadRequest("The request is not valid JSON.")
+    await load(aog, "tiny/chat")
+    for sent in (b'{"prompt": "\\ud83d"}', b'{"model": "m", "voice": "girl", "text": "\\ud83d"}', b"[]", b"{"):
+        response = await aog.call("InvokeService", service_name="chat", request_data=sent)
+        assert (response.code, response.message) == (400, "The request is not valid JSON.")
+        assert aog.kernel.asked("invoke")[-1][1] == sent
+
+
 async def test_d1_37_created_is_text(aog: Any) -> None:
     aog.kernel.does["invoke"] = b'{"created": 1700000000, "choices": []}'
     response = await aog.call("InvokeService", service_name="chat", request_data=body(model="m"))
@@ -457,6 +467,16 @@ async def test_d1_39_d2_35_actions_that_aog_lost_are_put_back(aog: Any) -> None:
     assert json.loads(again.data)["model"] == "m"
     assert json.loads(again.data)["parameters"] == {"language": "en", "format": "pcm", "sample_rate": 16000}
     assert {each.metadata["ws_conn_id"] for each in talk.heard} == {"c7"}
+    talk.call.cancel()
+
+
+async def test_a_message_that_is_no_json_gets_to_the_service_and_holds_up_nothing(aog: Any) -> None:
+    talk, sent = Talk(aog), b'{"action": "run-task", "task": "\\ud83d"}'
+    talk.say(sent, **FIRST)
+    talk.say(body(action="run-task"))
+    talk.say(b"\0", "binary")
+    assert await talk.next() == ("result-generated", "text")
+    assert talk.heard[0].data == sent
     talk.call.cancel()
 
 

@@ -7,7 +7,6 @@ docs/aog.md, each of which has a test.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ from ovms_kernel.aog import framing, payloads
 from ovms_kernel.aog.provider import Fields, Provider
 from ovms_kernel.aog.sessions import hold_session
 from ovms_kernel.errors import BadRequest, NotFound, OvmsError
+from ovms_kernel.requests import decode_request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
@@ -33,8 +33,6 @@ LINGER = 0.5
 """Seconds that a pull's stream stays open after its last message, or AOG may lose that (D1-26, D1-30)."""
 RECENT = 60.0
 """Seconds without a request after which a model that AOG let go of is unloaded; it counts from the *load* (D1-17)."""
-
-
 VOICES = frozenset({"male", "female", "girl", "baby"})
 """What AOG's clients must name as voice, whatever the model has; its own templates drop it."""
 
@@ -100,11 +98,9 @@ class AogProvider(Provider):
         :raises OvmsError: the load of that model failed, which LoadModel could not tell.
         """
         try:
-            fields = json.loads(body)
-        except (ValueError, RecursionError):
-            return body, ""  # the kernel says what is wrong with it
-        if not isinstance(fields, dict):
-            return body, ""
+            fields = decode_request(body)
+        except BadRequest:
+            return body, ""  # the kernel says so, too
         if isinstance(voice := fields.get("voice"), str) and voice in VOICES:
             del fields["voice"]
             body = payloads.write(fields)

@@ -9,7 +9,8 @@ from contextlib import ExitStack, aclosing
 from typing import TYPE_CHECKING, Any
 
 from ovms_kernel.aog import framing, payloads
-from ovms_kernel.errors import OvmsError
+from ovms_kernel.errors import BadRequest, OvmsError
+from ovms_kernel.requests import decode_request
 from ovms_kernel.values import Message
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ class Session:
         self._service = service
         self._inbound = inbound
         self._waiting: asyncio.Queue[Message | None] = asyncio.Queue(WAITING)
-        self._again: Message | None = None
         self._audio = False
         self._metadata: dict[str, str] = {}
         self.idle_limit = IDLE
@@ -78,12 +78,12 @@ class Session:
             self._audio = True
             return Message(message.data, "binary", metadata)
         try:
-            fields = json.loads(message.data)
-        except (ValueError, RecursionError):
+            fields = decode_request(message.data)
+        except BadRequest:
             return Message(message.data, "text", metadata)  # the service says what is wrong with it
-        if isinstance(fields, dict) and not fields.get("action"):
+        if not fields.get("action"):
             fields = self._task(fields, metadata)
-        if isinstance(fields, dict) and fields.get("action") != "run-task":
+        if fields.get("action") != "run-task":
             self._audio = False
         return Message(payloads.write(fields), "text", metadata)
 
