@@ -118,17 +118,11 @@ class QueueHandler(logging.handlers.QueueHandler):
         return record
 
 
-def set_up(level: str, *, hosted: bool, file: Path | None = None) -> None:
-    """Log to stderr in this process: for a person, or as hclog's lines for a host.
-
-    :param file: is written as well.
-    """
-    root = logging.getLogger()
-    to_stderr = DescriptorHandler(2) if hosted else logging.StreamHandler()
-    to_stderr.setFormatter(HclogFormatter() if hosted else logging.Formatter(READABLE))
-    root.handlers[:] = [to_stderr]
-    if file and (to_file := open_file(file)):
-        root.addHandler(to_file)
+def set_up(level: str) -> None:
+    """Log to stderr in this process, readable to a person."""
+    to_stderr = logging.StreamHandler()
+    to_stderr.setFormatter(logging.Formatter(READABLE))
+    logging.getLogger().handlers[:] = [to_stderr]
     set_level(level)
 
 

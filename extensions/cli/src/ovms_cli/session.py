@@ -115,7 +115,7 @@ def _run(work: Callable[[Session], Awaitable[None]], data_dir: Path | None, *, d
     if debug:
         from ovms_kernel.log import set_up
 
-        set_up("DEBUG", hosted=False)
+        set_up("DEBUG")
     else:
         handler = _Notices()
         handler.addFilter(_is_news)

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from ovms_kernel.aog.payloads import write
 from ovms_kernel.errors import EngineFailed
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def reframe_answer(answer: bytes) -> bytes:
         return answer
     if not isinstance(value, dict) or not isinstance(value.get("created"), (int, float)):
         return answer
-    return _dump(timestamped(value))
+    return write(timestamped(value))
 
 
 def with_embeddings(answer: bytes) -> bytes:
@@ -45,7 +46,7 @@ def with_embeddings(answer: bytes) -> bytes:
         vectors = value.pop("data") if value["data"] and "embedding" in value["data"][0] else None
     except (ValueError, TypeError, LookupError):
         return answer
-    return answer if vectors is None else _dump({"embeddings": vectors} | value)
+    return answer if vectors is None else write({"embeddings": vectors} | value)
 
 
 def reframe_event(event: bytes) -> bytes:
@@ -71,7 +72,7 @@ def reframe_event(event: bytes) -> bytes:
         # AOG would make an ordinary event of it and lose the text; a code reaches the client.
         text = error.get("message") if isinstance(error, dict) else error
         raise EngineFailed(str(text))
-    return b"data: " + _dump(timestamped(value)) + b"\n\n"
+    return b"data: " + write(timestamped(value)) + b"\n\n"
 
 
 async def together(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
@@ -118,14 +119,14 @@ async def together(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes,
 def pull_failed(code: int, message: str) -> bytes:
     """Return a pull's error as data: AOG swallows codes in this stream, and copies the text unescaped."""
     text = message.replace('"', "'").replace("\\", "/").replace("\n", " ")
-    return _dump({"status": "error", "error": text, "code": code})
+    return write({"status": "error", "error": text, "code": code})
 
 
 def session_failed(task: str, error: OvmsError) -> bytes:
     """Return a session's error as an event; a code would make AOG close a channel that it still writes to."""
     kind = "CLIENT_ERROR" if 400 <= error.code < 500 else "MODEL_ERROR" if error.code == 502 else "SERVER_ERROR"
     header = {"task_id": task, "event": "task-failed", "error_code": kind, "error_message": error.message}
-    return _dump({"header": header, "payload": {}})
+    return write({"header": header, "payload": {}})
 
 
 def is_task_started(data: bytes) -> bool:
@@ -136,7 +137,3 @@ def is_task_started(data: bytes) -> bool:
         return bool(json.loads(data)["header"]["event"] == "task-started")
     except (ValueError, KeyError, TypeError):
         return False
-
-
-def _dump(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

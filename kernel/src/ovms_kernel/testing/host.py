@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2
 from ovms_kernel.aog.protos import aog_provider_pb2, goplugin_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
 HANDSHAKE_LIMIT = 10.0
@@ -242,16 +242,3 @@ def plugin_command() -> list[str]:
 def bidi_request(data: bytes, kind: str = "text", **fields: Any) -> Any:  # noqa: ANN401 - a generated message
     """Return one message of a session; the first one needs ``service_name`` and ``is_first``."""
     return aog_provider_pb2.InvokeServiceBidiRequest(data=data, message_type=kind, **fields)
-
-
-def texts_of(chunks: Iterable[bytes]) -> str:
-    """Return the text in the chat events of a stream."""
-    import json
-
-    text = ""
-    for event in b"".join(chunks).split(b"\n\n"):
-        payload = event.strip().removeprefix(b"data:").strip()
-        if payload and payload != b"[DONE]":
-            for choice in json.loads(payload).get("choices", []):
-                text += (choice.get("delta") or {}).get("content") or ""
-    return text
