@@ -109,6 +109,15 @@ class Paint:
     def build(self, files, options): pass
 """
 
+PLATFORM = """
+class Paint:
+    def __init__(self, section): pass
+    def matches(self, host): return {}["x"]
+    def release(self, host, version): pass
+    async def requirements(self, installation): return []
+    def launch(self, installation, ports): pass
+"""
+
 
 @pytest.mark.parametrize(
     ("group", "source", "cause"),
@@ -121,9 +130,11 @@ class Paint:
         ("services", SERVICE.replace("def __init__(self, section)", "def __init__(self)"), "constructing it failed"),
         ("graphs", GRAPH.replace("build", "built"), "it lacks build"),
         ("graphs", GRAPH, "calls itself painting and its entry point calls it paint"),
+        ("platforms", PLATFORM, "examining it failed (KeyError: 'x')"),
+        ("platforms", PLATFORM.replace('return {}["x"]', "pass"), "its matches returned NoneType, not a number"),
         ("service", SERVICE, "ovms.service is no group of extensions; there are ovms.services,"),
     ],
-    ids=["nothing", "stream", "converse", "name", "template", "constructor", "build", "model type", "group"],
+    ids=["nothing", "stream", "converse", "name", "template", "init", "build", "type", "matches", "fit", "group"],
 )
 def test_a_driver_that_could_not_do_its_work_is_refused_with_the_reason(
     site: Site, tmp_path: Path, group: str, source: str, cause: str

@@ -170,12 +170,12 @@ def drivers() -> Extensions:
 
 @pytest.fixture
 def make_world(tmp_path: Path, drivers: Extensions) -> Callable[..., World]:
-    def make(hubs: Any = None, **settings: Any) -> World:
+    def make(hubs: Any = None, graphs: Any = drivers.graphs, **settings: Any) -> World:
         chosen = Settings(tmp_path / "data", **settings)
         events = Events(chosen.hook_timeout)
         recorder = Recorder()
         events.register({"recorder": recorder})
-        library = Library(chosen, events, hubs or drivers.hubs, drivers.graphs, HOST)
+        library = Library(chosen, events, hubs or drivers.hubs, graphs, HOST)
         engine = TrapEngine(chosen.config_json)
 
         async def connect() -> TrapEngine:

@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from ovms_kernel.errors import NotSupported
+
 MODULE = """
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
@@ -75,3 +79,26 @@ def test_a_ninth_model_type_comes_with_one_distribution(tmp_path: Path):
     assert answer.stdout.startswith("translation\n")
     assert "[type.googleapis.com/mediapipe.PythonExecutorCalculatorOptions] {" in answer.stdout
     assert 'handler_path: "handler.py"' in answer.stdout
+
+
+class Careless:
+    """A graph driver that fails on every model."""
+
+    model_type = "careless"
+
+    def recognises(self, files):
+        return {}["x"]
+
+
+async def test_a_type_that_cannot_be_told_costs_models_of_that_type_alone(make_world, drivers, tiny, caplog):
+    world = make_world(graphs={**drivers.graphs, "careless": Careless()})
+    assert (await world.library.import_(tiny("embeddings"), "me/a")).model_type == "embeddings"
+    [told] = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert told == "Extension graphs.careless cannot tell whether me/a is of its type (KeyError: 'x')."
+    with pytest.raises(KeyError):
+        await world.library.import_(tiny("embeddings"), "me/b", model_type="careless")
+
+
+async def test_without_any_type_it_says_what_to_install(make_world, tiny):
+    with pytest.raises(NotSupported, match="No extension for model types is installed; install one, such as ovms-"):
+        await make_world(graphs={}).library.import_(tiny("embeddings"), "me/a")

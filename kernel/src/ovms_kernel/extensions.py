@@ -88,7 +88,7 @@ def compose(
                 doing = "constructing"
                 driver = make(settings.section(kind, report.name))
                 doing = "examining"
-                flaw = _flaw(kind, report.name, driver)
+                flaw = _flaw(kind, report.name, driver, host)
             except (Exception, SystemExit) as error:
                 log.debug("Extension %s does not load", report.key, exc_info=True)
                 flaw = " ".join(f"{doing} it failed ({type(error).__name__}: {error})".split())
@@ -135,7 +135,7 @@ def _misplaced(offered: Mapping[str, Iterable[metadata.EntryPoint]]) -> Iterator
             yield ExtensionReport(group.removeprefix("ovms."), each.name, *_origin(each), "broken", cause)
 
 
-def _flaw(kind: str, name: str, driver: Any) -> str:  # noqa: ANN401 - whatever the entry point made
+def _flaw(kind: str, name: str, driver: Any, host: Host) -> str:  # noqa: ANN401 - whatever the entry point made
     """Return what keeps a driver from doing its work under its name; empty if nothing does."""
     protocols = [DRIVER_PROTOCOLS[kind]]
     if kind == "services" and (definition := getattr(driver, "definition", None)):
@@ -148,6 +148,9 @@ def _flaw(kind: str, name: str, driver: Any) -> str:  # noqa: ANN401 - whatever 
         return f"it calls itself {said} and its entry point calls it {name}; give it one name"
     if kind == "services" and (template := unknown_template(driver.definition)):
         return f"AOG has no template {template}; leave config_ref empty to serve other hosts only"
+    # All platforms are asked whenever one is chosen, so that one which cannot answer would cost the others.
+    if kind == "platforms" and not isinstance(fit := driver.matches(host), int):
+        return f"its matches returned {type(fit).__name__}, not a number"
     return ""
 
 

@@ -70,9 +70,22 @@ class Shaper:
         """Return the model type: the declared one unless the files contradict it, else what the files say.
 
         :raises BadRequest: the files are of another type than declared, or of none that is known.
+        :raises NotSupported: no type at all is known.
         """
+        if not self._drivers:
+            raise NotSupported("No extension for model types is installed; install one, such as ovms-graph-embeddings.")
         self.check_type(declared)
-        scores = {kind: driver.recognises(described) for kind, driver in sorted(self._drivers.items())}
+        scores: dict[str, int] = {}
+        for kind, driver in sorted(self._drivers.items()):
+            try:
+                scores[kind] = driver.recognises(described)
+            except Exception as error:
+                if kind == declared:
+                    raise
+                # It costs models of its own type alone.
+                cause = f"{type(error).__name__}: {error}"
+                log.warning("Extension graphs.%s cannot tell whether %s is of its type (%s).", kind, name, cause)
+                log.debug("Extension graphs.%s failed", kind, exc_info=True)
         best = max(scores, key=lambda kind: scores[kind], default="")
         if not best or scores[best] <= 0:
             if declared:
