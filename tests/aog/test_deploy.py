@@ -6,6 +6,7 @@ import platform
 import stat
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,17 @@ def test_d1_2_d1_7_d1_23_it_writes_a_folder_that_aog_can_start(command, plugins:
     assert {each["config_ref"].partition(":")[0] for each in manifest["services"]} == {"openvino"}
     files = sorted(each.relative_to(plugins) for each in plugins.rglob("*") if each.is_file())
     assert len(files) == 2
+
+
+def test_it_names_a_service_that_is_installed(command, plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    services = {each.name for each in metadata.entry_points(group="ovms.services")}
+    others = ",".join(f"services.{each}" for each in services - {"embed"})
+    monkeypatch.setenv("OVMS_PLUGIN_DISABLED", others)
+    assert "\n  aog install embed --flavor ovms-plugin --model OpenVINO/Qwen3-Embedding" in command()
+    command("--remove")
+    monkeypatch.setenv("OVMS_PLUGIN_DISABLED", f"{others},services.embed")
+    assert command(code=7) == "No service that AOG knows is installed; install one, such as ovms-service-chat.\n"
+    assert not (plugins / "ovms-plugin").exists()
 
 
 def test_d1_3_d1_45_it_says_when_aog_sees_the_plugin_and_which_command_crashes(command) -> None:

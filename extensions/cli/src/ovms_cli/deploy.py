@@ -22,7 +22,7 @@ from ovms_kernel.manifest import MARK, PROVIDER, SYSTEMS, executable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ovms_kernel.values import Host
+    from ovms_kernel.values import Host, ServiceDefinition
 
 MACHINES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 """GOARCH by what Python calls the machine."""
@@ -72,8 +72,11 @@ async def deploy(
             return
         async with session.kernel() as kernel:
             manifest = replace(kernel.manifest(), bodies=bodies.value)
-            default = next((each.default_model for each in manifest.services if each.name == "chat"), "")
+            # What people try first.
+            example = min(manifest.services, key=lambda each: each.name != "chat", default=None)
             trouble = trouble_of_aog(kernel.host)
+        if example is None:
+            raise NotSupported("No service that AOG knows is installed; install one, such as ovms-service-chat.")
         system = this_system()
         text = manifest.as_yaml(
             systems=(system,), resources={"data_dir": str(session.settings.data_dir).replace("$", "$$")}
@@ -91,7 +94,7 @@ async def deploy(
         if not existed:
             await anyio.to_thread.run_sync(shutil.rmtree, folder)
         raise
-    _say_next(session, folder, plugins, default, seconds)
+    _say_next(session, folder, plugins, example, seconds)
     if trouble:
         output.say(trouble)
 
@@ -217,13 +220,14 @@ async def start_once(launcher: Path) -> float:
     return host.handshake_seconds
 
 
-def _say_next(session: Session, folder: Path, plugins: Path, model: str, seconds: float) -> None:
+def _say_next(session: Session, folder: Path, plugins: Path, service: "ServiceDefinition", seconds: float) -> None:
     output.say(f"Written to {folder} and started once from there: it answered after {seconds * 1000:.0f} ms.")
     output.say(f"Models and engine are kept in {session.settings.data_dir}.")
     output.say("")
     output.say("Next, restart AOG, which looks for plugins only when it starts, and install a service:")
     output.say("  aog server stop; aog server start -d")
-    output.say(f"  aog install chat --flavor {PROVIDER} --model {model or '<owner>/<name>'}")
+    model = service.default_model or "<owner>/<name>"
+    output.say(f"  aog install {service.name} --flavor {PROVIDER} --model {model}")
     output.say("")
     output.say(f"AOG must read {plugins}: started in a folder that has a folder `plugins`, it reads that one instead.")
     output.say("Get more models with `aog install` or over its HTTP API: `aog pull` crashes with any plugin.")
