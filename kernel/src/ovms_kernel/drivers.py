@@ -113,7 +113,11 @@ class Platform(Protocol):
     """How an engine is got and started on one kind of system."""
 
     def matches(self, host: Host) -> int:
-        """Return 0 if this is not the host's platform, else a number that is higher the more specific the match is."""
+        """Return how well it fits: 0 if not at all, 1 if any host will do, else ``GUESS``, ``DERIVED`` or ``EXACT``.
+
+        The highest is used. Where a ``GUESS`` does not run, the next one is. More than ``EXACT`` means that the
+        driver's settings ask for it, whatever the host is.
+        """
         ...
 
     def release(self, host: Host, version: str) -> Release:

@@ -2,8 +2,9 @@
 
 The verb says what happens when an implementation raises: ``before`` and ``amend`` may veto by raising ``Refused``; any
 other error, and every error in another hook, is reported under the extension's name and stops nothing. Implementations
-may be ``async def``; a synchronous one must not block. They run one after another, sorted by kind and name, with a time
-limit each; ``ovms_kernel_stopping`` runs in reverse order. Progress and tokens are streams, not hooks.
+may be ``async def``; a synchronous one runs in a thread of its own. They run one after another, sorted by kind and
+name, with a time limit each; ``ovms_kernel_stopping`` runs in reverse order. Progress and tokens are streams, not
+hooks.
 """
 
 from __future__ import annotations

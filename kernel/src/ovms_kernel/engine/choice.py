@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ovms_kernel.engine.ovms import DERIVED, EXACT, GUESS
+from ovms_kernel.engine.ovms import EXACT, GUESS
 from ovms_kernel.errors import EngineFailed, NotFound, NotSupported, Unavailable
 from ovms_kernel.values import Finding
 
@@ -71,7 +71,7 @@ def _why(fit: int, host: Host) -> str:
         return "its settings ask for it"
     if fit == EXACT:
         return f"it is made for {system}"
-    if fit >= DERIVED:
+    if fit > GUESS:
         return f"{system} derives from its system ({host.codename})"
     if fit > 1:
         return f"its libraries should fit {system}, which running it will tell"
