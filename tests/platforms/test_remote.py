@@ -61,7 +61,7 @@ async def kernel(server: tuple[str, str, object], tmp_path: Path) -> AsyncIterat
 
 
 async def test_a_remote_engine_serves_its_models_and_is_not_stopped(
-    kernel: Kernel, server: tuple[str, str, subprocess.Popen[bytes]]
+    kernel: Kernel, server: tuple[str, str, subprocess.Popen[bytes]], caplog: pytest.LogCaptureFixture
 ) -> None:
     url, grpc, process = server
     installed = await kernel.install_engine()
@@ -76,6 +76,7 @@ async def test_a_remote_engine_serves_its_models_and_is_not_stopped(
     with pytest.raises(NotFound, match="Model other/model is not installed"):
         await kernel.invoke("chat", b'{"model": "other/model"}')
     await kernel.stop_engine()
+    assert [each.getMessage() for each in caplog.records if each.levelname == "WARNING"] == []
     assert process.poll() is None
     client = EngineClient(Endpoint(url, grpc))
     assert await client.live()

@@ -255,6 +255,8 @@ def cut_log(path: Path) -> bool:
         _make_room(path)
         shutil.copyfile(path, path.with_suffix(".log.1"))
         os.truncate(path, 0)
+    except FileNotFoundError:
+        return False  # an engine that runs elsewhere writes no log here
     except OSError as error:
         log.warning("The engine's log %s cannot be set aside: %s", path, error)
         return False
