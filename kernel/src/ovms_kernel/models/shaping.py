@@ -119,7 +119,7 @@ class Shaper:
             from importlib.metadata import version
 
             graph = driver.build(read_files(folder, model.id.rsplit("/", 1)[-1]), options)
-            header = f"Written by ovms-plugin {version('ovms-kernel')} for {model.id}, a {model.model_type} model."
+            header = f"Written by ovms-plugin {version('ovms-kernel')} for {model.id}, of type {model.model_type}."
             return graphs.write_graph(folder, graphs.print_graph(graph, header))
 
         return await anyio.to_thread.run_sync(build)
