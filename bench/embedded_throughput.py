@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
 NODES = {
@@ -117,14 +117,16 @@ def request(method: str, path: str, fields: dict[str, Any] | None, *, close: boo
     return head.encode() + (b"Connection: close\r\n" if close else b"") + b"\r\n" + body
 
 
+def chat(*, streamed: bool) -> bytes:
+    messages = [{"role": "user", "content": "Count to fifty"}]
+    fields = {"model": "m", "messages": messages, "temperature": 0, "ignore_eos": True, "max_tokens": TOKENS}
+    return request("POST", "/v3/chat/completions", fields | {"stream": streamed})
+
+
 def stream(client: socket.socket) -> dict[str, float]:
     """One streamed chat: tokens per second, and milliseconds to the first text."""
-    fields = {
-        "model": "m", "messages": [{"role": "user", "content": "Count to fifty"}], "temperature": 0, "stream": True,
-        "ignore_eos": True, "max_tokens": TOKENS,
-    }  # fmt: skip
     began = time.perf_counter()
-    client.sendall(request("POST", "/v3/chat/completions", fields))
+    client.sendall(chat(streamed=True))
     first = 0.0
     tail = b""
     while b"data: [DONE]" not in tail:
@@ -138,8 +140,9 @@ def stream(client: socket.socket) -> dict[str, float]:
     return {"rate": TOKENS / (ended - began), "first": (first - began) * 1000}
 
 
-def streams(clients: list[socket.socket]) -> float:
-    threads = [threading.Thread(target=stream, args=(client,)) for client in clients]
+def together(clients: list[socket.socket], one: Callable[[socket.socket], object]) -> float:
+    """Return the tokens per second of all clients that do the same at once."""
+    threads = [threading.Thread(target=one, args=(client,)) for client in clients]
     began = time.perf_counter()
     for each in threads:
         each.start()
@@ -165,6 +168,11 @@ def post(client: socket.socket, data: bytes) -> float:
     return time.perf_counter() - began
 
 
+def whole(client: socket.socket) -> None:
+    """One chat that is not streamed."""
+    post(client, chat(streamed=False))
+
+
 def memory(pid: int) -> tuple[float, float]:
     """Return the megabytes that a process and its children take: proportional share, and as each would say alone."""
     processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
@@ -185,32 +193,33 @@ def text() -> None:
     clients = [engine.connect() for _ in range(STREAMS)]
     for _ in range(3):
         stream(clients[0])
-        streams(clients)
+        together(clients, stream)
         direct("stream", TOKENS)
         direct("together", TOKENS, STREAMS)
     one: list[dict[str, float]] = []
     other: list[dict[str, float]] = []
-    alone: list[float] = []
-    many: list[float] = []
-    batch: list[float] = []
-    stepped: list[float] = []
+    rates: dict[str, tuple[list[float], list[float]]] = {
+        name: ([], []) for name in ("1 stream", f"{STREAMS} streams", "1 answer at once", f"{STREAMS} answers at once")
+    }
     for _ in range(ROUNDS):
         one.append(stream(clients[0]))
         other.append(direct("stream", TOKENS))
-        alone.append(direct("together", TOKENS, 1)["rate"])
-        many.append(streams(clients))
-        batch.append(direct("together", TOKENS, STREAMS)["rate"])
-        stepped.append(direct("streams", TOKENS, STREAMS)["rate"])
-    rates = [each["rate"] for each in one]
-    report("1 stream, against a stream", rates, [each["rate"] for each in other], "0.9", "tokens/s")
-    report("1 stream, against a call without a stream", rates, alone, "-", "tokens/s")
-    report(f"{STREAMS} streams, against {STREAMS} streams", many, stepped, "0.9", "tokens/s")
-    report(f"{STREAMS} streams, against one call without streams", many, batch, "-", "tokens/s")
+        measured = (
+            (one[-1]["rate"], other[-1]["rate"]),
+            (together(clients, stream), direct("streams", TOKENS, STREAMS)["rate"]),
+            (together(clients[:1], whole), direct("together", TOKENS, 1)["rate"]),
+            (together(clients, whole), direct("together", TOKENS, STREAMS)["rate"]),
+        )
+        for (ours, theirs), (rate, direct_rate) in zip(rates.values(), measured, strict=True):
+            ours.append(rate)
+            theirs.append(direct_rate)
+    for name, (ours, theirs) in rates.items():
+        report(name, ours, theirs, "0.9" if "stream" in name else "-", "tokens/s")
     first = [each["first"] for each in one], [each["first"] for each in other]
     report("time to first token", *first, "+5 ms", "ms", difference=True)
-    ours, theirs = memory(engine.process.pid), memory(direct.process.pid)
-    report("memory, proportional (PSS)", [ours[0]], [theirs[0]], "+60 MB", "MB", difference=True)
-    report("memory, resident, shared pages twice (RSS)", [ours[1]], [theirs[1]], "+60 MB", "MB", difference=True)
+    kinds = ("memory, proportional (PSS)", "memory, resident, shared pages twice (RSS)")
+    for name, used, needed in zip(kinds, memory(engine.process.pid), memory(direct.process.pid), strict=True):
+        report(name, [used], [needed], "+60 MB", "MB", difference=True)
     for each in clients:
         each.close()
     engine.close()

@@ -44,6 +44,8 @@ class Text:
             self.tokenizer.set_chat_template(template.read_text("utf-8"))
         self.window = common.window(self.folder)
         self.running: dict[int, Running] = {}
+        self.urgent: list[Running] = []
+        """Those of the running ones of which nothing has reached the client yet, who waits for it."""
         self.waiting: deque[Message] = deque()
         self.usable_grammars: dict[str, bool] = {}
         parsers = detection.parsers(spec["options"], self.tokenizer.chat_template, pipe)
@@ -53,10 +55,12 @@ class Text:
         """Take calls and step, for ever."""
         self.pipe.listen()
         inbox = self.pipe.inbox
-        flushed = 0.0
+        due = 0.0
         while True:
-            if not self.running and not self.waiting and not self.pipeline.has_non_finished_requests():
-                self._take(inbox.get())
+            if not self.pipeline.has_non_finished_requests():
+                self._flush()
+                if not self.waiting:
+                    self._take(inbox.get())
             while not inbox.empty():
                 self._take(inbox.get())
             if self.waiting:
@@ -67,14 +71,14 @@ class Text:
                 self._recover(error)
                 continue
             now = time.monotonic()
-            least, per_stream, most = FLUSH
-            if (
-                now - flushed >= min(max(least, per_stream * len(self.running)), most)
-                or any(each.urgent and each.handle.can_read() for each in self.running.values())
-                or not self.pipeline.has_non_finished_requests()
-            ):
-                flushed = now
-                flush(self.running, self.tokenizer, self.pipe)
+            if now >= due or (self.urgent and any(each.handle.can_read() for each in self.urgent)):
+                self._flush()
+                least, per_stream, most = FLUSH
+                due = now + min(max(least, per_stream * len(self.running)), most)
+
+    def _flush(self) -> None:
+        flush(self.running, self.tokenizer, self.pipe)
+        self.urgent = [each for each in self.running.values() if each.urgent]
 
     def _take(self, message: Message) -> None:
         if message[0] == wire.CANCEL:
@@ -156,6 +160,7 @@ class Text:
         running.ends = set(config.stop_token_ids) | {config.eos_token_id}
         self.running[number] = running
         if payload["stream"]:
+            self.urgent.append(running)
             self.pipe.send([wire.ITEMS, [[number, running.thinking]]])
 
     def _template(self, payload: dict[str, Any]) -> str:
@@ -177,6 +182,7 @@ class Text:
         for number in self.running:
             self.pipe.send([wire.ERROR, number, wire.INTERNAL, f"Generation failed: {tidy(error)}"])
         self.running.clear()
+        self.urgent.clear()
         del self.pipeline
         self.pipeline = build(self.spec, self.folder, self.device)
 
