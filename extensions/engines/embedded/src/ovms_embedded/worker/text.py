@@ -45,7 +45,7 @@ class Text:
         self.window = common.window(self.folder)
         self.running: dict[int, Running] = {}
         self.urgent: list[Running] = []
-        """Those of the running ones of which nothing has reached the client yet, who waits for it."""
+        """Running streams of which nothing has reached the client yet."""
         self.waiting: deque[Message] = deque()
         self.usable_grammars: dict[str, bool] = {}
         parsers = detection.parsers(spec["options"], self.tokenizer.chat_template, pipe)
