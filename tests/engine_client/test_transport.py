@@ -1,9 +1,14 @@
 """Connections: used again when that is safe, closed when it is not, and never a burden to a slow reader or engine."""
 
+import socket
+import struct
+
 import anyio
+import httpx
 import pytest
 
 from ovms_kernel.engine.client import EngineClient
+from ovms_kernel.engine.transport import EngineTransport
 from ovms_kernel.errors import BadRequest, Unavailable
 
 
@@ -140,3 +145,21 @@ async def test_nothing_is_left_open(engine, client):
     with anyio.fail_after(2):
         while engine.connections:  # noqa: ASYNC110 - it is the kernel that tells the stub
             await anyio.sleep(0.001)
+
+
+async def test_an_engine_that_dies_under_an_upload_is_one_error_and_no_noise(caplog):
+    """What is left of the upload is not written to a connection that is gone, which asyncio would log each time."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        async def upload():
+            yield b"the first part"
+            accepted, _ = listener.accept()
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # dead, not closed
+            accepted.close()
+            for _ in range(20):
+                yield b"another part"
+
+        url = httpx.URL(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(httpx.ReadError):
+            await EngineTransport().exchange(url, b"POST /v3/x HTTP/1.1\r\ncontent-length: 254\r\n\r\n", upload())
+    assert [record.message for record in caplog.records] == []

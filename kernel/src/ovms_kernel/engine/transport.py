@@ -184,7 +184,8 @@ class _Connection(asyncio.Protocol):
         self.transport.writelines(parts)
         if not self._may_write.is_set():
             await self._may_write.wait()
-        return not self._has_head and not self._lost
+        # A write that fails closes the transport at once, while `connection_lost` waits for its turn in the loop.
+        return not self._has_head and not self.transport.is_closing()
 
     async def head(self) -> tuple[int, list[tuple[bytes, bytes]]]:
         """Wait for the status and the headers."""
