@@ -290,6 +290,10 @@ def test_a_log_is_followed_until_ctrl_c(
     log.rename(log.with_suffix(".1"))
     log.write_text("a new one\n")
     assert following.stdout.readline() == "a new one\n"
+    os.truncate(log, 0)
+    with log.open("a") as file:
+        file.write("anew\n")
+    assert following.stdout.readline() == "anew\n"
     following.send_signal(signal.SIGINT)
     assert following.communicate(timeout=10)[1] == "No longer following the log.\n"
     assert following.returncode == 130

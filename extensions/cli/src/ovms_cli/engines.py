@@ -5,6 +5,7 @@ import os
 import sys
 from collections import deque
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import anyio
@@ -16,6 +17,8 @@ from ovms_kernel.errors import NotFound
 from ovms_kernel.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from io import TextIOWrapper
+
     from ovms_kernel.values import EngineExit, EngineInfo, LoadedModel, LocalModel
 
 LOG = "engine.log"
@@ -142,10 +145,18 @@ async def logs(
                 print(line, end="", flush=True)
                 continue
             await anyio.sleep(FOLLOW_TICK)
-            if path.exists() and not os.path.samestat(path.stat(), os.fstat(file.fileno())):
-                # A long log is set aside when the engine starts, and a new one begun.
+            if _has_begun_anew(path, file):
                 stack.close()
                 file = stack.enter_context(path.open(encoding="utf-8", errors="replace"))
+
+
+def _has_begun_anew(path: Path, file: "TextIOWrapper") -> bool:
+    """Tell whether a long log was set aside since it was read: moved before a start, or copied and emptied later."""
+    try:
+        now = path.stat()
+    except OSError:
+        return False
+    return not os.path.samestat(now, os.fstat(file.fileno())) or now.st_size < os.lseek(file.fileno(), 0, os.SEEK_CUR)
 
 
 async def ls(session: Session, *, json: Json = False) -> None:
