@@ -292,6 +292,30 @@ async def test_the_log_of_a_running_engine_is_set_aside_without_losing_its_place
     assert "made of cheese" in setup.watcher.exits[1][0].cause, "what is written after it is found"
 
 
+def test_a_disk_too_full_to_set_a_log_aside_costs_no_older_one(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import resource
+
+    monkeypatch.setattr(launch, "LOG_LIMIT", 1 << 20)
+    log = settings.logs_dir / "engine.log"
+    log.parent.mkdir()
+    kept = {f"engine.log.{number}": f"old {number}\n".encode() for number in range(1, launch.LOGS_KEPT + 1)}
+    for name, content in {**kept, log.name: bytes(2 << 20)}.items():
+        (log.parent / name).write_bytes(content)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # No file may have more than 1 MB: a real error of a real write, in the middle.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        assert not launch.cut_log(log)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caplog.messages == [f"The engine's log {log} cannot be set aside (File too large); mend that."]
+    assert log.stat().st_size == 2 << 20
+    log.unlink()
+    assert {each.name: each.read_bytes() for each in log.parent.iterdir()} == kept
+
+
 PLUGIN = """
 import sys, anyio
 from pathlib import Path

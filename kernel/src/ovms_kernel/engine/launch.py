@@ -10,7 +10,7 @@ import secrets
 import shutil
 import socket
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -249,16 +249,21 @@ def cut_log(path: Path) -> bool:
     The engine's handle appends, so it goes on at the beginning of the emptied file. On Windows it would not, so there
     the log is only set aside at a start.
     """
+    copy = path.with_suffix(".log.partial")
     try:
         if sys.platform == "win32" or path.stat().st_size <= LOG_LIMIT:
             return False
+        # Before the older ones move up, or a full disk would cost one of them at each try.
+        shutil.copyfile(path, copy)
         _make_room(path)
-        shutil.copyfile(path, path.with_suffix(".log.1"))
+        copy.replace(path.with_suffix(".log.1"))
         os.truncate(path, 0)
     except FileNotFoundError:
         return False  # an engine that runs elsewhere writes no log here
     except OSError as error:
-        log.warning("The engine's log %s cannot be set aside: %s", path, error)
+        with suppress(OSError):
+            copy.unlink()
+        log.warning("The engine's log %s cannot be set aside (%s); mend that.", path, error.strerror)
         return False
     return True
 
