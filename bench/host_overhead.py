@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 
+from ovms_face_aog.client import plugin_command
 from ovms_kernel.kernel import Kernel
 from ovms_kernel.settings import read_settings
-from ovms_kernel.testing.host import plugin_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -29,7 +29,7 @@ from ovms_kernel.engine.transport import EngineTransport
 from ovms_kernel.kernel import Kernel
 from ovms_kernel.settings import read_settings
 from ovms_kernel.testing.stub import StubClient
-from ovms_kernel.values import Endpoint, Message
+from ovms_kernel.values import Endpoint, Message, Request
 
 HERE = Path(__file__).parent
 SAMPLES = HERE.parent / "tests" / "fixtures" / "speech_to_text_samples"
@@ -177,7 +177,7 @@ async def unary(endpoint: Endpoint) -> None:
             plain = await typical(straight)
 
             async def through(service: str = service, data: bytes = data) -> None:
-                await house.invoke(service, data)
+                await house.invoke(service, Request(data))
 
             ours, per_second = await typical(through), await rate(through)
             direct.writer.close()
@@ -198,7 +198,7 @@ async def stream(endpoint: Endpoint) -> None:
                     parts = (
                         direct.stream(request(path, body | {"stream": True}))
                         if name == "direct"
-                        else house.stream(service, data)
+                        else house.stream(service, Request(data))
                     )
                     first = 0.0
                     async for _ in parts:

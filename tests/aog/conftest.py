@@ -15,11 +15,11 @@ import grpc.aio
 import psutil
 import pytest
 
-from ovms_kernel.aog.habits import AogProvider
-from ovms_kernel.aog.provider import Provider
+from ovms_face_aog.client import PluginHost, ProviderClient, connect, plugin_command
+from ovms_face_aog.habits import AogProvider
+from ovms_face_aog.manifest import make_manifest
+from ovms_face_aog.provider import Provider
 from ovms_kernel.errors import NotFound
-from ovms_kernel.manifest import make_manifest
-from ovms_kernel.testing.host import PluginHost, ProviderClient, connect, plugin_command
 from ovms_kernel.values import LocalModel, ServiceDefinition
 
 TINY = LocalModel(

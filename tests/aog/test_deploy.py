@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ovms_cli import deploy
 from ovms_cli.app import run as run_command
+from ovms_face_aog import deploy
+from ovms_face_aog.client import AOG, PluginHost
 from ovms_kernel.engine.host import read_host
 from ovms_kernel.errors import NotFound, NotSupported
-from ovms_kernel.testing.host import AOG, PluginHost
 from ovms_kernel.values import Host
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the launcher of Windows is the installed program itself")

@@ -12,10 +12,10 @@ from google.protobuf import message_factory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ovms_kernel.aog.protos import aog_provider_pb2
+from ovms_face_aog.client import PluginHost, plugin_command
+from ovms_face_aog.protos import aog_provider_pb2
 from ovms_kernel.kernel import Kernel
 from ovms_kernel.settings import read_settings
-from ovms_kernel.testing.host import PluginHost, plugin_command
 
 METHODS = aog_provider_pb2.DESCRIPTOR.services_by_name["ProviderService"].methods_by_name
 OFTEN = 60

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from google.protobuf import json_format, message_factory
 
-from ovms_kernel.aog.protos import aog_provider_pb2
-from ovms_kernel.testing.host import PluginHost, plugin_command
+from ovms_face_aog.client import PluginHost, plugin_command
+from ovms_face_aog.protos import aog_provider_pb2
 from ovms_kernel.testing.hub import FakeHub
 
 Step = dict[str, Any]

@@ -15,7 +15,7 @@ import grpc.aio
 import psutil
 import pytest
 
-from ovms_kernel.testing.host import AOG, ProviderClient, connect, plugin_command
+from ovms_face_aog.client import AOG, ProviderClient, connect, plugin_command
 
 VICTIMS = ("host", "plugin", "engine")
 KILLS = 100

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from ovms_kernel.aog import habits, sessions
-from ovms_kernel.aog.framing import reframe_event
+from ovms_face_aog import habits, sessions
+from ovms_face_aog.client import bidi_request
+from ovms_face_aog.framing import reframe_event
+from ovms_face_aog.manifest import FLAVORS, PROVIDER
 from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, OvmsError, PreconditionFailed, TimedOut, Unavailable
-from ovms_kernel.manifest import FLAVORS, PROVIDER
-from ovms_kernel.testing.host import bidi_request
 from ovms_kernel.values import Message, Progress
 
 MISSING = NotFound("Model x is not installed.")
@@ -47,7 +47,7 @@ async def asked(face: Any, method: str) -> None:
 
 
 def test_d1_2_the_launcher_is_below_the_provider_s_name() -> None:
-    from ovms_kernel.manifest import executable
+    from ovms_face_aog.manifest import executable
 
     assert PROVIDER == "ovms-plugin"
     assert executable("linux_amd64") == "bin/linux-amd64/ovms-plugin"

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from ovms_kernel.testing.host import PluginHost, bidi_request, plugin_command
+from ovms_face_aog.client import PluginHost, bidi_request, plugin_command
 from tests.aog.conftest import add_extension
 
 Environment = dict[str, str | None]
@@ -130,7 +130,7 @@ async def test_d1_51_d2_11_config_names_the_engine_s_real_address(ready: PluginH
 
 
 LACKING = """
-from ovms_kernel.api import Requirement
+from ovms_kernel.api.platforms import Requirement
 from ovms_kernel.testing.platform import MisbehavingPlatform
 class Lacking(MisbehavingPlatform):
     async def requirements(self, installation):

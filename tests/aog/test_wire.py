@@ -13,7 +13,7 @@ import grpc
 import psutil
 import pytest
 
-from ovms_kernel.testing.host import AOG, PluginFailed, PluginHost, ProviderClient, connect, plugin_command
+from ovms_face_aog.client import AOG, PluginFailed, PluginHost, ProviderClient, connect, plugin_command
 
 Environment = dict[str, str | None]
 
@@ -126,7 +126,7 @@ def test_without_the_cookie_a_person_is_told_what_it_is(environment: Environment
 
 
 def test_without_the_command_a_person_is_not_sent_to_it() -> None:
-    alone = "import sys; sys.modules['ovms_cli'] = None; from ovms_kernel.aog.serve import main; main()"
+    alone = "import sys; sys.modules['ovms_cli'] = None; from ovms_face_aog.serve import main; main()"
     done = subprocess.run([sys.executable, "-c", alone], check=False, capture_output=True, text=True)
     assert "ovms-plugin --help" not in done.stderr
     assert done.stderr.endswith("Install ovms-cli for a command to use at a terminal, which also makes AOG find it.\n")
@@ -146,7 +146,7 @@ def test_what_cannot_be_offered_is_refused_in_one_sentence(environment: Environm
 
 @pytest.mark.parametrize("versions", ["1", "3,1,2", "", "7", "rubbish"])
 def test_protocol_version(environment: Environment, versions: str) -> None:
-    from ovms_kernel.aog.goplugin import Magic, read_environment
+    from ovms_face_aog.goplugin import Magic, read_environment
 
     magic = Magic("KEY", "value", (1,))
     assert read_environment(magic, {"KEY": "value", "PLUGIN_PROTOCOL_VERSIONS": versions}) == 1
@@ -255,7 +255,7 @@ async def test_signals_end_it_with_its_engine(plugin: PluginHost, short_path: Pa
 
 HOST = """
 import asyncio, sys
-from ovms_kernel.testing.host import PluginHost, plugin_command
+from ovms_face_aog.client import PluginHost, plugin_command
 async def main():
     host = PluginHost(plugin_command(), {})
     await host.start()
@@ -333,7 +333,7 @@ async def test_what_is_no_plugin_is_told(tmp_path: Path) -> None:
 
 
 async def test_d1_1_the_manifest_is_found_from_the_launcher_and_not_from_the_working_directory(tmp_path: Path) -> None:
-    from ovms_kernel.aog.serve import passed_by, read_manifest, resources_of
+    from ovms_face_aog.serve import passed_by, read_manifest, resources_of
 
     folder = tmp_path / "plugins" / "ovms-plugin"
     launcher = folder / "bin" / "linux-amd64" / "ovms-plugin"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ovms_kernel.testing.host import PluginHost
+from ovms_face_aog.client import PluginHost
 
 
 def test_doctor_names_what_is_wrong_and_the_remedy(here: Any, environment: dict[str, str]) -> None:
@@ -20,7 +20,7 @@ def test_doctor_names_what_is_wrong_and_the_remedy(here: Any, environment: dict[
 
 
 LISTENER = """
-from ovms_kernel.api import hookimpl
+from ovms_kernel.api.observers import hookimpl
 class Listener:
     def __init__(self, section): pass
     @hookimpl
@@ -38,12 +38,12 @@ def test_doctor_tells_of_an_extension_that_fails_when_it_is_asked(
 
 
 CARELESS = """
-from ovms_kernel.api import ServiceDefinition
+from ovms_kernel.api.services import ServiceDefinition
 class Shout:
     definition = ServiceDefinition("shout", "text_generation", "/v3/shout", streaming=True)
     def __init__(self, section): pass
-    async def invoke(self, call, engine): return len(call.body["text"])["louder"]
-    async def stream(self, call, engine): yield call.body["no such field"]
+    async def invoke(self, call, engine): return len(call.fields["text"])["louder"]
+    async def stream(self, call, engine): yield call.fields["no such field"]
 """
 LEFT_EMPTY = """
 class Shelf:

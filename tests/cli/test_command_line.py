@@ -94,7 +94,7 @@ def test_a_host_starts_a_plugin_that_imports_no_terminal(environment: dict[str, 
         timeout=30,
     )
     modules = set(done.stderr.split())
-    assert "ovms_kernel.aog.serve" in modules
+    assert "ovms_face_aog.serve" in modules
     assert not {"typer", "rich", "ovms_cli.app"} & modules
 
 

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from ovms_graph_text_generation import TextGeneration
-from ovms_kernel.api import Call, Engine, EngineFailed, Route, ServiceDefinition, Unavailable, forward
+from ovms_kernel.api.services import Call, Engine, EngineFailed, Route, ServiceDefinition, Unavailable, forward
 from ovms_kernel.engine import launch, probe
 from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.engine.probe import IdleProbe
@@ -32,7 +32,7 @@ from ovms_kernel.kernel import Kernel
 from ovms_kernel.settings import Settings
 from ovms_kernel.testing.events import EventRecorder
 from ovms_kernel.testing.platform import MisbehavingPlatform
-from ovms_kernel.values import EngineExit, EngineInfo, Host, Installation, LaunchPlan, Outcome
+from ovms_kernel.values import Answer, EngineExit, EngineInfo, Host, Installation, LaunchPlan, Outcome, Request
 
 HOST = Host("linux", "x86_64", "ubuntu", "24.04", memory=16 << 30)
 INSTALLATION = Installation("1.0", Path(), "misbehaving")
@@ -42,7 +42,7 @@ MODEL = "tiny/text"
 class Chat:
     definition = ServiceDefinition("chat", "text_generation", "/v3/chat/completions", probe='{"max_tokens": 1}')
 
-    async def invoke(self, call: Call, engine: Engine) -> bytes:
+    async def invoke(self, call: Call, engine: Engine) -> Answer:
         return await forward(Route(self.definition), call, engine)
 
 
@@ -78,7 +78,9 @@ class Setup:
         self.kernel = Kernel(settings, host=HOST, extensions=extensions)
 
     async def ask(self) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(await self.kernel.invoke("chat", b'{"model": "%s"}' % MODEL.encode()))
+        answer: dict[str, Any] = json.loads(
+            (await self.kernel.invoke("chat", Request(b'{"model": "%s"}' % MODEL.encode()))).body
+        )
         return answer
 
 

@@ -11,7 +11,7 @@ import anyio
 import psutil
 import pytest
 
-from ovms_kernel.api import EngineFailed, Refused, TimedOut, Unavailable, hookimpl
+from ovms_kernel.api.observers import EngineFailed, Refused, TimedOut, Unavailable, hookimpl
 from ovms_kernel.engine import launch
 from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.engine.supervisor import State, Supervisor

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import anyio
 import pytest
 
-from ovms_kernel.api import Refused, hookimpl
+from ovms_kernel.api.observers import Refused, hookimpl
 from ovms_kernel.events import Events, merge
 
 

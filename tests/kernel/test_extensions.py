@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from ovms_kernel.api import Host
+from ovms_kernel.api.observers import Host
 from ovms_kernel.events import Events
 from ovms_kernel.extensions import ExtensionReport, compose
 from ovms_kernel.settings import read_settings
 
 LINUX = Host("linux", "x86_64")
 GOOD = """
-from ovms_kernel.api import hookimpl
+from ovms_kernel.api.observers import hookimpl
 class Observer:
     def __init__(self, section): self.section = section
     @hookimpl
@@ -95,7 +95,7 @@ def test_two_extensions_of_one_name_are_refused_before_either_is_imported(site: 
 
 
 SERVICE = """
-from ovms_kernel.api import ServiceDefinition
+from ovms_kernel.api.services import ServiceDefinition
 class Paint:
     def __init__(self, section):
         self.definition = ServiceDefinition(name="paint", model_type="painting", endpoint="/v3/paint")
@@ -126,7 +126,6 @@ class Paint:
         ("services", SERVICE.replace("endpoint=", "streaming=True, endpoint="), "it lacks stream"),
         ("services", SERVICE.replace("endpoint=", "bidirectional=True, endpoint="), "it lacks converse"),
         ("services", SERVICE.replace('"paint"', '"brush"'), "calls itself brush and its entry point calls it paint"),
-        ("services", SERVICE.replace("endpoint=", 'config_ref="acme:paint", endpoint='), "no template acme:paint"),
         ("services", SERVICE.replace("def __init__(self, section)", "def __init__(self)"), "constructing it failed"),
         ("graphs", GRAPH.replace("build", "built"), "it lacks build"),
         ("graphs", GRAPH, "calls itself painting and its entry point calls it paint"),
@@ -134,7 +133,7 @@ class Paint:
         ("platforms", PLATFORM.replace('return {}["x"]', "pass"), "its matches returned NoneType, not a number"),
         ("service", SERVICE, "ovms.service is no group of extensions; there are ovms.services,"),
     ],
-    ids=["nothing", "stream", "converse", "name", "template", "init", "build", "type", "matches", "fit", "group"],
+    ids=["nothing", "stream", "converse", "name", "init", "build", "type", "matches", "fit", "group"],
 )
 def test_a_driver_that_could_not_do_its_work_is_refused_with_the_reason(
     site: Site, tmp_path: Path, group: str, source: str, cause: str

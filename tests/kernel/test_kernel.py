@@ -11,12 +11,11 @@ from typing import Any
 import anyio
 import pytest
 
-from ovms_kernel.api import (
+from ovms_kernel.api.services import (
     BadRequest,
     Call,
     Engine,
     EngineFailed,
-    Host,
     Message,
     NotFound,
     NotSupported,
@@ -35,6 +34,7 @@ from ovms_kernel.extensions import Extensions
 from ovms_kernel.kernel import Kernel
 from ovms_kernel.settings import Settings, read_settings
 from ovms_kernel.testing.platform import MisbehavingPlatform
+from ovms_kernel.values import Answer, Host, Request
 
 HOST = Host("linux", "x86_64", "ubuntu", "24.04", memory=16 << 30)
 
@@ -46,7 +46,7 @@ class Chat:
         )
         self._route = Route(self.definition)
 
-    async def invoke(self, call: Call, engine: Engine) -> bytes:
+    async def invoke(self, call: Call, engine: Engine) -> Answer:
         return await forward(self._route, call, engine)
 
     def stream(self, call: Call, engine: Engine) -> AsyncIterator[bytes]:
@@ -56,7 +56,7 @@ class Chat:
 class Slow:
     definition = ServiceDefinition("slow", "text_generation", "/v3/slow")
 
-    async def invoke(self, call: Call, engine: Engine) -> bytes:
+    async def invoke(self, call: Call, engine: Engine) -> Answer:
         await anyio.sleep_forever()
         raise AssertionError
 
@@ -64,7 +64,7 @@ class Slow:
 class Careless:
     definition = ServiceDefinition("careless", "text_generation", "/v3/careless", streaming=True)
 
-    async def invoke(self, call: Call, engine: Engine) -> bytes:
+    async def invoke(self, call: Call, engine: Engine) -> Answer:
         return {"text": "not encoded"}  # type: ignore[return-value]
 
     async def stream(self, call: Call, engine: Engine) -> AsyncIterator[bytes]:
@@ -74,7 +74,7 @@ class Careless:
 class Echo:
     definition = ServiceDefinition("echo", "speech_to_text", "/v3/echo", bidirectional=True)
 
-    async def invoke(self, call: Call, engine: Engine) -> bytes:
+    async def invoke(self, call: Call, engine: Engine) -> Answer:
         raise AssertionError
 
     async def converse(self, inbound: AsyncIterator[Message], engine: Engine) -> AsyncIterator[Message]:
@@ -92,7 +92,7 @@ class Watcher:
 
     @hookimpl
     def ovms_before_request(self, call: Call) -> None:
-        if call.body.get("forbidden") or call.service == self.forbidden:
+        if call.fields.get("forbidden") or call.service == self.forbidden:
             raise Refused("This is forbidden.")
 
     @hookimpl
@@ -149,11 +149,11 @@ async def test_nothing_works_before_the_engine_is_installed_and_the_sentence_say
 async def test_a_request_starts_the_engine_loads_the_model_and_is_answered(ready: Setup) -> None:
     kernel = ready.kernel
     assert kernel.supervisor.info is None
-    answer = json.loads(await kernel.invoke("chat", ask(model="tiny/text", seed=7)))
+    answer = json.loads((await kernel.invoke("chat", Request(ask(model="tiny/text", seed=7)))).body)
     assert answer["asked"]["seed"] == 7, "unknown fields pass"
     assert [each.id for each in await kernel.running_models()] == ["tiny/text"]
     await kernel.health()
-    chunks = [chunk async for chunk in kernel.stream("chat", ask())]
+    chunks = [chunk async for chunk in kernel.stream("chat", Request(ask()))]
     assert len(chunks) == 21
     assert chunks[-1] == b"data: [DONE]\n\n"
     assert [(each.code, each.bytes_out > 0) for each in ready.watcher.outcomes] == [(200, True), (200, True)]
@@ -174,27 +174,27 @@ async def test_what_is_not_a_request_is_refused_before_the_engine_is_asked(
     setup: Setup, body: bytes, sentence: str
 ) -> None:
     with pytest.raises(BadRequest, match=sentence):
-        await setup.kernel.invoke("chat", body)
+        await setup.kernel.invoke("chat", Request(body))
     assert setup.kernel.supervisor.info is None
 
 
 async def test_a_wrong_name_lists_what_there_is(ready: Setup) -> None:
     with pytest.raises(NotFound, match=r"no service 'paint' \(installed: careless, .*\); install ovms-service-paint"):
-        await ready.kernel.invoke("paint", b"{}")
+        await ready.kernel.invoke("paint", Request(b"{}"))
     with pytest.raises(
         NotFound, match=r"no/model is not installed; installed for text_generation: tiny/text\. Pull it"
     ):
-        await ready.kernel.invoke("chat", ask(model="no/model"))
+        await ready.kernel.invoke("chat", Request(ask(model="no/model")))
     with pytest.raises(NotSupported, match="does not stream"):
-        await anext(ready.kernel.stream("slow", ask()))
+        await anext(ready.kernel.stream("slow", Request(ask())))
 
 
 async def test_a_request_that_no_engine_could_answer_starts_none(ready: Setup) -> None:
     kernel = ready.kernel
     with pytest.raises(NotFound, match="no/model is not installed"):
-        await kernel.invoke("chat", ask(model="no/model"))
+        await kernel.invoke("chat", Request(ask(model="no/model")))
     with pytest.raises(NotFound, match="no/model is not installed"):
-        await anext(kernel.stream("chat", ask(model="no/model")))
+        await anext(kernel.stream("chat", Request(ask(model="no/model"))))
     with pytest.raises(NotFound, match="no/model is not installed"):
         await kernel.load_model("no/model")
     assert not kernel.supervisor.started
@@ -204,13 +204,13 @@ async def test_a_model_that_a_user_listed_for_the_engine_is_no_stranger(ready: S
     await ready.kernel.init_environment()
     entry = {"config": {"name": "mine", "base_path": str(tmp_path / "mine")}}
     ready.kernel.settings.config_json.write_text(json.dumps({"model_config_list": [entry]}))
-    assert json.loads(await ready.kernel.invoke("chat", ask(model="mine")))["object"] == "answer"
+    assert json.loads((await ready.kernel.invoke("chat", Request(ask(model="mine")))).body)["object"] == "answer"
 
 
 async def test_d1_36_a_model_of_another_type_is_refused_by_name(ready: Setup, fixtures: Path) -> None:
     await ready.kernel.import_model(fixtures / "embeddings", "tiny/embed")
     with pytest.raises(BadRequest, match="tiny/embed is for embeddings"):
-        await ready.kernel.invoke("chat", ask(model="tiny/embed"))
+        await ready.kernel.invoke("chat", Request(ask(model="tiny/embed")))
     assert not ready.kernel.supervisor.started
 
 
@@ -221,45 +221,45 @@ async def test_a_request_without_a_model_takes_the_only_one_the_last_one_or_the_
     await kernel.install_engine()
 
     async def chosen() -> str:
-        return str(json.loads(await kernel.invoke("chat", ask()))["asked"]["model"])
+        return str(json.loads((await kernel.invoke("chat", Request(ask()))).body)["asked"]["model"])
 
     with pytest.raises(NotFound, match=r"tiny/default is not installed; .*`ovms-plugin pull tiny/default`"):
         await chosen()
     await kernel.import_model(fixtures / "text_generation", "tiny/a")
     assert await chosen() == "tiny/a"
     await kernel.import_model(fixtures / "text_generation", "tiny/b")
-    await kernel.invoke("chat", ask(model="tiny/b"))
+    await kernel.invoke("chat", Request(ask(model="tiny/b")))
     assert await chosen() == "tiny/b"
     await kernel.import_model(fixtures / "text_generation", "tiny/default")
     assert await chosen() == "tiny/default"
 
 
 async def test_a_service_that_answers_with_something_else_than_bytes_is_named(ready: Setup) -> None:
-    with pytest.raises(OvmsError, match="service careless answered with dict, not bytes"):
-        await ready.kernel.invoke("careless", b"{}")
+    with pytest.raises(OvmsError, match="service careless answered with dict, not Answer"):
+        await ready.kernel.invoke("careless", Request(b"{}"))
     with pytest.raises(OvmsError, match="service careless answered with str, not bytes"):
-        async with aclosing(ready.kernel.stream("careless", b"{}")) as chunks:
+        async with aclosing(ready.kernel.stream("careless", Request(b"{}"))) as chunks:
             await anext(chunks)
 
 
 async def test_an_extension_may_veto_a_request(ready: Setup) -> None:
     with pytest.raises(Refused, match="This is forbidden"):
-        await ready.kernel.invoke("chat", ask(forbidden=True))
+        await ready.kernel.invoke("chat", Request(ask(forbidden=True)))
     assert ready.watcher.outcomes[-1].code == 400
 
 
 async def test_a_request_has_its_time_and_no_more(ready: Setup) -> None:
     with pytest.raises(TimedOut, match=r"within its limit of 0\.2 s"):
-        await ready.kernel.invoke("slow", ask(), timeout=0.2)
+        await ready.kernel.invoke("slow", Request(ask(), timeout=0.2))
     assert ready.watcher.outcomes[-1].code == 408
 
 
 async def test_a_cancelled_request_is_told_as_such(ready: Setup) -> None:
     await ready.kernel.engine()
     with anyio.move_on_after(0.1):
-        await ready.kernel.invoke("slow", ask())
+        await ready.kernel.invoke("slow", Request(ask()))
     assert ready.watcher.outcomes[-1].code == 499
-    stream = ready.kernel.stream("chat", ask())
+    stream = ready.kernel.stream("chat", Request(ask()))
     async with aclosing(stream) as chunks:  # type: ignore[type-var]
         await anext(chunks)
     assert ready.watcher.outcomes[-1].code == 499
@@ -272,7 +272,7 @@ async def test_an_engine_that_breaks_off_in_mid_stream_is_an_error_and_the_next_
     chunks: list[bytes] = []
 
     async def collect() -> None:
-        async for chunk in ready.kernel.stream("chat", ask()):
+        async for chunk in ready.kernel.stream("chat", Request(ask())):
             chunks.append(chunk)  # noqa: PERF401 - what came before the error counts
 
     with pytest.raises((EngineFailed, Unavailable)):
@@ -282,13 +282,13 @@ async def test_an_engine_that_breaks_off_in_mid_stream_is_an_error_and_the_next_
     ready.platform.how = ""
     with anyio.fail_after(20):
         await ready.watcher.died.wait()
-    assert json.loads(await ready.kernel.invoke("chat", ask()))["object"] == "answer"
+    assert json.loads((await ready.kernel.invoke("chat", Request(ask()))).body)["object"] == "answer"
 
 
 async def test_an_engine_that_dies_fails_the_requests_in_flight_at_once(ready: Setup) -> None:
     ready.platform.how = "exit-after=1"
     with pytest.raises((EngineFailed, Unavailable)), anyio.fail_after(10):
-        await ready.kernel.invoke("chat", ask())
+        await ready.kernel.invoke("chat", Request(ask()))
 
 
 async def test_models_are_served_again_after_a_crash(ready: Setup) -> None:
@@ -299,15 +299,15 @@ async def test_models_are_served_again_after_a_crash(ready: Setup) -> None:
     os.kill(info.pid, signal.SIGKILL)
     with anyio.fail_after(20):
         await ready.watcher.died.wait()
-    assert json.loads(await kernel.invoke("chat", ask()))["object"] == "answer"
+    assert json.loads((await kernel.invoke("chat", Request(ask()))).body)["object"] == "answer"
     assert [each.id for each in await kernel.running_models()] == ["tiny/text"]
 
 
 async def test_a_stopped_kernel_admits_nothing(ready: Setup) -> None:
-    await ready.kernel.invoke("chat", ask())
+    await ready.kernel.invoke("chat", Request(ask()))
     await ready.kernel.stop()
     await ready.kernel.stop()
-    for question in (ready.kernel.invoke("chat", ask()), ready.kernel.start_engine()):
+    for question in (ready.kernel.invoke("chat", Request(ask())), ready.kernel.start_engine()):
         with pytest.raises(Unavailable, match="stopping"):
             await question
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ovms_kernel.api import BadRequest
+from ovms_kernel.api.observers import BadRequest
 from ovms_kernel.settings import read_settings, refused_by_system
 
 

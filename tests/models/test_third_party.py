@@ -12,7 +12,7 @@ from ovms_kernel.errors import NotSupported
 MODULE = """
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from ovms_kernel.api import fill, graph_of
+from ovms_kernel.api.graphs import fill, graph_of
 
 file = descriptor_pb2.FileDescriptorProto(name="ninth.proto", package="mediapipe", syntax="proto2")
 message = file.message_type.add(name="PythonExecutorCalculatorOptions")

@@ -14,7 +14,7 @@ from ovms_kernel.extensions import Extensions
 from ovms_kernel.kernel import Kernel
 from ovms_kernel.settings import read_settings
 from ovms_kernel.testing.archives import EMBEDDED, linux_archive
-from ovms_kernel.values import Host, Release
+from ovms_kernel.values import Host, Release, Request
 from ovms_platform_deepin import Deepin
 from ovms_platform_ubuntu2204 import Ubuntu2204
 from ovms_platform_ubuntu2404 import Ubuntu2404
@@ -43,7 +43,7 @@ def offline(driver: Any) -> Platform:
 
 
 async def ask(kernel: Kernel) -> str:
-    answer = json.loads(await kernel.invoke("chat", QUESTION))
+    answer = json.loads((await kernel.invoke("chat", Request(QUESTION))).body)
     return str(answer["choices"][0]["message"]["content"])
 
 

@@ -13,19 +13,28 @@ from pathlib import Path
 import anyio
 import pytest
 
-from ovms_kernel.api import Call, Engine, NotFound, NotSupported, Route, ServiceDefinition, Unavailable, forward
+from ovms_kernel.api.services import (
+    Call,
+    Engine,
+    NotFound,
+    NotSupported,
+    Route,
+    ServiceDefinition,
+    Unavailable,
+    forward,
+)
 from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.extensions import Extensions
 from ovms_kernel.kernel import Kernel
 from ovms_kernel.settings import read_settings
-from ovms_kernel.values import Endpoint, Host
+from ovms_kernel.values import Answer, Endpoint, Host, Request
 from ovms_platform_remote import Remote
 
 
 class Chat:
     definition = ServiceDefinition("chat", "text_generation", "/v3/chat/completions")
 
-    async def invoke(self, call: Call, engine: Engine) -> bytes:
+    async def invoke(self, call: Call, engine: Engine) -> Answer:
         return await forward(Route(self.definition), call, engine)
 
 
@@ -71,10 +80,10 @@ async def test_a_remote_engine_serves_its_models_and_is_not_stopped(
     assert (info.endpoint.rest, info.endpoint.grpc) == (url, grpc)
     await kernel.health()
     assert [each.id for each in await kernel.running_models()] == ["their/model"]
-    answer = json.loads(await kernel.invoke("chat", b'{"model": "their/model", "messages": []}'))
+    answer = json.loads((await kernel.invoke("chat", Request(b'{"model": "their/model", "messages": []}'))).body)
     assert answer["asked"]["model"] == "their/model"
     with pytest.raises(NotFound, match="Model other/model is not installed"):
-        await kernel.invoke("chat", b'{"model": "other/model"}')
+        await kernel.invoke("chat", Request(b'{"model": "other/model"}'))
     await kernel.stop_engine()
     assert [each.getMessage() for each in caplog.records if each.levelname == "WARNING"] == []
     assert process.poll() is None

@@ -48,7 +48,7 @@ def ask(engine, call):
     """Ask a service with a request's fields and return the decoded answer."""
 
     async def run(service, **body):
-        return json.loads(await service.invoke(call(**body), engine))
+        return json.loads((await service.invoke(call(**body), engine)).body)
 
     return run
 

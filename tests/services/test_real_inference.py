@@ -18,8 +18,9 @@ import psutil
 import pytest
 from PIL import Image
 
-from ovms_kernel.api import hookimpl
+from ovms_kernel.api.observers import hookimpl
 from ovms_kernel.errors import BadRequest, NotFound
+from ovms_kernel.values import Request
 
 KNOWN = "OpenVINO is an open source toolkit for running AI models fast on Intel CPUs, GPUs and NPUs."
 
@@ -31,7 +32,7 @@ def user(text):
 @pytest.fixture
 def ask(house):
     async def run(service, **body):
-        return json.loads(await house.invoke(service, json.dumps(body).encode()))
+        return json.loads((await house.invoke(service, Request(json.dumps(body).encode()))).body)
 
     return run
 
@@ -39,7 +40,7 @@ def ask(house):
 @pytest.fixture
 def stream(house):
     async def run(service, **body):
-        return [chunk async for chunk in house.stream(service, json.dumps(body).encode())]
+        return [chunk async for chunk in house.stream(service, Request(json.dumps(body).encode()))]
 
     return run
 
@@ -185,15 +186,15 @@ async def test_leaving_a_long_answer_stops_the_generation(house, way):
     raw = json.dumps(body | {"ignore_eos": True}).encode()
     await house.load_model("tiny/text")
     began = work_of_the_engine()
-    await house.invoke("chat", raw)
+    await house.invoke("chat", Request(raw))
     whole = await work_until_rest(began)
     began = work_of_the_engine()
     if way == "close":
-        async with aclosing(house.stream("chat", raw)) as chunks:
+        async with aclosing(house.stream("chat", Request(raw))) as chunks:
             await anext(chunks)
     else:
         with anyio.move_on_after(0.1) as scope:
-            await house.invoke("chat", raw)
+            await house.invoke("chat", Request(raw))
         assert scope.cancelled_caught, "the whole answer takes a second"
     assert await work_until_rest(began) < whole / 2
 
@@ -262,7 +263,7 @@ async def test_d2_27_embed(ask, more):
 
 async def test_a_file_of_an_editor_on_windows_is_a_request(house):
     raw = b'\xef\xbb\xbf{"model":"tiny/embeddings","input":"A cat"}'
-    assert json.loads(await house.invoke("embed", raw))["data"]
+    assert json.loads((await house.invoke("embed", Request(raw))).body)["data"]
 
 
 DOCUMENTS = [

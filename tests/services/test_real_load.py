@@ -13,8 +13,8 @@ import anyio
 import psutil
 import pytest
 
-from ovms_kernel.api import hookimpl
-from ovms_kernel.values import Message
+from ovms_kernel.api.observers import hookimpl
+from ovms_kernel.values import Message, Request
 
 RATE = 16000
 FRAME = 640
@@ -150,7 +150,7 @@ class Mix:
         self.audio = base64.b64encode(Path(sample).read_bytes()).decode()
 
     async def ask(self, service, **body):
-        return json.loads(await self.house.invoke(service, json.dumps(body).encode()))
+        return json.loads((await self.house.invoke(service, Request(json.dumps(body).encode()))).body)
 
     async def chat(self):
         messages = [{"role": "user", "content": "Count to five"}]
@@ -160,7 +160,7 @@ class Mix:
     async def stream(self):
         body = {"messages": [{"role": "user", "content": "Count to fifty"}], "temperature": 0, "max_tokens": 300}
         text = ""
-        async with aclosing(self.house.stream("chat", json.dumps(body).encode())) as chunks:
+        async with aclosing(self.house.stream("chat", Request(json.dumps(body).encode()))) as chunks:
             async for chunk in chunks:
                 if chunk != b"data: [DONE]\n\n":
                     text += json.loads(chunk[6:])["choices"][0]["delta"].get("content") or ""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.api import architectures_of, default_device, fill, graph_of, module_types_of
+from ovms_kernel.api.graphs import architectures_of, default_device, fill, graph_of, module_types_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ovms_kernel.api import CalculatorGraphConfig, GraphOptions, ModelFiles
+    from ovms_kernel.api.graphs import CalculatorGraphConfig, GraphOptions, ModelFiles
 
 OTHERS = ("CLIPTextModel", "InternVLChatModel", "UNet2DConditionModel", "Transformer2DModel")
 """Architectures that end in Model and do something else."""
@@ -36,7 +36,7 @@ class Embeddings:
 
     def build(self, files: ModelFiles, options: GraphOptions) -> CalculatorGraphConfig:
         """Return the graph."""
-        from ovms_kernel.api import EmbeddingsCalculatorOVOptions
+        from ovms_kernel.api.graphs import EmbeddingsCalculatorOVOptions
 
         defaults = {
             "models_path": "./",

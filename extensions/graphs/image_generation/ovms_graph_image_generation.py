@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.api import BadRequest, architectures_of, default_device, fill, graph_of
+from ovms_kernel.api.graphs import BadRequest, architectures_of, default_device, fill, graph_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ovms_kernel.api import CalculatorGraphConfig, GraphOptions, ImageGenCalculatorOptions, ModelFiles
+    from ovms_kernel.api.graphs import CalculatorGraphConfig, GraphOptions, ImageGenCalculatorOptions, ModelFiles
 
 RESOLUTION = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 
@@ -34,7 +34,7 @@ class ImageGeneration:
 
     def build(self, files: ModelFiles, options: GraphOptions) -> CalculatorGraphConfig:
         """Return the graph; adapters in the model's folder ``loras`` are registered under their file's name."""
-        from ovms_kernel.api import ImageGenCalculatorOptions
+        from ovms_kernel.api.graphs import ImageGenCalculatorOptions
 
         message = ImageGenCalculatorOptions()
         defaults = {"models_path": "./", "device": default_device(options.host), "lora_adapters": adapters_of(files)}

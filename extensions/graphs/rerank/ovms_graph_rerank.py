@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.api import architectures_of, default_device, fill, graph_of, module_types_of
+from ovms_kernel.api.graphs import architectures_of, default_device, fill, graph_of, module_types_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ovms_kernel.api import CalculatorGraphConfig, GraphOptions, ModelFiles
+    from ovms_kernel.api.graphs import CalculatorGraphConfig, GraphOptions, ModelFiles
 
 
 class Rerank:
@@ -33,7 +33,7 @@ class Rerank:
 
     def build(self, files: ModelFiles, options: GraphOptions) -> CalculatorGraphConfig:  # noqa: ARG002 - nothing to learn
         """Return the graph."""
-        from ovms_kernel.api import RerankCalculatorOVOptions
+        from ovms_kernel.api.graphs import RerankCalculatorOVOptions
 
         message = RerankCalculatorOVOptions()
         defaults = {"models_path": "./", "target_device": default_device(options.host)}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.api import architectures_of, default_device, fill, graph_of
+from ovms_kernel.api.graphs import architectures_of, default_device, fill, graph_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ovms_kernel.api import CalculatorGraphConfig, GraphOptions, ModelFiles
+    from ovms_kernel.api.graphs import CalculatorGraphConfig, GraphOptions, ModelFiles
 
 
 class SpeechToText:
@@ -27,7 +27,7 @@ class SpeechToText:
 
     def build(self, files: ModelFiles, options: GraphOptions) -> CalculatorGraphConfig:  # noqa: ARG002 - nothing to learn
         """Return the graph; the LOOPBACK is what lets it stream."""
-        from ovms_kernel.api import S2tCalculatorOptions
+        from ovms_kernel.api.graphs import S2tCalculatorOptions
 
         message = S2tCalculatorOptions()
         defaults = {"models_path": "./", "target_device": default_device(options.host)}

@@ -6,12 +6,12 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.api import BadRequest, architectures_of, default_device, fill, graph_of
+from ovms_kernel.api.graphs import BadRequest, architectures_of, default_device, fill, graph_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ovms_kernel.api import CalculatorGraphConfig, GraphOptions, ModelFiles
+    from ovms_kernel.api.graphs import CalculatorGraphConfig, GraphOptions, ModelFiles
 
 SUFFIXES = ("ForCausalLM", "ForConditionalGeneration", "InternVLChatModel")
 SPEECH = ("Whisper", "Qwen3ASR", "SeamlessM4T", "ParlerTTS", "SpeechT5")
@@ -38,7 +38,7 @@ class TextGeneration:
 
     def build(self, files: ModelFiles, options: GraphOptions) -> CalculatorGraphConfig:
         """Return the graph; streaming needs its LOOPBACK."""
-        from ovms_kernel.api import LLMCalculatorOptions
+        from ovms_kernel.api.graphs import LLMCalculatorOptions
 
         tool_parser, reasoning_parser = detect_parsers(template_of(files))
         defaults = {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.api import BadRequest, architectures_of, default_device, fill, graph_of
+from ovms_kernel.api.graphs import BadRequest, architectures_of, default_device, fill, graph_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ovms_kernel.api import CalculatorGraphConfig, GraphOptions, ModelFiles
+    from ovms_kernel.api.graphs import CalculatorGraphConfig, GraphOptions, ModelFiles
 
 
 class TextToSpeech:
@@ -35,7 +35,7 @@ class TextToSpeech:
 
     def build(self, files: ModelFiles, options: GraphOptions) -> CalculatorGraphConfig:
         """Return the graph; voices in the folder ``voices`` are found by the engine, others are options."""
-        from ovms_kernel.api import T2sCalculatorOptions
+        from ovms_kernel.api.graphs import T2sCalculatorOptions
 
         message = T2sCalculatorOptions()
         defaults = {"models_path": "./", "target_device": default_device(options.host)}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 
-from ovms_kernel.api import (
+from ovms_kernel.api.hubs import (
     BadRequest,
     FetchFailed,
     ModelRef,

@@ -7,7 +7,7 @@ import sys
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.api import Host, Installation, LaunchPlan, NotFound, Ports, Release, Requirement
+from ovms_kernel.api.platforms import Host, Installation, LaunchPlan, NotFound, Ports, Release, Requirement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ovms_kernel.api import (
+from ovms_kernel.api.platforms import (
     BadRequest,
     Endpoint,
     Host,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.api import (
+from ovms_kernel.api.platforms import (
     DERIVED,
     GUESS,
     Build,

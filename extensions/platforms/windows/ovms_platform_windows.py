@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyio import to_thread
 
-from ovms_kernel.api import (
+from ovms_kernel.api.platforms import (
     EXACT,
     Build,
     Host,

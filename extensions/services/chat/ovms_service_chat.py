@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.api import BadRequest, Route, ServiceDefinition, forward, forward_stream, need, with_best_of, with_id
+from ovms_kernel.api.services import (
+    BadRequest,
+    Route,
+    ServiceDefinition,
+    forward,
+    forward_stream,
+    need,
+    with_best_of,
+    with_id,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
-    from ovms_kernel.api import Call, Engine
+    from ovms_kernel.api.services import Answer, Call, Engine
 
 
 class Chat:
@@ -23,16 +32,16 @@ class Chat:
             name="chat",
             model_type="text_generation",
             endpoint="/v3/chat/completions",
-            config_ref="openvino:chat",
-            config_ref_full="openai:chat",
+            paths=("/v1/chat/completions",),
             default_model=section.get("default_model", "OpenVINO/Qwen3-8B-int4-ov"),
             support_models=("OpenVINO/Qwen3-8B-int4-ov", "OpenVINO/Phi-3.5-mini-instruct-int4-ov"),
             streaming=True,
             probe='{"messages":[{"role":"user","content":"."}],"max_tokens":1}',
+            extras={"aog": {"config_ref": "openvino:chat", "config_ref_full": "openai:chat"}},
         )
         self._route = Route(self.definition, prepare, adds=with_id("chatcmpl"))
 
-    async def invoke(self, call: Call, engine: Engine) -> bytes:
+    async def invoke(self, call: Call, engine: Engine) -> Answer:
         """Return the whole answer."""
         return await forward(self._route, call, engine)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.api import Route, ServiceDefinition, forward, need, with_model
+from ovms_kernel.api.services import Route, ServiceDefinition, forward, need, with_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ovms_kernel.api import Call, Engine
+    from ovms_kernel.api.services import Answer, Call, Engine
 
 
 class Embed:
@@ -23,15 +23,15 @@ class Embed:
             name="embed",
             model_type="embeddings",
             endpoint="/v3/embeddings",
-            config_ref="openvino:embed",
-            config_ref_full="aog:embed",
+            paths=("/v1/embeddings",),
             default_model=section.get("default_model", "OpenVINO/Qwen3-Embedding-0.6B-int8-ov"),
             support_models=("OpenVINO/Qwen3-Embedding-0.6B-int8-ov",),
             probe='{"input":"."}',
+            extras={"aog": {"config_ref": "openvino:embed", "config_ref_full": "aog:embed"}},
         )
         self._route = Route(self.definition, prepare, adds=with_model)
 
-    async def invoke(self, call: Call, engine: Engine) -> bytes:
+    async def invoke(self, call: Call, engine: Engine) -> Answer:
         """Return the vectors."""
         return await forward(self._route, call, engine)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.api import Route, ServiceDefinition, forward, forward_stream, need, with_best_of, with_id
+from ovms_kernel.api.services import Route, ServiceDefinition, forward, forward_stream, need, with_best_of, with_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
-    from ovms_kernel.api import Call, Engine
+    from ovms_kernel.api.services import Answer, Call, Engine
 
 
 class Generate:
@@ -23,15 +23,15 @@ class Generate:
             name="generate",
             model_type="text_generation",
             endpoint="/v3/completions",
-            config_ref="openvino:generate",
-            config_ref_full="aog:generate",
+            paths=("/v1/completions",),
             default_model=section.get("default_model", "OpenVINO/Qwen3-8B-int4-ov"),
             support_models=("OpenVINO/Qwen3-8B-int4-ov", "OpenVINO/Phi-3.5-mini-instruct-int4-ov"),
             streaming=True,
+            extras={"aog": {"config_ref": "openvino:generate", "config_ref_full": "aog:generate"}},
         )
         self._route = Route(self.definition, prepare, adds=with_id("cmpl"))
 
-    async def invoke(self, call: Call, engine: Engine) -> bytes:
+    async def invoke(self, call: Call, engine: Engine) -> Answer:
         """Return the whole answer."""
         return await forward(self._route, call, engine)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.api import BadRequest, Route, ServiceDefinition, check, forward, need, with_model
+from ovms_kernel.api.services import BadRequest, Route, ServiceDefinition, check, forward, need, with_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ovms_kernel.api import Call, Engine
+    from ovms_kernel.api.services import Answer, Call, Engine
 
 
 class Rerank:
@@ -23,15 +23,15 @@ class Rerank:
             name="rerank",
             model_type="rerank",
             endpoint="/v3/rerank",
-            config_ref="openvino:rerank",
-            config_ref_full="aog:rerank",
+            paths=("/v1/rerank",),
             default_model=section.get("default_model", "OpenVINO/Qwen3-Reranker-0.6B-seq-cls-fp16-ov"),
             support_models=("OpenVINO/Qwen3-Reranker-0.6B-seq-cls-fp16-ov",),
             probe='{"query":".","documents":["."]}',
+            extras={"aog": {"config_ref": "openvino:rerank", "config_ref_full": "aog:rerank"}},
         )
         self._route = Route(self.definition, prepare, adds=with_model, finish=finish)
 
-    async def invoke(self, call: Call, engine: Engine) -> bytes:
+    async def invoke(self, call: Call, engine: Engine) -> Answer:
         """Return the documents' places in the order of their scores."""
         return await forward(self._route, call, engine)
 

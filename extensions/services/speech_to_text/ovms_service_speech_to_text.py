@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from ovms_kernel.api import (
+from ovms_kernel.api.services import (
+    Answer,
     ServiceDefinition,
     allowed_hosts,
     encode,
@@ -23,7 +24,7 @@ from ovms_kernel.api import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ovms_kernel.api import Call, Engine
+    from ovms_kernel.api.services import Call, Engine
 
 
 class SpeechToText:
@@ -38,15 +39,20 @@ class SpeechToText:
             name="speech-to-text",
             model_type="speech_to_text",
             endpoint="/v3/audio/transcriptions",
-            config_ref="openvino:speech-to-text",
-            config_ref_full="aog:speech-to-text",
+            paths=("/v1/audio/transcriptions", "/v1/audio/translations"),
             default_model=section.get("default_model", default),
             support_models=(default, "NamoLi/whisper-large-v3-ov"),
-            timeout=-1,
+            extras={
+                "aog": {
+                    "config_ref": "openvino:speech-to-text",
+                    "config_ref_full": "aog:speech-to-text",
+                    "timeout": -1,
+                }
+            },
         )
         self._hosts = allowed_hosts(section)
 
-    async def invoke(self, call: Call, engine: Engine) -> bytes:
+    async def invoke(self, call: Call, engine: Engine) -> Answer:
         """Return ``text`` and ``segments``."""
         began = time.monotonic()
         fields = present(call)
@@ -66,7 +72,7 @@ class SpeechToText:
             }
             for number, each in enumerate(heard.segments)
         ]
-        return encode({"text": heard.text, "segments": segments, "model": model})
+        return Answer(encode({"text": heard.text, "segments": segments, "model": model}))
 
 
 def clock(seconds: float) -> str:

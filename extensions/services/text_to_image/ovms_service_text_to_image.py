@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from ovms_kernel.api import (
+from ovms_kernel.api.services import (
+    Answer,
     BadRequest,
     EngineFailed,
     ServiceDefinition,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from ovms_kernel.api import Call, Engine
+    from ovms_kernel.api.services import Call, Engine
 
 TEXTS = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3", "size")
 FLOATS = ("strength", "guidance_scale")
@@ -55,16 +56,21 @@ class TextToImage:
             name="text-to-image",
             model_type="image_generation",
             endpoint="/v3/images/generations",
-            config_ref="openvino:text-to-image",
-            config_ref_full="aog:text-to-image",
+            paths=("/v1/images/generations", "/v1/images/edits"),
             default_model=section.get("default_model", default),
             support_models=(default, "OpenVINO/stable-diffusion-v1-5-int8-ov"),
-            timeout=-1,
+            extras={
+                "aog": {
+                    "config_ref": "openvino:text-to-image",
+                    "config_ref_full": "aog:text-to-image",
+                    "timeout": -1,
+                }
+            },
         )
         self._section = section
         self._hosts = allowed_hosts(section)
 
-    async def invoke(self, call: Call, engine: Engine) -> bytes:
+    async def invoke(self, call: Call, engine: Engine) -> Answer:
         """Return ``created`` and ``data`` with an image each."""
         began = time.monotonic()
         fields = present(call)
@@ -88,7 +94,7 @@ class TextToImage:
         painted = decode_answer(answer.body)
         if folder:
             await anyio.to_thread.run_sync(save, painted, folder)
-        return encode({"created": int(time.time())} | painted | {"model": model})
+        return Answer(encode({"created": int(time.time())} | painted | {"model": model}))
 
 
 def prepare(fields: dict[str, Any]) -> dict[str, Any]:

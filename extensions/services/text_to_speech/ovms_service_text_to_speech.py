@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from ovms_kernel.api import (
+from ovms_kernel.api.services import (
+    Answer,
     BadRequest,
     ServiceDefinition,
     check,
@@ -26,7 +27,7 @@ from ovms_kernel.api import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ovms_kernel.api import Call, Engine
+    from ovms_kernel.api.services import Call, Engine
 
 
 PIECE = 300
@@ -49,15 +50,20 @@ class TextToSpeech:
             name="text-to-speech",
             model_type="text_to_speech",
             endpoint="/v3/audio/speech",
-            config_ref="openvino:text-to-speech",
-            config_ref_full="aog:text-to-speech",
+            paths=("/v1/audio/speech",),
             default_model=section.get("default_model", default),
             support_models=(default,),
-            timeout=-1,
+            extras={
+                "aog": {
+                    "config_ref": "openvino:text-to-speech",
+                    "config_ref_full": "aog:text-to-speech",
+                    "timeout": -1,
+                }
+            },
         )
         self._section = section
 
-    async def invoke(self, call: Call, engine: Engine) -> bytes:
+    async def invoke(self, call: Call, engine: Engine) -> Answer:
         """Return ``url``, the path of the file, or ``audio``."""
         began = time.monotonic()
         wanted = prepare(present(call))
@@ -75,7 +81,7 @@ class TextToSpeech:
             said = {"url": str(path)}
         else:
             said = {"audio": base64.b64encode(sound).decode()}
-        return encode(said | {"model": model, "duration": round(seconds, 3)})
+        return Answer(encode(said | {"model": model, "duration": round(seconds, 3)}))
 
 
 def prepare(fields: dict[str, Any]) -> dict[str, Any]:

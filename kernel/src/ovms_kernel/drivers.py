@@ -85,8 +85,8 @@ class Service(Protocol):
 
     definition: ServiceDefinition
 
-    async def invoke(self, call: Call, engine: Engine) -> bytes:
-        """Answer the call with one JSON object."""
+    async def invoke(self, call: Call, engine: Engine) -> Answer:
+        """Answer the call: OpenAI's answer to this request, as JSON or as the bytes that its content type names."""
         ...
 
 

@@ -16,7 +16,6 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 from ovms_kernel.drivers import DRIVER_PROTOCOLS, ConversingService, StreamingService
-from ovms_kernel.manifest import unknown_template
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -146,8 +145,6 @@ def _flaw(kind: str, name: str, driver: Any, host: Host) -> str:  # noqa: ANN401
     said = driver.definition.name if kind == "services" else driver.model_type if kind == "graphs" else name
     if said != name:
         return f"it calls itself {said} and its entry point calls it {name}; give it one name"
-    if kind == "services" and (template := unknown_template(driver.definition)):
-        return f"AOG has no template {template}; leave config_ref empty to serve other hosts only"
     # All platforms are asked whenever one is chosen, so that one which cannot answer would cost the others.
     if kind == "platforms" and not isinstance(fit := driver.matches(host), int):
         return f"its matches returned {type(fit).__name__}, not a number"

@@ -32,19 +32,17 @@ from ovms_kernel.errors import (
 )
 from ovms_kernel.events import Events
 from ovms_kernel.extensions import Extensions, compose
-from ovms_kernel.manifest import make_manifest
 from ovms_kernel.models.answering import Answering
 from ovms_kernel.models.library import Library
 from ovms_kernel.models.serving import Serving
-from ovms_kernel.requests import admitted, as_bytes
-from ovms_kernel.values import Ports
+from ovms_kernel.requests import admitted, checked
+from ovms_kernel.values import Answer, Ports, Request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 
     from ovms_kernel.drivers import ConversingService, Platform, Service, StreamingService
     from ovms_kernel.engine.choice import Choice
-    from ovms_kernel.manifest import Manifest
     from ovms_kernel.settings import Settings
     from ovms_kernel.values import EngineInfo, Host, Installation, LocalModel, Message, Progress
 
@@ -339,41 +337,35 @@ class Kernel:
                 f"There is no service {name!r} (installed: {offered}); install ovms-service-{name} or name another."
             ) from None
 
-    def manifest(self) -> Manifest:
-        """Return AOG's manifest of the installed services."""
-        return make_manifest(each.definition for each in self.extensions.services.values())
-
-    async def invoke(self, service: str, body: bytes, *, timeout: float | None = None) -> bytes:
-        """Answer one request with one JSON object.
-
-        :param timeout: seconds, for all of it including a load of the model.
-        """
+    async def invoke(self, service: str, request: Request) -> Answer:
+        """Answer one request as a whole."""
+        timeout = request.timeout
         driver = self.service(service)
         self._admitting()
-        async with admitted(self.events, service, body, timeout=timeout, streaming=False) as (call, sent):
+        async with admitted(self.events, service, request, streaming=False) as (call, sent):
             try:
                 async with asyncio.timeout(timeout):
                     answer = await driver.invoke(call, self._engine_for_requests())
             except TimeoutError as error:
                 raise TimedOut(f"The request was not done within its limit of {timeout:g} s.") from error
-            sent(len(as_bytes(answer, service)))
+            sent(len(checked(answer, Answer, service).body))
             return answer
 
-    async def stream(self, service: str, body: bytes, *, timeout: float | None = None) -> AsyncGenerator[bytes, None]:
-        """Answer one request piece by piece, as server-sent events; closing the iterator stops the generation.
+    async def stream(self, service: str, request: Request) -> AsyncGenerator[bytes, None]:
+        """Answer one request piece by piece; closing the iterator stops the generation.
 
-        :param timeout: seconds; the engine's client keeps it, as a cancel scope must not span a generator's yields.
+        The engine's client keeps the time limit, as a cancel scope must not span a generator's yields.
         """
         driver = self.service(service)
         if not driver.definition.streaming:
             raise NotSupported(f"The service {service} does not stream; ask for the whole answer.")
         self._admitting()
         async with (
-            admitted(self.events, service, body, timeout=timeout, streaming=True) as (call, sent),
+            admitted(self.events, service, request, streaming=True) as (call, sent),
             aclosing(cast("StreamingService", driver).stream(call, self._engine_for_requests())) as chunks,
         ):
             async for chunk in chunks:
-                sent(len(as_bytes(chunk, service)))
+                sent(len(checked(chunk, bytes, service)))
                 yield chunk
 
     async def converse(self, service: str, inbound: AsyncIterator[Message]) -> AsyncGenerator[Message, None]:
@@ -383,7 +375,7 @@ class Kernel:
             raise NotSupported(f"The service {service} does not hold sessions; ask it with a single request.")
         self._admitting()
         async with (
-            admitted(self.events, service, b"{}", timeout=None, streaming=True) as (_, sent),
+            admitted(self.events, service, Request(), streaming=True) as (_, sent),
             aclosing(cast("ConversingService", driver).converse(inbound, self._engine_for_requests())) as messages,
         ):
             async for message in messages:

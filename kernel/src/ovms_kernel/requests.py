@@ -9,7 +9,7 @@ import re
 import time
 import uuid
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from ovms_kernel.events import Events
+    from ovms_kernel.values import Request
+
+
+T = TypeVar("T")
 
 
 def _refuse(text: str) -> float:
@@ -54,7 +58,7 @@ def decode_request(raw: bytes) -> dict[str, Any]:
 
 @asynccontextmanager
 async def admitted(
-    events: Events, service: str, raw: bytes, *, timeout: float | None, streaming: bool
+    events: Events, service: str, request: Request, *, streaming: bool
 ) -> AsyncIterator[tuple[Call, Callable[[int], None]]]:
     """Admit a request to a service and tell of its beginning and its end.
 
@@ -62,12 +66,24 @@ async def admitted(
     :raises BadRequest: it is not a request.
     :raises Refused: an extension does not want it.
     """
-    raw = raw.removeprefix(codecs.BOM_UTF8)  # editors on Windows write it, and engines refuse it
-    body = decode_request(raw)
+    # Editors on Windows write the mark, and engines refuse it.
+    raw = request.body.removeprefix(codecs.BOM_UTF8) if request.fields is None else b""
+    body = decode_request(raw) if request.fields is None else request.fields
     # A field that is null counts as absent (services.md).
     if not isinstance(body.get("model"), str | None):
         raise BadRequest("The field model must be a string; name an installed model or leave it out.")
-    call = Call(uuid.uuid4().hex, service, str(body.get("model") or ""), body, raw, streaming, timeout)
+    call = Call(
+        request.id or uuid.uuid4().hex,
+        service,
+        str(body.get("model") or ""),
+        body,
+        raw,
+        request.files,
+        streaming=streaming,
+        timeout=request.timeout,
+        caller=request.caller,
+        keep_alive=request.keep_alive,
+    )
     began = time.monotonic()
     code, error, bytes_out = 200, "", 0
 
@@ -93,11 +109,12 @@ async def admitted(
             await events.tell("ovms_request_finished", call=call, outcome=outcome)
 
 
-def as_bytes(answer: object, service: str) -> bytes:
-    """Return what a service answered, as far as it can be sent.
+def checked(answer: object, kind: type[T], service: str) -> T:
+    """Return what a service answered if it is of the kind that faces can send.
 
-    :raises OvmsError: it is no bytes.
+    :raises OvmsError: it is something else.
     """
-    if isinstance(answer, bytes):
+    if isinstance(answer, kind):
         return answer
-    raise OvmsError(f"The service {service} answered with {type(answer).__name__}, not bytes; update or disable it.")
+    found = type(answer).__name__
+    raise OvmsError(f"The service {service} answered with {found}, not {kind.__name__}; update or disable it.")

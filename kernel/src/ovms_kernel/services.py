@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, TimedOut
+from ovms_kernel.values import Answer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
@@ -53,7 +54,7 @@ class Route:
     """Makes the answer of the engine's answer and the model's id, where adding is not enough."""
 
 
-async def forward(route: Route, call: Call, engine: Engine) -> bytes:
+async def forward(route: Route, call: Call, engine: Engine) -> Answer:
     """Answer a call with what the engine answers.
 
     :raises OvmsError: whatever the model, the request or the engine deserves.
@@ -64,7 +65,7 @@ async def forward(route: Route, call: Call, engine: Engine) -> bytes:
     body = answer.body
     if route.finish is not None:
         body = encode(route.finish(decode_answer(body), model))
-    return body if route.adds is None else add_fields(body, route.adds(model))
+    return Answer(body if route.adds is None else add_fields(body, route.adds(model)))
 
 
 async def forward_stream(route: Route, call: Call, engine: Engine) -> AsyncGenerator[bytes, None]:
@@ -89,7 +90,7 @@ async def _request(route: Route, call: Call, engine: Engine, *, streaming: bool)
     fields = route.prepare(fields)
     model = await served_model(route.definition, call, engine)
     fields = fields | {"model": model}
-    return model, call.raw if fields == call.body else encode(fields)
+    return model, call.raw if call.raw and fields == call.fields else encode(fields)
 
 
 def present(call: Call) -> Fields:
@@ -99,7 +100,7 @@ def present(call: Call) -> Fields:
     """
     if len(call.raw) > MAX_BODY:
         raise BadRequest(f"The request has {len(call.raw)} bytes; the engine takes at most {MAX_BODY}.")
-    return {name: value for name, value in call.body.items() if value is not None}
+    return {name: value for name, value in call.fields.items() if value is not None}
 
 
 async def served_model(definition: ServiceDefinition, call: Call, engine: Engine) -> str:

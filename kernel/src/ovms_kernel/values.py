@@ -268,47 +268,89 @@ class LoadedModel:
     """Time the load took; 0 if it was served already."""
 
 
+@dataclass(frozen=True, slots=True)
+class ResidentModel:
+    """A model that is loaded, is being loaded or failed to load, as ``ps`` and ``/api/ps`` show it."""
+
+    model: LocalModel
+    state: Literal["waiting", "loading", "loaded", "unloading", "failed"]
+    users: int = 0
+    """Requests that use it now."""
+    last_used: float = 0.0
+    """Seconds since the epoch."""
+    loaded_at: float = 0.0
+    """Seconds since the epoch; 0 = it is not loaded."""
+    memory: int = 0
+    """Bytes that it takes, as far as known."""
+    device: str = ""
+    pinned: bool = False
+    unload_at: float | None = None
+    """When it is unloaded if nobody uses it, in seconds since the epoch; ``None`` = when memory is needed."""
+    failure: str = ""
+    """Why the last load failed."""
+
+
 # -- requests ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceDefinition:
-    """What ``plugin.yaml`` says of a service, and what the kernel needs to route to it."""
+    """What a service is called, which models serve it, and where faces may offer it."""
 
     name: str
-    """On the wire: ``text-to-image``."""
+    """``text-to-image``: lower case and dashes."""
     model_type: str
-    """The graph driver whose models serve it; also AOG's ``task_type``."""
+    """The graph driver whose models serve it."""
     endpoint: str
     """The engine's REST path, such as ``/v3/chat/completions``."""
-    config_ref: str = ""
-    """AOG's conversion template, such as ``openvino:chat``; a service without one is not offered to AOG."""
-    config_ref_full: str = ""
-    """The template that keeps all fields, for ``deploy --bodies full``; empty means the same one."""
+    paths: tuple[str, ...] = ()
+    """HTTP paths that a face may offer it at, such as ``/v1/chat/completions``."""
     default_model: str = ""
     support_models: tuple[str, ...] = ()
-    protocol: str = "HTTP"
-    expose_protocol: str = "HTTP"
     streaming: bool = False
     bidirectional: bool = False
-    timeout: int = 0
-    """Seconds; 0 = the host's default, -1 = none."""
     probe: str = ""
     """The smallest request that shows that a model works, as JSON without ``model``; empty = it would cost too much."""
+    extras: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What single faces need to offer it, by the face's name, such as ``{"aog": {"config_ref": "openvino:chat"}}``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as a face hands it over."""
+
+    body: bytes = field(default=b"{}", repr=False)
+    """One JSON object; admission decodes it once."""
+    fields: Mapping[str, Any] | None = field(default=None, repr=False)
+    """The decoded object, given instead of ``body`` by a face that has it already, as from a multipart form."""
+    files: Mapping[str, Upload] = field(default_factory=dict, repr=False)
+    """Uploads by name of the form's field."""
+    timeout: float | None = None
+    """Seconds for all of it, a load of the model included; ``None`` = no limit."""
+    caller: str = ""
+    """Name of the face that asks, such as ``http``."""
+    id: str = ""
+    """The caller's id of the request, for the log; empty = admission makes one."""
+    keep_alive: float | None = None
+    """Seconds that the model stays loaded after the request, negative = for ever; ``None`` = as the settings say."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One admitted request. ``body`` is the decoded JSON object, ``raw`` the bytes it came from."""
+    """One admitted request. ``fields`` is the decoded JSON object, ``raw`` the bytes it came from."""
 
     id: str
     service: str
     model: str
-    body: Mapping[str, Any] = field(repr=False)
-    raw: bytes = field(repr=False)
+    fields: Mapping[str, Any] = field(repr=False)
+    raw: bytes = field(default=b"", repr=False)
+    """Empty where the face handed over ``fields``."""
+    files: Mapping[str, Upload] = field(default_factory=dict, repr=False)
     streaming: bool = False
     timeout: float | None = None
     """Seconds left; ``None`` = no limit."""
+    caller: str = ""
+    keep_alive: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,10 +375,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the engine answered, with status 2xx."""
+    """What a service or the engine answered, with status 2xx."""
 
     body: bytes = field(repr=False)
-    content_type: str
+    content_type: str = "application/json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ def main() -> None:
     """Run what was asked for and exit."""
     arguments = sys.argv[1:]
     if not arguments and COOKIE in os.environ:
-        from ovms_kernel.aog.serve import main as serve
+        from ovms_face_aog.serve import main as serve
 
         serve()
         return

@@ -59,7 +59,9 @@ async def manifest(
 ) -> None:
     """Print plugin.yaml, AOG's manifest of the services."""
     async with session.kernel() as kernel:
-        made = replace(kernel.manifest(), bodies=bodies.value)
+        from ovms_face_aog.manifest import manifest_of
+
+        made = replace(manifest_of(kernel), bodies=bodies.value)
     if json:
         output.print_json(made.as_dict())
     else:

@@ -13,6 +13,7 @@ from ovms_cli import output
 from ovms_cli.session import Session, add
 from ovms_kernel.errors import BadRequest, NotSupported
 from ovms_kernel.hookspecs import hookimpl
+from ovms_kernel.values import Request
 
 if TYPE_CHECKING:
     from ovms_kernel.kernel import Kernel
@@ -67,7 +68,7 @@ async def chat(
         body = json_.dumps(request, ensure_ascii=False).encode()
         begun = False
         try:
-            async with aclosing(kernel.stream("chat", body)) as chunks:
+            async with aclosing(kernel.stream("chat", Request(body, caller="cli"))) as chunks:
                 async for piece in answer(chunks):
                     print(piece, end="", flush=True)
                     begun = True
@@ -96,12 +97,13 @@ async def call(
         if stream:
             if not kernel.service(service).definition.streaming:
                 raise NotSupported(f"The service {service} does not stream; leave out --stream.")
-            async with aclosing(kernel.stream(service, body)) as chunks:
+            async with aclosing(kernel.stream(service, Request(body, caller="cli"))) as chunks:
                 async for chunk in chunks:
                     sys.stdout.buffer.write(chunk)
                     sys.stdout.buffer.flush()
         else:
-            sys.stdout.buffer.write(await kernel.invoke(service, body) + b"\n")
+            answer = await kernel.invoke(service, Request(body, caller="cli"))
+            sys.stdout.buffer.write(answer.body + b"\n")
 
 
 @asynccontextmanager

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ovms_cli.demo import Place
     from ovms_cli.steps import Steps
     from ovms_cli.traces import Traces
-    from ovms_kernel.testing.host import PluginHost
+    from ovms_face_aog.client import PluginHost
 
 CHAT, EMBED = "demo/tiny-chat", "demo/tiny-embeddings"
 SERVICES = {CHAT: "chat", EMBED: "embed"}
@@ -43,7 +43,7 @@ async def take_in(place: Place, model: str, source: Path) -> str:
 
 async def tell(steps: Steps, traces: Traces, place: Place, sources: Mapping[str, Path], executable: Path) -> None:
     """Run the plugin from its start to its end; it is ended whatever happens."""
-    from ovms_kernel.testing.host import PluginFailed, PluginHost
+    from ovms_face_aog.client import PluginFailed, PluginHost
 
     for model, source in sources.items():
         with steps.step(f"import {model.partition('/')[2]}") as step:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from ovms_kernel.api import NotSupported, ServiceDefinition
+from ovms_kernel.api.services import NotSupported, ServiceDefinition
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
-    from ovms_kernel.api import Call, Engine, Message
+    from ovms_kernel.api.services import Answer, Call, Engine, Message
 
 WAITING_MESSAGES = 16
 """Messages to a client that does not read; then everything before them waits too."""
@@ -30,17 +30,21 @@ class LiveSpeech:
             name="speech-to-text-ws",
             model_type="speech_to_text",
             endpoint="/v3/audio/transcriptions",
-            config_ref="openvino:speech-to-text-ws",
-            config_ref_full="aog:speech-to-text-ws",
             default_model=section.get("default_model", default),
             support_models=(default, "NamoLi/whisper-large-v3-ov"),
-            expose_protocol="WEBSOCKET",
             streaming=True,
             bidirectional=True,
-            timeout=-1,
+            extras={
+                "aog": {
+                    "config_ref": "openvino:speech-to-text-ws",
+                    "config_ref_full": "aog:speech-to-text-ws",
+                    "expose_protocol": "WEBSOCKET",
+                    "timeout": -1,
+                }
+            },
         )
 
-    async def invoke(self, call: Call, engine: Engine) -> bytes:  # noqa: ARG002 - the protocol's
+    async def invoke(self, call: Call, engine: Engine) -> Answer:  # noqa: ARG002 - the protocol's
         """Refuse: a session is not a single request."""
         raise NotSupported("speech-to-text-ws holds sessions; send a single recording to speech-to-text.")
 

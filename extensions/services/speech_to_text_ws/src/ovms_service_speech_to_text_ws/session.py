@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 
-from ovms_kernel.api import (
+from ovms_kernel.api.services import (
     BadRequest,
     EngineFailed,
     Message,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
     from numpy.typing import NDArray
 
-    from ovms_kernel.api import Engine, ServiceDefinition
+    from ovms_kernel.api.services import Engine, ServiceDefinition
 
 YIELD_BLOCKS = 8
 """Blocks that are judged before others get their turn, some 2 ms of work."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ovms_kernel.api import BadRequest, NotSupported
+from ovms_kernel.api.services import BadRequest, NotSupported
 from ovms_service_speech_to_text_ws.segments import BLOCK, RATE
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from ovms_kernel.api import OvmsError, transcribe, wav
+from ovms_kernel.api.services import OvmsError, transcribe, wav
 from ovms_service_speech_to_text_ws.segments import BLOCK, RATE
 from ovms_service_speech_to_text_ws.words import steady
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ovms_kernel.api import Engine
+    from ovms_kernel.api.services import Engine
     from ovms_service_speech_to_text_ws.segments import Segmenter, Sentence
 
 log = logging.getLogger(__name__)

@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from ovms_kernel.kernel import Kernel
     from ovms_kernel.values import ServiceDefinition
 
 log = logging.getLogger(__name__)
 
 Bodies = Literal["openvino", "full"]
+
+FACE = "aog"
+"""The key of ``ServiceDefinition.extras`` that is read here."""
 
 PROVIDER = "ovms-plugin"
 """The plugin's name: AOG treats it as a plugin only if it contains ``plugin``, and its command line splits at ``_``."""
@@ -74,17 +78,18 @@ class Manifest:
         }
 
     def _service(self, definition: ServiceDefinition) -> dict[str, Any]:
+        extras = definition.extras[FACE]
         return {
             "service_name": definition.name,
             "task_type": definition.model_type,
-            "protocol": definition.protocol,
-            "expose_protocol": definition.expose_protocol,
+            "protocol": extras.get("protocol", "HTTP"),
+            "expose_protocol": extras.get("expose_protocol", "HTTP"),
             "endpoint": definition.endpoint,
             "auth_type": "none",
             "default_model": definition.default_model,
             "support_models": list(definition.support_models),
-            "config_ref": (self.bodies == "full" and definition.config_ref_full) or definition.config_ref,
-            "timeout": definition.timeout,
+            "config_ref": (self.bodies == "full" and extras.get("config_ref_full")) or extras["config_ref"],
+            "timeout": extras.get("timeout", 0),
             "capabilities": {
                 "support_streaming": definition.streaming,
                 "support_bidirectional": definition.bidirectional,
@@ -108,14 +113,20 @@ def make_manifest(definitions: Iterable[ServiceDefinition], *, bodies: Bodies = 
     for each in sorted(definitions, key=lambda each: each.name):
         if template := unknown_template(each):
             log.error("Service %s is not offered to AOG, which has no template %s.", each.name, template)
-        elif each.config_ref:
+        elif each.extras.get(FACE, {}).get("config_ref"):
             offered.append(each)
     return Manifest(tuple(offered), bodies=bodies)
 
 
 def unknown_template(definition: ServiceDefinition) -> str:
     """Return the template that a service names and AOG does not have; empty if there is none such."""
-    for reference in (definition.config_ref, definition.config_ref_full):
-        if reference and reference.partition(":")[0] not in FLAVORS:
+    extras = definition.extras.get(FACE, {})
+    for reference in (extras.get("config_ref"), extras.get("config_ref_full")):
+        if isinstance(reference, str) and reference.partition(":")[0] not in FLAVORS:
             return reference
     return ""
+
+
+def manifest_of(kernel: Kernel) -> Manifest:
+    """Return the manifest of a kernel's services."""
+    return make_manifest(each.definition for each in kernel.extensions.services.values())

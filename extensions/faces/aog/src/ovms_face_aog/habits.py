@@ -13,11 +13,12 @@ from collections import Counter
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.aog import framing, payloads
-from ovms_kernel.aog.provider import Fields, Provider
-from ovms_kernel.aog.sessions import hold_session
+from ovms_face_aog import framing, payloads
+from ovms_face_aog.provider import Fields, Provider
+from ovms_face_aog.sessions import hold_session
 from ovms_kernel.errors import BadRequest, NotFound, OvmsError
 from ovms_kernel.requests import decode_request
+from ovms_kernel.values import Request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
@@ -71,7 +72,7 @@ class AogProvider(Provider):
         body, model = self._addressed(kernel, service, body)
 
         async def framed() -> AsyncGenerator[bytes, None]:
-            async with aclosing(kernel.stream(service, body, timeout=timeout)) as events:
+            async with aclosing(kernel.stream(service, Request(body, timeout=timeout, caller="aog"))) as events:
                 async for event in events:
                     if data := framing.reframe_event(event):
                         # Without a conversion AOG takes the prefix away and puts none before (D1-35).

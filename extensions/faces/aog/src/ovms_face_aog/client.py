@@ -17,7 +17,7 @@ import grpc.aio
 from google.protobuf import empty_pb2, message_factory
 from grpc_health.v1 import health_pb2
 
-from ovms_kernel.aog.protos import aog_provider_pb2, goplugin_pb2
+from ovms_face_aog.protos import aog_provider_pb2, goplugin_pb2
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -69,17 +69,17 @@ class ProviderClient:
         answer = await check(health_pb2.HealthCheckRequest(service="plugin"))
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
-    async def call(self, method: str, *, timeout: float | None = None, **fields: Any) -> Any:  # noqa: ANN401
+    async def call(self, method: str, *, timeout: float | None = None, **fields: Any) -> Any:
         """Call a unary rpc of ProviderService and return its response, whatever its code."""
         descriptor, make = self._method(method)
         return await make(self.channel.unary_unary)(_request(descriptor, fields), timeout=timeout)
 
-    def stream(self, method: str, *, timeout: float | None = None, **fields: Any) -> Any:  # noqa: ANN401 - grpc's call
+    def stream(self, method: str, *, timeout: float | None = None, **fields: Any) -> Any:
         """Call an rpc of ProviderService that answers with a stream; iterate over it, or ``cancel()`` it."""
         descriptor, make = self._method(method)
         return make(self.channel.unary_stream)(_request(descriptor, fields), timeout=timeout)
 
-    def converse(self, requests: AsyncIterator[Any]) -> Any:  # noqa: ANN401 - grpc's call
+    def converse(self, requests: AsyncIterator[Any]) -> Any:
         """Call InvokeServiceBidi."""
         _, make = self._method("InvokeServiceBidi")
         return make(self.channel.stream_stream)(requests)
@@ -224,11 +224,11 @@ class PluginHost(ProviderClient):
             self.stdout += data
 
 
-def _request(descriptor: Any, fields: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a generated message
+def _request(descriptor: Any, fields: Mapping[str, Any]) -> Any:
     return message_factory.GetMessageClass(descriptor.input_type)(**fields)
 
 
-async def _read(stream: Any) -> None:  # noqa: ANN401 - grpc's call
+async def _read(stream: Any) -> None:
     with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
         async for _ in stream:
             pass
@@ -236,9 +236,9 @@ async def _read(stream: Any) -> None:  # noqa: ANN401 - grpc's call
 
 def plugin_command() -> list[str]:
     """Return how to start the plugin that is installed beside this Python."""
-    return [sys.executable, "-m", "ovms_kernel.aog"]
+    return [sys.executable, "-m", "ovms_face_aog"]
 
 
-def bidi_request(data: bytes, kind: str = "text", **fields: Any) -> Any:  # noqa: ANN401 - a generated message
+def bidi_request(data: bytes, kind: str = "text", **fields: Any) -> Any:
     """Return one message of a session; the first one needs ``service_name`` and ``is_first``."""
     return aog_provider_pb2.InvokeServiceBidiRequest(data=data, message_type=kind, **fields)

@@ -16,8 +16,8 @@ import typer
 from ovms_cli import output
 from ovms_cli.about import Bodies
 from ovms_cli.session import Session, add
+from ovms_face_aog.manifest import MARK, PROVIDER, SYSTEMS, executable, manifest_of
 from ovms_kernel.errors import BadRequest, NotFound, NotSupported, OvmsError, PreconditionFailed
-from ovms_kernel.manifest import MARK, PROVIDER, SYSTEMS, executable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +35,7 @@ if [ ! -x "$python" ]; then
     "run \\`ovms-plugin deploy\\` again from where it is now." >&2
   exit 1
 fi
-exec "$python" {flags} -m ovms_kernel.aog "$0"
+exec "$python" {flags} -m ovms_face_aog "$0"
 """
 
 
@@ -71,7 +71,7 @@ async def deploy(
             _remove(folder)
             return
         async with session.kernel() as kernel:
-            manifest = replace(kernel.manifest(), bodies=bodies.value)
+            manifest = replace(manifest_of(kernel), bodies=bodies.value)
             # What people try first.
             example = min(manifest.services, key=lambda each: each.name != "chat", default=None)
             trouble = trouble_of_aog(kernel.host)
@@ -205,7 +205,7 @@ async def start_once(launcher: Path) -> float:
 
     :raises OvmsError: it does not start, or not well.
     """
-    from ovms_kernel.testing.host import PluginFailed, PluginHost
+    from ovms_face_aog.client import PluginFailed, PluginHost
 
     # AOG's working directory is two levels above the executable, which is not the plugin's folder.
     host = PluginHost([launcher], cwd=launcher.parent.parent)

@@ -8,7 +8,7 @@ import logging
 from contextlib import ExitStack, aclosing
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.aog import framing, payloads
+from ovms_face_aog import framing, payloads
 from ovms_kernel.errors import BadRequest, OvmsError
 from ovms_kernel.requests import decode_request
 from ovms_kernel.values import Message

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from ovms_kernel.aog.goplugin import Host
-    from ovms_kernel.aog.provider import Provider
+    from ovms_face_aog.goplugin import Host
+    from ovms_face_aog.provider import Provider
     from ovms_kernel.log import Log
 
 COOKIE = ("AOG_PLUGIN", "aog-provider-plugin-v1")
@@ -32,7 +32,7 @@ def main(launcher: str = "") -> None:
     # grpc's own handlers for forks would meet the engine's start; and its chatter is nobody's business.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from ovms_kernel.aog import goplugin
+    from ovms_face_aog import goplugin
 
     try:
         version = goplugin.read_environment(goplugin.Magic(*COOKIE, VERSIONS), os.environ)
@@ -71,12 +71,12 @@ def _run(version: int, stdout: int, host: Host, log: Log, launcher: str) -> None
 async def _serve(version: int, stdout: int, host: Host, log: Log, launcher: str) -> None:
     import asyncio
 
-    from ovms_kernel.aog.goplugin import Server
-    from ovms_kernel.aog.provider import Provider
+    from ovms_face_aog.goplugin import Server
+    from ovms_face_aog.provider import Provider
 
     asyncio.get_running_loop().set_exception_handler(_log_unhandled)
     if os.environ.get(HOST):
-        from ovms_kernel.aog.habits import AogProvider
+        from ovms_face_aog.habits import AogProvider
 
         provider: Provider = AogProvider()
     else:
@@ -101,7 +101,7 @@ async def _live(provider: Provider, server: Any, log: Log, launcher: str) -> Non
     """Compose the kernel and stay until the end; without a kernel every rpc tells why."""
     import asyncio
 
-    from ovms_kernel.aog.goplugin import remove_stale_folders
+    from ovms_face_aog.goplugin import remove_stale_folders
     from ovms_kernel.errors import OvmsError
     from ovms_kernel.log import set_level
 

@@ -1,6 +1,6 @@
 """AOG's ``ProviderService`` over the kernel, a few lines for each rpc, as any host of it expects.
 
-What only AOG itself needs is in :mod:`ovms_kernel.aog.habits`. Here and nowhere else errors become codes: gRPC's own
+What only AOG itself needs is in :mod:`ovms_face_aog.habits`. Here and nowhere else errors become codes: gRPC's own
 status stays OK, the answer carries ``code`` and ``message``.
 """
 
@@ -12,11 +12,12 @@ import re
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
 
-from ovms_kernel.aog import payloads
-from ovms_kernel.aog.goplugin import Undecodable, handler_of
+from ovms_face_aog import payloads
+from ovms_face_aog.goplugin import Undecodable, handler_of
+from ovms_face_aog.manifest import manifest_of
 from ovms_kernel.errors import BadRequest, NotSupported, OvmsError
 from ovms_kernel.settings import refused_by_system
-from ovms_kernel.values import Message, Progress
+from ovms_kernel.values import Message, Progress, Request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
@@ -67,7 +68,7 @@ class Provider:
         """Return gRPC's handler of all rpcs."""
         from google.protobuf.message_factory import GetMessageClass
 
-        from ovms_kernel.aog.protos import aog_provider_pb2
+        from ovms_face_aog.protos import aog_provider_pb2
 
         descriptor = aog_provider_pb2.DESCRIPTOR.services_by_name["ProviderService"]
         methods = {}
@@ -153,11 +154,11 @@ class Provider:
 
     async def invoke(self, kernel: Kernel, service: str, body: bytes, timeout: float | None) -> bytes:
         """Answer one request with one JSON object."""
-        return await kernel.invoke(service, body, timeout=timeout)
+        return (await kernel.invoke(service, Request(body, timeout=timeout, caller="aog"))).body
 
     def stream(self, kernel: Kernel, service: str, body: bytes, timeout: float | None) -> AsyncGenerator[bytes, None]:
         """Yield the server-sent events of one request."""
-        return kernel.stream(service, body, timeout=timeout)
+        return kernel.stream(service, Request(body, timeout=timeout, caller="aog"))
 
     def converse(self, kernel: Kernel, service: str, inbound: AsyncIterator[Message]) -> AsyncGenerator[Message, None]:
         """Yield what is answered in a session."""
@@ -167,7 +168,7 @@ class Provider:
 
     async def get_manifest(self, request: Any, context: Any) -> Fields:
         """Tell what ``plugin.yaml`` tells."""
-        return {"manifest_json": payloads.write((await self.kernel()).manifest().as_dict())}
+        return {"manifest_json": payloads.write(manifest_of(await self.kernel()).as_dict())}
 
     async def health_check(self, request: Any, context: Any) -> Fields:
         """Tell whether the engine answers."""

@@ -1,4 +1,4 @@
-"""The exact form in which AOG's converters and clients take answers; :mod:`ovms_kernel.aog.habits` applies it."""
+"""The exact form in which AOG's converters and clients take answers; :mod:`ovms_face_aog.habits` applies it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.aog.payloads import write
+from ovms_face_aog.payloads import write
 from ovms_kernel.errors import EngineFailed
 
 if TYPE_CHECKING:

@@ -209,7 +209,7 @@ class Server:
         import grpc.aio
         from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-        from ovms_kernel.aog.protos import goplugin_pb2
+        from ovms_face_aog.protos import goplugin_pb2
 
         options = [
             # Images and audio exceed gRPC's 4 MiB; hosts of go-plugin have no limit either.
@@ -316,7 +316,7 @@ class Server:
     # -- go-plugin's own services ----------------------------------------------------------------------------------
 
     async def _shutdown(self, _request: object, _context: object) -> Any:
-        from ovms_kernel.aog.protos import goplugin_pb2
+        from ovms_face_aog.protos import goplugin_pb2
 
         # The host waits for this answer as long as it takes, but for our exit only 2 s.
         await asyncio.shield(self.end("the host asked for it"))

@@ -5,17 +5,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ovms_kernel.api import ServiceDefinition
-from ovms_kernel.manifest import PROVIDER, executable, make_manifest
+from ovms_face_aog.manifest import PROVIDER, executable, make_manifest
+from ovms_kernel.api.services import ServiceDefinition
 
 CHAT = ServiceDefinition(
     "chat",
     "text_generation",
     "/v3/chat/completions",
-    config_ref="openvino:chat",
-    config_ref_full="openai:chat",
     default_model="a/b",
     streaming=True,
+    extras={"aog": {"config_ref": "openvino:chat", "config_ref_full": "openai:chat"}},
 )
 
 
@@ -36,7 +35,7 @@ def test_full_bodies_take_the_template_that_keeps_every_field() -> None:
 
 @pytest.mark.parametrize("template", ["", "acme:paint"], ids=["none: AOG drops the plugin", "unknown: AOG panics"])
 def test_a_service_that_aog_cannot_convert_for_is_left_out(template: str) -> None:
-    paint = ServiceDefinition("paint", "painting", "/v3/paint", config_ref=template)
+    paint = ServiceDefinition("paint", "painting", "/v3/paint", extras={"aog": {"config_ref": template}})
     assert [each.name for each in make_manifest([paint, CHAT]).services] == ["chat"]
 
 

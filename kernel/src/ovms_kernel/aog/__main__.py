@@ -1,8 +1,0 @@
-"""``python -m ovms_kernel.aog [LAUNCHER]``: plugin mode, as ``ovms-plugin deploy`` has it started."""
-
-import sys
-
-from ovms_kernel.aog.serve import main
-
-if __name__ == "__main__":
-    main(*sys.argv[1:2])

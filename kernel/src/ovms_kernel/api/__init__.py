@@ -1,0 +1,1 @@
+"""What extensions may import, one module for each kind of author; everything else may change without notice."""

@@ -1,0 +1,205 @@
+"""What the author of a face or a dialect imports: a way for requests to arrive at the kernel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from ovms_kernel.errors import (
+    BadRequest,
+    Cancelled,
+    EngineFailed,
+    NotFound,
+    NotSupported,
+    OvmsError,
+    PreconditionFailed,
+    Refused,
+    TimedOut,
+    Unauthorized,
+    Unavailable,
+)
+from ovms_kernel.hookspecs import hookimpl
+from ovms_kernel.requests import decode_request
+from ovms_kernel.values import Answer, LocalModel, Message, Progress, Request, ResidentModel, ServiceDefinition, Upload
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from ovms_kernel.drivers import Service
+    from ovms_kernel.extensions import ExtensionReport
+    from ovms_kernel.settings import Settings
+    from ovms_kernel.values import EngineInfo, Host, Installation
+
+__all__ = [
+    "Answer",
+    "BadRequest",
+    "Cancelled",
+    "EngineFailed",
+    "Face",
+    "KernelApi",
+    "LocalModel",
+    "Message",
+    "NotFound",
+    "NotSupported",
+    "OvmsError",
+    "PreconditionFailed",
+    "Progress",
+    "Refused",
+    "Request",
+    "ResidentModel",
+    "ServiceDefinition",
+    "TimedOut",
+    "Unauthorized",
+    "Unavailable",
+    "Upload",
+    "decode_request",
+    "hookimpl",
+]
+
+
+class KernelApi(Protocol):
+    """The kernel as faces see it. Every method raises ``OvmsError`` with a code and one sentence."""
+
+    @property
+    def settings(self) -> Settings:
+        """All settings; a face's own section is given to its constructor."""
+        ...
+
+    @property
+    def host(self) -> Host:
+        """The machine."""
+        ...
+
+    @property
+    def reports(self) -> Sequence[ExtensionReport]:
+        """What became of each installed extension."""
+        ...
+
+    @property
+    def services(self) -> Mapping[str, Service]:
+        """The installed services by name."""
+        ...
+
+    def service(self, name: str) -> Service:
+        """Return one service.
+
+        :raises NotFound: there is none of that name.
+        """
+        ...
+
+    def register(self, name: str, listener: object) -> None:
+        """Have a listener's hooks called for the kernel's events, under a name such as ``faces.http``."""
+        ...
+
+    # -- requests --------------------------------------------------------------------------------------------------
+
+    async def invoke(self, service: str, request: Request) -> Answer:
+        """Answer one request as a whole."""
+        ...
+
+    def stream(self, service: str, request: Request) -> AsyncGenerator[bytes, None]:
+        """Answer one request piece by piece; closing the iterator stops the generation."""
+        ...
+
+    def converse(self, service: str, inbound: AsyncIterator[Message]) -> AsyncGenerator[Message, None]:
+        """Hold a session of messages."""
+        ...
+
+    # -- models ----------------------------------------------------------------------------------------------------
+
+    async def list_models(self) -> list[LocalModel]:
+        """Return the models on disk, by id."""
+        ...
+
+    async def resident_models(self) -> list[ResidentModel]:
+        """Return what is loaded, being loaded or failed to load, by id."""
+        ...
+
+    async def running_models(self) -> list[LocalModel]:
+        """Return the models that the engine serves now; none if it does not run."""
+        ...
+
+    async def pull_model(
+        self, model: str, *, model_type: str = "", report: Callable[[Progress], None] = ...
+    ) -> LocalModel:
+        """Fetch a model from its hub, or find that it is here and complete."""
+        ...
+
+    async def import_model(
+        self, source: Path, model: str, *, model_type: str = "", report: Callable[[Progress], None] = ...
+    ) -> LocalModel:
+        """Copy a model from a folder or archive on this machine."""
+        ...
+
+    async def load_model(self, model: str, *, keep_alive: float | None = None) -> LocalModel:
+        """Make the engine serve a model; ``keep_alive`` as in ``Request``."""
+        ...
+
+    async def unload_models(self, models: Sequence[str], reason: str = ..., *, hint: bool = False) -> None:
+        """Unload models.
+
+        :param hint: they may go first when memory is needed, or after a while; models in use stay.
+        """
+        ...
+
+    async def delete_model(self, model: str) -> None:
+        """Unload a model and remove it from disk."""
+        ...
+
+    # -- the engine ------------------------------------------------------------------------------------------------
+
+    async def check_engine(self) -> bool:
+        """Tell whether an engine is installed."""
+        ...
+
+    async def install_engine(self, version: str = "", *, report: Callable[[Progress], None] = ...) -> Installation:
+        """Install an engine version and make it the active one."""
+        ...
+
+    async def init_environment(self) -> None:
+        """Make the folders and the engine's configuration file."""
+        ...
+
+    async def start_engine(self, mode: str = "") -> None:
+        """Start the engine if it does not run; return before it is ready."""
+        ...
+
+    async def stop_engine(self, reason: str = ...) -> None:
+        """Stop the engine."""
+        ...
+
+    async def upgrade_engine(self, version: str = "", *, report: Callable[[Progress], None] = ...) -> Installation:
+        """Bring the engine to the wanted version, or put the old one back."""
+        ...
+
+    async def engine(self) -> EngineInfo:
+        """Return the running engine, started and ready."""
+        ...
+
+    async def engine_version(self) -> str:
+        """Return the version that the active engine's own program names."""
+        ...
+
+    async def health(self) -> None:
+        """Return if the engine answers now.
+
+        :raises Unavailable: it does not; the sentence says why.
+        """
+        ...
+
+    async def stop(self, reason: str = ...) -> None:
+        """Admit nothing more and stop the engine."""
+        ...
+
+
+@runtime_checkable
+class Face(Protocol):
+    """One way for requests to arrive. Constructed with its section of the settings, as every driver."""
+
+    async def serve(self, kernel: Awaitable[KernelApi]) -> None:
+        """Serve until cancelled, or until the host that started this process ends it.
+
+        :param kernel: awaited when first needed, as a handshake may have to be out before it is composed; raises
+            ``OvmsError`` if it could not be composed.
+        """
+        ...
