@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ovms_face_aog import payloads
 from ovms_face_aog.goplugin import Undecodable, handler_of
 from ovms_face_aog.manifest import manifest_of
+from ovms_face_aog.shapes import invoke_shaped
 from ovms_kernel.errors import BadRequest, NotSupported, OvmsError
 from ovms_kernel.settings import refused_by_system
 from ovms_kernel.values import Message, Progress, Request
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import grpc
 
     from ovms_kernel.kernel import Kernel
-    from ovms_kernel.values import LocalModel
+    from ovms_kernel.values import Answer, LocalModel
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +155,11 @@ class Provider:
 
     async def invoke(self, kernel: Kernel, service: str, body: bytes, timeout: float | None) -> bytes:
         """Answer one request with one JSON object."""
-        return (await kernel.invoke(service, Request(body, timeout=timeout, caller="aog"))).body
+
+        async def ask(asked: bytes) -> Answer:
+            return await kernel.invoke(service, Request(asked, timeout=timeout, caller="aog", local_files=True))
+
+        return await invoke_shaped(service, body, kernel.settings.section("faces", "aog"), ask)
 
     def stream(self, kernel: Kernel, service: str, body: bytes, timeout: float | None) -> AsyncGenerator[bytes, None]:
         """Yield the server-sent events of one request."""
