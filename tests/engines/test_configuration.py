@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from ovms_embedded.calculators.discovery import find_calculators
 from ovms_embedded.graphs import GraphInvalid, parse_graph
 
 if TYPE_CHECKING:
@@ -43,12 +44,16 @@ def test_a_model_sets_no_property_that_runs_code_or_names_files(
     graph: Callable[..., str], properties: object, words: str
 ) -> None:
     with pytest.raises(GraphInvalid, match=words):
-        parse_graph(graph("embeddings", "./", f"plugin_config: '{json.dumps(properties)}'").encode())
+        parse_graph(
+            graph("embeddings", "./", f"plugin_config: '{json.dumps(properties)}'").encode(), find_calculators()
+        )
 
 
 def test_a_model_sets_properties_of_speed_and_precision(graph: Callable[..., str]) -> None:
     wanted = {"NUM_STREAMS": "2", "DEVICE_PROPERTIES": {"NPU": {"NPUW_LLM_ENABLE_PREFIX_CACHING": True}}}
-    found = parse_graph(graph("text_generation", "./", f"plugin_config: '{json.dumps(wanted)}'").encode())
+    found = parse_graph(
+        graph("text_generation", "./", f"plugin_config: '{json.dumps(wanted)}'").encode(), find_calculators()
+    )
     assert found.options["properties"] == wanted
 
 
