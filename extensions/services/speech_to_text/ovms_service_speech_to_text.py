@@ -90,12 +90,12 @@ class SpeechToText:
 
     async def stream(self, call: Call, engine: Engine) -> AsyncGenerator[bytes, None]:
         """Yield OpenAI's transcription events: one for each stretch of speech, then the whole text."""
-        _, heard, seconds = await self._hear(call, present(call), engine)
+        _, heard, _ = await self._hear(call, present(call), engine)
         deltas = [each.text for each in heard.segments]
         for number, text in enumerate(deltas):
             delta = text if number == 0 or not between(deltas[number - 1], text) else f" {text}"
             yield _event({"type": "transcript.text.delta", "delta": delta})
-        yield _event({"type": "transcript.text.done", "text": heard.text, "usage": duration_usage(seconds)})
+        yield _event({"type": "transcript.text.done", "text": heard.text})
 
     async def _hear(
         self, call: Call, fields: dict[str, Any], engine: Engine, *, words: bool = False

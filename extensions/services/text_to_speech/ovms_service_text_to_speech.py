@@ -132,8 +132,8 @@ class TextToSpeech:
         """Return the content type of what ``stream`` yields for these fields."""
         if fields.get("stream_format") == "sse":
             return "text/event-stream"
-        form = fields.get("response_format") or DEFAULT_FORMAT
-        return FORMATS[form if form in FORMATS else DEFAULT_FORMAT].content_type
+        form = fields.get("response_format")
+        return FORMATS[form if isinstance(form, str) and form in FORMATS else DEFAULT_FORMAT].content_type
 
     async def _speak(
         self, wanted: dict[str, Any], text: str, engine: Engine, timeout: float | None
@@ -165,7 +165,7 @@ def prepare(fields: dict[str, Any]) -> tuple[dict[str, Any], str]:
     if (speed := check(fields, "speed", (int, float), "a number")) is not None and not 0.25 <= speed <= 4:
         raise BadRequest(f"The field speed must be between 0.25 and 4, not {speed}.")
     form = fields.pop("response_format", DEFAULT_FORMAT)
-    if form not in FORMATS:
+    if not isinstance(form, str) or form not in FORMATS:
         raise BadRequest(f"The field response_format must be one of {', '.join(FORMATS)}, not {form!r}.")
     if (stream := fields.pop("stream_format", None)) not in (None, "sse", "audio"):
         raise BadRequest(f"The field stream_format must be sse or audio, not {stream!r}.")
