@@ -62,11 +62,13 @@ async def invoke_shaped(
 
 def transcript(answer: Mapping[str, Any]) -> dict[str, Any]:
     """Return a verbose transcript with the fields that AOG's clients read, and no others."""
-    segments = [
-        {"id": each["id"], "start": clock(each["start"]), "end": clock(each["end"]), "text": each["text"]}
-        for each in answer.get("segments") or ()
-    ]
-    return {"text": answer["text"], "segments": segments, "model": answer["model"]}
+    said = {name: answer[name] for name in ("text", "segments", "model") if name in answer}
+    if "segments" in said:
+        said["segments"] = [
+            {"id": each["id"], "start": clock(each["start"]), "end": clock(each["end"]), "text": each["text"]}
+            for each in said["segments"]
+        ]
+    return said
 
 
 def clock(seconds: float) -> str:
