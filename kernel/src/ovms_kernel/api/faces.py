@@ -20,6 +20,7 @@ from ovms_kernel.errors import (
 )
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.requests import decode_request
+from ovms_kernel.settings import Settings
 from ovms_kernel.values import (
     Answer,
     EngineStatus,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
     from ovms_kernel.drivers import Service
     from ovms_kernel.extensions import ExtensionReport
-    from ovms_kernel.settings import Settings
     from ovms_kernel.values import EngineInfo, Host, Installation
 
 __all__ = [
@@ -61,6 +61,7 @@ __all__ = [
     "Request",
     "ResidentModel",
     "ServiceDefinition",
+    "Settings",
     "TimedOut",
     "Unauthorized",
     "Unavailable",

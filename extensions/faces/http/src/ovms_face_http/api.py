@@ -26,7 +26,7 @@ def routes(kernel: KernelApi) -> Routes:
         made.exact["POST", path] = endpoint
     models = Models(kernel)
     for version in ("/v1", "/v3"):
-        made.exact["GET", f"{version}/models"] = models.list
+        made.exact["GET", f"{version}/models"] = models.list_all
         made.below.append(("GET", f"{version}/models/", models.retrieve))
     made.below.append(("GET", "/v2/models/", models.kserve))
     for path in ("/health", "/v2/health/live", "/v2/health/ready"):

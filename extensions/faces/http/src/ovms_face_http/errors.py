@@ -74,4 +74,6 @@ def problem_of(error: OvmsError) -> Problem:
 
 def unknown_url(method: str, path: str) -> Problem:
     """Return the error of an address that nothing answers."""
-    return Problem(404, f"There is nothing at {method} {path}; GET /openapi.json lists what is.", INVALID, "unknown_url")
+    return Problem(
+        404, f"There is nothing at {method} {path}; GET /openapi.json lists what is.", INVALID, "unknown_url"
+    )

@@ -8,7 +8,6 @@ import re
 import secrets
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,6 +16,7 @@ from ovms_kernel.api.faces import BadRequest, NotFound, OvmsError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 PREFIX = "sk-ovms-"
 DEFAULT = "default"

@@ -28,7 +28,7 @@ class Models:
         self._kernel = kernel
         self._lengths: dict[tuple[str, str], int | None] = {}
 
-    async def list(self, exchange: Exchange) -> None:
+    async def list_all(self, exchange: Exchange) -> None:
         """List every installed model."""
         installed, loaded = await self._both()
         data = [await self._describe(each, loaded) for each in installed]

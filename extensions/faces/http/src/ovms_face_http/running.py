@@ -7,7 +7,6 @@ import logging
 import os
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -22,9 +21,10 @@ from ovms_face_http.server import Server, bind
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
+    from pathlib import Path
 
     from ovms_face_http.config import HttpSettings
-    from ovms_kernel.api.faces import KernelApi
+    from ovms_kernel.api.faces import KernelApi, Settings
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +48,12 @@ async def serve(
     try:
         composed = await kernel
         folder = composed.settings.data_dir
-        keys = Keys(folder / "http") if settings.keys == "required" else None
+        keys = keys_of(composed.settings) if settings.keys == "required" else None
         if keys:
             await anyio.to_thread.run_sync(keys.default)
         app = App(Guard(settings, keys), settings.max_body)
         app.routes = routes(composed)
-        where = Running(
-            config.base_url(settings, sock.getsockname()[1]), str(keys.file) if keys else "", os.getpid()
-        )
+        where = Running(config.base_url(settings, sock.getsockname()[1]), str(keys.file) if keys else "", os.getpid())
         async with Server(settings, app, sock) as server, anyio.create_task_group() as group:
             group.start_soon(app.keep_alive)
             group.start_soon(server.keep_time)
@@ -80,6 +78,21 @@ def read(data_dir: Path) -> Running | None:
     except (OSError, ValueError, TypeError):
         return None
     return found if psutil.pid_exists(found.pid) else None
+
+
+def report(settings: Settings) -> dict[str, Any]:
+    """Return what ``status`` says: where the face listens, or would listen, and where the key is."""
+    wanted = config.read(settings.section("faces", "http"))
+    found = read(settings.data_dir)
+    if found:
+        return {"url": found.url, "key_file": found.key_file, "pid": found.pid}
+    key_file = str(keys_of(settings).file) if wanted.keys == "required" else ""
+    return {"url": config.base_url(wanted, wanted.port), "key_file": key_file, "pid": None}
+
+
+def keys_of(settings: Settings) -> Keys:
+    """Return the keys of a data folder."""
+    return Keys(settings.data_dir / "http")
 
 
 @contextmanager

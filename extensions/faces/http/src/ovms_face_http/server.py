@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
@@ -18,7 +19,6 @@ from uvicorn.server import ServerState
 from ovms_kernel.api.faces import BadRequest, PreconditionFailed
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from ovms_face_http.app import App
@@ -98,7 +98,7 @@ class Server:
         self._sock = sock
         self._state = ServerState()
         self._config = uvicorn.Config(
-            app,  # type: ignore[arg-type] - ASGI by shape
+            app,
             http=Connection,
             ws="websockets-sansio",
             ws_max_size=16 << 20,
@@ -113,8 +113,6 @@ class Server:
         )
 
     async def __aenter__(self) -> Self:
-        import asyncio
-
         try:
             self._config.load()
         except (OSError, ValueError) as error:
@@ -136,13 +134,11 @@ class Server:
         with anyio.CancelScope(shield=True):
             for connection in list(self._state.connections):
                 connection.shutdown()
-            with anyio.move_on_after(DRAIN_LIMIT):
-                while self._state.tasks:
-                    await anyio.sleep(0.05)
-            for task in list(self._state.tasks):
-                task.cancel()
-            while self._state.tasks:
-                await anyio.sleep(0.01)
+            if running := set(self._state.tasks):
+                _, late = await asyncio.wait(running, timeout=DRAIN_LIMIT)
+                for task in late:
+                    task.cancel()
+                await asyncio.gather(*late, return_exceptions=True)
 
     async def keep_time(self) -> None:
         """Keep the Date of answers right, until cancelled."""
@@ -185,7 +181,7 @@ def bind(settings: HttpSettings) -> socket.socket:
                 f"Port {settings.port} is reserved for administrators; choose one from 1024 up with `--port`."
             ) from error
         raise BadRequest(f"This machine cannot listen at {host} ({error.strerror}); change faces.http.host.") from error
-    sock.setblocking(False)
+    sock.settimeout(0)
     return sock
 
 
@@ -202,7 +198,7 @@ def _holder(port: int) -> str:
         pids = {
             each.pid
             for each in psutil.net_connections("tcp")
-            if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid
+            if each.pid and each.status == psutil.CONN_LISTEN and each.laddr and each.laddr.port == port
         }
         for pid in pids:
             process = psutil.Process(pid)
