@@ -166,6 +166,11 @@ def test_others_use_the_engine_that_serve_runs(
     assert (done.stdout, done.stderr) == (ANSWER + "\n", "")
     assert run("chat", "-", text="What is OpenVINO?").stdout == ANSWER + "\n"
     vectors = json.loads(installed("call", "embed", '{"input": ["one", "two"]}').stdout)["data"]
+    written = tmp_path / "vectors.json"
+    assert installed("call", "embed", '{"input": ["one", "two"]}', "-o", str(written)).stdout == ""
+    assert json.loads(written.read_text("utf-8"))["data"] == vectors
+    nowhere = installed("call", "embed", '{"input": "x"}', "-o", str(tmp_path / "none" / "x"), code=2)
+    assert "name another file with --output" in nowhere.stderr
     assert len(vectors) == 2
     request = tmp_path / "request.json"
     request.write_text('{"messages": [{"role": "user", "content": "你好"}], "stream": true}', "utf-8")

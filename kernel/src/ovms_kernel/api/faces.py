@@ -112,7 +112,11 @@ class KernelApi(Protocol):
         ...
 
     def stream(self, service: str, request: Request) -> AsyncGenerator[bytes, None]:
-        """Answer one request piece by piece; closing the iterator stops the generation."""
+        """Answer one request piece by piece; closing the iterator stops the generation.
+
+        The pieces are server-sent events, unless the service has a ``stream_content_type`` that says otherwise; see
+        ``StreamingService``.
+        """
         ...
 
     def converse(self, service: str, inbound: AsyncIterator[Message]) -> AsyncGenerator[Message, None]:
