@@ -1,4 +1,4 @@
-"""What the tests of the HTTP face share: one server, as a person starts it, over the embedded engine and tiny models."""
+"""What the tests of the HTTP face share: one server, as a person starts it, over the tiny models."""
 
 import json
 import os
@@ -53,7 +53,9 @@ def environment_of(data_dir: Path, **settings: object) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("OVMS_PLUGIN_", "AOG_", "OPENAI_", "ANTHROPIC_", "OLLAMA_"))
     }
-    section = {f"OVMS_PLUGIN_FACES__HTTP__{name.upper()}": str(value) for name, value in ({"port": 0} | settings).items()}
+    section = {
+        f"OVMS_PLUGIN_FACES__HTTP__{name.upper()}": str(value) for name, value in ({"port": 0} | settings).items()
+    }
     return kept | section | {"OVMS_PLUGIN_DATA_DIR": str(data_dir), "OVMS_PLUGIN_PLATFORM": "portable"}
 
 

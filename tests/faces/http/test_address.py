@@ -5,18 +5,23 @@ import socket
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from conftest import ANSWER, MODELS, QUESTION, Served
+
 from ovms_face_http import config
 from ovms_face_http.keys import Keys
-
 from ovms_kernel.api.faces import BadRequest
 
+MODELS = {"tiny/chat", "tiny/vision", "tiny/embeddings", "tiny/rerank", "tiny/image", "tiny/listener", "tiny/speaker"}
+ANSWER = "OpenVINO is an open source toolkit for running AI models fast on Intel CPUs, GPUs and NPUs."
+QUESTION = [{"role": "user", "content": "What is OpenVINO?"}]
 
-def run(served: Served, *words: str, code: int = 0) -> str:
+
+def run(served: Any, *words: str, code: int = 0) -> str:
     executable = str(Path(served.process.args[0]))  # type: ignore[index]
     done = subprocess.run(
         [executable, *words], env=served.environment, capture_output=True, text=True, check=False, timeout=60
@@ -27,7 +32,7 @@ def run(served: Served, *words: str, code: int = 0) -> str:
 
 def test_what_is_installed_is_listed_and_loads_when_it_is_asked_for(client: httpx.Client) -> None:
     listed = {each["id"]: each for each in client.get("/v1/models").json()["data"]}
-    assert listed.keys() == MODELS.keys()
+    assert listed.keys() == MODELS
     assert listed["tiny/chat"]["type"] == "text_generation"
     assert listed["tiny/chat"]["context_length"] == 2048
     answer = client.post("/v1/chat/completions", json={"model": "tiny/chat", "messages": QUESTION})
@@ -39,7 +44,7 @@ def test_what_is_installed_is_listed_and_loads_when_it_is_asked_for(client: http
     assert client.get("/v2/models/no/such/ready").status_code == 404
 
 
-def test_every_route_but_health_needs_a_key(server: Served, client: httpx.Client) -> None:
+def test_every_route_but_health_needs_a_key(server: Any, client: httpx.Client) -> None:
     with httpx.Client(base_url=server.url, trust_env=False) as stranger:
         assert stranger.get("/health").json() == {"status": "ok"}
         for method, path in (("GET", "/v1/models"), ("POST", "/v1/chat/completions"), ("GET", "/no/such")):
@@ -57,7 +62,7 @@ def test_every_route_but_health_needs_a_key(server: Served, client: httpx.Client
             assert stranger.get("/v1/models", headers={name: value}).status_code == 200
 
 
-def test_a_named_key_works_at_once_and_is_revoked_within_a_moment(server: Served) -> None:
+def test_a_named_key_works_at_once_and_is_revoked_within_a_moment(server: Any) -> None:
     key = run(server, "key", "add", "laptop").strip()
     assert "laptop" in run(server, "key", "list")
     assert key not in (server.data_dir / "http" / "keys.json").read_text()
@@ -85,7 +90,7 @@ def test_the_default_key_is_made_once_whoever_asks(tmp_path: Path) -> None:
     assert Keys(tmp_path).name_of(made.pop()) == "default"
 
 
-def test_pages_and_names_of_others_get_nothing(server: Served, client: httpx.Client) -> None:
+def test_pages_and_names_of_others_get_nothing(server: Any, client: httpx.Client) -> None:
     body = {"model": "tiny/chat", "messages": QUESTION}
     for headers in (
         {"origin": "http://evil.example"},
@@ -117,7 +122,7 @@ def test_pages_and_names_of_others_get_nothing(server: Served, client: httpx.Cli
     assert "POST" in preflight.headers["access-control-allow-methods"]
 
 
-def test_a_port_in_use_is_said_with_its_holder(server: Served) -> None:
+def test_a_port_in_use_is_said_with_its_holder(server: Any) -> None:
     port = server.url.rpartition(":")[2]
     told = run(server, "serve", "--port", port, code=4)
     assert f"(process {server.process.pid})" in told
@@ -125,7 +130,7 @@ def test_a_port_in_use_is_said_with_its_holder(server: Served) -> None:
     assert len(told.splitlines()) == 1
 
 
-def test_the_command_and_status_say_where_everything_is(server: Served) -> None:
+def test_the_command_and_status_say_where_everything_is(server: Any) -> None:
     status = json.loads(run(server, "status", "--json"))
     assert status["http"]["url"] == server.url
     assert Path(status["http"]["key_file"]).read_text().strip() == server.key
@@ -174,14 +179,14 @@ def test_an_answer_that_has_begun_is_sent_to_its_end(start) -> None:
             client.get("/health")
 
 
-def test_silent_and_endless_heads_are_closed(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_and_endless_heads_are_closed(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=30) as endless:
         endless.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n")
-        with pytest.raises(ConnectionError):
-            for _ in range(2000):
+        with suppress(ConnectionError):
+            for _ in range(80):
                 endless.sendall(b"x-filler: " + b"a" * 1000 + b"\r\n")
-                time.sleep(0.001)
+        assert endless.recv(1000).startswith(b"HTTP/1.1 400 ")
     with socket.create_connection((host, int(port)), timeout=40) as silent:
         silent.sendall(b"GET /health HT")
         began = time.monotonic()

@@ -6,9 +6,10 @@ import time
 
 import httpx
 import pytest
-from conftest import QUESTION, Served
 
-CHAT = {"model": "tiny/chat", "messages": QUESTION}
+CHAT = {"model": "tiny/chat", "messages": [{"role": "user", "content": "What is OpenVINO?"}]}
+
+FORM = {"content-type": "multipart/form-data"}
 
 
 def post(client: httpx.Client, path: str, **options: object) -> httpx.Response:
@@ -26,13 +27,13 @@ def post(client: httpx.Client, path: str, **options: object) -> httpx.Response:
         ("/v1/chat/completions", {"json": CHAT | {"stream": "yes"}}, 400, None, "stream"),
         ("/v1/chat/completions", {"json": CHAT | {"stream": 1}}, 400, None, "stream"),
         ("/v1/chat/completions", {"json": CHAT | {"model": 5}}, 400, None, "model"),
-        ("/v1/chat/completions", {"json": CHAT | {"model": "no/such"}}, 404, "model_not_found", "ovms-plugin pull no/such"),
+        ("/v1/chat/completions", {"json": CHAT | {"model": "no/such"}}, 404, "model_not_found", "pull no/such"),
         ("/v1/chat/completions", {"json": CHAT | {"model": "no/such", "stream": True}}, 404, "model_not_found", "pull"),
         ("/v1/chat/completions", {"json": CHAT | {"model": "tiny/rerank"}}, 400, None, "tiny/chat"),
         ("/v1/embeddings", {"json": {"model": "tiny/embeddings"}}, 400, None, "input"),
         ("/v1/chat/completionz", {"json": CHAT}, 404, "unknown_url", "POST /v1/chat/completionz"),
         ("/v1/models", {"json": {}}, 405, "method_not_allowed", "GET"),
-        ("/v1/audio/transcriptions", {"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, None, "form"),
+        ("/v1/audio/translations", {"content": b"x", "headers": FORM}, 400, None, "form"),
     ],
 )  # fmt: skip
 def test_a_refusal_is_openais_error_object(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from ovms_kernel.drivers import Dialect, Face
+from ovms_kernel.drivers import Dialect, Face, Service
 from ovms_kernel.errors import (
     BadRequest,
     Cancelled,
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
-    from ovms_kernel.drivers import Service
     from ovms_kernel.extensions import ExtensionReport
     from ovms_kernel.values import EngineInfo, Host, Installation
 
@@ -60,6 +59,7 @@ __all__ = [
     "Refused",
     "Request",
     "ResidentModel",
+    "Service",
     "ServiceDefinition",
     "Settings",
     "TimedOut",

@@ -49,7 +49,10 @@ async def serve(
 async def connect(
     session: Session,
     client: Annotated[
-        Client | None, typer.Argument(metavar="CLIENT", help=f"One of {', '.join(CLIENTS)}; all if none is named.", show_default=False)
+        Client | None,
+        typer.Argument(
+            metavar="CLIENT", help=f"One of {', '.join(CLIENTS)}; all if none is named.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Show what to type or paste to use the models from another program."""

@@ -9,14 +9,14 @@ import msgspec
 from ovms_face_http.errors import problem_of
 from ovms_face_http.exchange import encode
 from ovms_face_http.forms import read_form
-from ovms_kernel.api.faces import BadRequest, OvmsError, Request
+from ovms_kernel.api.faces import BadRequest, OvmsError, Request, decode_request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from ovms_face_http.app import Endpoint
     from ovms_face_http.exchange import Exchange
-    from ovms_kernel.api.faces import KernelApi, ServiceDefinition
+    from ovms_kernel.api.faces import KernelApi, Service
 
 NAME = "http"
 """The face's name, as requests carry it."""
@@ -36,21 +36,25 @@ def endpoints(kernel: KernelApi) -> Iterator[tuple[str, Endpoint]]:
     """Yield the path and the endpoint of every service that has paths."""
     for service in kernel.services.values():
         for path in service.definition.paths:
-            endpoint = endpoint_of(kernel, service.definition, path)
+            endpoint = endpoint_of(kernel, service, path)
             yield path, endpoint
             if path.startswith("/v1/"):
                 yield f"/v3/{path.removeprefix('/v1/')}", endpoint
 
 
-def endpoint_of(kernel: KernelApi, definition: ServiceDefinition, path: str) -> Endpoint:
+def endpoint_of(kernel: KernelApi, service: Service, path: str) -> Endpoint:
     """Return the endpoint of one service at one path."""
+    definition = service.definition
     name = definition.name
+    sound: Callable[[Mapping[str, Any]], str] | None = getattr(service, "stream_content_type", None)
     # Two of OpenAI's paths lead to one service, which is told the difference by a field.
     added = {"task": "translate"} if path.endswith("/audio/translations") else {}
 
     async def answer(exchange: Exchange) -> None:
         request = await read_request(exchange, added)
-        if definition.streaming and wants_stream(request):
+        if sound and (content_type := speech_type(request, sound)):
+            await exchange.stream(kernel.stream(name, request), failed, content_type, b"")
+        elif definition.streaming and wants_stream(request):
             await exchange.stream(kernel.stream(name, request), failed)
         else:
             answer = await kernel.invoke(name, request)
@@ -81,9 +85,18 @@ def fields_of(body: bytes) -> dict[str, Any]:
 
     :raises BadRequest: there is something else in it.
     """
-    from ovms_kernel.api.faces import decode_request
-
     return decode_request(body)
+
+
+def speech_type(request: Request, content_type: Callable[[Mapping[str, Any]], str]) -> bytes:
+    """Return the content type of speech that is sent as it is spoken; empty if it is to be sent as a whole.
+
+    OpenAI sends speech in pieces unless told otherwise. Of WAV only the whole has a right head.
+    """
+    fields = request.fields if request.fields is not None else fields_of(request.body)
+    if fields.get("response_format") == "wav" and not fields.get("stream_format"):
+        return b""
+    return content_type(fields).encode()
 
 
 def wants_stream(request: Request) -> bool:
