@@ -33,7 +33,7 @@ class Starting:
         """Tell that an engine is started, and how that is done once for all requests."""
         if not self.told:
             self.told = True
-            output.say("Starting the engine for this request; `ovms-plugin up` keeps one running.")
+            output.say("Starting the engine for this request; `ovms-plugin serve` keeps one running.")
 
 
 def piped(text: str) -> str:
