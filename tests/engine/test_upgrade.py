@@ -21,6 +21,7 @@ from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.kernel import Kernel
 from ovms_kernel.settings import Settings, read_settings
 from ovms_kernel.testing.archives import ArchiveServer, linux_archive
+from ovms_kernel.testing.contract import configured
 from ovms_kernel.testing.platform import MisbehavingPlatform, PackedPlatform
 from ovms_kernel.values import EngineExit, EngineInfo, Host, Installation
 
@@ -277,7 +278,7 @@ async def test_a_guess_that_does_not_run_gives_way_to_the_next_platform(
     else:
         pack(server, "2026.3.0", how)
     settings = read_settings({}, data_dir=tmp_path / "other")
-    guess, portable = PackedPlatform(server.url, fit=5), MisbehavingPlatform({})
+    guess, portable = PackedPlatform(server.url, fit=5), configured(MisbehavingPlatform)
     portable.matches = lambda _: 1  # type: ignore[method-assign, assignment]
     async with compose(settings, watcher, guess=guess, portable=portable) as kernel:
         installed = await kernel.install_engine()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from ovms_kernel.declared import read_struct
 from ovms_kernel.drivers import Dialect, Face, Service
 from ovms_kernel.errors import (
     BadRequest,
@@ -68,6 +69,7 @@ __all__ = [
     "Upload",
     "decode_request",
     "hookimpl",
+    "read_struct",
 ]
 
 

@@ -21,7 +21,7 @@ from ovms_kernel.settings import refused_by_system
 from ovms_kernel.values import Message, Progress, Request
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator
     from pathlib import Path
 
     import grpc
@@ -47,8 +47,8 @@ class Provider:
     def __init__(self) -> None:
         self.passed: Collection[str] = ()
         """Services whose bodies the host hands on as they are, by the manifest that it reads (``--bodies full``)."""
-        self.section: Mapping[str, Any] = {}
-        """The face's settings, ``faces.aog``."""
+        self.output_dir = ""
+        """The setting ``faces.aog.output_dir``."""
         self._composed: asyncio.Future[KernelApi] = asyncio.get_running_loop().create_future()
         self._log_file: Path | None = None
         self._operate_status = 1
@@ -166,7 +166,7 @@ class Provider:
         async def ask(asked: bytes) -> Answer:
             return await kernel.invoke(service, Request(asked, timeout=timeout, caller="aog", local_files=True))
 
-        return await invoke_shaped(service, body, self.section, ask)
+        return await invoke_shaped(service, body, self.output_dir, ask)
 
     def stream(
         self, kernel: KernelApi, service: str, body: bytes, timeout: float | None

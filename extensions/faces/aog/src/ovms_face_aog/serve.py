@@ -107,13 +107,14 @@ async def _live(provider: Provider, server: Any, log: Log, launcher: str) -> Non
     from ovms_kernel.log import set_level
 
     try:
+        from ovms_face_aog.settings import AogSettings
         from ovms_kernel.kernel import Kernel
         from ovms_kernel.settings import read_settings
 
         manifest = read_manifest(launcher)
         provider.passed = passed_by(manifest)
         settings = read_settings(resources=resources_of(manifest))
-        provider.section = settings.section("faces", "aog")
+        provider.output_dir = settings.read_section("faces", "aog", AogSettings).output_dir
         log_file = settings.logs_dir / "plugin.log"
         log.add_file(log_file)
         set_level(settings.log_level)
