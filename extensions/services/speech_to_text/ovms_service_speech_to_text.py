@@ -61,8 +61,8 @@ class SpeechToText:
         name = next((name for name in ("audio", "file", "image") if name in fields), "audio")
         data = await read_media(name, fields.get(name), source=fields.get("file_type"), hosts=self._hosts)
         sound, seconds = await anyio.to_thread.run_sync(sound_for_engine, data)
-        model = await served_model(self.definition, call, engine)
-        heard = await transcribe(engine, model, sound, wanted, timeout=time_left(call, began))
+        async with served_model(self.definition, call, engine) as model:
+            heard = await transcribe(engine, model, sound, wanted, timeout=time_left(call, began))
         segments = [
             {
                 "id": number,

@@ -85,12 +85,13 @@ class TextToImage:
             raise BadRequest("A mask needs the image that it belongs to.")
         as_files = wanted.pop("response_format", "b64_json") != "b64_json"
         folder = output_folder(self._section) if as_files else None
-        wanted["model"] = model = await served_model(self.definition, call, engine)
-        if images:
-            files = {name: Upload(f"{name}.png", data) for name, data in images.items()}
-            answer = await engine.upload("/v3/images/edits", form(wanted), files, timeout=time_left(call, began))
-        else:
-            answer = await engine.post(self.definition.endpoint, encode(wanted), timeout=time_left(call, began))
+        async with served_model(self.definition, call, engine) as model:
+            wanted["model"] = model
+            if images:
+                files = {name: Upload(f"{name}.png", data) for name, data in images.items()}
+                answer = await engine.upload("/v3/images/edits", form(wanted), files, timeout=time_left(call, began))
+            else:
+                answer = await engine.post(self.definition.endpoint, encode(wanted), timeout=time_left(call, began))
         painted = decode_answer(answer.body)
         if folder:
             await anyio.to_thread.run_sync(save, painted, folder)

@@ -69,12 +69,12 @@ class TextToSpeech:
         wanted = prepare(present(call))
         inline = wanted.pop("response_format", "") == "b64_json"
         folder = None if inline else output_folder(self._section)
-        wanted["model"] = model = await served_model(self.definition, call, engine)
         spoken: list[bytes] = []
-        for piece in pieces(wanted["input"]):
-            body = encode(wanted | {"input": piece})
-            answer = await engine.post(self.definition.endpoint, body, timeout=time_left(call, began))
-            spoken.append(answer.body)
+        async with served_model(self.definition, call, engine) as model:
+            for piece in pieces(wanted["input"]):
+                body = encode(wanted | {"model": model, "input": piece})
+                answer = await engine.post(self.definition.endpoint, body, timeout=time_left(call, began))
+                spoken.append(answer.body)
         sound, seconds = await anyio.to_thread.run_sync(playable_sound, spoken)
         if folder:
             path = await anyio.to_thread.run_sync(write_output, folder, "speech", ".wav", sound)
