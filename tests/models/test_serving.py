@@ -51,7 +51,7 @@ async def test_who_asks_at_the_same_time_gets_the_same_load(world, tiny):
     assert world.engine.loads == ["chat"]
 
 
-async def test_a_caller_that_leaves_does_not_stop_the_load(world, tiny):
+async def test_d1_16_a_caller_that_leaves_does_not_stop_the_load(world, tiny):
     await world.library.import_(tiny("text_generation"), "chat")
     world.engine.seconds = 0.1
     with anyio.move_on_after(0.05):

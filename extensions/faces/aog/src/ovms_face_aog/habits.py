@@ -21,7 +21,7 @@ from ovms_kernel.values import Request
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
-    from ovms_kernel.kernel import Kernel
+    from ovms_kernel.api.faces import KernelApi
     from ovms_kernel.values import LocalModel, Message, Progress
 
 log = logging.getLogger(__name__)
@@ -39,19 +39,19 @@ class AogProvider(Provider):
 
     # -- services --------------------------------------------------------------------------------------------------
 
-    async def invoke(self, kernel: Kernel, service: str, body: bytes, timeout: float | None) -> bytes:
+    async def invoke(self, kernel: KernelApi, service: str, body: bytes, timeout: float | None) -> bytes:
         """Answer one request, with times as text."""
         # AOG may pick the row of the live service for a plain request (D1-19).
-        if service not in kernel.extensions.services or kernel.service(service).definition.bidirectional:
+        if service not in kernel.services or kernel.service(service).definition.bidirectional:
             plain = service.removesuffix("-ws")
-            service = plain if plain in kernel.extensions.services else service
+            service = plain if plain in kernel.services else service
         answer = await super().invoke(kernel, service, await self._addressed(kernel, service, body), timeout)
         if service in self.passed:
             answer = framing.with_embeddings(answer)
         return framing.reframe_answer(answer) if kernel.service(service).definition.streaming else answer
 
     async def stream(
-        self, kernel: Kernel, service: str, body: bytes, timeout: float | None
+        self, kernel: KernelApi, service: str, body: bytes, timeout: float | None
     ) -> AsyncGenerator[bytes, None]:
         """Yield the events that AOG understands, framed as it wants them."""
         body = await self._addressed(kernel, service, body)
@@ -68,7 +68,7 @@ class AogProvider(Provider):
                 yield message
 
     async def converse(
-        self, kernel: Kernel, service: str, inbound: AsyncIterator[Message]
+        self, kernel: KernelApi, service: str, inbound: AsyncIterator[Message]
     ) -> AsyncGenerator[Message, None]:
         """Hold a session that AOG never closes, and tell failures as events."""
         converse = super().converse
@@ -77,7 +77,7 @@ class AogProvider(Provider):
             async for message in messages:
                 yield message
 
-    async def _addressed(self, kernel: Kernel, service: str, body: bytes) -> bytes:
+    async def _addressed(self, kernel: KernelApi, service: str, body: bytes) -> bytes:
         """Return a request with the model that was loaded or used last in case it names none."""
         try:
             fields = decode_request(body)
@@ -127,10 +127,12 @@ class AogProvider(Provider):
         except NotFound:
             return {}
 
-    async def pull(self, kernel: Kernel, model: str, model_type: str, report: Callable[[Progress], None]) -> LocalModel:
+    async def pull(
+        self, kernel: KernelApi, model: str, model_type: str, report: Callable[[Progress], None]
+    ) -> LocalModel:
         """Pull a model; AOG asks for models of Ollama's if its user named none."""
         if ":" in model and "/" not in model:
-            known = {name for each in kernel.extensions.services.values() for name in _models_of(each, model_type)}
+            known = {name for each in kernel.services.values() for name in _models_of(each, model_type)}
             known_names = ", ".join(sorted(known)) or "OpenVINO/Qwen3-8B-int4-ov"
             raise NotFound(
                 f"{model} is a name of Ollama's, whose models OpenVINO cannot run; name one such as {known_names}."
