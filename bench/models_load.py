@@ -76,7 +76,7 @@ class NoLog:
     def log_position(self) -> int:
         return 0
 
-    def log_of(self, subject: str, since: int = 0) -> str:
+    def log_of(self, subject: str, since: int = 0) -> str:  # noqa: ARG002
         return ""
 
 
