@@ -10,15 +10,6 @@ from importlib import import_module
 from ovms_embedded import wire
 from ovms_embedded.worker.pipe import Pipe, tidy
 
-MODULES = {
-    "HttpLLMCalculator": "text",
-    "EmbeddingsCalculatorOV": "embeddings",
-    "RerankCalculatorOV": "rerank",
-    "ImageGenCalculator": "images",
-    "S2tCalculator": "speech_to_text",
-    "T2sCalculator": "text_to_speech",
-}
-
 
 def _die_with_the_front_process() -> None:
     # A closed pipe says so too, but a thread of ours cannot hear it while the library holds Python's lock.
@@ -43,7 +34,7 @@ def main() -> None:
     pipe = Pipe(sys.stdin.buffer, sink)
     spec = pipe.receive()[1]
     try:
-        servable = import_module(f"ovms_embedded.worker.{MODULES[spec['calculator']]}").load(spec, pipe)
+        servable = import_module(spec["worker"]).load(spec, pipe)
     except Exception as error:  # noqa: BLE001 - the front process reports it, whatever it is
         pipe.send([wire.FAILED, tidy(error)])
         os._exit(1)
