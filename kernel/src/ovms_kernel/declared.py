@@ -83,12 +83,12 @@ def read_value(value: Any, wanted: Any, name: str, where: str) -> Any:  # noqa: 
     :raises BadRequest: it cannot be that.
     """
     least, most = -math.inf, math.inf
+    if get_origin(wanted) in (Union, types.UnionType):
+        wanted = next(each for each in get_args(wanted) if each is not types.NoneType)
     if get_origin(wanted) is Annotated:
         wanted, *metas = get_args(wanted)
         for meta in metas:
             least, most = _or(meta.ge, least), _or(meta.le, most)
-    if get_origin(wanted) in (Union, types.UnionType):
-        wanted = next(each for each in get_args(wanted) if each is not types.NoneType)
     kind = get_origin(wanted) or wanted
     try:
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and isinstance(value, Mapping):

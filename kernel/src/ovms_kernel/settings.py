@@ -31,6 +31,17 @@ KINDS = ("services", "platforms", "graphs", "hubs", "observers", "faces", "diale
 """Sections of settings that belong to extensions, and ``models``: calculator options by model id."""
 
 
+class ModelSettings(msgspec.Struct, frozen=True):
+    """What can be set for one model, beside the options of its calculator."""
+
+    pinned: bool = False
+    """The model is never unloaded for being idle nor for another model."""
+    idle_unload: Seconds | None = None
+    """Time after which the model is unloaded if nobody uses it; 0 = never; empty = as `idle_unload` for all models."""
+    force: bool = False
+    """Load the model even if its memory does not suffice."""
+
+
 class Settings(msgspec.Struct, frozen=True):
     """Everything that can be set. Times are in seconds, sizes in bytes."""
 
@@ -60,6 +71,8 @@ class Settings(msgspec.Struct, frozen=True):
     """How often in a row a failing engine is started again before giving up."""
     load_timeout: Limit = 600.0
     """Time a model has to load."""
+    switch_patience: Seconds = 30.0
+    """Time that a model in use may keep another one waiting for its memory before it admits no new request."""
     idle_unload: Seconds = 0.0
     """Time after which a model that nobody uses is unloaded; 0 = never. Per model: `idle_unload` in its section."""
     pinned: tuple[str, ...] = ()
@@ -94,6 +107,18 @@ class Settings(msgspec.Struct, frozen=True):
             return "the command" if key in given else self.places.get(prefix + key, "the settings")
 
         return read_struct(of, {**self.section(kind, name), **given}, place, f"{kind}.{name}.")
+
+    def model(self, model_id: str) -> ModelSettings:
+        """Return the settings of one model; the options of its calculator are not among them.
+
+        :raises BadRequest: a value is wrong.
+        """
+        section = self.section("models", model_id)
+        prefix = f"models.{model_id.replace('-', '_')}."
+        own = {name: section[name] for name in ModelSettings.__struct_fields__ if name in section}
+        return read_struct(
+            ModelSettings, own, lambda key: self.places.get(prefix + key, "the settings"), f"models.{model_id}."
+        )
 
     # The paths. Nothing else in the kernel joins a path to the data folder.
 
@@ -194,7 +219,10 @@ def read_settings(
         }
         read = _read_top({name: value for name, value in layer.items() if name not in KINDS}, where)
         values.update({name: getattr(read, name) for name in layer if name in TOP and layer[name] is not None})
-    return Settings(**values, sections=sections, places=places)
+    settings = Settings(**values, sections=sections, places=places)
+    for model_id in sections.get("models", {}):
+        settings.model(model_id)
+    return settings
 
 
 def _check_folder(folder: Path) -> None:

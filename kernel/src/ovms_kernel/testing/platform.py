@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ovms_kernel.engine.ovms import launch_on_linux
+from ovms_kernel.engine.ovms_linux import launch_on_linux
 from ovms_kernel.values import LaunchPlan, Release
 
 if TYPE_CHECKING:
