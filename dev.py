@@ -1,23 +1,25 @@
 #!/usr/bin/env python3
-"""What a developer types, on a machine that has nothing but Python 3.11 and pip.
+"""The commands of a clone. They need Python 3.11 or newer with pip and venv; everything else they install.
 
-python3 dev.py run      make an environment, install the workspace, run the demo
-python3 dev.py test     run the tests (further words go to pytest)
-python3 dev.py check    ruff, mypy --strict and import-linter
-python3 dev.py bench    run every benchmark (further words name some of them)
-python3 dev.py make     write the generated files again: protobuf code and plugin.yaml
+python3 dev.py run      make an environment, install the workspace, run the demo   (half a minute the first time)
+python3 dev.py test     run the tests; further words go to pytest                  (7 minutes on 2 cores)
+python3 dev.py check    ruff, mypy --strict and import-linter                      (1 minute)
+python3 dev.py bench    run every benchmark; further words name some of them       (20 minutes; most take 1 or 2)
+python3 dev.py make     write the generated files again: protobuf code, plugin.yaml, docs/settings.md
 """
 
 from __future__ import annotations
 
 import os
+import ssl
 import subprocess
 import sys
-import venv
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
+READY = VENV / "ready"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 
 
@@ -44,16 +46,53 @@ def call(*command: str) -> None:
 
 
 def install() -> None:
-    """Make the environment and bring it up to date; a second time this takes a second or so."""
-    if not Path(tool("python")).exists():
-        say("Making an environment in .venv …")
-        venv.create(VENV, with_pip=True, clear=VENV.exists())
-    if not Path(tool("uv")).exists():
-        say("Installing uv …")
-        call(tool("python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv>=0.9")
+    """Make the environment and bring it up to date; a second time this takes a second or so.
+
+    An environment without its mark ``ready`` is half made, and is made again. After a sync that broke off, which leaves
+    its mark ``syncing``, every package is installed again.
+    """
+    _trust_the_system()
+    if not READY.exists():
+        _make_environment()
     say("Installing the workspace …")
     os.environ["VIRTUAL_ENV"] = str(VENV)
-    call(tool("uv"), "sync", "--quiet", "--all-packages", "--python", tool("python"))
+    syncing = VENV / "syncing"
+    again = ["--reinstall"] if syncing.exists() else []
+    syncing.touch()
+    call(tool("uv"), "sync", "--quiet", "--all-packages", "--python", tool("python"), *again)
+    _make_paths_relative()
+    syncing.unlink()
+
+
+def _make_environment() -> None:
+    if find_spec("ensurepip") is None:
+        package = "python{}.{}-venv".format(*sys.version_info)
+        sys.exit(f"This Python has no ensurepip; on Debian and Ubuntu run `sudo apt install {package}`.")
+    say("Making an environment in .venv …")
+    call(sys.executable, "-m", "venv", "--clear", str(VENV))
+    say("Installing uv …")
+    call(tool("python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv>=0.9")
+    READY.touch()
+
+
+def _trust_the_system() -> None:
+    """Have pip and uv accept the certificates that the system accepts, such as those of a company's proxy."""
+    os.environ.setdefault("UV_SYSTEM_CERTS", "1")
+    bundle = os.environ.get("SSL_CERT_FILE") or ssl.get_default_verify_paths().cafile
+    if bundle and "PIP_CERT" not in os.environ:
+        os.environ["PIP_CERT"] = bundle
+
+
+def _make_paths_relative() -> None:
+    """Write the paths of editable installs relative to where they stand.
+
+    uv writes them as UTF-8, and before 3.13 Python reads them in the locale's encoding, so that a clone in a folder
+    such as ``~/项目`` would not start in another locale.
+    """
+    for listing in VENV.glob("**/site-packages/_editable_impl_*.pth"):
+        folder = Path(listing.read_text("utf-8").strip())
+        if folder.is_absolute():
+            listing.write_text(Path(os.path.relpath(folder, listing.parent)).as_posix() + "\n", "utf-8")
 
 
 def run(words: list[str]) -> None:
@@ -75,12 +114,13 @@ def check(words: list[str]) -> None:
 
 
 def bench(words: list[str]) -> None:
+    scripts = {each.stem: each for each in sorted((ROOT / "bench").glob("[!_]*.py"))}
+    if unknown := [word for word in words if word not in scripts]:
+        sys.exit(f"There is no benchmark {unknown[0]}; there are {', '.join(scripts)}.")
     install()
-    scripts = sorted((ROOT / "bench").glob("*.py"))
-    for script in scripts:
-        if not script.stem.startswith("_") and (not words or script.stem in words):
-            say(f"— {script.name}")
-            call(tool("python"), str(script))
+    for name in words or scripts:
+        say(f"— {name}")
+        call(tool("python"), str(scripts[name]))
 
 
 def make(words: list[str]) -> None:

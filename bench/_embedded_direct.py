@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ovms_embedded.worker  # noqa: F401 - importing OpenVINO sends no usage event after it
+
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
 PROMPT = [{"role": "user", "content": "Count to fifty"}]
 

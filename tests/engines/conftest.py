@@ -94,10 +94,22 @@ class Engine:
         self.config.write_text(json.dumps({"model_config_list": entries}) + also)
 
     def start(self, *arguments: str, environment: dict[str, str] | None = None) -> Engine:
+        """Start the process with config.json."""
+        return self._start(
+            "--config_path", str(self.config), "--file_system_poll_wait_seconds", "0", *arguments,
+            environment=environment,
+        )  # fmt: skip
+
+    def start_single(
+        self, name: str, folder: Path, *arguments: str, environment: dict[str, str] | None = None
+    ) -> Engine:
+        """Start the process with one model and no config.json."""
+        return self._start("--model_name", name, "--model_path", str(folder), *arguments, environment=environment)
+
+    def _start(self, *arguments: str, environment: dict[str, str] | None) -> Engine:
         command = [
             sys.executable, "-m", "ovms_embedded", "--rest_port", str(self.port), "--port", str(self.grpc_port),
-            "--rest_bind_address", "127.0.0.1", "--grpc_bind_address", "127.0.0.1",
-            "--config_path", str(self.config), "--file_system_poll_wait_seconds", "0", *arguments,
+            "--rest_bind_address", "127.0.0.1", "--grpc_bind_address", "127.0.0.1", *arguments,
         ]  # fmt: skip
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | (environment or {})

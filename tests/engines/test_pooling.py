@@ -22,6 +22,7 @@ TEXTS = ["a cat", SENTENCE, "birds", " ".join([SENTENCE] * 5), "birds in a garde
 WAYS = {"cls": ("CLS", True), "last": ("LAST", True), "mean": ("MEAN", True), "long": ("MEAN", False)}
 DIRECT = """
 import json, sys
+import ovms_embedded.worker
 import openvino_genai as genai
 library = genai.TextEmbeddingPipeline
 for pooling, normalize in json.loads(sys.argv[2]).values():
@@ -32,6 +33,7 @@ for pooling, normalize in json.loads(sys.argv[2]).values():
 
 SHORTENED = """
 import json, os, pathlib, sys
+import ovms_embedded.worker
 import openvino
 old, new, window = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3])
 model = openvino.Core().read_model(old / "openvino_model.xml")

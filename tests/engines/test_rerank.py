@@ -28,12 +28,14 @@ DOCUMENTS = [
 ]
 LIBRARY = """
 import json, sys
+import ovms_embedded.worker
 import openvino_genai as genai
 pipeline = genai.TextRerankPipeline(sys.argv[1], "CPU", genai.TextRerankPipeline.Config(top_n=100))
 print(json.dumps(pipeline.rerank(sys.argv[2], json.loads(sys.argv[3]))))
 """
 WITHOUT_SPECIALS = """
 import os, sys
+import ovms_embedded.worker
 import openvino
 import openvino_tokenizers
 from pathlib import Path
@@ -52,6 +54,7 @@ os._exit(0)
 YES_AND_NO = """
 import json, sys
 import numpy as np
+import ovms_embedded.worker
 import openvino
 import openvino_genai as genai
 tokenizer = genai.Tokenizer(sys.argv[1])

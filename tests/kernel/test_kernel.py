@@ -149,7 +149,7 @@ async def test_nothing_works_before_the_engine_is_installed_and_the_sentence_say
 async def test_a_request_starts_the_engine_loads_the_model_and_is_answered(ready: Setup) -> None:
     kernel = ready.kernel
     assert kernel.supervisor.info is None
-    answer = json.loads(await kernel.invoke("chat", Request(ask(model="tiny/text", seed=7))).body)
+    answer = json.loads((await kernel.invoke("chat", Request(ask(model="tiny/text", seed=7)))).body)
     assert answer["asked"]["seed"] == 7, "unknown fields pass"
     assert [each.id for each in await kernel.running_models()] == ["tiny/text"]
     await kernel.health()
@@ -204,7 +204,7 @@ async def test_a_model_that_a_user_listed_for_the_engine_is_no_stranger(ready: S
     await ready.kernel.init_environment()
     entry = {"config": {"name": "mine", "base_path": str(tmp_path / "mine")}}
     ready.kernel.settings.config_json.write_text(json.dumps({"model_config_list": [entry]}))
-    assert json.loads(await ready.kernel.invoke("chat", Request(ask(model="mine"))).body)["object"] == "answer"
+    assert json.loads((await ready.kernel.invoke("chat", Request(ask(model="mine")))).body)["object"] == "answer"
 
 
 async def test_d1_36_a_model_of_another_type_is_refused_by_name(ready: Setup, fixtures: Path) -> None:
@@ -235,7 +235,7 @@ async def test_a_request_without_a_model_takes_the_only_one_the_last_one_or_the_
 
 
 async def test_a_service_that_answers_with_something_else_than_bytes_is_named(ready: Setup) -> None:
-    with pytest.raises(OvmsError, match="service careless answered with dict, not bytes"):
+    with pytest.raises(OvmsError, match="service careless answered with dict, not Answer"):
         await ready.kernel.invoke("careless", Request(b"{}"))
     with pytest.raises(OvmsError, match="service careless answered with str, not bytes"):
         async with aclosing(ready.kernel.stream("careless", Request(b"{}"))) as chunks:

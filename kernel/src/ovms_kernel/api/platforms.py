@@ -36,6 +36,7 @@ from ovms_kernel.hookspecs import (
 )
 from ovms_kernel.values import (
     Endpoint,
+    Finding,
     Host,
     Installation,
     LaunchPlan,
@@ -53,6 +54,7 @@ __all__ = [
     "Cancelled",
     "Endpoint",
     "EngineFailed",
+    "Finding",
     "Host",
     "Installation",
     "LaunchPlan",

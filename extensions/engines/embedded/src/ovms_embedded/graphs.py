@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,10 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-OPTIONS: dict[str, type[Message]] = {
-    "HttpLLMCalculator": pb.LLMCalculatorOptions,
-    "EmbeddingsCalculatorOV": pb.EmbeddingsCalculatorOVOptions,
-    "RerankCalculatorOV": pb.RerankCalculatorOVOptions,
-    "ImageGenCalculator": pb.ImageGenCalculatorOptions,
-    "S2tCalculator": pb.S2tCalculatorOptions,
-    "T2sCalculator": pb.T2sCalculatorOptions,
-}
+    from ovms_embedded.calculators import Calculator
+    from ovms_embedded.calculators.discovery import Calculators
+
+NAMED = re.compile(r"""\bcalculator\s*:\s*["']([^"']*)""")
 
 
 class GraphInvalid(Exception):
@@ -34,7 +31,7 @@ class GraphInvalid(Exception):
 class Graph:
     """What the server must know of a graph."""
 
-    calculator: str
+    calculator: Calculator
     node: str
     options: dict[str, Any] = field(default_factory=dict)
     """The calculator's options by name, with their defaults; options that are absent and have none are left out.
@@ -47,7 +44,7 @@ class Graph:
     """MD5 of the file, by which a reload tells whether it changed (spec C.6)."""
 
 
-def read_graph(path: Path) -> Graph:
+def read_graph(path: Path, calculators: Calculators) -> Graph:
     """Return the graph in a file.
 
     :raises GraphInvalid: there is no such file, or it is none that this engine can serve.
@@ -57,7 +54,7 @@ def read_graph(path: Path) -> Graph:
     except OSError as error:
         message = f"Failed to open graph file: {path}: {error.strerror}"
         raise GraphInvalid(message) from error
-    return parse_graph(content)
+    return parse_graph(content, calculators)
 
 
 def digest_of(path: Path) -> str:
@@ -68,7 +65,7 @@ def digest_of(path: Path) -> str:
         return ""
 
 
-def parse_graph(content: bytes) -> Graph:
+def parse_graph(content: bytes, calculators: Calculators) -> Graph:
     """Return the graph in the bytes of a file.
 
     :raises GraphInvalid: it is none that this engine can serve.
@@ -77,15 +74,15 @@ def parse_graph(content: bytes) -> Graph:
     try:
         text_format.Parse(content.decode("utf-8"), config)
     except (text_format.ParseError, UnicodeDecodeError, EncodeError) as error:
+        for name in NAMED.findall(content.decode("utf-8", "replace")):
+            _find(name, calculators)  # without the calculator, the type of its options is not known either
         message = f"Trying to parse mediapipe graph definition failed: {error}"
         raise GraphInvalid(message) from error
     if len(config.node) != 1:
         message = f"The graph has {len(config.node)} nodes; the embedded engine serves graphs of one node."
         raise GraphInvalid(message)
     node = config.node[0]
-    if node.calculator not in OPTIONS:
-        message = f'Unable to find Calculator "{node.calculator}"'
-        raise GraphInvalid(message)
+    calculator = _find(node.calculator, calculators)
     if not node.name:
         message = f"The node of {node.calculator} needs a name."
         raise GraphInvalid(message)
@@ -94,9 +91,9 @@ def parse_graph(content: bytes) -> Graph:
         message = "The graph needs one input stream named input and one output stream."
         raise GraphInvalid(message)
     return Graph(
-        calculator=node.calculator,
+        calculator=calculator,
         node=node.name,
-        options=_options(node),
+        options=_options(node, calculator),
         loopback=any(_split(stream)[0] == "LOOPBACK" for stream in node.input_stream),
         inputs=tuple(name for _, name in names),
         outputs=tuple(_split(stream)[1] for stream in config.output_stream),
@@ -109,8 +106,15 @@ def _split(stream: str) -> tuple[str, str]:
     return tag.partition(":")[0], name
 
 
-def _options(node: pb.CalculatorGraphConfig.Node) -> dict[str, Any]:
-    message = OPTIONS[node.calculator]()
+def _find(name: str, calculators: Calculators) -> Calculator:
+    if (found := calculators.known.get(name)) is None:
+        message = calculators.broken.get(name) or f'Unable to find Calculator "{name}"'
+        raise GraphInvalid(message)
+    return found
+
+
+def _options(node: pb.CalculatorGraphConfig.Node, calculator: Calculator) -> dict[str, Any]:
+    message = calculator.options()
     if not node.node_options:
         text = f"The node of {node.calculator} has no node_options; models_path is required."
         raise GraphInvalid(text)
@@ -132,7 +136,12 @@ def _values(message: Message) -> dict[str, Any]:
     for each in message.DESCRIPTOR.fields:
         value = getattr(message, each.name)
         if each.is_repeated:
-            values[each.name] = [_values(item) for item in value]
+            entry = each.message_type
+            if entry is not None and entry.GetOptions().map_entry:
+                kind = entry.fields_by_name["value"].message_type
+                values[each.name] = {key: _values(value[key]) if kind else value[key] for key in value}
+            else:
+                values[each.name] = [_values(item) if entry else item for item in value]
         elif each.message_type is not None:
             if message.HasField(each.name):
                 values[each.name] = _values(value)

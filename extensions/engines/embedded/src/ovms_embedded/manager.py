@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovms_embedded import log
+from ovms_embedded.calculators.discovery import Calculators, find_calculators
 from ovms_embedded.config import Config, ConfigError, Entry, read_config, single
 from ovms_embedded.graphs import Graph, GraphInvalid, digest_of, read_graph
 from ovms_embedded.recognition import recognise
@@ -151,6 +152,8 @@ class Manager:
         self._lock = asyncio.Lock()
         self._digest = ""
         self._failed = False
+        self._calculators: Calculators | None = None
+        """Found when the first graph is read."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._loads = asyncio.Semaphore(max(2, (os.cpu_count() or 2) // 2))
 
@@ -237,6 +240,8 @@ class Manager:
         listed = {entry.name for entry in config.entries}
         gone = [each for name, each in self.servables.items() if name not in listed and each.state is not State.RETIRED]
         different = [entry for entry in config.entries if self._differs(entry)]
+        if different and self._calculators is None:
+            self._calculators = await asyncio.to_thread(find_calculators)
         await asyncio.gather(*map(self._retire, gone), *map(self._bring, different))
         self._digest = config.digest
         failed = any(self.servables[entry.name].state is State.FAILED for entry in different)
@@ -273,10 +278,10 @@ class Manager:
         try:
             if entry.problem:
                 raise GraphInvalid(entry.problem)
-            graph = await asyncio.to_thread(_graph, entry)
+            graph = await asyncio.to_thread(_graph, entry, self._calculators)
             self._check_names(servable, graph)
             spec = {
-                "calculator": graph.calculator,
+                "worker": graph.calculator.worker,
                 "options": graph.options,
                 "base_path": entry.base_path,
                 "cache_dir": self._cache_dir,
@@ -353,11 +358,13 @@ class Manager:
         await asyncio.gather(*(self._close(each) for each in self.servables.values()))
 
 
-def _graph(entry: Entry) -> Graph:
+def _graph(entry: Entry, calculators: Calculators | None) -> Graph:
+    if calculators is None:
+        raise AssertionError
     path = Path(entry.graph_path)
     if entry.recognise and not path.exists():
-        return recognise(Path(entry.base_path), entry.name)
-    graph = read_graph(path)
+        return recognise(Path(entry.base_path), entry.name, calculators)
+    graph = read_graph(path, calculators)
     models = Path(entry.base_path, graph.options["models_path"])
     if not models.exists():  # the worker would say so, too, but only after it has started
         message = f"Path to the model does not exist: {models}"

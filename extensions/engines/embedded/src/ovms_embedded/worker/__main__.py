@@ -10,15 +10,6 @@ from ovms_embedded import wire
 from ovms_embedded.worker.pipe import tidy
 from ovms_embedded.worker.process import open_pipe
 
-MODULES = {
-    "HttpLLMCalculator": "text",
-    "EmbeddingsCalculatorOV": "embeddings",
-    "RerankCalculatorOV": "rerank",
-    "ImageGenCalculator": "images",
-    "S2tCalculator": "speech_to_text",
-    "T2sCalculator": "text_to_speech",
-}
-
 
 def main() -> None:
     """Run a worker."""
@@ -26,7 +17,7 @@ def main() -> None:
     sys.setswitchinterval(0.0005)
     spec = pipe.receive()[1]
     try:
-        servable = import_module(f"ovms_embedded.worker.{MODULES[spec['calculator']]}").load(spec, pipe)
+        servable = import_module(spec["worker"]).load(spec, pipe)
     except Exception as error:  # noqa: BLE001 - the front process reports it, whatever it is
         pipe.send([wire.FAILED, tidy(error)])
         os._exit(1)

@@ -1,0 +1,3 @@
+"""A calculator that cannot be imported."""
+
+import acme_forgotten_dependency  # noqa: F401
