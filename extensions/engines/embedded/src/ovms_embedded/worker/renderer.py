@@ -59,15 +59,15 @@ class Renderer:
 
 
 def _bound_memory() -> None:
-    if sys.platform == "linux":
-        import resource
-
-        pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
-        most = pages * os.sysconf("SC_PAGESIZE") + MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    if sys.platform != "linux":
+        # Neither macOS nor Windows bounds a process's memory when asked like that, so a thread looks.
+        threading.Thread(target=partial(_watch_memory, _resident() + MEMORY), daemon=True).start()
         return
-    # Neither macOS nor Windows bounds a process's memory when asked like that, so a thread looks.
-    threading.Thread(target=partial(_watch_memory, _resident() + MEMORY), daemon=True).start()
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+    most = pages * os.sysconf("SC_PAGESIZE") + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def _watch_memory(most: int) -> None:
@@ -83,7 +83,7 @@ def _resident() -> int:
         from ctypes import wintypes
 
         class Counters(ctypes.Structure):
-            _fields_ = [("cb", wintypes.DWORD), ("faults", wintypes.DWORD)] + [  # noqa: RUF005, RUF012
+            _fields_ = [("cb", wintypes.DWORD), ("faults", wintypes.DWORD)] + [
                 (name, ctypes.c_size_t) for name in ("peak", "now", "a", "b", "c", "d", "pagefile", "e")
             ]
 
