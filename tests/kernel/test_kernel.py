@@ -318,7 +318,6 @@ async def test_an_install_that_is_up_to_date_does_nothing_even_twenty_times_at_o
             group.start_soon(setup.kernel.install_engine)
     assert [each.version for each in setup.kernel.installations.versions()] == ["1.0"]
     assert await setup.kernel.check_engine()
-    assert setup.kernel.operate_status == 1
 
 
 async def test_a_host_that_no_platform_fits_is_told_what_to_install(tmp_path: Path) -> None:
@@ -330,17 +329,15 @@ async def test_a_host_that_no_platform_fits_is_told_what_to_install(tmp_path: Pa
         named.platform()
 
 
-async def test_the_mode_of_a_start_is_the_device_of_models_that_name_none(ready: Setup, fixtures: Path) -> None:
+async def test_a_start_may_name_the_device_of_models_that_name_none(ready: Setup, fixtures: Path) -> None:
     kernel = ready.kernel
-    with pytest.raises(BadRequest, match=r"'turbo' is not a mode .* auto, daemon"):
-        await kernel.start_engine("turbo")
     with pytest.raises(PreconditionFailed, match="shows no GPU"):
-        await kernel.start_engine("gpu")
+        await kernel.start_engine("GPU")
     assert kernel.supervisor.info is None
-    await kernel.start_engine("cpu")
+    await kernel.start_engine("CPU")
     model = await kernel.load_model("tiny/text")
     assert 'device: "CPU"' in (model.directory / "graph.pbtxt").read_text("utf-8")
-    await kernel.start_engine("daemon")
+    await kernel.start_engine()
 
 
 async def test_health_is_bad_when_the_engine_hangs(ready: Setup, monkeypatch: pytest.MonkeyPatch) -> None:

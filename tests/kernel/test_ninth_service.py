@@ -26,7 +26,7 @@ async def main():
         await kernel.install_engine()
         await kernel.import_model(Path(sys.argv[2]), "tiny/embed")
         answer = json.loads((await kernel.invoke("vectors", Request(b'{"input": "a sentence"}'))).body)
-        offered = [each.name for each in manifest_of(kernel).services]
+        offered = [each.name for each in manifest_of(kernel.services).services]
         size = len(answer["data"][0]["embedding"])
         print(json.dumps([report.state, report.distribution, size, "vectors" in offered]))
 anyio.run(main)

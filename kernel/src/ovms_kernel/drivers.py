@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from pathlib import Path
 
+    from ovms_kernel.api.faces import KernelApi
     from ovms_kernel.models.protos.ovms_graph_pb2 import CalculatorGraphConfig
     from ovms_kernel.values import (
         Answer,
@@ -177,11 +178,51 @@ class Hub(Protocol):
         ...
 
 
+@runtime_checkable
+class Face(Protocol):
+    """One way for requests to arrive."""
+
+    async def serve(self, kernel: Awaitable[KernelApi]) -> None:
+        """Serve until cancelled, or until the host that started this process ends it.
+
+        :param kernel: awaited when first needed, as a handshake may have to be out before it is composed; raises
+            ``OvmsError`` if it could not be composed.
+        """
+        ...
+
+
+@runtime_checkable
+class Dialect(Protocol):
+    """Another HTTP API over the same services, which the HTTP face serves beside its own."""
+
+    name: str
+    """The entry point's name, such as ``anthropic``."""
+
+    def routes(self, kernel: KernelApi) -> Sequence[Any]:
+        """Return starlette's ``BaseRoute`` objects; what they do is translate, ask the kernel and translate back."""
+        ...
+
+
+@runtime_checkable
+class Command(Protocol):
+    """A command of ``ovms-plugin``, named as its entry point; see :mod:`ovms_kernel.api.commands`."""
+
+    app: Any
+    """A ``typer.Typer``; several commands in it become a group."""
+
+
 DRIVER_PROTOCOLS: dict[str, Any] = {
     "services": Service,
     "platforms": Platform,
     "graphs": GraphTemplate,
     "hubs": Hub,
     "observers": object,
+    "faces": Face,
+    "dialects": Dialect,
+    "commands": Command,
 }
 """The kinds of driver, in the order in which they are composed; the entry point groups are ``ovms.<kind>``."""
+
+KERNEL_KINDS = ("services", "platforms", "graphs", "hubs", "observers")
+"""The kinds that a kernel is composed of. The others bring libraries of their own, so they are loaded where they are
+used: a face by the process that serves it, dialects by the HTTP face, commands by the command line."""

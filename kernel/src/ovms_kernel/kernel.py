@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import AsyncExitStack, aclosing, contextmanager
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
@@ -23,9 +23,9 @@ from ovms_kernel.engine.installation import Installations, try_version
 from ovms_kernel.engine.probe import IdleProbe
 from ovms_kernel.engine.supervisor import Supervisor
 from ovms_kernel.errors import (
-    BadRequest,
     NotFound,
     NotSupported,
+    OvmsError,
     PreconditionFailed,
     TimedOut,
     Unavailable,
@@ -36,22 +36,21 @@ from ovms_kernel.models.answering import Answering
 from ovms_kernel.models.library import Library
 from ovms_kernel.models.serving import Serving
 from ovms_kernel.requests import admitted, checked
-from ovms_kernel.values import Answer, Ports, Request
+from ovms_kernel.values import Answer, EngineStatus, Ports, Request
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 
     from ovms_kernel.drivers import ConversingService, Platform, Service, StreamingService
     from ovms_kernel.engine.choice import Choice
+    from ovms_kernel.extensions import ExtensionReport
     from ovms_kernel.settings import Settings
     from ovms_kernel.values import EngineInfo, Host, Installation, LocalModel, Message, Progress
 
 log = logging.getLogger(__name__)
 
 HEALTH_LIMIT = 3.0
-"""Seconds that a question about health may take; AOG asks before a request and every minute."""
-MODES = {"": None, "auto": None, "daemon": None, "standard": None, "cpu": "CPU", "gpu": "GPU"}
-"""The modes of StartEngine and the device that they mean for models that name none; AOG sends daemon or standard."""
+"""Seconds that a question about health may take."""
 
 
 class Kernel:
@@ -85,8 +84,6 @@ class Kernel:
         self.supervisor.probe = probe = IdleProbe(self.extensions.services.values(), self.serving.served)
         self.events.register({"kernel.probe": probe})
         self._answering = Answering(self.library, self.serving)
-        self.operate_status = 1
-        """What AOG asks with GetOperateStatus: 1 = normal, 0 = busy installing, so leave the engine alone."""
         self._client: EngineClient | None = None
         self._installing = anyio.Lock()
         self._versions: dict[str, str] = {}
@@ -144,25 +141,22 @@ class Kernel:
             active = self.installations.active()
             if active and active.version == choices[0].platform.release(self.host, version).version:
                 return active
-            with self._busy():
-                return await install_best(self.installations, choices, self.host, version, report)
+            return await install_best(self.installations, choices, self.host, version, report)
 
     async def init_environment(self) -> None:
         """Make the folders and the engine's configuration file."""
         await self.serving.prepare()
 
-    async def start_engine(self, mode: str = "") -> None:
+    async def start_engine(self, device: str = "") -> None:
         """Start the engine if it does not run; return before it is ready.
 
-        :param mode: ``cpu`` or ``gpu``, the device of models that name none; else the engine chooses.
+        :param device: ``CPU`` or ``GPU`` for models that name none; empty means that the engine chooses.
         :raises PreconditionFailed: no engine is installed, or the machine has no such device.
         """
         self._admitting()
-        if mode not in MODES:
-            raise BadRequest(f"{mode!r} is not a mode of the engine; use one of {', '.join(filter(None, MODES))}.")
         platform, installation = self.platform(), self._installed()
-        if (device := MODES[mode]) and device not in self.host.devices:
-            raise PreconditionFailed(f"This machine shows no {device}; start with mode auto or cpu.")
+        if device and device not in self.host.devices:
+            raise PreconditionFailed(f"This machine shows no {device}; start with another device or none.")
         self.library.shaper.host = replace(self.host, devices=(device,)) if device else self.host
         await self.init_environment()
         await self.supervisor.start(platform, installation)
@@ -178,7 +172,7 @@ class Kernel:
         """Bring the engine to the wanted version; the old one is put back if the new one does not come up healthy.
 
         Up to date means that nothing happens, and nothing is downloaded unless a version was asked for, here or by
-        setting: AOG calls this after every start.
+        setting, so a face may ask for it after every start.
         """
         active = self._installed()
         asked_for = version or self.settings.engine_version
@@ -188,8 +182,7 @@ class Kernel:
         from ovms_kernel.engine.upgrade import upgrade
 
         async with self._installing:
-            with self._busy():
-                return await upgrade(self, release, report)
+            return await upgrade(self, release, report)
 
     async def engine(self) -> EngineInfo:
         """Return the running engine, starting it if it does not run and waiting until it is ready."""
@@ -238,35 +231,14 @@ class Kernel:
             self._versions[installation.version] = await try_version(self.platform(), installation)
         return self._versions[installation.version]
 
-    def engine_config(self) -> dict[str, str]:
-        """Return what AOG's EngineRecommendConfig asks about the engine."""
-        active = self.installations.active()
+    async def engine_status(self) -> EngineStatus:
+        """Return where the engine is and what it does, without starting it."""
+        active = await anyio.to_thread.run_sync(self.installations.active)
         info = self.supervisor.info
         rest = info.endpoint.rest if info else f"http://127.0.0.1:{self.settings.rest_port}"
-        scheme, _, host = rest.partition("://")
         plan = self.platform().launch(active, Ports(0, 0)) if active else None
-        program = Path(plan.argv[0]) if plan and plan.argv else Path()
-        return {
-            "host": rest,
-            "origin": host.partition(":")[0],
-            "scheme": scheme,
-            "recommend_model": "",
-            "download_url": "",
-            "download_path": str(self.settings.models_dir),
-            "engine_path": str(active.directory if active else self.settings.versions_dir),
-            "exec_path": str(program.parent),
-            "exec_file": program.name,
-            "device_type": ",".join(self.host.devices),
-        }
-
-    @contextmanager
-    def _busy(self) -> Iterator[None]:
-        """Let AOG know to leave the engine alone meanwhile."""
-        self.operate_status = 0
-        try:
-            yield
-        finally:
-            self.operate_status = 1
+        program = Path(plan.argv[0]) if plan and plan.argv else None
+        return EngineStatus("ready" if info else self.supervisor.describe(), rest, active, program)
 
     def _installed(self) -> Installation:
         if installation := self.installations.active():
@@ -320,6 +292,24 @@ class Kernel:
             await self.serving.unload(model, reason)
 
     # -- services --------------------------------------------------------------------------------------------------
+
+    @property
+    def services(self) -> Mapping[str, Service]:
+        """The installed services by name."""
+        return self.extensions.services
+
+    @property
+    def reports(self) -> Sequence[ExtensionReport]:
+        """What became of each installed extension."""
+        return self.extensions.reports
+
+    def register(self, name: str, listener: object) -> None:
+        """Have a listener's hooks called for the kernel's events, under a name such as ``faces.http``.
+
+        :raises OvmsError: the listener has hooks that there are not.
+        """
+        if cause := self.events.register({name: listener}).get(name):
+            raise OvmsError(f"The listener {name} cannot be registered: {cause}.")
 
     def service(self, name: str) -> Service:
         """Return the service of that name.

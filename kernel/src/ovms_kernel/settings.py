@@ -22,7 +22,7 @@ from ovms_kernel.errors import BadRequest, OvmsError
 
 PREFIX = "OVMS_PLUGIN_"
 ELSEWHERE = f"name another data folder with --data-dir or {PREFIX}DATA_DIR"
-KINDS = ("services", "platforms", "graphs", "hubs", "observers", "models")
+KINDS = ("services", "platforms", "graphs", "hubs", "observers", "faces", "dialects", "commands", "models")
 """Sections of settings that belong to extensions, and ``models``: calculator options by model id."""
 
 Port = Annotated[int, (1, 65535)]

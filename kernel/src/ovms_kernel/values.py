@@ -140,6 +140,20 @@ class EngineInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """The engine, whether it runs or not."""
+
+    state: str
+    """``ready``, or what it does instead, as the end of a sentence."""
+    rest: str
+    """URL of its REST API; while it does not run, the one it is meant to get."""
+    installation: Installation | None = None
+    """The active one, if any."""
+    program: Path | None = None
+    """What is started; ``None`` when somebody else runs the engine."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineExit:
     """The end of an engine process."""
 

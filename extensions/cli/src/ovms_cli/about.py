@@ -61,7 +61,7 @@ async def manifest(
     async with session.kernel() as kernel:
         from ovms_face_aog.manifest import manifest_of
 
-        made = replace(manifest_of(kernel), bodies=bodies.value)
+        made = replace(manifest_of(kernel.services), bodies=bodies.value)
     if json:
         output.print_json(made.as_dict())
     else:

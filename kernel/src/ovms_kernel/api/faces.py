@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol
 
+from ovms_kernel.drivers import Dialect, Face
 from ovms_kernel.errors import (
     BadRequest,
     Cancelled,
@@ -19,10 +20,20 @@ from ovms_kernel.errors import (
 )
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.requests import decode_request
-from ovms_kernel.values import Answer, LocalModel, Message, Progress, Request, ResidentModel, ServiceDefinition, Upload
+from ovms_kernel.values import (
+    Answer,
+    EngineStatus,
+    LocalModel,
+    Message,
+    Progress,
+    Request,
+    ResidentModel,
+    ServiceDefinition,
+    Upload,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
     from ovms_kernel.drivers import Service
@@ -34,7 +45,9 @@ __all__ = [
     "Answer",
     "BadRequest",
     "Cancelled",
+    "Dialect",
     "EngineFailed",
+    "EngineStatus",
     "Face",
     "KernelApi",
     "LocalModel",
@@ -160,8 +173,11 @@ class KernelApi(Protocol):
         """Make the folders and the engine's configuration file."""
         ...
 
-    async def start_engine(self, mode: str = "") -> None:
-        """Start the engine if it does not run; return before it is ready."""
+    async def start_engine(self, device: str = "") -> None:
+        """Start the engine if it does not run; return before it is ready.
+
+        :param device: ``CPU`` or ``GPU`` for models that name none; empty means that the engine chooses.
+        """
         ...
 
     async def stop_engine(self, reason: str = ...) -> None:
@@ -174,6 +190,10 @@ class KernelApi(Protocol):
 
     async def engine(self) -> EngineInfo:
         """Return the running engine, started and ready."""
+        ...
+
+    async def engine_status(self) -> EngineStatus:
+        """Return where the engine is and what it does, without starting it."""
         ...
 
     async def engine_version(self) -> str:
@@ -189,17 +209,4 @@ class KernelApi(Protocol):
 
     async def stop(self, reason: str = ...) -> None:
         """Admit nothing more and stop the engine."""
-        ...
-
-
-@runtime_checkable
-class Face(Protocol):
-    """One way for requests to arrive. Constructed with its section of the settings, as every driver."""
-
-    async def serve(self, kernel: Awaitable[KernelApi]) -> None:
-        """Serve until cancelled, or until the host that started this process ends it.
-
-        :param kernel: awaited when first needed, as a handshake may have to be out before it is composed; raises
-            ``OvmsError`` if it could not be composed.
-        """
         ...

@@ -23,7 +23,7 @@ from ovms_kernel.values import Request
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 
-    from ovms_kernel.kernel import Kernel
+    from ovms_kernel.api.faces import KernelApi
     from ovms_kernel.values import LocalModel, Message, Progress
 
 log = logging.getLogger(__name__)
@@ -52,12 +52,12 @@ class AogProvider(Provider):
 
     # -- services --------------------------------------------------------------------------------------------------
 
-    async def invoke(self, kernel: Kernel, service: str, body: bytes, timeout: float | None) -> bytes:
+    async def invoke(self, kernel: KernelApi, service: str, body: bytes, timeout: float | None) -> bytes:
         """Answer one request, with times as text."""
         # AOG may pick the row of the live service for a plain request (D1-19).
-        if service not in kernel.extensions.services or kernel.service(service).definition.bidirectional:
+        if service not in kernel.services or kernel.service(service).definition.bidirectional:
             plain = service.removesuffix("-ws")
-            service = plain if plain in kernel.extensions.services else service
+            service = plain if plain in kernel.services else service
         body, model = self._addressed(kernel, service, body)
         with self._using(model):
             answer = await super().invoke(kernel, service, body, timeout)
@@ -66,7 +66,7 @@ class AogProvider(Provider):
         return framing.reframe_answer(answer) if kernel.service(service).definition.streaming else answer
 
     async def stream(
-        self, kernel: Kernel, service: str, body: bytes, timeout: float | None
+        self, kernel: KernelApi, service: str, body: bytes, timeout: float | None
     ) -> AsyncGenerator[bytes, None]:
         """Yield the events that AOG understands, framed as it wants them."""
         body, model = self._addressed(kernel, service, body)
@@ -84,7 +84,7 @@ class AogProvider(Provider):
                     yield message
 
     async def converse(
-        self, kernel: Kernel, service: str, inbound: AsyncIterator[Message]
+        self, kernel: KernelApi, service: str, inbound: AsyncIterator[Message]
     ) -> AsyncGenerator[Message, None]:
         """Hold a session that AOG never closes, and tell failures as events."""
         converse = super().converse
@@ -93,7 +93,7 @@ class AogProvider(Provider):
             async for message in messages:
                 yield message
 
-    def _addressed(self, kernel: Kernel, service: str, body: bytes) -> tuple[bytes, str]:
+    def _addressed(self, kernel: KernelApi, service: str, body: bytes) -> tuple[bytes, str]:
         """Return a request with the model that AOG loaded for it in case it names none, and the model's id.
 
         :raises OvmsError: the load of that model failed, which LoadModel could not tell.
@@ -143,7 +143,7 @@ class AogProvider(Provider):
             self.problem(error, "LoadModel")
         return {}
 
-    async def _load(self, kernel: Kernel, model: str) -> None:
+    async def _load(self, kernel: KernelApi, model: str) -> None:
         try:
             loaded = await kernel.load_model(model)
             self._failures.pop(model, None)
@@ -169,7 +169,7 @@ class AogProvider(Provider):
             self.problem(error, "UnloadModel")
         return {}
 
-    async def _unload_later(self, kernel: Kernel, model: str) -> None:
+    async def _unload_later(self, kernel: KernelApi, model: str) -> None:
         me = asyncio.current_task()
         while self._let_go.get(model) is me:
             left = RECENT - (time.monotonic() - self._used.get(model, 0.0))
@@ -178,7 +178,7 @@ class AogProvider(Provider):
                 return
             await asyncio.sleep(max(left, 1.0))
 
-    async def _unload(self, kernel: Kernel, model: str) -> None:
+    async def _unload(self, kernel: KernelApi, model: str) -> None:
         if self._in_use[model]:
             return
         self._let_go.pop(model, None)
@@ -194,10 +194,12 @@ class AogProvider(Provider):
         except NotFound:
             return {}
 
-    async def pull(self, kernel: Kernel, model: str, model_type: str, report: Callable[[Progress], None]) -> LocalModel:
+    async def pull(
+        self, kernel: KernelApi, model: str, model_type: str, report: Callable[[Progress], None]
+    ) -> LocalModel:
         """Pull a model; AOG asks for models of Ollama's if its user named none."""
         if ":" in model and "/" not in model:
-            known = {name for each in kernel.extensions.services.values() for name in _models_of(each, model_type)}
+            known = {name for each in kernel.services.values() for name in _models_of(each, model_type)}
             known_names = ", ".join(sorted(known)) or "OpenVINO/Qwen3-8B-int4-ov"
             raise NotFound(
                 f"{model} is a name of Ollama's, whose models OpenVINO cannot run; name one such as {known_names}."

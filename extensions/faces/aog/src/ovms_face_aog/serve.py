@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ovms_face_aog.goplugin import Host
     from ovms_face_aog.provider import Provider
+    from ovms_kernel.api.faces import KernelApi
     from ovms_kernel.log import Log
 
 COOKIE = ("AOG_PLUGIN", "aog-provider-plugin-v1")
@@ -124,7 +125,7 @@ async def _live(provider: Provider, server: Any, log: Log, launcher: str) -> Non
         provider.fail(OvmsError(f"The plugin could not be composed ({type(error).__name__}: {error}); mend that."))
     else:
         async with kernel:
-            provider.use(kernel, log_file)
+            provider.use(cast("KernelApi", kernel), log_file)
             await asyncio.to_thread(remove_stale_folders)
             await server.ended.wait()
         return
