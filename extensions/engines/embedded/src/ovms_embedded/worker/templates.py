@@ -18,7 +18,7 @@ TOOL_USE = "tool_use"
 def find(folder: Path, tokenizer: openvino_genai.Tokenizer) -> dict[str, Any]:
     """Return ``template``, ``tool_template`` (each ``""`` for none) and ``tokens``, what templates know of tokens.
 
-    ``chat_template.jinja`` wins over the tokenizer's own template, ``additional_chat_templates/tool_use.jinja`` over the
+    ``chat_template.jinja`` wins over the tokenizer's own; ``additional_chat_templates/tool_use.jinja`` over the
     entry of a list.
 
     :param folder: the model's, or its GGUF file.
