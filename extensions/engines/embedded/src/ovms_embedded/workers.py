@@ -113,13 +113,14 @@ class Worker(asyncio.SubprocessProtocol):
         self._input: asyncio.WriteTransport
 
     @classmethod
-    async def start(cls, name: str, spec: dict[str, Any]) -> Worker:
+    async def start(cls, name: str, spec: dict[str, Any], module: str = "ovms_embedded.worker") -> Worker:
         """Start a worker and let it load a graph.
 
+        :param module: the program that it runs.
         :raises LoadFailed: it could not.
         """
         loop = asyncio.get_running_loop()
-        command = (sys.executable, "-P", "-X", "utf8", "-m", "ovms_embedded.worker")
+        command = (sys.executable, "-P", "-X", "utf8", "-m", module)
         _, worker = await loop.subprocess_exec(lambda: cls(name), *command, stderr=None)
         worker._send([wire.LOAD, spec])
         try:
@@ -150,13 +151,22 @@ class Worker(asyncio.SubprocessProtocol):
         if self._calls.pop(call.number, None) is not None:
             self._send([wire.CANCEL, call.number])
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return not self._gone.done()
+
+    def kill(self) -> None:
+        """End the process at once; what still runs fails with its end."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
     async def close(self) -> None:
         """End the process; what still runs fails."""
         self._closing = True
         self._input.close()
         if not (await asyncio.wait([self._gone], timeout=PATIENCE))[0]:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+            self.kill()
             await self._gone
         self._process.close()
 
