@@ -15,6 +15,7 @@ import uvicorn
 from ovms_embedded import log
 from ovms_embedded.cli import Settings, version_lines
 from ovms_embedded.config import ConfigError
+from ovms_embedded.guard import guard
 from ovms_embedded.manager import Manager
 from ovms_embedded.metrics import Metrics
 from ovms_embedded.rest.app import App
@@ -108,7 +109,7 @@ def _on_signals(stop: Callable[[], None]) -> None:
 
 
 async def _start(settings: Settings, stack: contextlib.AsyncExitStack, stopped: asyncio.Event) -> asyncio.Task[None]:
-    manager = Manager(settings.config_path, settings.cache_dir)
+    manager = Manager(settings.config_path, settings.cache_dir, settings.worker_memory)
     config, metrics = await _read_configuration(settings, manager)
     stack.push_async_callback(_module, "ServableManager", manager.close)
     app = App(manager, settings, metrics)
@@ -120,6 +121,7 @@ async def _start(settings: Settings, stack: contextlib.AsyncExitStack, stopped: 
     background = asyncio.create_task(_manage(settings, manager, config))
     background.add_done_callback(lambda task: stopped.set() if not task.cancelled() and task.exception() else None)
     stack.push_async_callback(_cancel, background)
+    stack.push_async_callback(_cancel, asyncio.create_task(guard(manager)))
     return background
 
 
