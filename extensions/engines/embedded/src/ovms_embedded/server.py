@@ -19,6 +19,7 @@ from ovms_embedded.guard import guard
 from ovms_embedded.manager import Manager
 from ovms_embedded.metrics import Metrics
 from ovms_embedded.rest.app import App
+from ovms_embedded.rest.protocol import BoundedProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -175,7 +176,7 @@ async def _start_rest(settings: Settings, app: App, stack: contextlib.AsyncExitS
             text = f"Failed to start REST server at {address}:{settings.rest_port}: port is busy or not ours: {error}"
             raise StartFailed(text) from error
     config = uvicorn.Config(
-        app, http="auto", loop="none", ws="none", lifespan="off", log_config=None, access_log=False,
+        app, http=BoundedProtocol, loop="none", ws="none", lifespan="off", log_config=None, access_log=False,
         server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=GRACE,
         backlog=BACKLOG,
     )  # fmt: skip
