@@ -96,10 +96,14 @@ class Service(Protocol):
 
 @runtime_checkable
 class StreamingService(Service, Protocol):
-    """A service that can answer in pieces."""
+    """A service that can answer in pieces.
+
+    One whose pieces are no server-sent events has a method ``stream_content_type(fields) -> str``, too: the content
+    type of what ``stream`` yields for a request's fields, such as ``audio/mpeg``. It raises nothing.
+    """
 
     def stream(self, call: Call, engine: Engine) -> AsyncGenerator[bytes, None]:
-        """Yield server-sent events, each with its closing blank line."""
+        """Yield server-sent events, each with its closing blank line, or the bytes of another content type."""
         ...
 
 

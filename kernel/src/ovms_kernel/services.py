@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -68,7 +67,7 @@ async def forward(route: Route, call: Call, engine: Engine) -> Answer:
     body = answer.body
     if route.finish is not None:
         body = encode(route.finish(decode_answer(body), model))
-    return Answer(body if route.adds is None else add_fields(body, route.adds(model)))
+    return Answer(body if route.adds is None else add_fields(body, route.adds(model)), model=model)
 
 
 async def forward_stream(route: Route, call: Call, engine: Engine) -> AsyncGenerator[bytes, None]:
@@ -171,21 +170,6 @@ def check(fields: Mapping[str, Any], name: str, kinds: type | tuple[type, ...], 
     return value
 
 
-def with_best_of(fields: Fields) -> Fields:
-    """Give ``n`` answers the ``best_of`` that the engine needs with it; part of a ``prepare``.
-
-    :raises BadRequest: it is no number of answers, or they are to be streamed, which the engine does for one only
-        (spec/ovms.md E.1).
-    """
-    if (n := check(fields, "n", int, "a whole number")) in (None, 1):
-        return fields
-    if n < 1:
-        raise BadRequest("The field n must be at least 1.")
-    if fields.get("stream"):
-        raise BadRequest("A stream has one answer; leave n out, or ask for the whole answers without a stream.")
-    return {"best_of": n} | fields
-
-
 def encode(fields: Fields) -> bytes:
     """Return compact JSON."""
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
@@ -221,11 +205,6 @@ def add_fields(body: bytes, fields: Fields) -> bytes:
     if not fields:
         return body
     return encode(fields)[:-1] + (b"" if rest == b"}" else b",") + rest
-
-
-def with_id(prefix: str) -> Callable[[str], Fields]:
-    """Return an ``adds`` of ``id`` and ``model``, as strict clients want them."""
-    return lambda model: {"id": f"{prefix}-{uuid.uuid4().hex}", "model": model}
 
 
 def with_model(model: str) -> Fields:

@@ -1,8 +1,7 @@
 """What is loaded, by how many requests it is used, and what is unloaded for another model: one table, one owner.
 
-``use`` is the only way to a model's answer. A request for a model that is not loaded joins the load of it; loads run
-one after another in the order of arrival. Where memory is short, ``plan`` says what goes first. Models that are in use
-are waited for, and after ``switch_patience`` they admit no new request, so that each model gets its turn.
+``use`` is the only way to a model's answer. A request for a model that is not loaded joins the load of it. Where memory
+is short, ``plan`` says what goes first and ``turns`` who waits for whom.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import math
 import time
 from collections import defaultdict
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
@@ -20,14 +19,15 @@ from typing import TYPE_CHECKING, Literal, Self
 import anyio
 import anyio.to_thread
 
-from ovms_kernel.errors import NotFound, OvmsError, PreconditionFailed, Unavailable
+from ovms_kernel.errors import NotFound, OvmsError, PreconditionFailed
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.models.files import GRAPH
+from ovms_kernel.models.metadata import read_metadata, write_metadata
 from ovms_kernel.models.names import parse_model_id
-from ovms_kernel.models.plan import Decision, Resident, State, Table, Wanted, plan, unload_at
-from ovms_kernel.models.publish import human
+from ovms_kernel.models.plan import Resident, State, Table, unload_at
 from ovms_kernel.models.resolution import check_type, choose, not_installed
 from ovms_kernel.models.servables import AVAILABLE
+from ovms_kernel.models.turns import Abandoned, Turns, Want
 from ovms_kernel.single_flight import SingleFlight
 from ovms_kernel.values import LoadedModel, LocalModel, ResidentModel
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ovms_kernel.events import Events
     from ovms_kernel.models.library import Library
     from ovms_kernel.models.memory import Memory
-    from ovms_kernel.models.plan import Budget
+    from ovms_kernel.models.plan import Wanted
     from ovms_kernel.models.servables import Servables
     from ovms_kernel.settings import Settings
     from ovms_kernel.values import EngineExit, EngineInfo
@@ -49,6 +49,8 @@ RETRY_AFTER = 10.0
 FOREIGN_PERIOD = 10.0
 """Seconds for which an engine is believed to serve a model that is not installed here."""
 
+NOISE = 0.1
+"""Share by which the memory of two loads of a model may differ without being noted."""
 SHOWN: dict[State, Literal["failed", "waiting", "loading", "loaded", "unloading"]] = {
     State.ABSENT: "failed",
     State.WAITING: "waiting",
@@ -59,27 +61,11 @@ SHOWN: dict[State, Literal["failed", "waiting", "loading", "loaded", "unloading"
 """What a state is called outside; an absent model is listed only if it failed to load."""
 
 
-class _Abandoned(Exception):
-    """All requests that waited for a load have gone before it began."""
-
-
 @dataclass(eq=False)
 class _Ticket:
     """One request that waits for a model."""
 
     admitted: bool = False
-
-
-@dataclass(eq=False)
-class _Want:
-    """One model that waits for its turn to be loaded."""
-
-    id: str
-    since: float
-    stays: bool
-    """It is loaded even if nobody waits any more."""
-    closed: dict[str, float] = field(default_factory=dict)
-    """Models that admit no new request because of it, and since when."""
 
 
 class Residency:
@@ -88,6 +74,7 @@ class Residency:
     :param connect: waits until the engine answers, starting it if need be.
     :param engine_runs: tells whether there is an engine that need not be started to be asked.
     :param runs_elsewhere: tells whether another process runs the engine.
+    :param engine_memory: returns the bytes that the engine holds, 0 if that cannot be seen.
     """
 
     def __init__(
@@ -101,6 +88,7 @@ class Residency:
         connect: Callable[[], Awaitable[object]],
         engine_runs: Callable[[], bool],
         runs_elsewhere: Callable[[], bool],
+        engine_memory: Callable[[], int] = lambda: 0,
     ) -> None:
         self._settings = settings
         self._events = events
@@ -110,13 +98,12 @@ class Residency:
         self._connect = connect
         self._engine_runs = engine_runs
         self._runs_elsewhere = runs_elsewhere
+        self._engine_memory = engine_memory
         self.table: Table = {}
         """Every model that was used or loaded, by id. Read by others, written here alone."""
-        self._queue: list[_Want] = []
         self._tickets: defaultdict[str, list[_Ticket]] = defaultdict(list)
         self._loads: SingleFlight[LoadedModel, None] = SingleFlight(cancel_abandoned=False)
-        self._changing = False
-        self._changed = anyio.Event()
+        self._turns = Turns(self.table, lambda: memory.budget(self.table), self._read_records, settings.switch_patience)
         self._stale = True
         self._synchronising = anyio.Lock()
 
@@ -184,7 +171,7 @@ class Residency:
             self._tickets[resident.id].append(ticket)
             try:
                 await self._loads.join(resident.id, lambda _: self._bring(resident, stays=False))
-            except _Abandoned:
+            except Abandoned:
                 continue  # it was given up just before this request came
             except BaseException:
                 if ticket.admitted:
@@ -203,8 +190,10 @@ class Residency:
         resident.last_used = time.monotonic()
         if keep_alive is not None:
             resident.keep = _kept(keep_alive)
-        if self._queue or resident.keep is not None:
-            self._notify()
+        if resident.keep is not None:
+            self._turns.notify()
+        else:
+            self._turns.notify_waiting()
 
     def _withdraw(self, model_id: str, ticket: _Ticket) -> None:
         waiting = self._tickets[model_id]
@@ -212,7 +201,7 @@ class Residency:
             waiting.remove(ticket)
         if not waiting:
             del self._tickets[model_id]
-            self._notify()
+            self._turns.notify()
 
     def _admit(self, resident: Resident) -> None:
         """Count every request that waits for a model as its user, before anything else can ask for its memory."""
@@ -245,14 +234,14 @@ class Residency:
         if resident.state is State.LOADED and not resident.closing:
             if resident.graph == _graph_of(model) and (await self._servables.states()).get(model_id) == AVAILABLE:
                 resident.last_used, resident.hinted = time.monotonic(), False
-                self._notify()
+                self._turns.notify()
                 return LoadedModel(model, 0.0)
             if model_id not in self._loads:
                 resident.state = State.ABSENT
         while True:
             try:
                 return await self._loads.join(model_id, lambda _: self._bring(resident, stays=True))
-            except _Abandoned:
+            except Abandoned:
                 continue  # the requests that it was loaded for have gone
 
     async def unload(self, model_id: str, reason: str) -> None:
@@ -263,7 +252,7 @@ class Residency:
         model_id = parse_model_id(model_id)
         if (entry := (await self._servables.entries()).get(model_id)) and entry.by_hand:
             raise PreconditionFailed(f"{model_id} is listed by hand in {self._settings.config_json}; remove it there.")
-        async with self._change():
+        async with self._turns.change():
             gone = await self._unload(model_id)
         await self._tell_unloaded(gone, reason)
 
@@ -271,7 +260,7 @@ class Residency:
         """Note that a host needs a model no longer: it goes first when memory is needed, or after a minute unused."""
         if resident := self.table.get(model_id):
             resident.hinted = True
-            self._notify()
+            self._turns.notify()
 
     async def running(self) -> list[LocalModel]:
         """Return what the engine says that it serves; a model that is not installed has a name and nothing more."""
@@ -310,106 +299,40 @@ class Residency:
     # -- loads, one after another ----------------------------------------------------------------------------------
 
     async def _bring(self, resident: Resident, *, stays: bool) -> LoadedModel:
-        """Wait for the turn of a model, make room for it and load it."""
-        want = _Want(resident.id, time.monotonic(), stays)
+        """Wait for the turn of a model, make room for it and load it.
+
+        :param stays: it is loaded even if nobody waits any more.
+        """
+        since = time.monotonic()
         gone: list[LocalModel] = []
         async with self._library.hold(resident.id):
-            self._queue.append(want)
-            if resident.state is State.ABSENT:
-                resident.state = State.WAITING
-            taken = False
+            wanted = await anyio.to_thread.run_sync(self._memory.wanted, _model_of(resident))
+            resident.device = wanted.device
+            want = Want(resident, wanted, lambda: not stays and resident.id not in self._tickets, since)
             try:
-                decision = await self._turn(want, resident)
-                if decision is None:
-                    self._admit(resident)
-                    return LoadedModel(_model_of(resident), 0.0)
-                taken = True
-                # An engine cannot stop a load, so it goes on without those who wanted it.
-                with anyio.CancelScope(shield=True):
-                    for victim in decision.unload:
-                        gone += await self._unload(victim)
-                    loaded = await self._load(resident)
+                async with self._turns.turn(want) as decision:
+                    if decision is None:
+                        self._admit(resident)
+                        return LoadedModel(_model_of(resident), 0.0)
+                    # An engine cannot stop a load, so it goes on without those who wanted it.
+                    with anyio.CancelScope(shield=True):
+                        for victim in decision.unload:
+                            gone += await self._unload(victim)
+                        loaded = await self._load(resident, wanted)
             finally:
-                self._queue.remove(want)
-                for closed in want.closed:
-                    self.table[closed].closing = False
-                if taken:
-                    self._changing = False
                 if resident.state in (State.WAITING, State.LOADING):
                     resident.state = State.ABSENT
-                self._notify()
+                self._turns.notify()
                 with anyio.CancelScope(shield=True):
                     await self._tell_unloaded(gone, f"its memory is needed for {resident.id}")
-        if loaded.seconds:
-            await self._events.tell("ovms_model_ready", model=loaded)
+        await self._events.tell("ovms_model_ready", model=loaded)
         return loaded
 
-    async def _turn(self, want: _Want, resident: Resident) -> Decision | None:
-        """Return what to unload when it is this model's turn; ``None`` if it is loaded by then."""
-        while True:
-            if resident.state is State.LOADED and not resident.closing:
-                return None
-            if not want.stays and want.id not in self._tickets:
-                raise _Abandoned
-            pause = math.inf
-            if resident.state is State.WAITING and not self._changing:
-                now = time.monotonic()
-                budget = self._memory.budget(self.table)
-                wanted = self._wanted(resident)
-                decision = plan(self.table, wanted, budget, now)
-                if decision.is_impossible:
-                    raise Unavailable(self._no_room(wanted, budget))
-                if decision.is_ready and self._may_pass(want, wanted, decision, budget, now):
-                    self._changing = True
-                    return decision
-                if want is self._queue[0] and decision.wait_for:
-                    pause = self._wait_for(want, decision, wanted, budget, now)
-            elif resident.state is State.ABSENT:
-                resident.state = State.WAITING
-                continue
-            with anyio.move_on_after(pause):
-                await self._changed.wait()
-
-    def _may_pass(self, want: _Want, wanted: Wanted, decision: Decision, budget: Budget, now: float) -> bool:
-        """Tell whether a model may be loaded before those that wait longer: if that costs them nothing."""
-        earlier = self._queue[: self._queue.index(want)]
-        if not earlier:
-            return True
-        if decision.unload or budget.max_loaded:
-            return False
-        loaded = Resident(wanted.id, state=State.LOADED, pinned=True, bytes=wanted.bytes, device=wanted.device)
-        ahead = self.table | {wanted.id: loaded}
-        before = (plan(self.table, self._wanted(self.table[each.id]), budget, now) for each in earlier)
-        after = (plan(ahead, self._wanted(self.table[each.id]), budget, now) for each in earlier)
-        return all(one == other for one, other in zip(before, after, strict=True))
-
-    def _wait_for(self, want: _Want, decision: Decision, wanted: Wanted, budget: Budget, now: float) -> float:
-        """Close the models in the way once their time is up; return the seconds until something is due.
-
-        :raises Unavailable: they have been closed for long and are in use still.
-        """
-        patience = self._settings.switch_patience
-        # Several models that wait share the patience, so that each has its turn within it.
-        share = patience / len(self._queue)
-        due = []
-        for each in (self.table[name] for name in decision.wait_for):
-            closes = max(want.since, each.loaded_at) + share
-            if each.id in want.closed:
-                due.append(want.closed[each.id] + patience)
-            elif now >= closes:
-                each.closing = True
-                want.closed[each.id] = now
-                due.append(now)
-            else:
-                due += [closes, *([] if each.users else [each.last_used + min(each.load_seconds, budget.grace)])]
-        if want.closed and now >= min(want.closed.values()) + patience:
-            raise Unavailable(self._no_room(wanted, budget))
-        return max(0.001, min(due, default=math.inf) - now)
-
-    async def _load(self, resident: Resident) -> LoadedModel:
+    async def _load(self, resident: Resident, wanted: Wanted) -> LoadedModel:
         model = await anyio.to_thread.run_sync(self._library.find, resident.id)
         resident.state, resident.model = State.LOADING, model
-        began = time.monotonic()
+        resident.bytes = wanted.bytes
+        began, before = time.monotonic(), await self._measure_engine()
         try:
             changed = await self._library.shaper.refresh(model)
             await self._servables.add(model, anew=changed or resident.graph not in (0, _graph_of(model)))
@@ -418,11 +341,18 @@ class Residency:
             log.error("Model %s did not load: %s", model.id, error.message)
             await self._events.tell("ovms_load_failed", model=model, cause=error.message)
             raise
-        self._mark_loaded(resident, model)
+        if before and (took := await self._measure_engine() - before) > 0:
+            await anyio.to_thread.run_sync(_note_memory, model, took)
+        wanted = await anyio.to_thread.run_sync(self._memory.wanted, model)
+        self._mark_loaded(resident, model, wanted)
         resident.load_seconds = time.monotonic() - began
         self._admit(resident)
         log.info("Model %s is loaded, after %.2f s", model.id, resident.load_seconds)
         return LoadedModel(model, resident.load_seconds)
+
+    async def _measure_engine(self) -> int:
+        """Return the bytes that the engine holds; 0 if that cannot be seen."""
+        return await anyio.to_thread.run_sync(self._engine_memory)
 
     async def _unload(self, model_id: str) -> list[LocalModel]:
         """Unload a model that may go; the caller holds the right to change what is loaded."""
@@ -438,21 +368,9 @@ class Residency:
                 resident.graph, resident.failure = 0, None
         return [(resident and resident.model) or _foreign(model_id)] if gone else []
 
-    @asynccontextmanager
-    async def _change(self) -> AsyncIterator[None]:
-        """Have the right to change what is loaded."""
-        while self._changing:
-            await self._changed.wait()
-        self._changing = True
-        try:
-            yield
-        finally:
-            self._changing = False
-            self._notify()
-
     async def release(self, model: LocalModel) -> None:
         """Unload a model whose files are about to be replaced or removed."""
-        async with self._change():
+        async with self._turns.change():
             gone = await self._unload(model.id)
             self.table.pop(model.id, None) if model.id not in self._loads else None
         await self._tell_unloaded(gone, "its files are replaced or removed")
@@ -475,16 +393,16 @@ class Residency:
                     # The end of a request is told only where a limit is its own.
                     wake = min(wake, math.inf if each.keep is not None else now + (limit or math.inf))
                 elif due <= now:
+                    await self._read_records()  # it may have been pinned by another process
                     await self._unload_idle(each)
                 else:
                     wake = min(wake, due)
-            with anyio.move_on_after(max(0.001, wake - time.monotonic())):
-                await self._changed.wait()
+            await self._turns.changed(wake - time.monotonic())
 
     async def _unload_idle(self, resident: Resident) -> None:
         gone: list[LocalModel] = []
         try:
-            async with self._change():
+            async with self._turns.change():
                 # It may have been used while something else was loaded.
                 if not resident.users and unload_at(resident, self._idle_unload(resident.id)) <= time.monotonic():
                     gone = await self._unload(resident.id)
@@ -500,10 +418,6 @@ class Residency:
         except (TypeError, ValueError):
             log.warning("idle_unload of model %s is not a number of seconds, so it is never unloaded", model_id)
             return 0.0
-
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
 
     # -- the engine's view -----------------------------------------------------------------------------------------
 
@@ -525,7 +439,9 @@ class Residency:
                 resident = self._resident(model)
                 resident.by_hand = entry.by_hand
                 if resident.state is State.ABSENT:
-                    self._mark_loaded(resident, model)
+                    wanted = await anyio.to_thread.run_sync(self._memory.wanted, model)
+                    self._mark_loaded(resident, model, wanted)
+        await self._read_records()
         for resident in self.loaded():
             if resident.id not in entries or states.get(resident.id) != AVAILABLE:
                 resident.state, resident.graph = State.ABSENT, 0
@@ -548,7 +464,7 @@ class Residency:
         for resident in self.table.values():
             if resident.state is State.LOADED:
                 resident.state, resident.closing, resident.graph = State.ABSENT, False, 0
-        self._notify()
+        self._turns.notify()
 
     # -- the table -------------------------------------------------------------------------------------------------
 
@@ -560,36 +476,33 @@ class Residency:
             resident.model = model
         return resident
 
-    def _is_pinned(self, model_id: str) -> bool:
-        pinned = self._settings.section("models", model_id).get("pinned", False)
-        return model_id in self._settings.pinned or str(pinned).lower() in ("true", "1", "yes", "on")
-
-    def _mark_loaded(self, resident: Resident, model: LocalModel) -> None:
+    def _mark_loaded(self, resident: Resident, model: LocalModel, wanted: Wanted) -> None:
         resident.state, resident.model = State.LOADED, model
         resident.loaded_at = resident.last_used = time.monotonic()
         resident.graph = _graph_of(model)
         resident.failure, resident.closing, resident.hinted = None, False, False
-        resident.bytes = self._wanted(resident).bytes
+        resident.bytes, resident.device = wanted.bytes, wanted.device
 
-    def _wanted(self, resident: Resident) -> Wanted:
-        return self._memory.wanted(_model_of(resident))
+    async def _read_records(self) -> None:
+        """Look which of the loaded models people have pinned or said how long to keep, here or in another process."""
+        loaded = {each.id: each for each in self.loaded()}
+        if loaded:
+            records = await anyio.to_thread.run_sync(self._library.records, list(loaded))
+            for name, record in records.items():
+                loaded[name].pinned = record.pinned or self._is_pinned(name)
+                if record.keep is not None:
+                    loaded[name].keep = _kept(record.keep)
 
-    def _no_room(self, wanted: Wanted, budget: Budget) -> str:
-        """Say what holds the memory that a model needs."""
-        holders = [each for each in self.loaded() if each.id != wanted.id and each.device == wanted.device]
-        held = ", ".join(f"{each.id} ({_hold(each)})" for each in sorted(holders, key=lambda each: each.id))
-        free = max(0, budget.memory.get(wanted.device, 0) - sum(each.bytes for each in holders))
-        return (
-            f"{wanted.id} needs about {human(wanted.bytes)} of memory and {human(free)} are free "
-            f"(loaded models: {held or 'none'}); unload something, take a smaller model, or "
-            "set force: true in this model's settings."
-        )
+    def _is_pinned(self, model_id: str) -> bool:
+        pinned = self._settings.section("models", model_id).get("pinned", False)
+        return model_id in self._settings.pinned or str(pinned).lower() in ("true", "1", "yes", "on")
 
 
-def _hold(resident: Resident) -> str:
-    if resident.users:
-        return f"in use by {resident.users}"
-    return "pinned" if resident.pinned else "idle"
+def _note_memory(model: LocalModel, took: int) -> None:
+    """Note in a model's record what its load took; the caller holds its lock."""
+    metadata = read_metadata(model.directory)
+    if metadata is not None and abs(metadata.load_bytes - took) > took * NOISE:
+        write_metadata(model.directory, replace(metadata, load_bytes=took))
 
 
 def _kept(keep_alive: float) -> float:
