@@ -210,6 +210,7 @@ def make_world(tmp_path: Path, drivers: Extensions) -> Callable[..., World]:
             library,
             servables,
             memory,
+            {},
             connect=connect,
             engine_runs=lambda: True,
             runs_elsewhere=lambda: False,

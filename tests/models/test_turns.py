@@ -39,9 +39,8 @@ def taken(world):
 async def waiting(world, *names):
     """Return when these models wait for their turn."""
     with anyio.fail_after(5):
-        while not all(
-            name in world.residency.table and world.residency.table[name].state is State.WAITING for name in names
-        ):
+        table = world.residency.table
+        while not all(name in table and table[name].state is State.WAITING for name in names):  # noqa: ASYNC110
             await anyio.sleep(0.002)
 
 
@@ -65,8 +64,8 @@ async def test_models_that_fit_together_are_never_swapped(make):
 async def test_what_is_in_use_is_waited_for_and_nothing_goes_before_that(make):
     world = await make("a", "b", "c")
     await world.use("b")
-    async with anyio.create_task_group() as group, world.residency.use("embeddings", "a"):
-        async with world.residency.use("embeddings", "b"):
+    async with anyio.create_task_group() as group:  # noqa: SIM117 - the group ends after the uses
+        async with world.residency.use("embeddings", "a"), world.residency.use("embeddings", "b"):
             group.start_soon(world.use, "c")
             await waiting(world, "c")
             assert world.loaded() == {"a", "b"}

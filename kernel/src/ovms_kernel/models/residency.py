@@ -11,18 +11,15 @@ import math
 import time
 from collections import defaultdict
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 import anyio
 import anyio.to_thread
 
 from ovms_kernel.errors import NotFound, OvmsError, PreconditionFailed
 from ovms_kernel.hookspecs import hookimpl
-from ovms_kernel.models.files import GRAPH
-from ovms_kernel.models.metadata import read_metadata, write_metadata
+from ovms_kernel.models.loader import Loader, foreign, graph_of, kept, model_of
 from ovms_kernel.models.names import parse_model_id
 from ovms_kernel.models.plan import Resident, State, Table, unload_at
 from ovms_kernel.models.resolution import check_type, choose, not_installed
@@ -37,7 +34,6 @@ if TYPE_CHECKING:
     from ovms_kernel.events import Events
     from ovms_kernel.models.library import Library
     from ovms_kernel.models.memory import Memory
-    from ovms_kernel.models.plan import Wanted
     from ovms_kernel.models.servables import Servables
     from ovms_kernel.settings import Settings
     from ovms_kernel.values import EngineExit, EngineInfo
@@ -48,17 +44,6 @@ RETRY_AFTER = 10.0
 """Seconds after a load that failed before a request tries it again."""
 FOREIGN_PERIOD = 10.0
 """Seconds for which an engine is believed to serve a model that is not installed here."""
-
-NOISE = 0.1
-"""Share by which the memory of two loads of a model may differ without being noted."""
-SHOWN: dict[State, Literal["failed", "waiting", "loading", "loaded", "unloading"]] = {
-    State.ABSENT: "failed",
-    State.WAITING: "waiting",
-    State.LOADING: "loading",
-    State.LOADED: "loaded",
-    State.UNLOADING: "unloading",
-}
-"""What a state is called outside; an absent model is listed only if it failed to load."""
 
 
 @dataclass(eq=False)
@@ -71,6 +56,7 @@ class _Ticket:
 class Residency:
     """Owns the table of models in one engine.
 
+    :param table: empty, and shared with those that read it.
     :param connect: waits until the engine answers, starting it if need be.
     :param engine_runs: tells whether there is an engine that need not be started to be asked.
     :param runs_elsewhere: tells whether another process runs the engine.
@@ -84,6 +70,7 @@ class Residency:
         library: Library,
         servables: Servables,
         memory: Memory,
+        table: Table,
         *,
         connect: Callable[[], Awaitable[object]],
         engine_runs: Callable[[], bool],
@@ -98,12 +85,14 @@ class Residency:
         self._connect = connect
         self._engine_runs = engine_runs
         self._runs_elsewhere = runs_elsewhere
-        self._engine_memory = engine_memory
-        self.table: Table = {}
+        self.table = table
         """Every model that was used or loaded, by id. Read by others, written here alone."""
         self._tickets: defaultdict[str, list[_Ticket]] = defaultdict(list)
         self._loads: SingleFlight[LoadedModel, None] = SingleFlight(cancel_abandoned=False)
-        self._turns = Turns(self.table, lambda: memory.budget(self.table), self._read_records, settings.switch_patience)
+        self._loader = Loader(settings, events, library, servables, memory, table, engine_memory)
+        self._turns = Turns(
+            self.table, lambda: memory.budget(self.table), self._loader.read_records, settings.switch_patience
+        )
         self._stale = True
         self._synchronising = anyio.Lock()
 
@@ -143,7 +132,7 @@ class Residency:
         known = self.table.get(name or default)
         if known and known.state is State.LOADED:
             if known.foreign and time.monotonic() - known.loaded_at < FOREIGN_PERIOD:
-                return _foreign(known.id)
+                return foreign(known.id)
             if known.model and known.model.model_type == model_type:
                 return known.model
         installed = await anyio.to_thread.run_sync(self._library.list)
@@ -155,14 +144,14 @@ class Residency:
         may_serve = self._engine_runs() or name in await self._servables.entries()
         if may_serve and await self._servables.is_ready(name):
             self.table[name] = Resident(name, foreign=True, state=State.LOADED, loaded_at=time.monotonic())
-            return _foreign(name)
+            return foreign(name)
         raise not_installed(installed, name, model_type)
 
     async def _enter(self, model: LocalModel) -> Resident:
         """Count a request as a user of a model once that is loaded."""
         await self._connect()
         await self._synchronise()
-        resident = self._resident(model)
+        resident = self._loader.resident(model)
         while resident.state is not State.LOADED or resident.closing:
             recently = time.monotonic() - resident.failed_at < RETRY_AFTER
             if resident.failure is not None and recently and resident.id not in self._loads:
@@ -189,7 +178,7 @@ class Residency:
         resident.users -= 1
         resident.last_used = time.monotonic()
         if keep_alive is not None:
-            resident.keep = _kept(keep_alive)
+            resident.keep = kept(keep_alive)
         if resident.keep is not None:
             self._turns.notify()
         else:
@@ -224,15 +213,15 @@ class Residency:
             model = await anyio.to_thread.run_sync(self._library.find, model_id)
         except NotFound:
             if self._engine_runs() and (await self._servables.states()).get(model_id) == AVAILABLE:
-                return LoadedModel(_foreign(model_id), 0.0)
+                return LoadedModel(foreign(model_id), 0.0)
             raise
         await self._connect()
         await self._synchronise()
-        resident = self._resident(model)
+        resident = self._loader.resident(model)
         if keep_alive is not None:
-            resident.keep = _kept(keep_alive)
+            resident.keep = kept(keep_alive)
         if resident.state is State.LOADED and not resident.closing:
-            if resident.graph == _graph_of(model) and (await self._servables.states()).get(model_id) == AVAILABLE:
+            if resident.graph == graph_of(model) and (await self._servables.states()).get(model_id) == AVAILABLE:
                 resident.last_used, resident.hinted = time.monotonic(), False
                 self._turns.notify()
                 return LoadedModel(model, 0.0)
@@ -253,8 +242,8 @@ class Residency:
         if (entry := (await self._servables.entries()).get(model_id)) and entry.by_hand:
             raise PreconditionFailed(f"{model_id} is listed by hand in {self._settings.config_json}; remove it there.")
         async with self._turns.change():
-            gone = await self._unload(model_id)
-        await self._tell_unloaded(gone, reason)
+            gone = await self._loader.unload(model_id)
+        await self._loader.tell_unloaded(gone, reason)
 
     def hint(self, model_id: str) -> None:
         """Note that a host needs a model no longer: it goes first when memory is needed, or after a minute unused."""
@@ -266,35 +255,15 @@ class Residency:
         """Return what the engine says that it serves; a model that is not installed has a name and nothing more."""
         states = await self._servables.states()
         installed = {model.id: model for model in await anyio.to_thread.run_sync(self._library.list)}
-        return [installed.get(name) or _foreign(name) for name, each in sorted(states.items()) if each == AVAILABLE]
+        return [installed.get(name) or foreign(name) for name, each in sorted(states.items()) if each == AVAILABLE]
 
     def loaded(self) -> list[Resident]:
         """Return the installed models that are loaded."""
-        return [each for each in self.table.values() if each.state is State.LOADED and not each.foreign]
+        return self._loader.loaded()
 
     def resident_models(self) -> list[ResidentModel]:
         """Return what is loaded, being loaded or failed to load, by id."""
-        ahead = time.time() - time.monotonic()
-        found = []
-        for each in sorted(self.table.values(), key=lambda each: each.id):
-            if each.state is State.ABSENT and each.failure is None:
-                continue
-            due = math.inf if each.users else unload_at(each, self._idle_unload(each.id))
-            found.append(
-                ResidentModel(
-                    _model_of(each),
-                    SHOWN[each.state],
-                    users=each.users,
-                    last_used=each.last_used and each.last_used + ahead,
-                    loaded_at=each.loaded_at + ahead if each.state is State.LOADED else 0.0,
-                    memory=each.bytes,
-                    device=each.device,
-                    pinned=each.stays,
-                    unload_at=due + ahead if due < math.inf else None,
-                    failure=each.failure.message if each.failure else "",
-                )
-            )
-        return found
+        return self._loader.shown()
 
     # -- loads, one after another ----------------------------------------------------------------------------------
 
@@ -306,79 +275,35 @@ class Residency:
         since = time.monotonic()
         gone: list[LocalModel] = []
         async with self._library.hold(resident.id):
-            wanted = await anyio.to_thread.run_sync(self._memory.wanted, _model_of(resident))
+            wanted = await anyio.to_thread.run_sync(self._memory.wanted, model_of(resident))
             resident.device = wanted.device
             want = Want(resident, wanted, lambda: not stays and resident.id not in self._tickets, since)
             try:
                 async with self._turns.turn(want) as decision:
                     if decision is None:
                         self._admit(resident)
-                        return LoadedModel(_model_of(resident), 0.0)
+                        return LoadedModel(model_of(resident), 0.0)
                     # An engine cannot stop a load, so it goes on without those who wanted it.
                     with anyio.CancelScope(shield=True):
                         for victim in decision.unload:
-                            gone += await self._unload(victim)
-                        loaded = await self._load(resident, wanted)
+                            gone += await self._loader.unload(victim)
+                        loaded = await self._loader.load(resident, wanted)
+                        self._admit(resident)
             finally:
                 if resident.state in (State.WAITING, State.LOADING):
                     resident.state = State.ABSENT
                 self._turns.notify()
                 with anyio.CancelScope(shield=True):
-                    await self._tell_unloaded(gone, f"its memory is needed for {resident.id}")
+                    await self._loader.tell_unloaded(gone, f"its memory is needed for {resident.id}")
         await self._events.tell("ovms_model_ready", model=loaded)
         return loaded
-
-    async def _load(self, resident: Resident, wanted: Wanted) -> LoadedModel:
-        model = await anyio.to_thread.run_sync(self._library.find, resident.id)
-        resident.state, resident.model = State.LOADING, model
-        resident.bytes = wanted.bytes
-        began, before = time.monotonic(), await self._measure_engine()
-        try:
-            changed = await self._library.shaper.refresh(model)
-            await self._servables.add(model, anew=changed or resident.graph not in (0, _graph_of(model)))
-        except OvmsError as error:
-            resident.failure, resident.failed_at = error, time.monotonic()
-            log.error("Model %s did not load: %s", model.id, error.message)
-            await self._events.tell("ovms_load_failed", model=model, cause=error.message)
-            raise
-        if before and (took := await self._measure_engine() - before) > 0:
-            await anyio.to_thread.run_sync(_note_memory, model, took)
-        wanted = await anyio.to_thread.run_sync(self._memory.wanted, model)
-        self._mark_loaded(resident, model, wanted)
-        resident.load_seconds = time.monotonic() - began
-        self._admit(resident)
-        log.info("Model %s is loaded, after %.2f s", model.id, resident.load_seconds)
-        return LoadedModel(model, resident.load_seconds)
-
-    async def _measure_engine(self) -> int:
-        """Return the bytes that the engine holds; 0 if that cannot be seen."""
-        return await anyio.to_thread.run_sync(self._engine_memory)
-
-    async def _unload(self, model_id: str) -> list[LocalModel]:
-        """Unload a model that may go; the caller holds the right to change what is loaded."""
-        resident = self.table.get(model_id)
-        if resident is not None and resident.state is State.LOADED:
-            resident.state = State.UNLOADING
-        try:
-            gone = await self._servables.remove(model_id)
-        finally:
-            if resident is not None and resident.state is State.UNLOADING:
-                resident.state = State.ABSENT
-                resident.closing = resident.hinted = False
-                resident.graph, resident.failure = 0, None
-        return [(resident and resident.model) or _foreign(model_id)] if gone else []
 
     async def release(self, model: LocalModel) -> None:
         """Unload a model whose files are about to be replaced or removed."""
         async with self._turns.change():
-            gone = await self._unload(model.id)
+            gone = await self._loader.unload(model.id)
             self.table.pop(model.id, None) if model.id not in self._loads else None
-        await self._tell_unloaded(gone, "its files are replaced or removed")
-
-    async def _tell_unloaded(self, models: list[LocalModel], reason: str) -> None:
-        for model in models:
-            log.info("Model %s is unloaded: %s", model.id, reason)
-            await self._events.tell("ovms_unloaded", model=model, reason=reason)
+        await self._loader.tell_unloaded(gone, "its files are replaced or removed")
 
     # -- time ------------------------------------------------------------------------------------------------------
 
@@ -386,14 +311,14 @@ class Residency:
         while True:
             now = time.monotonic()
             wake = math.inf
-            for each in self.loaded():
-                limit = self._idle_unload(each.id)
+            for each in self._loader.loaded():
+                limit = self._loader.idle_unload(each.id)
                 due = unload_at(each, limit)
                 if each.users:
                     # The end of a request is told only where a limit is its own.
                     wake = min(wake, math.inf if each.keep is not None else now + (limit or math.inf))
                 elif due <= now:
-                    await self._read_records()  # it may have been pinned by another process
+                    await self._loader.read_records()  # it may have been pinned by another process
                     await self._unload_idle(each)
                 else:
                     wake = min(wake, due)
@@ -404,20 +329,14 @@ class Residency:
         try:
             async with self._turns.change():
                 # It may have been used while something else was loaded.
-                if not resident.users and unload_at(resident, self._idle_unload(resident.id)) <= time.monotonic():
-                    gone = await self._unload(resident.id)
+                if (
+                    not resident.users
+                    and unload_at(resident, self._loader.idle_unload(resident.id)) <= time.monotonic()
+                ):
+                    gone = await self._loader.unload(resident.id)
         except OvmsError as error:
             log.warning("Model %s is idle and cannot be unloaded: %s", resident.id, error.message)
-        await self._tell_unloaded(gone, f"idle for {time.monotonic() - resident.last_used:.0f} s")
-
-    def _idle_unload(self, model_id: str) -> float:
-        """Return after how many idle seconds a model is unloaded; 0 = never."""
-        limit = self._settings.section("models", model_id).get("idle_unload", self._settings.idle_unload)
-        try:
-            return max(0.0, float(limit))
-        except (TypeError, ValueError):
-            log.warning("idle_unload of model %s is not a number of seconds, so it is never unloaded", model_id)
-            return 0.0
+        await self._loader.tell_unloaded(gone, f"idle for {time.monotonic() - resident.last_used:.0f} s")
 
     # -- the engine's view -----------------------------------------------------------------------------------------
 
@@ -428,23 +347,8 @@ class Residency:
             return
         async with self._synchronising:
             if self._stale:  # no other request has done it in the meantime
-                await self._look()
+                await self._loader.look(self._loads)
                 self._stale = False
-
-    async def _look(self) -> None:
-        states, entries = await self._servables.states(), await self._servables.entries()
-        installed = {model.id: model for model in await anyio.to_thread.run_sync(self._library.list)}
-        for name, entry in entries.items():
-            if states.get(name) == AVAILABLE and (model := installed.get(name)) and name not in self._loads:
-                resident = self._resident(model)
-                resident.by_hand = entry.by_hand
-                if resident.state is State.ABSENT:
-                    wanted = await anyio.to_thread.run_sync(self._memory.wanted, model)
-                    self._mark_loaded(resident, model, wanted)
-        await self._read_records()
-        for resident in self.loaded():
-            if resident.id not in entries or states.get(resident.id) != AVAILABLE:
-                resident.state, resident.graph = State.ABSENT, 0
 
     @hookimpl
     async def ovms_amend_launch(self) -> None:
@@ -454,8 +358,17 @@ class Residency:
 
     @hookimpl
     async def ovms_engine_ready(self, engine: EngineInfo) -> None:  # noqa: ARG002 - the event's own word
-        """Look at what the engine serves before the next request."""
+        """Look at what the engine serves before the next request, and load what is to be preloaded."""
         self._stale = True
+        if self._settings.preload and not self._runs_elsewhere():
+            self._tasks.start_soon(self._preload, name="preload")
+
+    async def _preload(self) -> None:
+        for model_id in self._settings.preload:
+            try:
+                await self.load(model_id)
+            except OvmsError as error:
+                log.warning("Model %s cannot be preloaded: %s", model_id, error.message)
 
     @hookimpl
     async def ovms_engine_exited(self, exit: EngineExit) -> None:  # noqa: A002, ARG002 - the event's own word
@@ -465,62 +378,3 @@ class Residency:
             if resident.state is State.LOADED:
                 resident.state, resident.closing, resident.graph = State.ABSENT, False, 0
         self._turns.notify()
-
-    # -- the table -------------------------------------------------------------------------------------------------
-
-    def _resident(self, model: LocalModel) -> Resident:
-        resident = self.table.get(model.id)
-        if resident is None:
-            resident = self.table[model.id] = Resident(model.id, model, pinned=self._is_pinned(model.id))
-        elif resident.state is State.ABSENT:
-            resident.model = model
-        return resident
-
-    def _mark_loaded(self, resident: Resident, model: LocalModel, wanted: Wanted) -> None:
-        resident.state, resident.model = State.LOADED, model
-        resident.loaded_at = resident.last_used = time.monotonic()
-        resident.graph = _graph_of(model)
-        resident.failure, resident.closing, resident.hinted = None, False, False
-        resident.bytes, resident.device = wanted.bytes, wanted.device
-
-    async def _read_records(self) -> None:
-        """Look which of the loaded models people have pinned or said how long to keep, here or in another process."""
-        loaded = {each.id: each for each in self.loaded()}
-        if loaded:
-            records = await anyio.to_thread.run_sync(self._library.records, list(loaded))
-            for name, record in records.items():
-                loaded[name].pinned = record.pinned or self._is_pinned(name)
-                if record.keep is not None:
-                    loaded[name].keep = _kept(record.keep)
-
-    def _is_pinned(self, model_id: str) -> bool:
-        pinned = self._settings.section("models", model_id).get("pinned", False)
-        return model_id in self._settings.pinned or str(pinned).lower() in ("true", "1", "yes", "on")
-
-
-def _note_memory(model: LocalModel, took: int) -> None:
-    """Note in a model's record what its load took; the caller holds its lock."""
-    metadata = read_metadata(model.directory)
-    if metadata is not None and abs(metadata.load_bytes - took) > took * NOISE:
-        write_metadata(model.directory, replace(metadata, load_bytes=took))
-
-
-def _kept(keep_alive: float) -> float:
-    return keep_alive if keep_alive >= 0 else math.inf
-
-
-def _model_of(resident: Resident) -> LocalModel:
-    return resident.model or _foreign(resident.id)
-
-
-def _foreign(name: str) -> LocalModel:
-    """Return a model that the engine has from elsewhere."""
-    return LocalModel(name, Path(), "", 0, "", datetime.now(UTC))
-
-
-def _graph_of(model: LocalModel) -> int:
-    """Return when a model's graph was written; 0 if there is none."""
-    try:
-        return (model.directory / GRAPH).stat().st_mtime_ns
-    except OSError:
-        return 0
