@@ -55,11 +55,10 @@ class Rerank:
             wanted["model"] = model
             answer = await engine.post(self.definition.endpoint, encode(wanted), timeout=time_left(call, began))
             ranked = decode_answer(answer.body)
-            results = ranked_results(ranked, fields["documents"] if with_documents else None)
-            usage = ranked.get("usage")
-            if usage is None:
+            if (usage := ranked.get("usage")) is None:
                 texts = [wanted["query"], *wanted["documents"]]
                 usage = await count_tokens(engine, model, texts, time_left(call, began))
+        results = ranked_results(ranked, fields["documents"] if with_documents else None)
         answered = {"id": f"rerank-{uuid.uuid4().hex}", "model": model, "results": results, "usage": usage}
         return Answer(encode(ranked | answered), model=model)
 

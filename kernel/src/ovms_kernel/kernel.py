@@ -111,13 +111,22 @@ class Kernel:
         return await anyio.to_thread.run_sync(self.installations.active) is not None
 
     async def install_engine(
-        self, version: str = "", *, report: Callable[[Progress], None] = lambda _: None
+        self,
+        version: str = "",
+        *,
+        platform: str = "",
+        retry: bool = False,
+        report: Callable[[Progress], None] = lambda _: None,
     ) -> Installation:
-        """Install an engine version and make it the active one; nothing happens if it is already.
+        """Install an engine and make it the active one; nothing happens if it is already.
+
+        Where an engine is in use because the download of a better fitting one failed, that is tried again.
 
         :param version: empty means the one by setting, else the newest that is known to work.
+        :param platform: empty means the one by setting, else the one that fits this host best.
+        :param retry: also try again what was refused or did not run here.
         """
-        return await self.control.install(version, report)
+        return await self.control.install(version, platform, retry=retry, report=report)
 
     async def init_environment(self) -> None:
         """Make the folders and the engine's configuration file."""

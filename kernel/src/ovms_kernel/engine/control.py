@@ -10,9 +10,9 @@ import anyio
 import anyio.to_thread
 
 from ovms_kernel.engine import launch
-from ovms_kernel.engine.choice import candidates, install_best
 from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.engine.installation import try_version
+from ovms_kernel.engine.platform_selection import candidates, install_engine
 from ovms_kernel.errors import PreconditionFailed, Unavailable
 from ovms_kernel.values import EngineStatus, Ports
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ovms_kernel.drivers import Platform
-    from ovms_kernel.engine.choice import Choice
     from ovms_kernel.engine.installation import Installations
+    from ovms_kernel.engine.platform_selection import Choice
     from ovms_kernel.engine.supervisor import Supervisor
     from ovms_kernel.settings import Settings
     from ovms_kernel.values import EngineInfo, Host, Installation, Progress
@@ -77,15 +77,20 @@ class EngineControl:
             return installation
         raise PreconditionFailed("The engine is not installed; run `ovms-plugin engine install`.")
 
-    async def install(self, version: str, report: Callable[[Progress], None]) -> Installation:
-        """Install a version and make it the active one; nothing happens if it is already."""
+    async def install(
+        self, version: str, platform: str, *, retry: bool, report: Callable[[Progress], None]
+    ) -> Installation:
+        """Install an engine and make it the active one; see ``platform_selection.install_engine``."""
         async with self.installing:
-            version = version or self._settings.engine_version
-            choices = self._choices()
-            active = self._installations.active()
-            if active and active.version == choices[0].platform.release(self._host, version).version:
-                return active
-            return await install_best(self._installations, choices, self._host, version, report)
+            return await install_engine(
+                self._installations,
+                self._host,
+                self._platforms,
+                version=version or self._settings.engine_version,
+                platform=platform or self._settings.platform,
+                retry=retry,
+                report=report,
+            )
 
     async def version(self) -> str:
         """Return the version that the active engine's own program names; it is run once for that."""
