@@ -21,6 +21,7 @@ from ovms_kernel.errors import (
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.requests import decode_request
 from ovms_kernel.settings import Settings
+from ovms_kernel.sse import read_events
 from ovms_kernel.values import (
     Answer,
     EngineStatus,
@@ -68,6 +69,7 @@ __all__ = [
     "Upload",
     "decode_request",
     "hookimpl",
+    "read_events",
 ]
 
 
