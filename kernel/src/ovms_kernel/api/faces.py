@@ -63,6 +63,7 @@ __all__ = [
     "Service",
     "ServiceDefinition",
     "Settings",
+    "StreamedAnswer",
     "TimedOut",
     "Unauthorized",
     "Unavailable",
@@ -71,6 +72,28 @@ __all__ = [
     "hookimpl",
     "read_events",
 ]
+
+
+class StreamedAnswer(Protocol):
+    """How a dialect sends an answer in pieces: ``scope["ovms.stream"]`` of its requests.
+
+    An error before the first piece is raised, so that it becomes an answer with a status. The request's id, for the
+    kernel, is ``scope["ovms.request"]``.
+    """
+
+    async def __call__(
+        self,
+        chunks: AsyncGenerator[bytes, None],
+        failed: Callable[[Exception], bytes],
+        content_type: bytes,
+        ping: bytes,
+    ) -> None:
+        """Send the pieces as they come.
+
+        :param failed: makes the last piece of an error in the middle.
+        :param ping: sent while nothing comes, so that the client does not give up; empty = nothing.
+        """
+        ...
 
 
 class KernelApi(Protocol):
