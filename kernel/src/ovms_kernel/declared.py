@@ -15,6 +15,7 @@ import textwrap
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -57,7 +58,7 @@ def read_struct(of: type[T], values: Mapping[str, Any], place: Callable[[str], s
     :param prefix: what stands before the names in errors, such as ``services.chat.``.
     :raises BadRequest: a name is unknown or a value is wrong; the sentence names the place, and what was meant.
     """
-    hints = get_type_hints(of, include_extras=True)
+    hints = _types_in(of)
     checked: dict[str, Any] = {}
     for name, value in values.items():
         if name not in hints:
@@ -65,6 +66,11 @@ def read_struct(of: type[T], values: Mapping[str, Any], place: Callable[[str], s
         if value is not None:
             checked[name] = read_value(value, hints[name], f"{prefix}{name}", place(name))
     return of(**checked)
+
+
+@cache
+def _types_in(of: type[msgspec.Struct]) -> dict[str, Any]:
+    return get_type_hints(of, include_extras=True)
 
 
 def meant(name: object, known: Iterable[str], prefix: str = "") -> str:
