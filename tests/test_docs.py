@@ -39,7 +39,10 @@ def settings_tables() -> str:
         for each in sorted(metadata.entry_points(group=group), key=lambda each: each.name):
             if not each.dist or not each.dist.name.startswith("ovms-"):
                 continue
-            declared = getattr(each.load(), "settings_type", None)
+            try:
+                declared = getattr(each.load(), "settings_type", None)
+            except AttributeError:
+                continue  # the class is not there yet
             if isinstance(declared, type(Settings)):
                 parts += [f"### `{group.removeprefix('ovms.')}.{each.name}`\n", _table(declared)]
     return "\n".join(parts)
