@@ -15,7 +15,7 @@ import soundfile
 
 from ovms_kernel.audio import language_of
 from ovms_kernel.errors import BadRequest, EngineFailed
-from ovms_kernel.media import allowed_hosts
+from ovms_kernel.media import host_names
 from ovms_kernel.testing.contract import ServiceContract, configured
 from ovms_kernel.values import Upload
 from ovms_service_speech_to_text import SpeechToText, clock, subtitles
@@ -233,10 +233,10 @@ async def test_a_program_elsewhere_names_no_files_of_this_machine(stub, ask, tmp
 
 
 def test_the_setting_of_hosts():
-    assert allowed_hosts({"allowed_hosts": None}) == allowed_hosts({}) == frozenset()
-    assert allowed_hosts({"allowed_hosts": ["A.org ", ""]}) == allowed_hosts({"allowed_hosts": "a.org,"}) == {"a.org"}
-    with pytest.raises(BadRequest, match="allowed_hosts must be a list of hosts, or a text with commas, not 7"):
-        allowed_hosts({"allowed_hosts": 7})
+    assert host_names(()) == frozenset()
+    assert host_names(("A.org ", "")) == {"a.org"}
+    with pytest.raises(BadRequest, match="allowed_hosts must be a list, not 7"):
+        configured(TextToImage, allowed_hosts=7)
 
 
 # -- speech to text -------------------------------------------------------------------------------------------------
