@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
-from ovms_kernel.declared import NoSettings
 from ovms_kernel.drivers import DRIVER_PROTOCOLS, KERNEL_KINDS, ConversingService, StreamingService
 from ovms_kernel.errors import BadRequest
 
@@ -118,7 +117,7 @@ def _driver(
     try:
         make = _load(report.kind, report.name, entry_point)
         doing = "reading the settings of"
-        given = _given(make, report, settings)
+        given = settings.for_driver(make, report.kind, report.name)
         doing = "constructing"
         driver = make(given)
         doing = "examining"
@@ -128,18 +127,6 @@ def _driver(
             raise
         log.debug("Extension %s does not load", report.key, exc_info=True)
         return None, " ".join(f"{doing} it failed ({type(error).__name__}: {error})".split())
-
-
-def _given(make: Any, report: ExtensionReport, settings: Settings) -> Any:  # noqa: ANN401 - any driver's class
-    """Return what a driver is constructed with: what its ``settings_type`` says.
-
-    :raises BadRequest: a setting is unknown or has a wrong value.
-    """
-    declared = getattr(make, "settings_type", NoSettings)
-    if declared is dict:
-        return dict(settings.section(report.kind, report.name))
-    read = settings.read_section(report.kind, report.name, declared)
-    return {} if declared is NoSettings else read
 
 
 def check_names(settings: Settings, kind: str, known: Iterable[str]) -> None:

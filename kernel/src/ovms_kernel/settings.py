@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from ovms_kernel.declared import Count, Limit, Port, Seconds, meant, read_struct
+from ovms_kernel.declared import Count, Limit, NoSettings, Port, Seconds, meant, read_struct
 from ovms_kernel.errors import BadRequest, OvmsError
 
 log = logging.getLogger(__name__)
@@ -113,6 +113,17 @@ class Settings(msgspec.Struct, frozen=True):
             return "the command" if key in given else self.places.get(prefix + key, "the settings")
 
         return read_struct(of, {**self.section(kind, name), **given}, place, f"{kind}.{name}.")
+
+    def for_driver(self, driver: Any, kind: str, name: str) -> Any:  # noqa: ANN401 - any driver's class
+        """Return what a driver is constructed with: what its ``settings_type`` says.
+
+        :raises BadRequest: a setting is unknown or has a wrong value.
+        """
+        declared = getattr(driver, "settings_type", NoSettings)
+        if declared is dict:
+            return dict(self.section(kind, name))
+        read = self.read_section(kind, name, declared)
+        return {} if declared is NoSettings else read
 
     def model(self, model_id: str) -> ModelSettings:
         """Return the settings of one model; the options of its calculator are not among them.
