@@ -52,6 +52,8 @@ class Release:
     """Hex digest, where known beforehand."""
     asset_list: str = ""
     """URL of the release in GitHub's API, which names size and digest of each asset; empty where there is none."""
+    verified: str = ""
+    """The newest version whose digest is known beforehand, for users who demand that; empty if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,6 +391,14 @@ class Outcome:
     seconds: float
     bytes_out: int
     error: str = ""
+    first_byte: float | None = None
+    """Seconds until the first byte of the answer; ``None`` = there was none."""
+    model: str = ""
+    """Id of the model that answered; empty where none did."""
+    prompt_tokens: int = 0
+    """Tokens of the request, where the answer says how many."""
+    completion_tokens: int = 0
+    """Tokens of the answer, where it says how many."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import anyio
 import httpx
 import pytest
 
-from ovms_kernel.kernel import Kernel
+from ovms_kernel.compose import compose_kernel
 from ovms_kernel.settings import read_settings
 
 MODELS = {
@@ -101,12 +102,13 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory, fixtures: Path) -> Path:
     folder = tmp_path_factory.mktemp("http") / "data"
 
     async def fill() -> None:
-        async with Kernel(read_settings({}, data_dir=folder, platform="portable")) as kernel:
+        async with compose_kernel(read_settings({}, data_dir=folder, platform="portable")) as kernel:
             await kernel.install_engine()
             for model, source in MODELS.items():
                 await kernel.import_model(fixtures / source, model)
 
-    anyio.run(fill)
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(anyio.run, fill).result()  # this one may have an event loop already
     return folder
 
 

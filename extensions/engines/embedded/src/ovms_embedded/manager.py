@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from ovms_embedded import log
 from ovms_embedded.calculators.discovery import Calculators, find_calculators
 from ovms_embedded.config import Config, ConfigError, Entry, read_config, single
 from ovms_embedded.graphs import Graph, GraphInvalid, digest_of, read_graph
+from ovms_embedded.guard import memory_limit, memory_of
 from ovms_embedded.recognition import recognise
 from ovms_embedded.templates import ChatTemplate
 from ovms_embedded.workers import LoadFailed, Worker
@@ -144,11 +146,12 @@ class Servable:
 class Manager:
     """Owns every servable; one change of the configuration at a time."""
 
-    def __init__(self, config_path: Path | None, cache_dir: str | None = None) -> None:
+    def __init__(self, config_path: Path | None, cache_dir: str | None = None, worker_memory: int = 0) -> None:
         self.servables: dict[str, Servable] = {}
         self.first_pass_done = False
         self._path = config_path
         self._cache_dir = cache_dir
+        self._memory = worker_memory
         self._lock = asyncio.Lock()
         self._digest = ""
         self._failed = False
@@ -284,7 +287,7 @@ class Manager:
                 "worker": graph.calculator.worker,
                 "options": graph.options,
                 "base_path": entry.base_path,
-                "cache_dir": self._cache_dir,
+                "cache_dir": _cache_folder(self._cache_dir, entry.name),
             }
             async with self._loads:
                 worker = servable.worker = await Worker.start(entry.name, spec)
@@ -294,6 +297,7 @@ class Manager:
             log.manager.error("Mediapipe: %s failed to load: %s", entry.name, error, exc_info=not expected)
             servable.move(State.FAILED, "ValidationFailedEvent", str(error))
             return
+        worker.memory_limit = memory_limit(memory_of(worker.pid), graph.options, self._memory)
         worker.on_exit = lambda cause: self._crashed(servable, cause)
         servable.graph = graph
         for alias in servable.aliases():
@@ -370,6 +374,11 @@ def _graph(entry: Entry, calculators: Calculators | None) -> Graph:
         message = f"Path to the model does not exist: {models}"
         raise GraphInvalid(message)
     return graph
+
+
+def _cache_folder(cache_dir: str | None, name: str) -> str | None:
+    """Return where a model's compiled code is kept: a folder of its own, to be removed with the model."""
+    return str(Path(cache_dir, quote(name.replace("/", "@"), safe="@+"))) if cache_dir else None
 
 
 def digest_of_entry(entry: Entry) -> str:

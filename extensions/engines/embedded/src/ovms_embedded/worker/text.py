@@ -87,6 +87,7 @@ class Text:
             if running := self.running.pop(number, None):
                 running.handle.cancel()
             self.waiting = deque(each for each in self.waiting if each[1] != number)
+            self.pipe.send([wire.END, number, None])  # nobody takes it, but the watchdog sees that the call has ended
             return
         if message[2] == "generate":
             self.waiting.append(message)
