@@ -77,4 +77,4 @@ async def guard(manager: Manager) -> None:
             else:
                 continue
             log.manager.error("Ending the worker of %s: %s", servable.name, text)
-            worker.end(text)
+            worker.kill(text)

@@ -18,6 +18,7 @@ from ovms_embedded.config import Config, ConfigError, Entry, read_config, single
 from ovms_embedded.graphs import Graph, GraphInvalid, digest_of, read_graph
 from ovms_embedded.guard import memory_limit, memory_of
 from ovms_embedded.recognition import recognise
+from ovms_embedded.templates import ChatTemplate
 from ovms_embedded.workers import LoadFailed, Worker
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class Servable:
     """Why it failed."""
     graph: Graph | None = None
     worker: Worker | None = None
+    template: ChatTemplate | None = None
+    """What renders the prompts of chats, where the graph generates text."""
     digest: str = ""
     """MD5 of the graph file that was tried last."""
     available_since: float = 0.0
@@ -91,6 +94,15 @@ class Servable:
         """Whether only the aliases are listed, because the adapters cannot be left out."""
         adapters = self.graph.options.get("lora_adapters", ()) if self.graph else ()
         return any(each["mode"] in ("STATIC", "FUSE") for each in adapters)
+
+    async def render(self, messages: list[dict[str, Any]], tools: list[Any], context: dict[str, Any]) -> str:
+        """Return the prompt of a chat.
+
+        :raises Invalid: the template refuses it or fails.
+        """
+        if self.template is None:
+            raise AssertionError
+        return await self.template.render(messages, tools, context)
 
     def limit(self) -> int:
         """How many requests may run and wait."""
@@ -278,7 +290,8 @@ class Manager:
                 "cache_dir": _cache_folder(self._cache_dir, entry.name),
             }
             async with self._loads:
-                worker = await Worker.start(entry.name, spec)
+                worker = servable.worker = await Worker.start(entry.name, spec)
+                await self._load_template(servable, worker)
         except Exception as error:  # noqa: BLE001 - an entry fails alone, whatever is wrong with it
             expected = isinstance(error, (GraphInvalid, LoadFailed, OSError))
             log.manager.error("Mediapipe: %s failed to load: %s", entry.name, error, exc_info=not expected)
@@ -287,10 +300,18 @@ class Manager:
         worker.memory_limit = memory_limit(memory_of(worker.pid), graph.options, self._memory)
         worker.on_exit = lambda cause: self._crashed(servable, cause)
         servable.graph = graph
-        servable.worker = worker
         for alias in servable.aliases():
             log.manager.info("Registered LoRA alias: %s -> %s", alias, entry.name)
         servable.move(State.AVAILABLE, "ValidationPassedEvent")
+
+    async def _load_template(self, servable: Servable, worker: Worker) -> None:
+        if (found := worker.info.get("chat_template")) is None:
+            return
+        servable.template = ChatTemplate(servable.name, found)
+        await servable.template.load(calls_tools=bool(worker.info["tool_parser"]))
+        if not worker.alive:
+            message = "The worker ended while its chat template was loaded."
+            raise LoadFailed(message)
 
     def _check_names(self, servable: Servable, graph: Graph) -> None:
         aliases = Servable(servable.entry, graph=graph).aliases()
@@ -308,6 +329,9 @@ class Manager:
 
     async def _close(self, servable: Servable) -> None:
         worker, servable.worker = servable.worker, None
+        template, servable.template = servable.template, None
+        if template is not None:
+            await template.close()
         if worker is not None:
             await worker.close()
 

@@ -124,13 +124,14 @@ class Worker(asyncio.SubprocessProtocol):
         self._input: asyncio.WriteTransport
 
     @classmethod
-    async def start(cls, name: str, spec: dict[str, Any]) -> Worker:
+    async def start(cls, name: str, spec: dict[str, Any], module: str = "ovms_embedded.worker") -> Worker:
         """Start a worker and let it load a graph.
 
+        :param module: the program that it runs.
         :raises LoadFailed: it could not.
         """
         loop = asyncio.get_running_loop()
-        command = (sys.executable, "-P", "-X", "utf8", "-m", "ovms_embedded.worker")
+        command = (sys.executable, "-P", "-X", "utf8", "-m", module)
         _, worker = await loop.subprocess_exec(lambda: cls(name), *command, stderr=None)
         worker._send([wire.LOAD, spec])
         try:
@@ -162,6 +163,11 @@ class Worker(asyncio.SubprocessProtocol):
             self._dropped[call.number] = time.monotonic()
             self._send([wire.CANCEL, call.number])
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return not self._gone.done()
+
     def is_stuck(self, since: float) -> bool:
         """Tell whether it has worked since then, in silence, on a call that nobody waits for.
 
@@ -172,8 +178,8 @@ class Worker(asyncio.SubprocessProtocol):
                 return True
         return False
 
-    def end(self, cause: str) -> None:
-        """End the process at once; what still runs fails with that cause."""
+    def kill(self, cause: str = "") -> None:
+        """End the process at once; what still runs fails with that cause, else with the way in which it ended."""
         self._cause = cause
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
@@ -183,8 +189,7 @@ class Worker(asyncio.SubprocessProtocol):
         self._closing = True
         self._input.close()
         if not (await asyncio.wait([self._gone], timeout=PATIENCE))[0]:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+            self.kill()
             await self._gone
         self._process.close()
 

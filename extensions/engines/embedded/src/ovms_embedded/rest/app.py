@@ -175,6 +175,8 @@ class App:
         answer: dict[str, Any] = {"name": unquote(name), "versions": ["1"], "platform": "OpenVINO"}
         for names, key in streams:
             answer[key] = [{"name": each, "datatype": "INVALID", "shape": []} for each in names]
+        if servable.template is not None:
+            answer["chat_template"] = {"problem": servable.template.problem or None}
         return Reply(encode(answer))
 
     def _models(self, wanted: str | None) -> Reply:
