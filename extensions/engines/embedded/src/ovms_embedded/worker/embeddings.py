@@ -49,7 +49,12 @@ class Embeddings:
 
     def run(self) -> None:
         """Take calls, for ever."""
-        serve(self.pipe, {"embed": self.embed, "tokenize": lambda _, p: common.tokenize(self.tokenizer, p)})
+        serve(
+            self.pipe, {"embed": self.embed, "tokenize": lambda _, p: common.tokenize(self.tokenizer, p, self.window)}
+        )
+
+    def _tokenize(self, _: int, payload: dict[str, Any]) -> list[list[int]]:
+        return common.tokenize(self.tokenizer, payload, self.window)
 
     def embed(self, number: int, payload: dict[str, Any]) -> dict[str, Any]:
         """Return the answer's ``data`` as JSON, written here because the front process has no numpy, and the tokens."""
@@ -75,7 +80,12 @@ class Embeddings:
     def _read(self, payload: dict[str, Any], check: Callable[[], None]) -> list[Tokens]:
         if payload["texts"]:
             options: dict[str, Any] = {"max_length": self.window, "truncation": True} if self.truncate else {}
-            return read(self.tokenizer, payload["texts"], check, **options)
+            texts: list[str] = payload["texts"]
+            if self.truncate:
+                texts = [text[: common.characters(self.window)] for text in texts]
+            for text in texts:
+                common.check_length(text, self.window)
+            return read(self.tokenizer, texts, check, **options)
         end = self.window if self.truncate else None
         return [np.array(row[:end], np.int64) for row in payload["tokens"]]
 
