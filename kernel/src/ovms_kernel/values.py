@@ -52,6 +52,8 @@ class Release:
     """Hex digest, where known beforehand."""
     asset_list: str = ""
     """URL of the release in GitHub's API, which names size and digest of each asset; empty where there is none."""
+    verified: str = ""
+    """The newest version whose digest is known beforehand, for users who demand that; empty if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,6 +349,8 @@ class Request:
     """The caller's id of the request, for the log; empty = admission makes one."""
     keep_alive: float | None = None
     """Seconds that the model stays loaded after the request, negative = for ever; ``None`` = as the settings say."""
+    local_files: bool = False
+    """The caller is a person or program of this machine, whose request may name files by their paths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,6 +369,8 @@ class Call:
     """Seconds left; ``None`` = no limit."""
     caller: str = ""
     keep_alive: float | None = None
+    local_files: bool = False
+    """``audio``, ``image`` and ``mask`` may be paths of files on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,6 +399,8 @@ class Answer:
 
     body: bytes = field(repr=False)
     content_type: str = "application/json"
+    model: str = ""
+    """Id of the model that answered; empty where no model was asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,4 +202,4 @@ async def need_engine(kernel: "Kernel") -> None:
     :raises Unavailable: there is none.
     """
     if not await running(kernel):
-        raise Unavailable("No engine runs here; start one with `ovms-plugin up` in another terminal.")
+        raise Unavailable("No engine runs here; start one with `ovms-plugin serve` in another terminal.")

@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING, Any, cast
 from ovms_face_aog import payloads
 from ovms_face_aog.goplugin import Undecodable, handler_of
 from ovms_face_aog.manifest import manifest_of
+from ovms_face_aog.shapes import invoke_shaped
 from ovms_kernel.errors import BadRequest, NotSupported, OvmsError
 from ovms_kernel.settings import refused_by_system
 from ovms_kernel.values import Message, Progress, Request
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
     from pathlib import Path
 
     import grpc
 
     from ovms_kernel.api.faces import KernelApi
-    from ovms_kernel.values import LocalModel
+    from ovms_kernel.values import Answer, LocalModel
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class Provider:
     def __init__(self) -> None:
         self.passed: Collection[str] = ()
         """Services whose bodies the host hands on as they are, by the manifest that it reads (``--bodies full``)."""
+        self.section: Mapping[str, Any] = {}
+        """The face's settings, ``faces.aog``."""
         self._composed: asyncio.Future[KernelApi] = asyncio.get_running_loop().create_future()
         self._log_file: Path | None = None
         self._operate_status = 1
@@ -159,7 +162,11 @@ class Provider:
 
     async def invoke(self, kernel: KernelApi, service: str, body: bytes, timeout: float | None) -> bytes:
         """Answer one request with one JSON object."""
-        return (await kernel.invoke(service, Request(body, timeout=timeout, caller="aog"))).body
+
+        async def ask(asked: bytes) -> Answer:
+            return await kernel.invoke(service, Request(asked, timeout=timeout, caller="aog", local_files=True))
+
+        return await invoke_shaped(service, body, self.section, ask)
 
     def stream(
         self, kernel: KernelApi, service: str, body: bytes, timeout: float | None

@@ -113,6 +113,7 @@ async def _live(provider: Provider, server: Any, log: Log, launcher: str) -> Non
         manifest = read_manifest(launcher)
         provider.passed = passed_by(manifest)
         settings = read_settings(resources=resources_of(manifest))
+        provider.section = settings.section("faces", "aog")
         log_file = settings.logs_dir / "plugin.log"
         log.add_file(log_file)
         set_level(settings.log_level)
