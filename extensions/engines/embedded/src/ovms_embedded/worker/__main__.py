@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -32,6 +33,8 @@ def main() -> None:
     sink = os.dup(1)
     os.dup2(2, 1)  # what libraries print is no message
     pipe = Pipe(sys.stdin.buffer, sink)
+    with contextlib.suppress(ImportError):  # a graph that needs the library says so when it loads
+        import_module("openvino_genai")
     spec = pipe.receive()[1]
     try:
         servable = import_module(spec["worker"]).load(spec, pipe)
