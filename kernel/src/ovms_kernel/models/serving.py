@@ -18,12 +18,12 @@ import anyio
 import anyio.to_thread
 
 from ovms_kernel.errors import EngineFailed, NotFound, OvmsError, TimedOut, Unavailable
+from ovms_kernel.files import human
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.models.config_json import ConfigFile
 from ovms_kernel.models.files import GRAPH
 from ovms_kernel.models.idle import IdleWatch, is_wanted
 from ovms_kernel.models.names import parse_model_id
-from ovms_kernel.models.publish import human
 from ovms_kernel.models.servables import AVAILABLE, FAILED, GONE, LOADING, Servables, available_memory, states_of
 from ovms_kernel.values import LoadedModel, LocalModel
 
