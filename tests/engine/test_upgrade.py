@@ -204,7 +204,6 @@ sys.path.insert(0, sys.argv[4])
 from ovms_graph_text_generation import TextGeneration
 from ovms_kernel.extensions import Extensions
 from ovms_kernel.kernel import Kernel
-from ovms_kernel.models.serving import Serving
 from ovms_kernel.engine.installation import Installations
 from ovms_kernel.settings import read_settings
 from ovms_kernel.testing.platform import PackedPlatform
@@ -223,7 +222,7 @@ async def main():
         elif step == "start":
             kernel.supervisor.ensure_ready = die
         elif step == "load":
-            kernel.serving.load = die
+            kernel.residency.load = die
         elif step == "switch":
             kernel.installations.activate = die
         await kernel.upgrade_engine("2026.4.0")

@@ -1,7 +1,7 @@
 """chat, generate, embed and rerank: what the engine is asked for each way of writing a request, and what comes back."""
 
 import json
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 
 import anyio
 import pytest
@@ -227,19 +227,36 @@ async def test_a_default_that_is_not_installed_is_what_the_error_names(served):
             await Chat({"default_model": "own/default"}).invoke(make_call(model="", messages=HELLO), engine)
 
 
-async def test_time_spent_on_loading_is_taken_off_the_limit(stub, engine, call, monkeypatch):
-    async def slow(model, model_type):
-        await anyio.sleep(0.1)
-        return model
+@asynccontextmanager
+async def never_ready(*_, **__):
+    await anyio.sleep_forever()
+    yield ""
 
-    monkeypatch.setattr(engine, "ready", slow)
+
+async def test_a_model_is_held_until_the_last_event_of_its_answer(stub, engine, call):
+    async def answer(request, reply):
+        await reply.events()
+        await reply.piece(b"data: 1\n\n")
+        await reply.piece(b"data: [DONE]\n\n")
+        await reply.end()
+
+    stub.answers["/v3/chat/completions"] = answer
+    async with aclosing(Chat({}).stream(call(model="llm", messages=HELLO), engine)) as events:
+        await anext(events)
+        assert engine.held == ["llm"]
+        assert [event async for event in events] == [b"data: [DONE]\n\n"]
+    assert engine.held == []
+
+
+async def test_time_spent_on_loading_is_taken_off_the_limit(stub, engine, call, monkeypatch):
+    monkeypatch.setattr(engine, "model", never_ready)
     with pytest.raises(TimedOut, match=r"not ready within the limit of 0\.05 s"):
         await Chat({}).invoke(call(model="llm", messages=HELLO, timeout=0.05), engine)
     assert not stub.requests
 
 
 async def test_a_stream_does_not_wait_for_its_model_beyond_the_limit(stub, engine, call, monkeypatch):
-    monkeypatch.setattr(engine, "ready", lambda model, model_type: anyio.sleep_forever())
+    monkeypatch.setattr(engine, "model", never_ready)
     with anyio.fail_after(5), pytest.raises(TimedOut, match=r"not ready within the limit of 0\.05 s"):
         await anext(Chat({}).stream(call(model="llm", messages=HELLO, timeout=0.05), engine))
     assert not stub.requests

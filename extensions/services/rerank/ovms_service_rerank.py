@@ -51,14 +51,14 @@ class Rerank:
         fields = present(call)
         wanted = prepare(fields)
         with_documents = wanted.pop("return_documents", False)
-        wanted["model"] = model = await served_model(self.definition, call, engine)
-        answer = await engine.post(self.definition.endpoint, encode(wanted), timeout=time_left(call, began))
-        ranked = decode_answer(answer.body)
+        async with served_model(self.definition, call, engine) as model:
+            wanted["model"] = model
+            answer = await engine.post(self.definition.endpoint, encode(wanted), timeout=time_left(call, began))
+            ranked = decode_answer(answer.body)
+            if (usage := ranked.get("usage")) is None:
+                texts = [wanted["query"], *wanted["documents"]]
+                usage = await count_tokens(engine, model, texts, time_left(call, began))
         results = ranked_results(ranked, fields["documents"] if with_documents else None)
-        usage = ranked.get("usage")
-        if usage is None:
-            texts = [wanted["query"], *wanted["documents"]]
-            usage = await count_tokens(engine, model, texts, time_left(call, began))
         answered = {"id": f"rerank-{uuid.uuid4().hex}", "model": model, "results": results, "usage": usage}
         return Answer(encode(ranked | answered), model=model)
 

@@ -107,13 +107,10 @@ class SpeechToText:
             raise BadRequest(f"The field task must be transcribe or translate, not {task!r}.")
         wanted = transcription_fields(fields, words=words)
         sound, seconds = await anyio.to_thread.run_sync(sound_for_engine, await self._recording(call, fields))
-        model = await served_model(self.definition, call, engine)
-        left = time_left(call, began)
-        return (
-            model,
-            await transcribe(engine, model, sound, wanted, translate=task == "translate", timeout=left),
-            seconds,
-        )
+        async with served_model(self.definition, call, engine) as model:
+            left = time_left(call, began)
+            heard = await transcribe(engine, model, sound, wanted, translate=task == "translate", timeout=left)
+        return model, heard, seconds
 
     async def _recording(self, call: Call, fields: dict[str, Any]) -> bytes:
         if (upload := call.files.get("file") or call.files.get("audio")) is not None:

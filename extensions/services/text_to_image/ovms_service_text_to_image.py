@@ -76,11 +76,12 @@ class TextToImage:
         wanted = prepare(numbers_of_form(fields) if call.files else fields)
         as_url = wanted.pop("response_format", "b64_json") == "url"
         images = await self._images(call, wanted, source)
-        wanted["model"] = model = await served_model(self.definition, call, engine)
-        if images:
-            answer = await engine.upload("/v3/images/edits", form(wanted), images, timeout=time_left(call, began))
-        else:
-            answer = await engine.post(self.definition.endpoint, encode(wanted), timeout=time_left(call, began))
+        async with served_model(self.definition, call, engine) as model:
+            wanted["model"] = model
+            if images:
+                answer = await engine.upload("/v3/images/edits", form(wanted), images, timeout=time_left(call, began))
+            else:
+                answer = await engine.post(self.definition.endpoint, encode(wanted), timeout=time_left(call, began))
         painted = {"created": int(time.time())} | decode_answer(answer.body) | {"model": model}
         return Answer(encode(with_urls(painted) if as_url else painted), model=model)
 

@@ -101,11 +101,12 @@ class TextToSpeech:
         """Return the sound in the ``response_format`` that is asked for, MP3 by default."""
         began = time.monotonic()
         wanted, form = prepare(present(call))
-        wanted["model"] = model = await served_model(self.definition, call, engine)
         parts, rate = [], 0
-        for text in pieces(wanted["input"]):
-            samples, rate = await self._speak(wanted, text, engine, time_left(call, began))
-            parts.append(samples)
+        async with served_model(self.definition, call, engine) as model:
+            wanted["model"] = model
+            for text in pieces(wanted["input"]):
+                samples, rate = await self._speak(wanted, text, engine, time_left(call, began))
+                parts.append(samples)
         body = await anyio.to_thread.run_sync(encode_sound, parts, rate, form)
         return Answer(body, FORMATS[form].content_type, model)
 
@@ -115,13 +116,14 @@ class TextToSpeech:
         fields = present(call)
         wanted, form = prepare(fields)
         events = fields.get("stream_format") == "sse"
-        wanted["model"] = await served_model(self.definition, call, engine)
         encoder: Encoder | None = None
-        for text in sentences(wanted["input"]):
-            samples, rate = await self._speak(wanted, text, engine, time_left(call, began))
-            encoder = encoder or Encoder(form, rate)
-            if data := await anyio.to_thread.run_sync(encoder.write, samples):
-                yield _delta(data) if events else data
+        async with served_model(self.definition, call, engine) as model:
+            wanted["model"] = model
+            for text in sentences(wanted["input"]):
+                samples, rate = await self._speak(wanted, text, engine, time_left(call, began))
+                encoder = encoder or Encoder(form, rate)
+                if data := await anyio.to_thread.run_sync(encoder.write, samples):
+                    yield _delta(data) if events else data
         if encoder and (data := encoder.finish()):
             yield _delta(data) if events else data
         if events:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from ovms_kernel.api.faces import KernelApi
     from ovms_kernel.fetch.http import Body
@@ -70,13 +71,15 @@ class Engine(Protocol):
         """Send one multipart request and return the whole answer."""
         ...
 
-    async def ready(self, model: str, model_type: str) -> str:
-        """Make sure that the model is served, loading it once whoever asks at the same time; return its id.
+    def model(self, name: str, model_type: str, *, default: str = "") -> AbstractAsyncContextManager[str]:
+        """Hold a model for as long as the block lasts: loaded, and not unloaded for another one; gives its id.
 
-        An empty ``model`` stands for the only sensible one (the service's default, else the one loaded last).
+        Keep it until the last byte of the answer has arrived, and not longer: others may wait for its memory.
 
+        :param name: empty means the default, else the model of that type that was used last, else the only one.
         :raises NotFound: it is not installed; the sentence lists what is, and how to pull it.
         :raises BadRequest: it is a model of another type.
+        :raises Unavailable: the memory that it needs is in use, or does not suffice.
         """
         ...
 

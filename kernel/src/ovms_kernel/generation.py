@@ -152,21 +152,30 @@ async def complete(kind: Completions, call: Call, engine: Engine) -> Answer:
     """
     began = time.monotonic()
     wanted = plan(kind, call, streaming=False)
-    model = await served_model(kind.definition, call, engine)
-    endpoint = kind.definition.endpoint
+    async with served_model(kind.definition, call, engine) as model:
+        answers = await _answers(kind, wanted, model, replace(call, timeout=time_left(call, began)), engine)
     identity = {"id": new_id(kind.prefix), "model": model}
+    if len(answers) == 1:
+        return Answer(add_fields(answers[0], identity), model=model)
+    merged = _merged([decode_answer(each) for each in answers], wanted.per_prompt)
+    return Answer(encode(identity | merged), model=model)
+
+
+async def _answers(kind: Completions, wanted: Plan, model: str, call: Call, engine: Engine) -> list[bytes]:
+    """Return the engine's answer to each request of a plan."""
+    began = time.monotonic()
+    endpoint = kind.definition.endpoint
     if len(wanted.requests) == 1:
         body = _body(wanted.requests[0], model, call)
-        answer = await engine.post(endpoint, body, timeout=time_left(call, began))
-        return Answer(add_fields(_known_reason(answer.body), identity), model=model)
-    answers: list[Fields] = [{} for _ in wanted.requests]
+        return [_known_reason((await engine.post(endpoint, body, timeout=call.timeout)).body)]
+    answers = [b""] * len(wanted.requests)
     limiter = anyio.Semaphore(AT_ONCE)
 
     async def ask(number: int, fields: Fields) -> None:
         async with limiter:
             body = encode(fields | {"model": model})
             answer = await engine.post(endpoint, body, timeout=time_left(call, began))
-            answers[number] = decode_answer(_known_reason(answer.body))
+            answers[number] = _known_reason(answer.body)
 
     try:
         async with anyio.create_task_group() as group:
@@ -174,7 +183,7 @@ async def complete(kind: Completions, call: Call, engine: Engine) -> Answer:
                 group.start_soon(ask, number, fields)
     except BaseExceptionGroup as errors:
         raise first_of(errors) from errors
-    return Answer(encode(identity | _merged(answers, wanted.per_prompt)), model=model)
+    return answers
 
 
 def _merged(answers: Sequence[Fields], per_prompt: int) -> Fields:
@@ -214,25 +223,28 @@ async def stream_completion(kind: Completions, call: Call, engine: Engine) -> As
     """
     began = time.monotonic()
     wanted = plan(kind, call, streaming=True)
-    model = await served_model(kind.definition, call, engine)
+    async with served_model(kind.definition, call, engine) as model:
+        left = replace(call, timeout=time_left(call, began))
+        async with aclosing(_events(kind, wanted, model, left, engine)) as events:
+            async for event in events:
+                yield event
+
+
+def _events(kind: Completions, wanted: Plan, model: str, call: Call, engine: Engine) -> AsyncGenerator[bytes, None]:
+    """Return the events of a plan's requests as one stream."""
+    began = time.monotonic()
     identity = new_id(kind.prefix)
 
     def ask(fields: Fields) -> AsyncGenerator[bytes, None]:
+        left = time_left(call, began)
         if fields.get("logprobs") not in (None, False):  # which the engine does not stream
-            return _streamed_late(
-                kind, fields | {"model": model}, replace(call, timeout=time_left(call, began)), engine
-            )
-        body = _body(fields, model, call)
-        return engine.stream(kind.definition.endpoint, body, timeout=time_left(call, began))
+            return _streamed_late(kind, fields | {"model": model}, replace(call, timeout=left), engine)
+        return engine.stream(kind.definition.endpoint, _body(fields, model, call), timeout=left)
 
     if len(wanted.requests) == 1:
-        events = _identified(ask(wanted.requests[0]), identity, model, kind.event)
-    else:
-        sources = [lambda fields=fields: ask(fields) for fields in wanted.requests]
-        events = _interleaved(sources, wanted, {"id": identity, "object": kind.event})
-    async with aclosing(events):
-        async for event in events:
-            yield event
+        return _identified(ask(wanted.requests[0]), identity, model, kind.event)
+    sources = [lambda fields=fields: ask(fields) for fields in wanted.requests]
+    return _interleaved(sources, wanted, {"id": identity, "object": kind.event})
 
 
 async def _identified(

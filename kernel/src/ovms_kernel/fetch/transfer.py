@@ -51,7 +51,7 @@ class DigestMismatch(Unavailable):
 class Opener(Protocol):
     """How a hub opens a range."""
 
-    def __call__(self, file: RemoteFile, start: int, end: int) -> Body:
+    def __call__(self, file: RemoteFile, start: int, end: int, /) -> Body:
         """Ask for the bytes from ``start`` to ``end``, both included.
 
         :raises FetchFailed: for the moment it does not work.
