@@ -168,7 +168,7 @@ class ModelScope:
         what = f"{path} of {ref.id}" if path else ref.id
         at = f" at revision {ref.revision}" if ref.revision else ""
         endpoint = self._client().legacy.endpoint
-        status = int(getattr(error, "status_code", None) or getattr(error, "status", 0))
+        status = int(getattr(error, "status_code", 0) or getattr(error, "status", 0) or 0)
         if status in (401, 403):
             return Unauthorized(
                 f"{endpoint} does not give out {what} with these credentials; set hubs.modelscope.token to a token "

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from ovms_face_aog import framing, payloads
 from ovms_face_aog.provider import Fields, Provider
 from ovms_face_aog.sessions import hold_session
+from ovms_kernel.admission import decode_request
 from ovms_kernel.errors import BadRequest, NotFound
-from ovms_kernel.requests import decode_request
 from ovms_kernel.values import Request
 
 if TYPE_CHECKING:

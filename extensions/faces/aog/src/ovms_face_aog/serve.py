@@ -107,7 +107,7 @@ async def _live(provider: Provider, server: Any, log: Log, launcher: str) -> Non
     from ovms_kernel.log import set_level
 
     try:
-        from ovms_kernel.kernel import Kernel
+        from ovms_kernel.compose import compose_kernel
         from ovms_kernel.settings import read_settings
 
         manifest = read_manifest(launcher)
@@ -117,7 +117,7 @@ async def _live(provider: Provider, server: Any, log: Log, launcher: str) -> Non
         log_file = settings.logs_dir / "plugin.log"
         log.add_file(log_file)
         set_level(settings.log_level)
-        kernel = Kernel(settings)
+        kernel = compose_kernel(settings)
     except OvmsError as error:
         _log_error(error.message)
         provider.fail(error)

@@ -8,8 +8,8 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from ovms_face_aog import framing, payloads
+from ovms_kernel.admission import decode_request
 from ovms_kernel.errors import BadRequest, OvmsError
-from ovms_kernel.requests import decode_request
 from ovms_kernel.values import Message
 
 if TYPE_CHECKING:
