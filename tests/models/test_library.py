@@ -11,7 +11,7 @@ from dataclasses import replace
 import anyio
 import pytest
 
-from ovms_kernel.errors import BadRequest, NotFound, OvmsError, Refused, Unavailable
+from ovms_kernel.errors import BadRequest, NotFound, OvmsError, PreconditionFailed, Refused
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.models import publish
 from ovms_kernel.models.facts import parameter_size_of, quantization_of, weights_of
@@ -161,8 +161,8 @@ async def test_an_owner_and_a_model_cannot_share_a_folder(world, tiny):
 
 async def test_the_disk_is_asked_first(world, tiny, monkeypatch):
     usage = shutil.disk_usage(tiny("embeddings"))
-    monkeypatch.setattr(publish.shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(Unavailable, match=r"needs .* more on disk and 1\.0 KB are free"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(PreconditionFailed, match=r"needs .* on disk and 1\.0 KB are free"):
         await world.library.import_(tiny("embeddings"), "a")
     assert world.library.staging() == []
 

@@ -222,21 +222,31 @@ def opened(archive: Path, rules: Rules) -> Iterator[Reader]:
     :raises BadRequest: it is no archive, damaged, or holds what no honest archive holds.
     """
     checker = _Checker(archive, rules)
-    with archive.open("rb") as raw:
-        try:
-            if zipfile.is_zipfile(raw):
-                with zipfile.ZipFile(raw) as opened_zip:
-                    yield Reader(raw, checker, opened_zip)
-            else:
-                raw.seek(0)
-                with tarfile.open(fileobj=raw, mode="r:*") as opened_tar:
-                    yield Reader(raw, checker, opened_tar)
-        except DAMAGED as error:
-            raise checker.refuse(f"is damaged ({' '.join(str(error).split()) or type(error).__name__})") from error
-        except OSError as error:
-            if error.errno is None:  # what gzip calls a bad file
-                raise checker.refuse(f"is damaged ({error})") from error
-            raise
+    with archive.open("rb") as raw, damage_in_words(archive, rules):
+        if zipfile.is_zipfile(raw):
+            with zipfile.ZipFile(raw) as opened_zip:
+                yield Reader(raw, checker, opened_zip)
+        else:
+            raw.seek(0)
+            with tarfile.open(fileobj=raw, mode="r:*") as opened_tar:
+                yield Reader(raw, checker, opened_tar)
+
+
+@contextmanager
+def damage_in_words(archive: Path, rules: Rules) -> Iterator[None]:
+    """Turn what tells of a damaged archive into a sentence.
+
+    :raises BadRequest: it is damaged.
+    """
+    checker = _Checker(archive, rules)
+    try:
+        yield
+    except DAMAGED as error:
+        raise checker.refuse(f"is damaged ({' '.join(str(error).split()) or type(error).__name__})") from error
+    except OSError as error:
+        if error.errno is None:  # what gzip calls a bad file
+            raise checker.refuse(f"is damaged ({error})") from error
+        raise
 
 
 class Reader:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 from ovms_kernel.errors import BadRequest
-from ovms_kernel.fetch.archive import MODEL, opened
+from ovms_kernel.fetch.archive import MODEL, damage_in_words, opened
 from ovms_kernel.fetch.names import check_file_path, is_junk
 from ovms_kernel.files import CHUNK, disk_errors
 from ovms_kernel.models.files import GRAPH, METADATA, walk
@@ -76,6 +76,11 @@ def copy_into(source: Source, into: Path, meter: Meter) -> dict[str, tuple[int, 
 
     :raises BadRequest: the source is damaged, or changed meanwhile.
     """
+    with damage_in_words(source.path, MODEL):  # what is read here is read outside of the generator
+        return _copy(source, into, meter)
+
+
+def _copy(source: Source, into: Path, meter: Meter) -> dict[str, tuple[int, str]]:
     files = {}
     for name, stream in _streams(source):
         meter.subject = name
