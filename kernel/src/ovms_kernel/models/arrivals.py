@@ -31,6 +31,7 @@ from ovms_kernel.models.publish import (
     staging_folder,
 )
 from ovms_kernel.models.pulling import Staging, check_format, choose_files
+from ovms_kernel.models.soundness import check_sound
 from ovms_kernel.values import ModelFiles, Progress
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class Arrivals:
             check_files(described, ref.id)
             model_type = self._shaper.recognise(described, wish.declared, ref.id)
             await anyio.to_thread.run_sync(self._shaper.check, described, model_type, ref.id, wish.options)
+            await staging.check_gguf(hub)
         except BadRequest:
             if not begun:
                 await self._drop(wish)
@@ -155,14 +157,15 @@ class Arrivals:
         identifier = metadata.id.rsplit("/", 1)[-1]
         described = await anyio.to_thread.run_sync(model_files.read_files, staged, identifier)
         check_files(described, metadata.id)
+        header = await anyio.to_thread.run_sync(check_sound, staged, described.sizes)
         weights = await anyio.to_thread.run_sync(facts.weights_of, staged, described.sizes)
         metadata = replace(
             metadata,
             type=self._shaper.recognise(described, metadata.type, metadata.id),
             format=facts.format_of(described.sizes),
-            family=facts.family_of(described),
-            parameter_size=facts.parameter_size_of(described, weights),
-            quantization=facts.quantization_of(described, weights),
+            family=header.architecture if header else facts.family_of(described),
+            parameter_size=facts.parameter_size_of(described, weights) or (header.parameters if header else ""),
+            quantization=header.quantization if header else facts.quantization_of(described, weights),
         )
         folder = model_folder(self._settings, metadata.id)
         old = await anyio.to_thread.run_sync(read_metadata, folder)

@@ -29,6 +29,7 @@ from ovms_kernel.models.publish import (
 )
 from ovms_kernel.models.pulling import Pulls, watch_staging
 from ovms_kernel.models.shaping import Shaper
+from ovms_kernel.models.soundness import faults_of
 from ovms_kernel.values import ModelRef, Progress
 
 if TYPE_CHECKING:
@@ -156,7 +157,8 @@ class Library:
                         faults[path] = f"{path} is not what was pulled: its SHA-256 differs."
                 except OSError as error:
                     faults[path] = f"{path} cannot be read ({error.strerror})."
-            return faults
+            there = {path: size for path, (size, _) in metadata.files.items() if path not in faults}
+            return faults | faults_of(folder, there)
 
         def note() -> None:
             # Meanwhile the model may have been replaced or deleted, or its graph written anew.

@@ -18,11 +18,13 @@ import anyio
 import anyio.to_thread
 
 from ovms_kernel.errors import BadRequest, Unavailable
+from ovms_kernel.fetch.http import FetchFailed
 from ovms_kernel.fetch.names import check_file_path, is_junk, one_name, shown
 from ovms_kernel.fetch.partial import present_bytes
 from ovms_kernel.fetch.transfer import clean_up, fetch_files
 from ovms_kernel.files import Meter, hash_file, read_json, run_with_progress, size_of, write_atomically
 from ovms_kernel.models import files as model_files
+from ovms_kernel.models import gguf
 from ovms_kernel.models.publish import JOURNAL, is_begun
 from ovms_kernel.values import Progress, PullPlan, RemoteFile
 
@@ -265,6 +267,28 @@ class Staging:
             await self._fetch(hub, texts, report)
         sizes = {file.path: file.size for file in texts}
         return await anyio.to_thread.run_sync(model_files.read_texts, self.folder, sizes)
+
+    async def check_gguf(self, hub: Hub) -> None:
+        """Read the header of a GGUF model from the hub, and refuse what the engine cannot load.
+
+        :raises BadRequest: it cannot.
+        """
+        for file in self.files:
+            if file.path.endswith(".gguf") and "mmproj" not in file.path and not gguf.LATER_PART.search(file.path):
+
+                def read(file: RemoteFile = file) -> gguf.Gguf:
+                    body = hub.open(self.ref, file, 0, min(file.size, gguf.HEADER_LIMIT) - 1)
+                    try:
+                        return gguf.read_header(body.read, file.path)
+                    finally:
+                        body.close()
+
+                try:
+                    header = await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
+                except FetchFailed as error:
+                    log.info("The header of %s cannot be read yet: %s", file.path, error.message)
+                    return  # it is read again when all of it is here
+                gguf.check_loadable(header, file.path)
 
     async def digests(self, report: Callable[[Progress], None]) -> dict[str, tuple[int, str]]:
         """Return size and SHA-256 of every file, reading only those whose digest the hub did not say.
