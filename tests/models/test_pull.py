@@ -541,7 +541,7 @@ def written_and_noted(staging: Path, repo: Path) -> tuple[int, int]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here")
-def test_fifty_kills_at_random_moments(make_world, hub, tmp_path, repo):
+def test_fifty_kills_at_random_moments(make_world, hub, tmp_path, repo, fixtures):
     part_size = 1 << 20
     chance = random.Random(2026)
     (repo / BIG).write_bytes(chance.randbytes(30_000_000))
@@ -568,7 +568,7 @@ def test_fifty_kills_at_random_moments(make_world, hub, tmp_path, repo):
         assert hub.sent <= size + interrupted * part_size
         # The other moments: recognising, writing the graph and the note, publishing.
         small = {name: repo / name for name in ("openvino_model.xml", "config.json")}
-        small["openvino_model.bin"] = repo / "tokenizer.json"
+        small["openvino_model.bin"] = fixtures / "text_generation" / "openvino_model.bin"
         hub.add("me/small", small)
         for _ in range(12):
             zygote.pull("me/small", chance.uniform(0, 0.06))
