@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ovms_face_aog import habits, sessions
+from ovms_face_aog import quirks, sessions
 from ovms_face_aog.client import bidi_request
 from ovms_face_aog.framing import reframe_event
 from ovms_face_aog.manifest import FLAVORS, PROVIDER
@@ -66,7 +66,7 @@ async def test_d1_4_no_error_whatever_ends_the_process(aog: Any) -> None:
 
 
 async def test_d1_4_a_kernel_that_cannot_be_composed_is_told_by_every_rpc(uncomposed: Any) -> None:
-    uncomposed.provider.fail(OvmsError("The config file is broken; mend it."))
+    uncomposed.composed.set_exception(OvmsError("The config file is broken; mend it."))
     for method in ("CheckEngine", "StartEngine", "ListModels", "HealthCheck", "GetManifest", "UpgradeEngine"):
         response = await uncomposed.call(method, timeout=5)
         assert (response.code, response.message) == (500, "The config file is broken; mend it.")
@@ -81,7 +81,7 @@ async def test_d1_6_rpcs_before_the_kernel_is_composed_wait_for_it(uncomposed: A
     await asyncio.wait([asked], timeout=0.1)
     withdrawn.cancel()
     assert not asked.done()
-    uncomposed.provider.use(uncomposed.kernel)
+    uncomposed.composed.set_result(uncomposed.kernel)
     assert (await asked).installed
 
 
@@ -160,8 +160,8 @@ async def test_d1_15_a_failed_load_is_told_once_by_the_next_request(aog: Any) ->
 async def test_d1_15_d2_24_load_model_returns_long_before_aog_s_limit(
     aog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert habits.LOAD_LIMIT < 240
-    monkeypatch.setattr(habits, "LOAD_LIMIT", 0.05)
+    assert quirks.LOAD_LIMIT < 240
+    monkeypatch.setattr(quirks, "LOAD_LIMIT", 0.05)
     going_on = asyncio.Event()
     aog.kernel.does["load_model"] = lambda _: going_on.wait()
     assert (await load(aog, "slow")).code == 0
@@ -184,7 +184,7 @@ async def test_d1_16_a_load_that_is_withdrawn_goes_on(aog: Any) -> None:
 
 
 async def test_d1_17_unload_is_a_hint_while_a_model_is_in_use(aog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(habits, "RECENT", 0.0)
+    monkeypatch.setattr(quirks, "RECENT", 0.0)
     finish = asyncio.Event()
 
     async def invoke(*_: Any, **__: Any) -> bytes:
@@ -248,7 +248,7 @@ def test_d1_21_d1_22_every_service_has_a_template_that_aog_knows() -> None:
     definitions = [each.definition for each in extensions.services.values()]
     assert len(definitions) >= 8
     for each in definitions:
-        for reference in (each.extras["aog"]["config_ref"], each.extras["aog"]["config_ref_full"]):
+        for reference in filter(None, (each.extras["aog"]["config_ref"], each.extras["aog"].get("config_ref_full"))):
             flavor, _, service = reference.partition(":")
             assert flavor in FLAVORS
             assert service
@@ -348,7 +348,10 @@ async def test_other_hosts_get_streams_byte_for_byte(other: Any) -> None:
 
     other.kernel.does |= {"stream": stream, "invoke": b'{"created": 1}'}
     call = other.stream("InvokeServiceStream", service_name="chat", request_data=b"{}")
-    assert [each.chunk_data async for each in call] == [*events, b""]
+    answers = [each async for each in call]
+    assert b"".join(each.chunk_data for each in answers) == b"".join(events)
+    assert answers[0].chunk_data == events[0]  # what somebody waits for is sent alone
+    assert [each.is_final for each in answers[-2:]] == [False, True]
     answer = await other.call("InvokeService", service_name="chat", request_data=b"{}")
     assert answer.response_data == b'{"created": 1}'
 

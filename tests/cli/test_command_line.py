@@ -17,8 +17,8 @@ import typer
 from ovms_cli.app import make_app
 from ovms_cli.app import run as run_here
 from ovms_cli.output import progress, say
-from ovms_cli.session import EXIT_CODES, report
 from ovms_kernel import errors
+from ovms_kernel.commands import EXIT_CODES, report
 from ovms_kernel.values import Progress
 
 

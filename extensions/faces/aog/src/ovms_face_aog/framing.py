@@ -12,7 +12,7 @@ from ovms_face_aog.payloads import write
 from ovms_kernel.errors import EngineFailed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from ovms_kernel.errors import OvmsError
 
@@ -75,45 +75,45 @@ def reframe_event(event: bytes) -> bytes:
     return b"data: " + write(timestamped(value)) + b"\n\n"
 
 
-async def together(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """Yield at once what has arrived, joined: AOG does not look at the borders of messages, and each costs its time."""
+async def send_together(events: AsyncGenerator[bytes, None], send: Callable[[bytes], Awaitable[None]]) -> None:
+    """Send what has arrived, joined, as long as events come; hosts do not look at the borders, and each costs time.
+
+    The first event, which somebody waits for, is sent at once and alone.
+    """
     waiting: list[bytes] = []
-    first = True
     arrived, taken = asyncio.Event(), asyncio.Event()
+    ended = False
 
-    async def read() -> None:
-        nonlocal first
-        async with aclosing(events):
-            async for event in events:
-                waiting.append(event)
-                arrived.set()
-                if first:  # is what a person waits for, so it does not wait for those behind it
-                    first = False
-                    await asyncio.sleep(0)
-                if len(waiting) >= TOGETHER:
-                    taken.clear()
-                    await taken.wait()
-
-    reading = asyncio.create_task(read())
-    reading.add_done_callback(lambda _: arrived.set())
-    try:
-        while True:
+    async def write() -> None:
+        while not ended or waiting:
             await arrived.wait()
             arrived.clear()
-            ended = reading.done()
             if waiting:
                 data = b"".join(waiting)
                 waiting.clear()
                 taken.set()
-                yield data
-            if ended:
-                reading.result()
-                return
-    finally:
-        reading.cancel()
-        await asyncio.wait([reading])
-        if not reading.cancelled():
-            reading.exception()
+                await send(data)
+
+    async with aclosing(events), asyncio.TaskGroup() as group:
+        first = await anext(events, None)
+        if first is None:
+            return
+        await send(first)
+        writing = group.create_task(write())
+        try:
+            async for event in events:
+                waiting.append(event)
+                arrived.set()
+                if len(waiting) >= TOGETHER:
+                    taken.clear()
+                    await taken.wait()
+        except Exception:
+            ended = True
+            arrived.set()
+            await writing  # what came before the error
+            raise
+        ended = True
+        arrived.set()
 
 
 def pull_failed(code: int, message: str) -> bytes:

@@ -9,9 +9,7 @@ from contextlib import ExitStack, aclosing
 from typing import TYPE_CHECKING, Any
 
 from ovms_face_aog import framing, payloads
-from ovms_kernel.errors import BadRequest, OvmsError
-from ovms_kernel.requests import decode_request
-from ovms_kernel.values import Message
+from ovms_kernel.api.faces import BadRequest, Message, OvmsError, decode_request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable

@@ -11,20 +11,21 @@ import logging
 import time
 from collections import Counter
 from contextlib import aclosing, contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from ovms_face_aog import framing, payloads
-from ovms_face_aog.provider import Fields, Provider
+from ovms_face_aog.protos import aog_provider_pb2 as pb
+from ovms_face_aog.provider import Provider
 from ovms_face_aog.sessions import hold_session
-from ovms_kernel.errors import BadRequest, NotFound, OvmsError
-from ovms_kernel.requests import decode_request
-from ovms_kernel.values import Request
+from ovms_kernel.api.faces import BadRequest, NotFound, OvmsError, Request, decode_request
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator
 
-    from ovms_kernel.api.faces import KernelApi
-    from ovms_kernel.values import LocalModel, Message, Progress
+    from ovms_face_aog.rpcs import Context
+    from ovms_kernel.api.faces import KernelApi, LocalModel, Message, Progress
+    from ovms_kernel.api.services import Service
 
 log = logging.getLogger(__name__)
 
@@ -39,16 +40,28 @@ VOICES = frozenset({"male", "female", "girl", "baby"})
 
 
 class AogProvider(Provider):
-    """Answers AOG."""
+    """Answers AOG.
 
-    def __init__(self) -> None:
-        super().__init__()
+    :param passed: returns the services whose bodies AOG hands on as they are, by its manifest (``--bodies full``).
+    """
+
+    def __init__(self, kernel: Awaitable[KernelApi], passed: Callable[[], Collection[str]] = frozenset) -> None:
+        super().__init__(kernel)
+        self._passed_by = passed
+        self._passed: Collection[str] | None = None
         self._loads: dict[str, asyncio.Task[None]] = {}
         self._failures: dict[str, OvmsError] = {}
         self._last: dict[str, str] = {}
         self._in_use: Counter[str] = Counter()
         self._used: dict[str, float] = {}
         self._let_go: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def passed(self) -> Collection[str]:
+        """Services whose bodies AOG hands on as they are."""
+        if self._passed is None:
+            self._passed = self._passed_by()
+        return self._passed
 
     # -- services --------------------------------------------------------------------------------------------------
 
@@ -79,9 +92,9 @@ class AogProvider(Provider):
                         yield b"data: " + data if service in self.passed else data
 
         with self._using(model):
-            async with aclosing(framing.together(framed())) as messages:
-                async for message in messages:
-                    yield message
+            async with aclosing(framed()) as events:
+                async for event in events:
+                    yield event
 
     async def converse(
         self, kernel: KernelApi, service: str, inbound: AsyncIterator[Message]
@@ -128,7 +141,7 @@ class AogProvider(Provider):
 
     # -- models ----------------------------------------------------------------------------------------------------
 
-    async def load_model(self, request: Any, context: Any) -> Fields:
+    async def load_model(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:
         """Load a model, but never fail and never take minutes, as both block all of AOG for good (D1-15)."""
         try:
             kernel, model = await self.kernel(), payloads.read_model(request.request_json)
@@ -137,11 +150,11 @@ class AogProvider(Provider):
             for other in list(self._let_go):
                 await self._unload(kernel, other)
             if model not in self._loads:
-                self._loads[model] = asyncio.create_task(self._load(kernel, model))
+                self._loads[model] = self.begin(lambda: self._load(kernel, model), "LoadModel")
             await asyncio.wait([self._loads[model]], timeout=LOAD_LIMIT)
         except Exception as error:  # noqa: BLE001 - whatever it is
-            self.problem(error, "LoadModel")
-        return {}
+            self.told(error, "LoadModel")
+        return pb.LoadModelResponse()
 
     async def _load(self, kernel: KernelApi, model: str) -> None:
         try:
@@ -152,22 +165,21 @@ class AogProvider(Provider):
         except OvmsError as error:
             log.warning("LoadModel %s: %s", model, error.message)
             self._failures[model] = error
-        except Exception as error:  # noqa: BLE001 - it is told by the next request
-            problem = self.problem(error, "LoadModel")
-            self._failures[model] = OvmsError(problem["message"])
+        except Exception as error:  # noqa: BLE001 - the next request says it
+            self._failures[model] = self.told(error, "LoadModel")
         finally:
             del self._loads[model]
 
-    async def unload_model(self, request: Any, context: Any) -> Fields:
-        """Take it as a hint: AOG lets go of models that are in use, and of those of other engines (D1-17, D1-18)."""
+    async def unload_model(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
+        """Take it as a hint: AOG unloads models that are in use, and those of other engines (D1-17, D1-18)."""
         try:
             kernel = await self.kernel()
             for model in payloads.read_models(request.request_json):
                 if model not in self._let_go:
-                    self._let_go[model] = asyncio.create_task(self._unload_later(kernel, model))
+                    self._let_go[model] = self.begin(partial(self._unload_later, kernel, model), "UnloadModel")
         except Exception as error:  # noqa: BLE001 - AOG believes it unloaded in any case
-            self.problem(error, "UnloadModel")
-        return {}
+            self.told(error, "UnloadModel")
+        return pb.UnloadModelResponse()
 
     async def _unload_later(self, kernel: KernelApi, model: str) -> None:
         me = asyncio.current_task()
@@ -183,16 +195,16 @@ class AogProvider(Provider):
             return
         self._let_go.pop(model, None)
         try:
-            await kernel.unload_models([model], "the host let go of it")
+            await kernel.unload_models([model], "the host unloads it")
         except Exception as error:  # noqa: BLE001 - nobody waits for it
-            self.problem(error, "UnloadModel")
+            self.told(error, "UnloadModel")
 
-    async def delete_model(self, request: Any, context: Any) -> Fields:
+    async def delete_model(self, request: pb.DeleteModelRequest, context: Context) -> pb.DeleteModelResponse:
         """Remove a model; AOG keeps its own entry for ever if one that is gone already were an error."""
         try:
             return await super().delete_model(request, context)
         except NotFound:
-            return {}
+            return pb.DeleteModelResponse()
 
     async def pull(
         self, kernel: KernelApi, model: str, model_type: str, report: Callable[[Progress], None]
@@ -210,30 +222,20 @@ class AogProvider(Provider):
             log.warning("PullModel %s: %s", model, error.message)
             raise
 
-    async def pull_model_stream(self, request: Any, context: Any) -> AsyncGenerator[Fields, None]:
+    async def pull_model_stream(self, request: pb.PullModelStreamRequest, context: Context) -> None:
         """Pull a model; errors are data, as AOG swallows codes here and would say "downloading" for ever (D1-26)."""
         try:
-            async with aclosing(super().pull_model_stream(request, context)) as answers:
-                async for fields in answers:
-                    yield fields
+            await super().pull_model_stream(request, context)
         except Exception as error:  # noqa: BLE001 - told as data
-            problem = self.problem(error, "PullModelStream")
-            yield {"data": framing.pull_failed(problem["code"], problem["message"])}
+            known = self.told(error, "PullModelStream")
+            await context.write(pb.PullModelStreamResponse(data=framing.pull_failed(known.code, known.message)))
         await asyncio.sleep(LINGER)
 
-    async def leave(self, pulling: asyncio.Task[Any]) -> None:
+    async def leave(self, pulling: asyncio.Task[None]) -> None:
         """Go on: AOG withdraws a pull when its client closes a window; the next one joins or finds it done."""
-        if not pulling.done():
-            self._tasks.add(pulling)
-            pulling.add_done_callback(self._left)
-
-    def _left(self, pulling: asyncio.Task[Any]) -> None:
-        self._tasks.discard(pulling)
-        if not pulling.cancelled() and (error := pulling.exception()):
-            log.warning("The pull that nobody waited for failed: %s", error)
 
 
-def _models_of(service: Any, model_type: str) -> tuple[str, ...]:
+def _models_of(service: Service, model_type: str) -> tuple[str, ...]:
     definition = service.definition
     fits = not model_type or definition.model_type == model_type
     return (definition.default_model,) if fits and definition.default_model else ()
