@@ -74,7 +74,8 @@ async def recover(settings: Settings) -> float:
         os.kill(info.pid, signal.SIGKILL)
         while True:
             now = kernel.supervisor.info
-            if now and now.pid != info.pid and MODEL in kernel.serving.served:
+            if now and now.pid != info.pid:
+                await kernel.load_model(MODEL)
                 return time.perf_counter() - began
             await anyio.sleep(0.002)
 

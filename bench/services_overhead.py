@@ -47,7 +47,7 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
     "speech-to-text": ("/v3/audio/transcriptions", {"model": "speech_to_text", "audio": AUDIO}),
     "text-to-speech": (
         "/v3/audio/speech",
-        {"model": "text_to_speech", "text": "Hello.", "response_format": "b64_json"},
+        {"model": "text_to_speech", "text": "Hello.", "response_format": "wav"},
     ),
 }
 

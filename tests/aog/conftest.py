@@ -41,11 +41,13 @@ class FakeKernel:
     """
 
     def __init__(self) -> None:
-        self.settings = SimpleNamespace(models_dir=Path("/data/models"), logs_dir=Path("/data/logs"))
+        self.settings = SimpleNamespace(
+            models_dir=Path("/data/models"), logs_dir=Path("/data/logs"), section=lambda *_: {}
+        )
         self.host = SimpleNamespace(devices=("CPU",))
         self.services = {each.name: SimpleNamespace(definition=each) for each in SERVICES}
         self.does: dict[str, Any] = {"check_engine": True, "engine_version": "2026.3", "load_model": TINY}
-        self.does |= {"list_models": [TINY], "running_models": [TINY], "pull_model": TINY}
+        self.does |= {"list_models": [TINY], "running_models": [TINY], "pull_model": TINY, "resident_models": []}
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
 
     def asked(self, name: str) -> list[tuple[Any, ...]]:

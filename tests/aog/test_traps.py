@@ -4,6 +4,8 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from ovms_face_aog.client import bidi_request
 from ovms_face_aog.framing import reframe_event
 from ovms_face_aog.manifest import FLAVORS, PROVIDER
 from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, OvmsError, PreconditionFailed, TimedOut, Unavailable
-from ovms_kernel.values import EngineStatus, Installation, Message, Progress, Request
+from ovms_kernel.values import EngineStatus, Installation, LocalModel, Message, Progress, Request, ResidentModel
 
 MISSING = NotFound("Model x is not installed.")
 
@@ -144,17 +146,12 @@ async def test_d1_15_d2_24_load_model_never_fails(aog: Any) -> None:
         assert (await aog.call("LoadModel", request_json=request)).code == 0
 
 
-async def test_d1_15_a_failed_load_is_told_once_by_the_next_request(aog: Any) -> None:
-    aog.kernel.does |= {"load_model": EngineFailed("The model is broken: no such layer."), "invoke": b"{}"}
-    await load(aog, "x/y")
-    request = {"service_name": "chat", "request_data": body(model="x/y")}
-    response = await aog.call("InvokeService", **request)
-    assert (response.code, response.message) == (502, "The model is broken: no such layer.")
-    assert not aog.kernel.asked("invoke")
-    assert (await aog.call("InvokeService", **request)).code == 0  # the user may have mended it: tried anew
-    await load(aog, "x/y")
-    [answer] = [each async for each in aog.stream("InvokeServiceStream", **request)]
-    assert answer.code == 502
+async def test_d1_15_a_load_that_failed_is_told_by_the_next_request(aog: Any) -> None:
+    broken = EngineFailed("The model is broken: no such layer.")
+    aog.kernel.does |= {"load_model": broken, "invoke": broken}  # the kernel remembers it
+    assert (await load(aog, "x/y")).code == 0
+    response = await aog.call("InvokeService", service_name="chat", request_data=body(model="x/y"))
+    assert (response.code, response.message) == (502, broken.message)
 
 
 async def test_d1_15_d2_24_load_model_returns_long_before_aog_s_limit(
@@ -162,57 +159,17 @@ async def test_d1_15_d2_24_load_model_returns_long_before_aog_s_limit(
 ) -> None:
     assert quirks.LOAD_LIMIT < 240
     monkeypatch.setattr(quirks, "LOAD_LIMIT", 0.05)
-    going_on = asyncio.Event()
-    aog.kernel.does["load_model"] = lambda _: going_on.wait()
+    aog.kernel.does["load_model"] = lambda _: asyncio.Event().wait()
     assert (await load(aog, "slow")).code == 0
     assert (await load(aog, "slow")).code == 0
-    assert len(aog.kernel.asked("load_model")) == 1  # it goes on, and the second one joined it
-    going_on.set()
 
 
-async def test_d1_16_a_load_that_is_withdrawn_goes_on(aog: Any) -> None:
-    going_on = asyncio.Event()
-    aog.kernel.does["load_model"] = lambda _: going_on.wait()
-    first = asyncio.ensure_future(load(aog, "slow"))
-    await asked(aog, "load_model")
-    first.cancel()
-    second = asyncio.ensure_future(load(aog, "slow"))
-    await asyncio.wait([second], timeout=0.1)
-    going_on.set()
-    assert (await second).code == 0
-    assert len(aog.kernel.asked("load_model")) == 1
-
-
-async def test_d1_17_unload_is_a_hint_while_a_model_is_in_use(aog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quirks, "RECENT", 0.0)
-    finish = asyncio.Event()
-
-    async def invoke(*_: Any, **__: Any) -> bytes:
-        await finish.wait()
-        return b"{}"
-
-    aog.kernel.does["invoke"] = invoke
-    request = asyncio.ensure_future(
-        aog.call("InvokeService", service_name="chat", request_data=body(model="tiny/chat"))
-    )
-    await asked(aog, "invoke")
+async def test_d1_17_unload_is_a_hint(aog: Any) -> None:
+    hints: list[bool] = []
+    aog.kernel.does["unload_models"] = lambda _models, hint=False: hints.append(hint)
     assert (await aog.call("UnloadModel", request_json=body(models=["tiny/chat"]))).code == 0
-    await load(aog, "other")  # not even if its memory is wanted
-    assert not aog.kernel.asked("unload_models")
-    finish.set()
-    assert (await request).code == 0
-    await asked(aog, "unload_models")
-
-
-async def test_d1_17_a_model_that_was_used_just_now_stays_until_memory_is_wanted(aog: Any) -> None:
-    aog.kernel.does["invoke"] = b"{}"
-    await aog.call("InvokeService", service_name="chat", request_data=body(model="tiny/chat"))
-    await aog.call("UnloadModel", request_json=body(models=["tiny/chat"]))
-    await load(aog, "tiny/chat")  # used again: forgotten
-    assert not aog.kernel.asked("unload_models")
-    await aog.call("UnloadModel", request_json=body(models=["tiny/chat"]))
-    await load(aog, "other")
-    assert aog.kernel.asked("unload_models")[0][0] == ["tiny/chat"]
+    assert aog.kernel.asked("unload_models") == [(["tiny/chat"],)]
+    assert hints == [True]
 
 
 async def test_d1_18_models_of_other_engines_are_unloaded_without_error(aog: Any) -> None:
@@ -231,7 +188,10 @@ async def test_d1_19_d1_52_d2_33_the_live_service_s_row_serves_a_plain_request(a
 
 async def test_d1_19_a_request_that_names_no_model_gets_the_one_that_was_loaded_for_it(aog: Any) -> None:
     aog.kernel.does["invoke"] = b"{}"
-    await load(aog, "tiny/chat")
+    tiny = LocalModel("tiny/chat", Path(), "text_generation", 1, "", datetime.now(UTC))
+    latest = ResidentModel(tiny, "loaded", last_used=2.0)
+    older = ResidentModel(replace(tiny, id="tiny/older"), "loaded", last_used=1.0)
+    aog.kernel.does["resident_models"] = [latest, older]
     await aog.call("InvokeService", service_name="chat", request_data=body(messages=[]))
     await aog.call("InvokeService", service_name="embed", request_data=body(input="x"))
     chat, embed = (json.loads(each[1].body) for each in aog.kernel.asked("invoke"))

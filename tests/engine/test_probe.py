@@ -22,7 +22,7 @@ TYPES = ("text_generation", "embeddings", "rerank")
 
 
 async def test_every_kind_of_model_answers_its_probe(
-    tmp_path: Path, fixtures: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, fixtures: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extensions = Extensions(
         services={"chat": Chat({}), "embed": Embed({}), "rerank": Rerank({})},
@@ -47,8 +47,8 @@ async def test_every_kind_of_model_answers_its_probe(
 
         client.post = noted  # type: ignore[method-assign]
         with caplog.at_level(logging.DEBUG, "ovms_kernel.engine.probe"):
+            monkeypatch.setattr("ovms_kernel.engine.probe.IDLE", 0.0)
             for _ in TYPES:
-                probe._due = 0.0
                 assert await probe(client)
         assert sorted(posts) == ["/v3/chat/completions", "/v3/embeddings", "/v3/rerank"]
         assert not caplog.records

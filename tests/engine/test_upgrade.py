@@ -179,15 +179,6 @@ async def test_an_engine_that_did_not_run_is_tried_and_does_not_run_afterwards(
     assert await kernel.engine_version() == "2026.4.0"
 
 
-async def test_while_it_upgrades_hosts_are_told_to_leave_it_alone(serving: Kernel, server: ArchiveServer) -> None:
-    pack(server, "2026.4.0", "slow=0.5")
-    async with anyio.create_task_group() as group:
-        group.start_soon(serving.upgrade_engine, "2026.4.0")
-        while serving.operate_status == 1:  # noqa: ASYNC110 - a number that a host polls
-            await anyio.sleep(0.01)
-    assert serving.operate_status == 1
-
-
 async def test_an_engine_that_another_process_runs_is_not_upgraded_behind_its_back(
     kernel: Kernel, server: ArchiveServer
 ) -> None:
@@ -211,7 +202,6 @@ sys.path.insert(0, sys.argv[4])
 from ovms_graph_text_generation import TextGeneration
 from ovms_kernel.extensions import Extensions
 from ovms_kernel.kernel import Kernel
-from ovms_kernel.models.serving import Serving
 from ovms_kernel.engine.installation import Installations
 from ovms_kernel.settings import read_settings
 from ovms_kernel.testing.platform import PackedPlatform
@@ -230,7 +220,7 @@ async def main():
         elif step == "start":
             kernel.supervisor.ensure_ready = die
         elif step == "load":
-            kernel.serving.load = die
+            kernel.residency.load = die
         elif step == "switch":
             kernel.installations.activate = die
         await kernel.upgrade_engine("2026.4.0")

@@ -164,7 +164,7 @@ async def need_engine(kernel: Kernel) -> None:
     :raises Unavailable: there is none.
     """
     if not await running(kernel):
-        raise Unavailable("No engine runs here; start one with `ovms-plugin up` in another terminal.")
+        raise Unavailable("No engine runs here; start one with `ovms-plugin serve` in another terminal.")
 
 
 class _Notices(logging.Handler):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from ovms_kernel.api.faces import KernelApi
@@ -69,13 +70,15 @@ class Engine(Protocol):
         """Send one multipart request and return the whole answer."""
         ...
 
-    async def ready(self, model: str, model_type: str) -> str:
-        """Make sure that the model is served, loading it once whoever asks at the same time; return its id.
+    def model(self, name: str, model_type: str, *, default: str = "") -> AbstractAsyncContextManager[str]:
+        """Hold a model for as long as the block lasts: loaded, and not unloaded for another one; gives its id.
 
-        An empty ``model`` stands for the only sensible one (the service's default, else the one loaded last).
+        Keep it until the last byte of the answer has arrived, and not longer: others may wait for its memory.
 
+        :param name: empty means the default, else the model of that type that was used last, else the only one.
         :raises NotFound: it is not installed; the sentence lists what is, and how to pull it.
         :raises BadRequest: it is a model of another type.
+        :raises Unavailable: the memory that it needs is in use, or does not suffice.
         """
         ...
 
@@ -93,10 +96,14 @@ class Service(Protocol):
 
 @runtime_checkable
 class StreamingService(Service, Protocol):
-    """A service that can answer in pieces."""
+    """A service that can answer in pieces.
+
+    One whose pieces are no server-sent events has a method ``stream_content_type(fields) -> str``, too: the content
+    type of what ``stream`` yields for a request's fields, such as ``audio/mpeg``. It raises nothing.
+    """
 
     def stream(self, call: Call, engine: Engine) -> AsyncGenerator[bytes, None]:
-        """Yield server-sent events, each with its closing blank line."""
+        """Yield server-sent events, each with its closing blank line, or the bytes of another content type."""
         ...
 
 

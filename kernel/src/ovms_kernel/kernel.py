@@ -17,7 +17,6 @@ import anyio
 from ovms_kernel.engine import launch
 from ovms_kernel.engine.choice import candidates, install_best
 from ovms_kernel.engine.client import EngineClient
-from ovms_kernel.engine.following import FollowingEngine
 from ovms_kernel.engine.host import read_host
 from ovms_kernel.engine.installation import Installations, try_version
 from ovms_kernel.engine.probe import IdleProbe
@@ -32,9 +31,11 @@ from ovms_kernel.errors import (
 )
 from ovms_kernel.events import Events
 from ovms_kernel.extensions import Extensions, compose
-from ovms_kernel.models.answering import Answering
 from ovms_kernel.models.library import Library
-from ovms_kernel.models.serving import Serving
+from ovms_kernel.models.memory import Memory
+from ovms_kernel.models.residency import Residency
+from ovms_kernel.models.servables import Servables
+from ovms_kernel.request_engine import RequestEngine
 from ovms_kernel.requests import admitted, checked
 from ovms_kernel.values import Answer, EngineStatus, Ports, Request
 
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from ovms_kernel.engine.choice import Choice
     from ovms_kernel.extensions import ExtensionReport
     from ovms_kernel.settings import Settings
-    from ovms_kernel.values import EngineInfo, Host, Installation, LocalModel, Message, Progress
+    from ovms_kernel.values import Call, EngineInfo, Host, Installation, LocalModel, Message, Progress, ResidentModel
 
 log = logging.getLogger(__name__)
 
@@ -72,18 +73,27 @@ class Kernel:
         self.installations = Installations(settings, self.events)
         self.library = Library(settings, self.events, self.extensions.hubs, self.extensions.graphs, self.host)
         self.supervisor = Supervisor(settings, self.events)
-        self.serving = Serving(
+        servables = Servables(
+            settings,
+            self.client,
+            self.supervisor,
+            running=lambda: self.supervisor.started and self.supervisor.info is not None,
+            known=lambda: {each.id: each.model.directory for each in self.residency.loaded() if each.model},
+        )
+        self.servables = servables
+        self.residency = Residency(
             settings,
             self.events,
             self.library,
-            self.client,
-            self.supervisor.log_of,
-            running=lambda: self.supervisor.started and self.supervisor.info is not None,
+            servables,
+            Memory(settings, self.library),
+            connect=self.engine,
             engine_runs=self.engine_runs,
+            runs_elsewhere=self._runs_elsewhere,
         )
-        self.supervisor.probe = probe = IdleProbe(self.extensions.services.values(), self.serving.served)
-        self.events.register({"kernel.probe": probe})
-        self._answering = Answering(self.library, self.serving)
+        self.library.release = self.residency.release
+        self.supervisor.probe = IdleProbe(self.extensions.services.values(), self.residency.loaded)
+        self.events.register({"kernel.residency": self.residency})
         self._client: EngineClient | None = None
         self._installing = anyio.Lock()
         self._versions: dict[str, str] = {}
@@ -91,6 +101,7 @@ class Kernel:
 
     async def __aenter__(self) -> Self:
         self._stack = AsyncExitStack()
+        await self._stack.enter_async_context(self.residency)
         await self._stack.enter_async_context(self.supervisor)
         await self.events.tell("ovms_kernel_started", extensions=self.extensions.reports)
         return self
@@ -145,7 +156,7 @@ class Kernel:
 
     async def init_environment(self) -> None:
         """Make the folders and the engine's configuration file."""
-        await self.serving.prepare()
+        await self.servables.prepare()
 
     async def start_engine(self, device: str = "") -> None:
         """Start the engine if it does not run; return before it is ready.
@@ -193,8 +204,9 @@ class Kernel:
 
     def engine_runs(self) -> bool:
         """Tell whether there is an engine already: of ours, of another process on this data folder, or elsewhere."""
-        if self.supervisor.started:
-            return True
+        return self.supervisor.started or self._runs_elsewhere()
+
+    def _runs_elsewhere(self) -> bool:
         engine = launch.read_running(self.settings)
         if engine and launch.is_alive(engine):
             return True
@@ -270,9 +282,7 @@ class Kernel:
 
     async def delete_model(self, model: str) -> None:
         """Unload a model and remove it from disk."""
-        found = await anyio.to_thread.run_sync(self.library.find, model)
-        await self.serving.unload(found.id, "deleted")
-        await self.library.delete(found.id)
+        await self.library.delete(model)
 
     async def list_models(self) -> list[LocalModel]:
         """Return the models on disk, by id."""
@@ -280,16 +290,27 @@ class Kernel:
 
     async def running_models(self) -> list[LocalModel]:
         """Return the models that the engine serves now; none if it does not run."""
-        return await self.serving.running() if self.supervisor.info else []
+        return await self.residency.running() if self.supervisor.info else []
 
-    async def load_model(self, model: str) -> LocalModel:
-        """Make the engine serve a model."""
-        return (await self.serving.load(model)).model
+    async def resident_models(self) -> list[ResidentModel]:
+        """Return what is loaded, being loaded or failed to load, by id."""
+        return self.residency.resident_models()
 
-    async def unload_models(self, models: Sequence[str], reason: str = "asked to") -> None:
-        """Make the engine let go of models; those it does not serve are passed over."""
+    async def load_model(self, model: str, *, keep_alive: float | None = None) -> LocalModel:
+        """Make the engine serve a model; ``keep_alive`` as in ``Request``."""
+        self._admitting()
+        return (await self.residency.load(model, keep_alive=keep_alive)).model
+
+    async def unload_models(self, models: Sequence[str], reason: str = "asked to", *, hint: bool = False) -> None:
+        """Unload models; those that are not loaded are passed over.
+
+        :param hint: they may go first when memory is needed, or after a while; models in use stay.
+        """
         for model in models:
-            await self.serving.unload(model, reason)
+            if hint:
+                self.residency.hint(model)
+            else:
+                await self.residency.unload(model, reason)
 
     # -- services --------------------------------------------------------------------------------------------------
 
@@ -335,7 +356,7 @@ class Kernel:
         async with admitted(self.events, service, request, streaming=False) as (call, sent):
             try:
                 async with asyncio.timeout(timeout):
-                    answer = await driver.invoke(call, self._engine_for_requests())
+                    answer = await driver.invoke(call, self._engine_for_requests(call))
             except TimeoutError as error:
                 raise TimedOut(f"The request was not done within its limit of {timeout:g} s.") from error
             sent(len(checked(answer, Answer, service).body))
@@ -352,7 +373,7 @@ class Kernel:
         self._admitting()
         async with (
             admitted(self.events, service, request, streaming=True) as (call, sent),
-            aclosing(cast("StreamingService", driver).stream(call, self._engine_for_requests())) as chunks,
+            aclosing(cast("StreamingService", driver).stream(call, self._engine_for_requests(call))) as chunks,
         ):
             async for chunk in chunks:
                 sent(len(checked(chunk, bytes, service)))
@@ -365,24 +386,18 @@ class Kernel:
             raise NotSupported(f"The service {service} does not hold sessions; ask it with a single request.")
         self._admitting()
         async with (
-            admitted(self.events, service, Request(), streaming=True) as (_, sent),
-            aclosing(cast("ConversingService", driver).converse(inbound, self._engine_for_requests())) as messages,
+            admitted(self.events, service, Request(), streaming=True) as (call, sent),
+            aclosing(cast("ConversingService", driver).converse(inbound, self._engine_for_requests(call))) as messages,
         ):
             async for message in messages:
                 sent(len(message.data))
                 yield message
 
-    def _engine_for_requests(self) -> FollowingEngine:
+    def _engine_for_requests(self, call: Call) -> RequestEngine:
         """Return the engine as services are given it: it is started by the first thing that needs one.
 
         So what is wrong with a request, or with the model that it names, is said without starting anything.
         """
         if not self.supervisor.started:
             self._installed()
-        return FollowingEngine(self.client, self._ready)
-
-    async def _ready(self, model: str, model_type: str) -> str:
-        if self.supervisor.started:
-            # What is served is known of an engine that answers, not of one that is just ending.
-            await self.engine()
-        return await self._answering.ready(model, model_type)
+        return RequestEngine(self.client, self.residency, call.keep_alive)

@@ -83,6 +83,7 @@ async def admitted(
         timeout=request.timeout,
         caller=request.caller,
         keep_alive=request.keep_alive,
+        local_files=request.local_files,
     )
     began = time.monotonic()
     code, error, bytes_out = 200, "", 0

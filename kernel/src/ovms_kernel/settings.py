@@ -73,6 +73,8 @@ class Settings:
     """How often in a row a failing engine is started again before giving up."""
     load_timeout: Limit = 600.0
     """Time a model has to load."""
+    switch_patience: Seconds = 30.0
+    """Time that a model in use may keep another one waiting for its memory before it admits no new request."""
     idle_unload: Seconds = 0.0
     """Time after which a model that nobody uses is unloaded; 0 = never. Per model: `idle_unload` in its section."""
     pinned: tuple[str, ...] = ()

@@ -347,6 +347,8 @@ class Request:
     """The caller's id of the request, for the log; empty = admission makes one."""
     keep_alive: float | None = None
     """Seconds that the model stays loaded after the request, negative = for ever; ``None`` = as the settings say."""
+    local_files: bool = False
+    """The caller is a person or program of this machine, whose request may name files by their paths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,6 +367,8 @@ class Call:
     """Seconds left; ``None`` = no limit."""
     caller: str = ""
     keep_alive: float | None = None
+    local_files: bool = False
+    """``audio``, ``image`` and ``mask`` may be paths of files on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,6 +397,8 @@ class Answer:
 
     body: bytes = field(repr=False)
     content_type: str = "application/json"
+    model: str = ""
+    """Id of the model that answered; empty where no model was asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Sequence
-from importlib import metadata
+from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -43,6 +44,8 @@ def make_app(wanted: str = "") -> typer.Typer:
     services.add_to(app)
     engines.add_to(app)
     about.add_to(app)
+    if find_spec("ovms_face_http"):
+        import_module("ovms_face_http.commands").add_to(app)
     ours = {each.name for each in app.registered_commands} | {each.name for each in app.registered_groups}
     offered = {each.name for each in metadata.entry_points(group="ovms.commands")} - ours
     if wanted not in ours:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from ovms_kernel.drivers import Dialect, Face
+from ovms_kernel.drivers import Dialect, Face, Service
 from ovms_kernel.errors import (
     BadRequest,
     Cancelled,
@@ -20,6 +20,7 @@ from ovms_kernel.errors import (
 )
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.requests import decode_request
+from ovms_kernel.settings import Settings
 from ovms_kernel.values import (
     Answer,
     EngineStatus,
@@ -36,9 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
-    from ovms_kernel.drivers import Service
     from ovms_kernel.extensions import ExtensionReport
-    from ovms_kernel.settings import Settings
     from ovms_kernel.values import EngineInfo, Host, Installation
 
 __all__ = [
@@ -60,7 +59,9 @@ __all__ = [
     "Refused",
     "Request",
     "ResidentModel",
+    "Service",
     "ServiceDefinition",
+    "Settings",
     "TimedOut",
     "Unauthorized",
     "Unavailable",
@@ -111,7 +112,11 @@ class KernelApi(Protocol):
         ...
 
     def stream(self, service: str, request: Request) -> AsyncGenerator[bytes, None]:
-        """Answer one request piece by piece; closing the iterator stops the generation."""
+        """Answer one request piece by piece; closing the iterator stops the generation.
+
+        The pieces are server-sent events, unless the service has a ``stream_content_type`` that says otherwise; see
+        ``StreamingService``.
+        """
         ...
 
     def converse(self, service: str, inbound: AsyncIterator[Message]) -> AsyncGenerator[Message, None]:

@@ -101,7 +101,7 @@ class Manifest:
             "config_ref": (self.bodies == "full" and extras.get("config_ref_full")) or extras["config_ref"],
             "timeout": extras.get("timeout", TIMEOUT),
             "capabilities": {
-                "support_streaming": definition.streaming,
+                "support_streaming": extras.get("streaming", definition.streaming),
                 "support_bidirectional": definition.bidirectional,
             },
         }

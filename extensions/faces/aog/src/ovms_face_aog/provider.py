@@ -16,6 +16,7 @@ from ovms_face_aog import payloads, rpcs
 from ovms_face_aog.framing import send_together
 from ovms_face_aog.manifest import manifest_of
 from ovms_face_aog.protos import aog_provider_pb2 as pb
+from ovms_face_aog.shapes import invoke_shaped
 from ovms_kernel.api.faces import BadRequest, Message, NotSupported, OvmsError, Progress, Request
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ovms_face_aog.rpcs import Context
-    from ovms_kernel.api.faces import KernelApi, LocalModel
+    from ovms_kernel.api.faces import Answer, KernelApi, LocalModel
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +173,11 @@ class Provider:
 
     async def invoke(self, kernel: KernelApi, service: str, body: bytes, timeout: float | None) -> bytes:
         """Answer one request with one JSON object."""
-        return (await kernel.invoke(service, Request(body, timeout=timeout, caller="aog"))).body
+
+        async def ask(asked: bytes) -> Answer:
+            return await kernel.invoke(service, Request(asked, timeout=timeout, caller="aog", local_files=True))
+
+        return await invoke_shaped(service, body, kernel.settings.section("faces", "aog"), ask)
 
     def stream(
         self, kernel: KernelApi, service: str, body: bytes, timeout: float | None

@@ -51,7 +51,10 @@ def main(launcher: str = "") -> None:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_run(process))
     except* Refusal as refusals:
-        _log_error(str(refusals.exceptions[0]))
+        refusal: BaseException = refusals
+        while isinstance(refusal, BaseExceptionGroup):
+            refusal = refusal.exceptions[0]
+        _log_error(str(refusal))
         code = 1
     except* Exception:  # noqa: BLE001 - the last frame: it is logged, and the code tells
         _log_error("The plugin could not go on", exc_info=True)

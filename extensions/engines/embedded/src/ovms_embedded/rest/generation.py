@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -161,7 +160,7 @@ def _assistance(data: dict[str, Any], options: dict[str, Any], settings: dict[st
             "num_assistant_tokens and assistant_confidence_threshold are mutually exclusive and cannot both be set"
         )
     draft = bool(options.get("draft_models_path"))
-    lookup = _looks_up(options.get("plugin_config") or "{}")
+    lookup = bool(options.get("properties", {}).get("prompt_lookup"))
     if draft and tokens is None and threshold is None:
         raise Invalid(
             "Speculative decoding requires either num_assistant_tokens or assistant_confidence_threshold to be set."
@@ -175,14 +174,6 @@ def _assistance(data: dict[str, Any], options: dict[str, Any], settings: dict[st
             settings["assistant_confidence_threshold"] = float(threshold)
         if lookup:
             settings["max_ngram_size"] = ngram
-
-
-def _looks_up(plugin_config: str) -> bool:
-    try:
-        found = json.loads(plugin_config)
-    except ValueError:
-        return False
-    return isinstance(found, dict) and bool(found.get("prompt_lookup"))
 
 
 def _modalities(fields: Fields) -> None:

@@ -53,21 +53,10 @@ def device(spec: dict[str, Any], pipe: Pipe, option: str) -> str:
 
 
 def properties(spec: dict[str, Any]) -> dict[str, Any]:
-    """Return the graph's plugin_config, with the server's cache folder unless it names its own.
-
-    :raises ValueError: it is no JSON object.
-    """
-    text = str(spec["options"].get("plugin_config") or "").strip()
-    try:
-        found = json.loads(text) if text else {}
-    except ValueError as error:
-        message = f"plugin_config is not valid JSON: {error}"
-        raise ValueError(message) from error
-    if not isinstance(found, dict):
-        message = "plugin_config is not a JSON object"
-        raise TypeError(message)
+    """Return what the graph's plugin_config sets, and the server's cache folder."""
+    found: dict[str, Any] = dict(spec["options"]["properties"])
     if spec.get("cache_dir"):
-        found.setdefault("CACHE_DIR", spec["cache_dir"])
+        found["CACHE_DIR"] = spec["cache_dir"]
     return found
 
 

@@ -57,6 +57,8 @@ class SpeechToText:
 
         result = self.pipeline.generate(samples, config, stream)
         answer: dict[str, Any] = {"text": result.texts[0]}
+        if result.language:  # beyond OVMS, which does not tell it
+            answer["language"] = result.language.strip("<|>")
         if payload["words"]:
             answer["words"] = [
                 {"word": each.word, "start": each.start_ts, "end": each.end_ts} for each in result.words or ()

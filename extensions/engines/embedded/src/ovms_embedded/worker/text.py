@@ -10,6 +10,7 @@ import openvino_genai as genai
 
 from ovms_embedded import wire
 from ovms_embedded.worker import common, detection
+from ovms_embedded.worker.byte_table import decoder_for
 from ovms_embedded.worker.detokenize import Running, flush
 from ovms_embedded.worker.grammar import structured_output
 from ovms_embedded.worker.pipe import Refused, tidy
@@ -42,6 +43,7 @@ class Text:
         template = self.folder / "chat_template.jinja"
         if template.exists():
             self.tokenizer.set_chat_template(template.read_text("utf-8"))
+        self.decoder = decoder_for(self.tokenizer)
         self.window = common.window(self.folder)
         self.running: dict[int, Running] = {}
         self.urgent: list[Running] = []
@@ -77,7 +79,7 @@ class Text:
                 due = now + min(max(least, per_stream * len(self.running)), most)
 
     def _flush(self) -> None:
-        flush(self.running, self.tokenizer, self.pipe)
+        flush(self.running, self.decoder, self.pipe)
         self.urgent = [each for each in self.running.values() if each.urgent]
 
     def _take(self, message: Message) -> None:
