@@ -299,6 +299,20 @@ async def test_d1_33_d1_34_d1_35_streams_are_framed_exactly(aog: Any) -> None:
     assert json.loads(data.chunk_data[6:]) == chunk | {"created": "2023-11-14T22:13:20Z"}
 
 
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")], ids=["as engines write it", "with spaces"])
+def test_d1_37_d1_33_an_event_is_one_that_aog_s_clients_can_add_up(separators: tuple[str, str]) -> None:
+    # A client that adds `message.content` to its text prints "null" otherwise.
+    text = 'not "created":1700000001, "content":null nor "error":'
+    first = {"created": 1700000000, "choices": [{"index": 0, "delta": {"content": None, "role": "assistant"}}]}
+    more = {"created": 1700000000, "choices": [{"index": 0, "delta": {"content": text}}]}
+    for event, content in ((first, ""), (more, text)):
+        framed = reframe_event(b"data: " + json.dumps(event, separators=separators).encode() + b"\n\n")
+        assert framed.startswith(b"data: {")
+        read = json.loads(framed[6:])
+        assert read["created"] == "2023-11-14T22:13:20Z"
+        assert read["choices"][0]["delta"]["content"] == content
+
+
 async def test_other_hosts_get_streams_byte_for_byte(other: Any) -> None:
     events = [b'data: {"created":1}\n\n', b'data: {"choices":[]}\n\n', b"data: [DONE]\n\n"]
 
@@ -454,6 +468,48 @@ async def test_d1_39_d2_35_actions_that_aog_lost_are_put_back(aog: Any) -> None:
     assert json.loads(again.data)["model"] == "m"
     assert json.loads(again.data)["parameters"] == {"language": "en", "format": "pcm", "sample_rate": 16000}
     assert {each.metadata["ws_conn_id"] for each in talk.heard} == {"c7"}
+    talk.call.cancel()
+
+
+async def test_d1_39_a_task_whose_run_task_was_lost_begins_with_its_sound_every_time(aog: Any) -> None:
+    talk = Talk(aog)
+    later = {"metadata": {"model": "m", "sample_rate": "16000", "format": "pcm", "language": "en"}}
+    talk.say(b"\0\1", "binary", **(FIRST | {"metadata": FIRST["metadata"] | later["metadata"]}))
+    assert await talk.next() == ("result-generated", "text")
+    talk.say(body(model="m"), **later)
+    assert await talk.next() == ("task-finished", "text")
+    talk.say(b"\0\2", "binary", **later)  # and not "Audio came while no task runs"
+    assert await talk.next() == ("result-generated", "text")
+    run, audio, finish, again, more = talk.heard
+    assert [audio.data, more.data] == [b"\0\1", b"\0\2"]
+    assert json.loads(finish.data)["action"] == "finish-task"
+    for each in (run, again):
+        task = json.loads(each.data)
+        assert (task["action"], task["model"]) == ("run-task", "m")
+        assert task["parameters"] == {"language": "en", "format": "pcm", "sample_rate": 16000}
+    talk.call.cancel()
+
+
+async def test_d1_39_a_task_whose_finish_task_was_lost_is_finished_after_silence(
+    aog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "SILENCE", 0.3)
+    talk = Talk(aog)
+    talk.say(b"{}", **FIRST)
+    talk.say(b"\0", "binary")
+    assert await talk.next() == ("result-generated", "text")
+    assert await talk.next() == ("task-finished", "text")
+    assert json.loads(talk.heard[-1].data)["action"] == "finish-task"
+    talk.say(b"\0", "binary")
+    assert await talk.next() == ("result-generated", "text")  # the session is as good as before
+    talk.call.cancel()
+
+
+async def test_d1_39_a_task_whose_sound_was_lost_is_finished(aog: Any) -> None:
+    talk = Talk(aog)
+    talk.say(b"{}", **FIRST)
+    talk.say(b"{}")
+    assert await talk.next() == ("task-finished", "text")
     talk.call.cancel()
 
 

@@ -56,7 +56,7 @@ async def healthy(host: PluginHost) -> None:
 
 
 def engine_of(host: PluginHost) -> psutil.Process:
-    [engine] = [each for each in psutil.Process(host.pid).children() if "--rest_port" in each.cmdline()]
+    [engine] = [each for each in psutil.Process(host.pid).children(recursive=True) if "--rest_port" in each.cmdline()]
     return engine
 
 

@@ -202,6 +202,8 @@ def _origin(entry_point: metadata.EntryPoint) -> tuple[str, str]:
 
 def _load(kind: str, name: str, entry_point: metadata.EntryPoint) -> Any:  # noqa: ANN401 - a driver's class
     """Import one driver through stevedore; its errors come out as they are."""
+    if kind not in KERNEL_KINDS:
+        return entry_point.load()  # help lists the commands, and must not wait for stevedore
     from stevedore import NamedExtensionManager
 
     errors: list[BaseException] = []

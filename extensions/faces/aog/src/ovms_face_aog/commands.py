@@ -94,7 +94,7 @@ async def demo(
         Path | None, typer.Option(metavar="DIR", help="Folder of the tiny models.", show_default=False)
     ] = None,
 ) -> None:
-    """See it work: from nothing to an answer, and nothing left behind.
+    """See it work, from nothing to an answer.
 
     The plugin is started and asked as AOG would do it, with two tiny models, in a temporary folder (or in the one that
     --data-dir names, which is kept).

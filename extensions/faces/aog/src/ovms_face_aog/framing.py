@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from contextlib import aclosing
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ovms_face_aog.payloads import write
@@ -16,16 +18,33 @@ if TYPE_CHECKING:
 
     from ovms_kernel.errors import OvmsError
 
+PLAIN = re.compile(rb"data: \{[^\r\n]*\}\n\n")
+"""An event as engines write it."""
+CREATED = re.compile(rb'"created":(\d{1,10})(?=[,}])')
 TOGETHER = 256
 """Events that are put into one message at most; a host that reads slowly holds up the engine beyond them."""
 
 
-def timestamped(answer: dict[str, Any]) -> dict[str, Any]:
-    """Return an answer with ``created`` as RFC 3339 text: AOG's templates fail on a number."""
-    created = answer.get("created")
+@lru_cache(maxsize=16)
+def time_text(seconds: float) -> str:
+    """Return a time as RFC 3339 text: AOG's templates fail on a number."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+def as_aog_reads(value: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer or event with ``created`` as text, and the text of a first event empty instead of null."""
+    created = value.get("created")
     if isinstance(created, (int, float)) and not isinstance(created, bool):
-        answer = answer | {"created": datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z")}
-    return answer
+        value = value | {"created": time_text(created)}
+    for choice in value.get("choices") or ():
+        delta = choice.get("delta") if isinstance(choice, dict) else None
+        if isinstance(delta, dict) and delta.get("content", "") is None:
+            choice["delta"] = delta | {"content": ""}
+    return value
+
+
+def _created_as_text(found: re.Match[bytes]) -> bytes:
+    return b'"created":"%s"' % time_text(int(found[1])).encode()
 
 
 def reframe_answer(answer: bytes) -> bytes:
@@ -36,7 +55,7 @@ def reframe_answer(answer: bytes) -> bytes:
         return answer
     if not isinstance(value, dict) or not isinstance(value.get("created"), (int, float)):
         return answer
-    return write(timestamped(value))
+    return write(as_aog_reads(value))
 
 
 def with_embeddings(answer: bytes) -> bytes:
@@ -57,6 +76,11 @@ def reframe_event(event: bytes) -> bytes:
 
     :raises EngineFailed: the event is an error.
     """
+    if PLAIN.fullmatch(event) and b'"error":' not in event and b'"choices":[]' not in event:
+        # Nothing but bytes to replace; a quote within a text is escaped, so that these are found in no text.
+        changed, count = CREATED.subn(_created_as_text, event, 1)
+        if count:
+            return changed.replace(b'"content":null', b'"content":""')
     payload = b"".join(
         line[5:].strip() for line in event.replace(b"\r\n", b"\n").split(b"\n") if line.startswith(b"data:")
     )
@@ -72,7 +96,7 @@ def reframe_event(event: bytes) -> bytes:
         # AOG would make an ordinary event of it and lose the text; a code reaches the client.
         text = error.get("message") if isinstance(error, dict) else error
         raise EngineFailed(str(text))
-    return b"data: " + write(timestamped(value)) + b"\n\n"
+    return b"data: " + write(as_aog_reads(value)) + b"\n\n"
 
 
 async def send_together(events: AsyncGenerator[bytes, None], send: Callable[[bytes], Awaitable[None]]) -> None:

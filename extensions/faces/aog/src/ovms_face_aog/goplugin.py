@@ -23,12 +23,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ovms_face_aog.parent import PUBLIC, WAITING
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     import grpc
     from google.protobuf.descriptor import ServiceDescriptor
 
+    from ovms_face_aog.parent import Seat
     from ovms_face_aog.protos import goplugin_pb2
 
 log = logging.getLogger(__name__)
@@ -143,6 +146,43 @@ def handler_of(descriptor: ServiceDescriptor, methods: Mapping[str, Callable[...
     return grpc.method_handlers_generic_handler(descriptor.full_name, handlers)
 
 
+def make_folder(environment: Mapping[str, str]) -> Path | None:
+    """Make a folder for sockets that this user, or the group that the host names, may use; ``None`` if none can be."""
+    if sys.platform == "win32":
+        return None
+    wanted = environment.get("PLUGIN_UNIX_SOCKET_DIR")
+    for parent in [wanted] if wanted else [tempfile.gettempdir(), "/tmp"]:  # noqa: S108 - a folder in it is made
+        with contextlib.suppress(OSError):
+            folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir=parent))
+            try:
+                if len(os.fsencode(folder / WAITING)) > PATH_LIMIT or re.search(r"[|\s]", str(folder)):
+                    raise OSError("No socket can have that path.")
+                if (group := group_of(environment)) is not None:
+                    os.chown(folder, -1, group)
+                    folder.chmod(0o710)
+            except OSError:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            return folder
+    return None
+
+
+def group_of(environment: Mapping[str, str]) -> int | None:
+    """Return the id of the group that the host wants sockets to belong to.
+
+    :raises OSError: there is no such group.
+    """
+    group = environment.get("PLUGIN_UNIX_SOCKET_GROUP", "")
+    if not group or sys.platform == "win32":
+        return None
+    import grp
+
+    try:
+        return int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+    except KeyError as error:
+        raise OSError(f"There is no group {group}.") from error
+
+
 class Host:
     """The process that started us, by what tells that it is gone; to be made as early as possible.
 
@@ -169,11 +209,17 @@ class Server:
     :param handlers: gRPC's handlers of the services that the plugin is for.
     :param stop: called once when the end has come, before the host knows; must be done within ``STOP_LIMIT``.
     :param host: what the host is known by, as it was when the process began.
+    :param seat: where to serve, if a parent process keeps the socket.
     """
 
     def __init__(
-        self, handlers: Sequence[grpc.GenericRpcHandler], stop: Callable[[str], Awaitable[None]], host: Host
+        self,
+        handlers: Sequence[grpc.GenericRpcHandler],
+        stop: Callable[[str], Awaitable[None]],
+        host: Host,
+        seat: Seat | None = None,
     ) -> None:
+        self._seat = seat
         self.stopped = asyncio.Event()
         """Everything was stopped; all that is left is to close the server and exit."""
         self._handlers = tuple(handlers)
@@ -217,9 +263,12 @@ class Server:
         network, address = self._bind(environment)
         await self._server.start()
         _catch_signals(self.end)
-        line = f"{CORE_VERSION}|{version}|{network}|{address}|grpc|\n"
-        with contextlib.suppress(BrokenPipeError):  # the host has gone already, which the watch will find
-            os.write(handshake, line.encode())
+        if self._seat:
+            self._seat.take()
+        if self._seat is None or self._seat.first:
+            line = f"{CORE_VERSION}|{version}|{network}|{address}|grpc|\n"
+            with contextlib.suppress(BrokenPipeError):  # the host has gone already, which the watch will find
+                os.write(handshake, line.encode())
         os.close(handshake)
 
     async def serve(self) -> None:
@@ -263,32 +312,23 @@ class Server:
     # -- listening -------------------------------------------------------------------------------------------------
 
     def _bind(self, environment: Mapping[str, str]) -> tuple[str, str]:
-        if sys.platform != "win32":
-            wanted = environment.get("PLUGIN_UNIX_SOCKET_DIR")
-            for folder in [wanted] if wanted else [tempfile.gettempdir(), "/tmp"]:  # noqa: S108 - a folder in it is made
-                with contextlib.suppress(OSError, RuntimeError):
-                    return "unix", self._bind_unix(folder, environment.get("PLUGIN_UNIX_SOCKET_GROUP", ""))
+        if self._seat:
+            self._folder = self._seat.folder
+            self._listen_at(self._seat.private, environment)
+            return "unix", str(self._seat.public)
+        self._folder = make_folder(environment)
+        if self._folder:
+            with contextlib.suppress(OSError, RuntimeError):
+                self._listen_at(self._folder / PUBLIC, environment)
+                return "unix", str(self._folder / PUBLIC)
+            self._remove_folder()
         return "tcp", self._bind_tcp(environment)
 
-    def _bind_unix(self, parent: str, group: str) -> str:
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir=parent))
-        path = str(self._folder / "grpc")
-        try:
-            if len(os.fsencode(path)) > PATH_LIMIT or re.search(r"[|\s]", path):
-                raise OSError("No socket can have that path.")
-            self._server.add_insecure_port(f"unix:{path}")
-            if group:
-                import grp
-
-                gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
-                for each, mode in ((self._folder, 0o710), (Path(path), 0o660)):
-                    os.chown(each, -1, gid)
-                    each.chmod(mode)
-        except BaseException:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
-            raise
-        return path
+    def _listen_at(self, path: Path, environment: Mapping[str, str]) -> None:
+        self._server.add_insecure_port(f"unix:{path}")
+        if (group := group_of(environment)) is not None:
+            os.chown(path, -1, group)
+            path.chmod(0o660)
 
     def _bind_tcp(self, environment: Mapping[str, str]) -> str:
         first, last = PORTS

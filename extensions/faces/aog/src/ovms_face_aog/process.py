@@ -14,6 +14,7 @@ from ovms_face_aog import goplugin
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ovms_face_aog.parent import Seat
     from ovms_kernel.log import Log
 
 COOKIE = ("AOG_PLUGIN", "aog-provider-plugin-v1")
@@ -34,6 +35,8 @@ class PluginProcess:
     log: Log
     launcher: Path
     """The file that the host started; above it is ``plugin.yaml``."""
+    seat: Seat | None = None
+    """Where to serve, if a parent process keeps the socket."""
 
     @property
     def of_aog(self) -> bool:
@@ -46,18 +49,26 @@ class PluginProcess:
         return read_manifest(self.launcher)
 
 
-def take_process(launcher: str = "") -> PluginProcess:
+def check_host() -> int:
+    """Return the application protocol version to speak.
+
+    :raises Refusal: no host started this process, or one that wants what cannot be offered.
+    """
+    return goplugin.read_environment(goplugin.Magic(*COOKIE, VERSIONS), os.environ)
+
+
+def take_process(launcher: str = "", seat: Seat | None = None) -> PluginProcess:
     """Take the standard streams and what the host set.
 
     :param launcher: the file that the host started, if that is not ``sys.argv[0]``.
-    :raises Refusal: no host started this process, or one that wants what cannot be offered.
+    :raises Refusal: as :func:`check_host`.
     """
-    version = goplugin.read_environment(goplugin.Magic(*COOKIE, VERSIONS), os.environ)
+    version = check_host()
     stdout, stderr = goplugin.take_standard_streams()
     host = goplugin.Host(stderr)
     from ovms_kernel.log import Log
 
-    return PluginProcess(version, stdout, host, Log(stderr), Path(launcher or sys.argv[0]).absolute())
+    return PluginProcess(version, stdout, host, Log(stderr), Path(launcher or sys.argv[0]).absolute(), seat)
 
 
 def read_manifest(launcher: Path) -> Mapping[str, Any]:

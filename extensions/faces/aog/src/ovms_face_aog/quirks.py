@@ -82,7 +82,7 @@ class AogProvider(Provider):
     ) -> AsyncGenerator[Message, None]:
         """Hold a session that AOG never closes, and tell failures as events."""
         converse = super().converse
-        session = hold_session(service, lambda messages: converse(kernel, service, messages), inbound)
+        session = hold_session(service, lambda messages: converse(kernel, service, messages), inbound, self.begin)
         async with aclosing(session) as messages:
             async for message in messages:
                 yield message

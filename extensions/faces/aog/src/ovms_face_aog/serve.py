@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable, Generator, Mapping
 
+    from ovms_face_aog.parent import Seat
     from ovms_face_aog.process import PluginProcess
     from ovms_kernel.api.faces import KernelApi
     from ovms_kernel.kernel import Kernel
@@ -27,22 +28,37 @@ AOG's own OpenVINO engine wants 16666 and 9000; if ours were first to take them,
 def main(launcher: str = "") -> None:
     """Serve the host that started this process until it ends or asks for the end, and exit.
 
+    On Linux the plugin's own process is a child, which is started again if it dies.
+
     :param launcher: the file that the host started, if that is not ``sys.argv[0]``.
     """
     # grpc's own handlers for forks would meet the engine's start; and its chatter is nobody's business.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from ovms_face_aog.goplugin import Refusal
-    from ovms_face_aog.process import take_process
+    from ovms_face_aog.goplugin import Refusal, make_folder
+    from ovms_face_aog.process import check_host
 
     try:
-        process = take_process(launcher)
+        check_host()
     except Refusal as refusal:
         # At the first column, so that a host's log shows it as an error.
         print(f"[ERROR] {refusal}", file=sys.stderr)  # noqa: T201 - there is no log yet
         sys.exit(1)
+    if sys.platform == "linux" and (folder := make_folder(os.environ)):
+        from ovms_face_aog.parent import serve_again_and_again
+
+        serve_again_and_again(folder, lambda seat: _be_the_plugin(launcher, seat))
+    _be_the_plugin(launcher)
+
+
+def _be_the_plugin(launcher: str, seat: Seat | None = None) -> NoReturn:
+    from ovms_face_aog.goplugin import Refusal
+    from ovms_face_aog.process import take_process
+
+    try:
+        process = take_process(launcher, seat)
     except OSError:
-        sys.exit(1)  # without standard streams there is nobody to tell
+        os._exit(1)  # without standard streams there is nobody to tell
     _log_crashes(process.host.stderr)
     code = 0
     try:
@@ -51,10 +67,10 @@ def main(launcher: str = "") -> None:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_run(process))
     except* Refusal as refusals:
-        refusal: BaseException = refusals
-        while isinstance(refusal, BaseExceptionGroup):
-            refusal = refusal.exceptions[0]
-        _log_error(str(refusal))
+        cause: BaseException = refusals
+        while isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
+        _log_error(str(cause))
         code = 1
     except* Exception:  # noqa: BLE001 - the last frame: it is logged, and the code tells
         _log_error("The plugin could not go on", exc_info=True)
@@ -112,7 +128,7 @@ async def serve(process: PluginProcess, kernel: Awaitable[KernelApi]) -> None:
         await kernel.stop(reason)
 
     async with provider:
-        server = Server([provider.handler()], stop, process.host)
+        server = Server([provider.handler()], stop, process.host, process.seat)
         await server.start(process.version, process.stdout, os.environ)
         provider.begin(provider.kernel, "compose")
         await server.serve()
