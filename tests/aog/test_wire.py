@@ -180,7 +180,11 @@ async def test_d2_7_nothing_but_the_handshake_on_stdout_and_no_child_holds_the_p
     (info / "entry_points.txt").write_text("[ovms.observers]\nnoisy = noisy:Noisy\n")
     async with PluginHost(plugin_command(), environment) as host:
         assert (await host.call("CheckEngine")).code == 0
-        stragglers = [each for each in psutil.Process(host.pid).children(recursive=True) if "straggler" in " ".join(each.cmdline())]
+        stragglers = [
+            each
+            for each in psutil.Process(host.pid).children(recursive=True)
+            if "straggler" in " ".join(each.cmdline())
+        ]
         assert len(stragglers) == 1
         try:
             await host.kill()  # raises if a pipe is still held after 2 s

@@ -101,7 +101,7 @@ def test_an_engine_that_is_not_the_first_choice_is_no_secret(environment: dict[s
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
     assert "(portable) is installed" in done.stdout
     assert re.search(
-        r"^Platform ubuntu2204 does not do here: .*ovms_ubuntu22.* Next is portable\.$", done.stderr, re.MULTILINE
+        r"^Platform ubuntu2204 is skipped: .*ovms_ubuntu22.* Next is portable\.$", done.stderr, re.MULTILINE
     )
 
 

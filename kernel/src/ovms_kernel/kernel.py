@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Self, cast
 import anyio
 
 from ovms_kernel.engine import launch
-from ovms_kernel.engine.choice import candidates, install_best
 from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.engine.host import read_host
 from ovms_kernel.engine.installation import Installations, try_version
+from ovms_kernel.engine.platform_selection import candidates, install_engine
 from ovms_kernel.engine.probe import IdleProbe
 from ovms_kernel.engine.supervisor import Supervisor
 from ovms_kernel.errors import (
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 
     from ovms_kernel.drivers import ConversingService, Platform, Service, StreamingService
-    from ovms_kernel.engine.choice import Choice
+    from ovms_kernel.engine.platform_selection import Choice
     from ovms_kernel.extensions import ExtensionReport
     from ovms_kernel.settings import Settings
     from ovms_kernel.values import Call, EngineInfo, Host, Installation, LocalModel, Message, Progress, ResidentModel
@@ -140,19 +140,31 @@ class Kernel:
         return await anyio.to_thread.run_sync(self.installations.active) is not None
 
     async def install_engine(
-        self, version: str = "", *, report: Callable[[Progress], None] = lambda _: None
+        self,
+        version: str = "",
+        *,
+        platform: str = "",
+        retry: bool = False,
+        report: Callable[[Progress], None] = lambda _: None,
     ) -> Installation:
-        """Install an engine version and make it the active one; nothing happens if it is already.
+        """Install an engine and make it the active one; nothing happens if it is already.
+
+        Where an engine is in use because the download of a better fitting one failed, that is tried again.
 
         :param version: empty means the one by setting, else the newest that is known to work.
+        :param platform: empty means the one by setting, else the one that fits this host best.
+        :param retry: also try again what was refused or did not run here.
         """
         async with self._installing:
-            version = version or self.settings.engine_version
-            choices = self._choices()
-            active = self.installations.active()
-            if active and active.version == choices[0].platform.release(self.host, version).version:
-                return active
-            return await install_best(self.installations, choices, self.host, version, report)
+            return await install_engine(
+                self.installations,
+                self.host,
+                self.extensions.platforms,
+                version=version or self.settings.engine_version,
+                platform=platform or self.settings.platform,
+                retry=retry,
+                report=report,
+            )
 
     async def init_environment(self) -> None:
         """Make the folders and the engine's configuration file."""

@@ -52,6 +52,8 @@ class Release:
     """Hex digest, where known beforehand."""
     asset_list: str = ""
     """URL of the release in GitHub's API, which names size and digest of each asset; empty where there is none."""
+    verified: str = ""
+    """The newest version whose digest is known beforehand, for users who demand that; empty if there is none."""
 
 
 @dataclass(frozen=True, slots=True)

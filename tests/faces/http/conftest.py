@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,8 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory, fixtures: Path) -> Path:
             for model, source in MODELS.items():
                 await kernel.import_model(fixtures / source, model)
 
-    anyio.run(fill)
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(anyio.run, fill).result()  # this one may have an event loop already
     return folder
 
 

@@ -120,15 +120,34 @@ async def ls(session: Session, *, json: Json = False) -> None:
         output.say("No engine is installed; `ovms-plugin engine install` does that.")
 
 
-async def install(session: Session, version: AnyVersion = "", *, json: Json = False) -> None:
+async def install(
+    session: Session,
+    version: AnyVersion = "",
+    *,
+    platform: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Use this platform, such as portable, not the best.", show_default=False),
+    ] = "",
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Also try again what was refused or did not run on this system.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Install an engine and make it the active one.
 
-    Nothing happens if it is already.
+    Nothing happens if it is already. Where a platform that fits better failed to download, it is tried again.
     """
     session.kept = "Interrupted; what was fetched is kept, the same command goes on from there."
     async with session.kernel() as kernel:
         with output.progress("engine") as report:
-            installation = await kernel.install_engine(version, report=report)
+            installation = await kernel.install_engine(version, platform=platform, retry=retry, report=report)
+        skipped = kernel.installations.read_record().skipped
+        findings = dict(await kernel.events.ask("ovms_check_host", host=kernel.host))
+    for each in skipped:
+        how = "; `ovms-plugin engine install --retry` tries it again" if each.final else ""
+        output.say(f"Platform {each.platform} is not used: {each.cause.rstrip('.')}{how}.")
+    for finding in findings.get(f"platforms.{installation.platform}", ()):
+        output.say(f"{finding.text}.{f' To change that: {finding.remedy}' if finding.remedy else ''}")
     if json:
         output.print_json(installation)
     else:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ovms_embedded.rest.errors import Invalid
-from ovms_embedded.rest.fields import Fields
+from ovms_embedded.rest.fields import Fields, as_float
 
 STOPS = 16
 NUMBERS = (
@@ -171,7 +171,7 @@ def _assistance(data: dict[str, Any], options: dict[str, Any], settings: dict[st
         if tokens is not None:
             settings["num_assistant_tokens"] = tokens
         if threshold is not None and draft:
-            settings["assistant_confidence_threshold"] = float(threshold)
+            settings["assistant_confidence_threshold"] = as_float(threshold, "assistant_confidence_threshold")
         if lookup:
             settings["max_ngram_size"] = ngram
 
