@@ -11,7 +11,6 @@ import typer
 from ovms_cli import output
 from ovms_cli.session import Json, Session, add
 from ovms_kernel.drivers import DRIVER_PROTOCOLS, KERNEL_KINDS
-from ovms_kernel.engine.platform_selection import explain
 from ovms_kernel.errors import OvmsError
 from ovms_kernel.extensions import ExtensionReport, Extensions, compose
 from ovms_kernel.settings import ELSEWHERE
@@ -107,6 +106,8 @@ def _extensions(kernel: "Kernel") -> list[Finding]:
 
 
 async def _platform(kernel: "Kernel") -> list[Finding]:
+    from ovms_kernel.engine.platform_selection import explain
+
     installation = kernel.installations.active()
     chosen = explain(kernel.host, kernel.extensions.platforms, kernel.settings.platform, installation)
     skipped = [

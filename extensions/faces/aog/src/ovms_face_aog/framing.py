@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 PLAIN = re.compile(rb"data: \{[^\r\n]*\}\n\n")
 """An event as engines write it."""
 CREATED = re.compile(rb'"created":(\d{1,10})(?=[,}])')
-TOGETHER = 256
-"""Events that are put into one message at most; a host that reads slowly holds up the engine beyond them."""
+TOGETHER = 64 << 10
+"""Bytes of events that wait for their turn at most; a host that reads slowly holds up the engine beyond them."""
 
 
 @lru_cache(maxsize=16)
@@ -104,7 +104,7 @@ async def send_together(events: AsyncGenerator[bytes, None], send: Callable[[byt
 
     The first event, which somebody waits for, is sent at once and alone.
     """
-    waiting: list[bytes] = []
+    waiting = bytearray()
     arrived, taken = asyncio.Event(), asyncio.Event()
     ended = False
 
@@ -113,7 +113,7 @@ async def send_together(events: AsyncGenerator[bytes, None], send: Callable[[byt
             await arrived.wait()
             arrived.clear()
             if waiting:
-                data = b"".join(waiting)
+                data = bytes(waiting)
                 waiting.clear()
                 taken.set()
                 await send(data)
@@ -126,7 +126,7 @@ async def send_together(events: AsyncGenerator[bytes, None], send: Callable[[byt
         writing = group.create_task(write())
         try:
             async for event in events:
-                waiting.append(event)
+                waiting += event
                 arrived.set()
                 if len(waiting) >= TOGETHER:
                     taken.clear()
