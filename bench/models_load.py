@@ -100,6 +100,7 @@ async def measure(model_type: str, repeat: int) -> None:
             library,
             servables,
             Memory(settings, library),
+            {},
             connect=connect,
             engine_runs=lambda: True,
             runs_elsewhere=lambda: False,

@@ -22,14 +22,14 @@ import pytest
 
 from ovms_graph_text_generation import TextGeneration
 from ovms_kernel.api.services import Call, Engine, EngineFailed, Route, ServiceDefinition, Unavailable, forward
+from ovms_kernel.compose import compose_kernel
 from ovms_kernel.engine import launch, probe
 from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.engine.probe import IdleProbe
 from ovms_kernel.engine.supervisor import Supervisor
 from ovms_kernel.extensions import Extensions
 from ovms_kernel.hookspecs import hookimpl
-from ovms_kernel.kernel import Kernel
-from ovms_kernel.models.plan import Resident
+from ovms_kernel.models.plan import Resident, State
 from ovms_kernel.settings import Settings
 from ovms_kernel.testing.events import EventRecorder
 from ovms_kernel.testing.platform import MisbehavingPlatform
@@ -76,7 +76,7 @@ class Setup:
             graphs={"text_generation": TextGeneration({})},
             observers={"watcher": self.watcher},
         )
-        self.kernel = Kernel(settings, host=HOST, extensions=extensions)
+        self.kernel = compose_kernel(settings, host=HOST, extensions=extensions)
 
     async def ask(self) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(
@@ -171,12 +171,12 @@ async def test_a_busy_engine_is_not_probed_and_one_model_is_asked_after_the_othe
             asked.append(json.loads(body) | {"path": path})
 
     def loaded(name: str, model_type: str = "text_generation", **more: Any) -> Resident:
-        return Resident(name, SimpleNamespace(model_type=model_type), **more)  # type: ignore[arg-type]
+        return Resident(name, SimpleNamespace(model_type=model_type), state=State.LOADED, **more)  # type: ignore[arg-type]
 
     client: Any = Client()
     models = [loaded("b"), loaded("a"), loaded("voice", "text_to_speech")]
     models[0].last_used = time.monotonic()
-    idle = IdleProbe([Chat()], lambda: models)
+    idle = IdleProbe([Chat()], {each.id: each for each in models})
     assert await idle(client)
     assert asked == [], "it was used a moment ago"
     monkeypatch.setattr(probe, "IDLE", 0.0)

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from ovms_graph_text_generation import TextGeneration
+from ovms_kernel.compose import compose_kernel
 from ovms_kernel.engine import download, launch
 from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, NotSupported, PreconditionFailed
 from ovms_kernel.extensions import Extensions
@@ -73,7 +74,7 @@ def compose(settings: Settings, watcher: Watcher, **platforms: object) -> Kernel
         graphs={"text_generation": TextGeneration({})},
         observers={"watcher": watcher},
     )
-    return Kernel(settings, host=HOST, extensions=extensions)
+    return compose_kernel(settings, host=HOST, extensions=extensions)
 
 
 @pytest.fixture
@@ -203,6 +204,7 @@ import os, sys, anyio
 sys.path.insert(0, sys.argv[4])
 from ovms_graph_text_generation import TextGeneration
 from ovms_kernel.extensions import Extensions
+from ovms_kernel.compose import compose_kernel
 from ovms_kernel.kernel import Kernel
 from ovms_kernel.engine.installation import Installations
 from ovms_kernel.settings import read_settings
@@ -214,7 +216,8 @@ def die(*_a, **_k):
     os.kill(os.getpid(), 9)
 async def main():
     extensions = Extensions(platforms={"packed": PackedPlatform(url)}, graphs={"text_generation": TextGeneration({})})
-    async with Kernel(read_settings({}, data_dir=data), host=Host("linux", "x86_64"), extensions=extensions) as kernel:
+    settings = read_settings({}, data_dir=data)
+    async with compose_kernel(settings, host=Host("linux", "x86_64"), extensions=extensions) as kernel:
         await kernel.load_model("tiny/text")
         if step == "install":
             kernel.installations._switch = die

@@ -30,8 +30,8 @@ from ovms_kernel.api.services import (
     forward_stream,
     hookimpl,
 )
+from ovms_kernel.compose import compose_kernel
 from ovms_kernel.extensions import Extensions
-from ovms_kernel.kernel import Kernel
 from ovms_kernel.settings import Settings, read_settings
 from ovms_kernel.testing.platform import MisbehavingPlatform
 from ovms_kernel.values import Answer, Host, Request
@@ -116,7 +116,7 @@ class Setup:
             graphs={"embeddings": Embeddings({}), "text_generation": TextGeneration({})},
             observers={"watcher": self.watcher},
         )
-        self.kernel = Kernel(settings, host=HOST, extensions=self.extensions)
+        self.kernel = compose_kernel(settings, host=HOST, extensions=self.extensions)
 
 
 @pytest.fixture
@@ -321,10 +321,10 @@ async def test_an_install_that_is_up_to_date_does_nothing_even_twenty_times_at_o
 
 
 async def test_a_host_that_no_platform_fits_is_told_what_to_install(tmp_path: Path) -> None:
-    kernel = Kernel(read_settings({}, data_dir=tmp_path), host=HOST, extensions=Extensions())
+    kernel = compose_kernel(read_settings({}, data_dir=tmp_path), host=HOST, extensions=Extensions())
     with pytest.raises(NotSupported, match="install ovms-platform-portable"):
         kernel.platform()
-    named = Kernel(read_settings({}, data_dir=tmp_path, platform="beos"), host=HOST, extensions=Extensions())
+    named = compose_kernel(read_settings({}, data_dir=tmp_path, platform="beos"), host=HOST, extensions=Extensions())
     with pytest.raises(NotSupported, match="No platform extension named beos"):
         named.platform()
 
@@ -341,7 +341,7 @@ async def test_a_start_may_name_the_device_of_models_that_name_none(ready: Setup
 
 
 async def test_health_is_bad_when_the_engine_hangs(ready: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ovms_kernel.kernel.HEALTH_LIMIT", 0.5)
+    monkeypatch.setattr("ovms_kernel.engine.control.HEALTH_LIMIT", 0.5)
     info = await ready.kernel.engine()
     assert info.pid is not None
     await ready.kernel.health()

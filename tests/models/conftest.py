@@ -203,13 +203,14 @@ def make_world(tmp_path: Path, drivers: Extensions) -> Callable[..., World]:
             running=lambda: engine.up,
             known=lambda: {each.id: chosen.models_dir / each.id for each in residency.loaded()},
         )
-        memory = Memory(chosen, library, lambda: 1 << 30)
+        memory = Memory(chosen, library, available=lambda: 8 << 30, gpu=lambda: None)
         residency = Residency(
             chosen,
             events,
             library,
             servables,
             memory,
+            {},
             connect=connect,
             engine_runs=lambda: True,
             runs_elsewhere=lambda: False,

@@ -3,6 +3,8 @@
 import anyio
 import pytest
 
+from ovms_kernel.models.memory import RESERVE
+
 
 async def loaded(world, tiny, *names):
     for name in names:
@@ -29,8 +31,10 @@ async def test_idle_models_are_unloaded_and_come_back_on_request(make_world, tin
 async def test_pinned_models_and_models_at_work_stay(make_world, tiny):
     world = make_world(idle_unload=0.1, pinned=("a",), sections={"models": {"b": {"pinned": "on"}}})
     async with world.residency:
-        await loaded(world, tiny, "a", "b", "busy", "idle")
+        await loaded(world, tiny, "a", "b", "busy")
         async with world.residency.use("embeddings", "busy"):
+            world.heard.clear()
+            await loaded(world, tiny, "idle")
             await gone(world, "idle")
             assert world.loaded() == {"a", "b", "busy"}
         await gone(world, "busy")
@@ -48,14 +52,21 @@ async def test_one_model_may_have_a_limit_of_its_own(make_world, tiny):
 async def test_a_request_says_how_long_its_model_stays(make_world, tiny):
     world = make_world(idle_unload=0.1)
     async with world.residency:
-        await loaded(world, tiny, "kept", "at-once", "idle")
+        await loaded(world, tiny, "kept", "other")
         async with world.residency.use("embeddings", "kept", keep_alive=-1):
             pass
-        async with world.residency.use("embeddings", "at-once", keep_alive=0):
-            pass
-        assert ("unloaded", "idle") not in world.heard
-        await gone(world, "at-once", "idle")
+        await gone(world, "other")
         assert world.loaded() == {"kept"}
+        async with world.residency.use("embeddings", "kept", keep_alive=0):
+            world.heard.clear()
+        await gone(world, "kept")
+
+
+async def test_a_keep_alive_of_zero_unloads_at_once(world, tiny):
+    await loaded(world, tiny, "a")
+    async with world.residency.use("embeddings", "a", keep_alive=0):
+        pass
+    await gone(world, "a")
 
 
 async def test_what_a_host_calls_unneeded_stays_until_its_memory_is_needed(world, tiny):
@@ -66,7 +77,7 @@ async def test_what_a_host_calls_unneeded_stays_until_its_memory_is_needed(world
     world.residency.hint("of another engine")
     assert world.loaded() == {"hinted", "older"}
     await world.library.import_(tiny("embeddings"), "new")
-    world.memory.available = lambda: 0
+    world.memory.available = lambda: RESERVE
     await world.residency.load("new")
     assert world.loaded() == {"new", "older"}, "it goes although it was used last"
 

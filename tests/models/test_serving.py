@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, Unavailable
+from ovms_kernel.models.memory import RESERVE
 from ovms_kernel.values import Endpoint, EngineExit, EngineInfo
 
 
@@ -220,8 +221,8 @@ async def test_what_is_not_installed_cannot_be_loaded(world):
 
 
 async def test_a_model_that_cannot_fit_is_refused_with_numbers(world, tiny):
-    await world.library.import_(tiny("text_generation"), "big")
-    world.memory.available = lambda: 500
+    await world.library.import_(tiny("embeddings"), "big")
+    world.memory.available = lambda: RESERVE + 500
     with pytest.raises(Unavailable, match=r"1\.1 KB .* 500 bytes are free"):
         await world.residency.load("big")
     assert world.engine.loads == []
@@ -229,8 +230,8 @@ async def test_a_model_that_cannot_fit_is_refused_with_numbers(world, tiny):
 
 async def test_a_model_is_loaded_whatever_the_memory_if_a_setting_says_so(make_world, tiny):
     world = make_world(sections={"models": {"big": {"force": "on"}}})
-    await world.library.import_(tiny("text_generation"), "big")
-    world.memory.available = lambda: 500
+    await world.library.import_(tiny("embeddings"), "big")
+    world.memory.available = lambda: RESERVE + 500
     await world.residency.load("big")
     assert world.engine.state("big") == "AVAILABLE"
 

@@ -51,7 +51,7 @@ async def main():
         def log_of(self, subject, since=0):
             return ""
     servables = Servables(settings, connect, Log(), running=lambda: True)
-    residency = Residency(settings, events, library, servables, Memory(settings, library), connect=connect,
+    residency = Residency(settings, events, library, servables, Memory(settings, library), {}, connect=connect,
                           engine_runs=lambda: True, runs_elsewhere=lambda: True)
     library.release = residency.release
     end = time.monotonic() + float(seconds)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ovms_graph_text_generation import TextGeneration
+from ovms_kernel.compose import compose_kernel
 from ovms_kernel.drivers import Platform
 from ovms_kernel.engine.ovms import NEWEST
 from ovms_kernel.errors import EngineFailed
@@ -72,7 +73,7 @@ async def test_an_archive_is_installed_started_upgraded_and_rolled_back(
         graphs={"text_generation": TextGeneration({})},
     )
     settings = read_settings({}, data_dir=tmp_path / "data with ünicode", engine_mirrors=(str(mirror),))
-    async with Kernel(settings, host=host, extensions=extensions) as kernel:
+    async with compose_kernel(settings, host=host, extensions=extensions) as kernel:
         assert (await kernel.install_engine()).version == NEWEST
         await kernel.import_model(fixtures / "text_generation", MODEL)
         assert await ask(kernel) == ANSWER

@@ -91,7 +91,7 @@ def hub(fixtures):
 @pytest.fixture(scope="session")
 async def house(tmp_path_factory, fixtures, hub):
     """The whole kernel with the embedded engine and one tiny model of each type, none of them loaded yet."""
-    from ovms_kernel.kernel import Kernel
+    from ovms_kernel.compose import compose_kernel
     from ovms_kernel.settings import read_settings
 
     settings = read_settings(
@@ -102,7 +102,7 @@ async def house(tmp_path_factory, fixtures, hub):
         grpc_port=30000 + os.getpid() % 10000,
         hubs={"modelscope": {"endpoint": hub.url}},
     )
-    async with Kernel(settings) as kernel:
+    async with compose_kernel(settings) as kernel:
         await kernel.install_engine()
         for model, folder in TINY.items():
             await kernel.import_model(fixtures / folder, model)

@@ -78,7 +78,13 @@ class Settings:
     idle_unload: Seconds = 0.0
     """Time after which a model that nobody uses is unloaded; 0 = never. Per model: `idle_unload` in its section."""
     pinned: tuple[str, ...] = ()
-    """Models that are never unloaded for being idle."""
+    """Models that are never unloaded for being idle nor for another model."""
+    preload: tuple[str, ...] = ()
+    """Models that are loaded whenever the engine has started."""
+    memory_budget: str = ""
+    """Memory for all models together, such as `12GB` or `CPU=12GB,GPU=6GB`; empty = what is free, less a reserve."""
+    max_loaded: Count = 0
+    """Number of models that may be loaded at the same time; 0 = as many as fit."""
     staging_age: Seconds = 7 * 86400.0
     """Age at which a pull that was not finished is offered for removal."""
     hook_timeout: Limit = 5.0

@@ -15,7 +15,7 @@ import anyio
 import httpx
 import pytest
 
-from ovms_kernel.kernel import Kernel
+from ovms_kernel.compose import compose_kernel
 from ovms_kernel.settings import read_settings
 
 MODELS = {
@@ -102,7 +102,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory, fixtures: Path) -> Path:
     folder = tmp_path_factory.mktemp("http") / "data"
 
     async def fill() -> None:
-        async with Kernel(read_settings({}, data_dir=folder, platform="portable")) as kernel:
+        async with compose_kernel(read_settings({}, data_dir=folder, platform="portable")) as kernel:
             await kernel.install_engine()
             for model, source in MODELS.items():
                 await kernel.import_model(fixtures / source, model)

@@ -11,9 +11,9 @@ import typer
 
 from ovms_cli import output
 from ovms_cli.session import Session, add
+from ovms_kernel.admission import decode_request
 from ovms_kernel.errors import BadRequest, NotSupported
 from ovms_kernel.hookspecs import hookimpl
-from ovms_kernel.requests import decode_request
 from ovms_kernel.values import Request
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from ovms_kernel.admission import decode_request
 from ovms_kernel.drivers import Dialect, Face, Service
 from ovms_kernel.errors import (
     BadRequest,
@@ -19,7 +20,6 @@ from ovms_kernel.errors import (
     Unavailable,
 )
 from ovms_kernel.hookspecs import hookimpl
-from ovms_kernel.requests import decode_request
 from ovms_kernel.settings import Settings
 from ovms_kernel.values import (
     Answer,

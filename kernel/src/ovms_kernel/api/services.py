@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from ovms_kernel.admission import (
+    decode_request,
+)
 from ovms_kernel.audio import (
     Heard,
     Segment,
@@ -42,9 +45,6 @@ from ovms_kernel.hookspecs import (
 from ovms_kernel.media import (
     allowed_hosts,
     read_media,
-)
-from ovms_kernel.requests import (
-    decode_request,
 )
 from ovms_kernel.services import (
     Route,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from ovms_kernel.errors import BadRequest, NotFound, OvmsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Mapping
 
     from ovms_kernel.drivers import Service
     from ovms_kernel.engine.client import EngineClient
@@ -37,6 +37,14 @@ class Probed(Protocol):
     last_used: float
     """By the monotonic clock."""
 
+    @property
+    def state(self) -> str:
+        """Is ``loaded`` if the engine serves it."""
+        ...
+
+
+LOADED = "loaded"
+
 
 async def no_probe(client: EngineClient) -> bool:
     """Ask nothing."""
@@ -48,21 +56,21 @@ class IdleProbe:
     """Probes one loaded model after the other while there are no requests.
 
     :param services: those that may be asked.
-    :param loaded: returns the models that are loaded, with their users and when they were used last.
+    :param table: the models that are known, with their users and when they were used last.
     """
 
-    def __init__(self, services: Iterable[Service], loaded: Callable[[], Sequence[Probed]]) -> None:
+    def __init__(self, services: Iterable[Service], table: Mapping[str, Probed]) -> None:
         self._requests = {
             each.definition.model_type: (each.definition.endpoint, json.loads(each.definition.probe))
             for each in services
             if each.definition.probe
         }
-        self._loaded = loaded
+        self._table = table
         self._probed: dict[str, float] = {}
 
     async def __call__(self, client: EngineClient) -> bool:
         """Return false if a model that is loaded does not do its work; true also if nothing had to be asked."""
-        loaded = self._loaded()
+        loaded = [each for each in self._table.values() if each.state == LOADED]
         models = [each for each in loaded if each.model and each.model.model_type in self._requests]
         now = time.monotonic()
         last = max([0.0, *(each.last_used for each in loaded), *self._probed.values()])

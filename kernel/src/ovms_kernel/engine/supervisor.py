@@ -74,14 +74,16 @@ class State(StrEnum):
 class Supervisor:
     """Keeps one engine as it is wanted, between entering and leaving it as an async context manager."""
 
-    def __init__(self, settings: Settings, events: Events) -> None:
+    def __init__(
+        self, settings: Settings, events: Events, probe: Callable[[EngineClient], Awaitable[bool]] = no_probe
+    ) -> None:
         self._settings = settings
         self._events = events
         self.state = State.STOPPED
         self.info: EngineInfo | None = None
         """The engine, while it is ready."""
         self.last_exit: EngineExit | None = None
-        self.probe: Callable[[EngineClient], Awaitable[bool]] = no_probe
+        self.probe = probe
         """Tells whether an engine that answers also works; asked now and then."""
         self._wanted: tuple[Platform, Installation] | None = None
         self._failure: OvmsError | None = None
@@ -110,6 +112,11 @@ class Supervisor:
     def started(self) -> bool:
         """Whether an engine is wanted; it may not be ready, or have failed."""
         return self._wanted is not None
+
+    @property
+    def owned_pid(self) -> int | None:
+        """The engine's process, if this process started it."""
+        return self._process.pid if self._process is not None else None
 
     async def start(self, platform: Platform, installation: Installation, *, trial: bool = False) -> None:
         """Want an engine; return at once. One that failed is tried anew, one that runs is left alone.

@@ -183,7 +183,7 @@ class Composition:
 
 def _compose(process: PluginProcess) -> Kernel:
     from ovms_face_aog.process import data_dir_of
-    from ovms_kernel.kernel import Kernel
+    from ovms_kernel.compose import compose_kernel
     from ovms_kernel.log import set_level
     from ovms_kernel.settings import read_settings
 
@@ -193,7 +193,7 @@ def _compose(process: PluginProcess) -> Kernel:
     settings = read_settings(defaults=defaults)
     process.log.add_file(settings.logs_dir / "plugin.log")
     set_level(settings.log_level)
-    return Kernel(settings)
+    return compose_kernel(settings)
 
 
 def _log_crashes(stderr: int) -> None:
