@@ -21,6 +21,7 @@ from ovms_kernel.errors import (
 )
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.settings import Settings
+from ovms_kernel.sse import read_events
 from ovms_kernel.values import (
     Answer,
     EngineStatus,
@@ -62,13 +63,37 @@ __all__ = [
     "Service",
     "ServiceDefinition",
     "Settings",
+    "StreamedAnswer",
     "TimedOut",
     "Unauthorized",
     "Unavailable",
     "Upload",
     "decode_request",
     "hookimpl",
+    "read_events",
 ]
+
+
+class StreamedAnswer(Protocol):
+    """How a dialect sends an answer in pieces: ``scope["ovms.stream"]`` of its requests.
+
+    An error before the first piece is raised, so that it becomes an answer with a status. The request's id, for the
+    kernel, is ``scope["ovms.request"]``.
+    """
+
+    async def __call__(
+        self,
+        chunks: AsyncGenerator[bytes, None],
+        failed: Callable[[Exception], bytes],
+        content_type: bytes,
+        ping: bytes,
+    ) -> None:
+        """Send the pieces as they come.
+
+        :param failed: makes the last piece of an error in the middle.
+        :param ping: sent while nothing comes, so that the client does not give up; empty = nothing.
+        """
+        ...
 
 
 class KernelApi(Protocol):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ovms_face_http import services
 from ovms_face_http.app import Routes
 from ovms_face_http.models import Models
+from ovms_face_http.response_endpoints import Responses
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,10 +25,14 @@ def routes(kernel: KernelApi) -> Routes:
     made = Routes()
     for path, endpoint in services.endpoints(kernel):
         made.exact["POST", path] = endpoint
-    models = Models(kernel)
+    models, answers = Models(kernel), Responses(kernel)
     for version in ("/v1", "/v3"):
         made.exact["GET", f"{version}/models"] = models.list_all
         made.below.append(("GET", f"{version}/models/", models.retrieve))
+        if "chat" in kernel.services:
+            made.exact["POST", f"{version}/responses"] = answers.create
+            made.below.append(("GET", f"{version}/responses/", answers.retrieve))
+            made.below.append(("DELETE", f"{version}/responses/", answers.delete))
     made.below.append(("GET", "/v2/models/", models.kserve))
     for path in ("/health", "/v2/health/live", "/v2/health/ready"):
         made.exact["GET", path] = _healthy

@@ -15,7 +15,7 @@ from ovms_face_http.guard import Denied, preflight
 from ovms_kernel.api.faces import OvmsError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 
     from starlette.routing import BaseRoute
 
@@ -206,7 +206,16 @@ def unforeseen(request: str) -> Problem:
 async def _ask_dialect(exchange: Exchange, route: BaseRoute, more: Mapping[str, Any]) -> None:
     scope = exchange.scope
     scope.update(more)
-    scope["ovms.exchange"] = exchange
+    scope["ovms.request"], scope["ovms.stream"] = exchange.id, exchange.stream
+    pieces: AsyncGenerator[bytes, None] | None = exchange.pieces()
+
+    async def receive() -> MutableMapping[str, Any]:
+        nonlocal pieces
+        if pieces is None:
+            return await exchange.receive()  # waits until the client is gone
+        if (piece := await anext(pieces, None)) is None:
+            pieces = None
+        return {"type": "http.request", "body": piece or b"", "more_body": piece is not None}
 
     async def send(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
@@ -214,7 +223,7 @@ async def _ask_dialect(exchange: Exchange, route: BaseRoute, more: Mapping[str, 
             message["headers"] = [*message.get("headers", ()), *exchange.with_answer]
         await exchange.send(message)
 
-    await route.handle(scope, exchange.receive, send)
+    await route.handle(scope, receive, send)
 
 
 async def _fail(exchange: Exchange, problem: Problem, dialect: Dialect | None) -> None:

@@ -8,7 +8,7 @@ import typer
 from ovms_cli import output
 from ovms_cli.session import Json, Session, add
 from ovms_face_http import config, running
-from ovms_face_http.clients import CLIENTS, Client
+from ovms_face_http.clients import CLIENTS, Client, told
 from ovms_face_http.keys import DEFAULT
 from ovms_face_http.operation import operate
 
@@ -59,17 +59,20 @@ async def connect(
     settings = read_settings(session)
     where = running.read(session.settings.data_dir)
     async with session.kernel() as kernel:
-        await kernel.list_models()
-    where.url if where else config.base_url(settings, settings.port)
+        models = await kernel.list_models()
+    url = where.url if where else config.base_url(settings, settings.port)
+    key = ""
     if settings.keys == "required":
-        await anyio.to_thread.run_sync(running.keys_of(session.settings).default)
+        key = await anyio.to_thread.run_sync(running.keys_of(session.settings).default)
     if where is None:
         output.say("Nothing is served now; `ovms-plugin serve` starts that.")
-    [each.value for each in Client] if client is None else [client.value]
+    chosen = [each.value for each in Client] if client is None else [client.value]
+    print("\n\n".join(told(each, url, key, models) for each in chosen))
 
 
 async def add_(session: Session, name: Name) -> None:
     """Make a key and print it, this once; only a hash of it is kept."""
+    print(await anyio.to_thread.run_sync(running.keys_of(session.settings).add, name))
 
 
 async def list_(session: Session, *, json: Json = False) -> None:
@@ -90,6 +93,7 @@ async def list_(session: Session, *, json: Json = False) -> None:
 async def remove(session: Session, name: Name) -> None:
     """Revoke a key; a running server refuses it within a second."""
     await anyio.to_thread.run_sync(running.keys_of(session.settings).remove, name)
+    print(f"The key {name} is revoked.")
 
 
 def read_settings(session: Session, **given: object) -> "HttpSettings":

@@ -68,14 +68,13 @@ class Exchange:
         """
         self._check_length()
         message = await self._next()
-        if not message.get("more_body"):
-            return bytes(message.get("body", b""))
-        parts = bytearray(message.get("body", b""))
-        while message.get("more_body"):
+        parts: bytes | bytearray = message.get("body", b"")
+        while message.get("more_body") and len(parts) <= self.max_body:
             message = await self._next()
+            parts = bytearray(parts) if isinstance(parts, bytes) else parts
             parts += message.get("body", b"")
-            if len(parts) > self.max_body:
-                raise self._too_large()
+        if len(parts) > self.max_body:
+            raise self._too_large()
         return bytes(parts)
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:

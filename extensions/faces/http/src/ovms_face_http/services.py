@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from ovms_face_http.app import Endpoint
     from ovms_face_http.exchange import Exchange
     from ovms_kernel.api.faces import KernelApi, Service
+
+log = logging.getLogger(__name__)
 
 NAME = "http"
 """The face's name, as requests carry it."""
@@ -124,5 +127,13 @@ def wants_stream(request: Request) -> bool:
 
 def failed(error: Exception) -> bytes:
     """Return the event of an error in the middle of a stream, as OpenAI's clients understand it."""
-    known = error if isinstance(error, OvmsError) else OvmsError("This should not have happened; the log tells more.")
+    known = error if isinstance(error, OvmsError) else OvmsError(in_words(error))
     return b"data: " + encode(problem_of(known).as_dict()) + b"\n\n"
+
+
+def in_words(error: Exception) -> str:
+    """Return what a program is told of an error in the middle of its answer; one that nobody foresaw is logged."""
+    if isinstance(error, OvmsError):
+        return error.message
+    log.error("An answer broke off", exc_info=error)
+    return "This should not have happened; the log tells more."
