@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
 import logging
@@ -14,8 +13,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import anyio
 
 from ovms_kernel.errors import OvmsError, Unavailable
 
@@ -100,6 +97,10 @@ def run_command(
     :param debug: log in detail, and show tracebacks.
     :raises BrokenPipeError: whoever read the output has gone.
     """
+    import asyncio  # takes a tenth of the time that help may take, so not at the top
+
+    import anyio
+
     from ovms_kernel.settings import read_settings
 
     _log(debug=debug)
@@ -194,6 +195,10 @@ def _log(*, debug: bool) -> None:
 
 async def _until_signal(work: Callable[[Session], Awaitable[None]], session: Session) -> None:
     """Run a command; the first signal to end cancels it, further ones must not disturb its cleaning up."""
+    import asyncio
+
+    import anyio
+
     loop = asyncio.get_running_loop()
     with anyio.CancelScope() as scope:
 
