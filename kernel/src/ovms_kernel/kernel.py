@@ -288,7 +288,8 @@ class Kernel:
                     answer = await driver.invoke(call, self._engine_for_requests(call))
             except TimeoutError as error:
                 raise TimedOut(f"The request was not done within its limit of {timeout:g} s.") from error
-            sent(len(checked(answer, Answer, service).body))
+            sent.model = checked(answer, Answer, service).model
+            sent.add(answer.body)
             return answer
 
     async def stream(self, service: str, request: Request) -> AsyncGenerator[bytes, None]:
@@ -305,7 +306,7 @@ class Kernel:
             aclosing(cast("StreamingService", driver).stream(call, self._engine_for_requests(call))) as chunks,
         ):
             async for chunk in chunks:
-                sent(len(checked(chunk, bytes, service)))
+                sent.add(checked(chunk, bytes, service))
                 yield chunk
 
     async def converse(self, service: str, inbound: AsyncIterator[Message]) -> AsyncGenerator[Message, None]:
@@ -319,7 +320,7 @@ class Kernel:
             aclosing(cast("ConversingService", driver).converse(inbound, self._engine_for_requests(call))) as messages,
         ):
             async for message in messages:
-                sent(len(message.data))
+                sent.add(message.data)
                 yield message
 
     def _engine_for_requests(self, call: Call) -> RequestEngine:

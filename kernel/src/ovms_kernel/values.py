@@ -391,6 +391,14 @@ class Outcome:
     seconds: float
     bytes_out: int
     error: str = ""
+    first_byte: float | None = None
+    """Seconds until the first byte of the answer; ``None`` = there was none."""
+    model: str = ""
+    """Id of the model that answered; empty where none did."""
+    prompt_tokens: int = 0
+    """Tokens of the request, where the answer says how many."""
+    completion_tokens: int = 0
+    """Tokens of the answer, where it says how many."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,7 +114,7 @@ def keep_alive_of(fields: Mapping[str, Any]) -> float | None:
 
 
 def _shared(fields: Mapping[str, Any]) -> Fields:
-    options = fields.get("options") or {}
+    options = {} if fields.get("options") is None else fields["options"]
     if not isinstance(options, dict):
         raise BadRequest("The field options must be an object.")
     made: Fields = {"model": model_of(fields)}

@@ -6,9 +6,12 @@ import logging
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from ovms_face_http import services
+from ovms_face_http import openapi, services
 from ovms_face_http.app import Routes
+from ovms_face_http.exchange import encode
 from ovms_face_http.models import Models
+from ovms_face_http.realtime import SERVICE as SPEECH
+from ovms_face_http.realtime import Realtime
 from ovms_face_http.response_endpoints import Responses
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ def routes(kernel: KernelApi) -> Routes:
     for version in ("/v1", "/v3"):
         made.exact["GET", f"{version}/models"] = models.list_all
         made.below.append(("GET", f"{version}/models/", models.retrieve))
+        made.exact["GET", f"{version}/audio/voices"] = models.voices
         if "chat" in kernel.services:
             made.exact["POST", f"{version}/responses"] = answers.create
             made.below.append(("GET", f"{version}/responses/", answers.retrieve))
@@ -36,11 +40,20 @@ def routes(kernel: KernelApi) -> Routes:
     made.below.append(("GET", "/v2/models/", models.kserve))
     for path in ("/health", "/v2/health/live", "/v2/health/ready"):
         made.exact["GET", path] = _healthy
+    if SPEECH in kernel.services:
+        made.sockets["/v1/realtime"] = Realtime(kernel)
+    document: list[bytes] = []
+
+    async def describe(exchange: Exchange) -> None:
+        await exchange.answer(document[0])
+
+    made.exact["GET", "/openapi.json"] = describe
     for name, dialect in dialects(kernel).items():
         try:
             made.dialects.append((dialect, dialect.routes(kernel)))
         except Exception:
             log.exception("The dialect %s is left out", name)
+    document.append(encode(openapi.document(made)))
     return made
 
 

@@ -55,6 +55,16 @@ class Models:
         else:
             raise Unavailable(f"{model.id} is installed and not loaded; the first request for it loads it.")
 
+    async def voices(self, exchange: Exchange) -> None:
+        """List the voices of the models that speak."""
+        speakers = [each for each in await self._kernel.list_models() if each.model_type == "text_to_speech"]
+        found = []
+        for model in speakers:
+            names = await anyio.to_thread.run_sync(voice_names, model.directory)
+            found += [{"id": each, "name": each, "object": "voice", "model": model.id} for each in names]
+        # OpenAI's lists have `data`, Open WebUI reads `voices`.
+        await exchange.json({"object": "list", "data": found, "voices": found})
+
     async def _both(self) -> tuple[list[LocalModel], set[str]]:
         installed = await self._kernel.list_models()
         return installed, {each.id for each in await self._kernel.running_models()}
@@ -86,6 +96,11 @@ def find(installed: list[LocalModel], name: str) -> LocalModel:
     known = ", ".join(each.id for each in installed) or "none"
     wanted = name if "/" in name else "<owner>/<name>"
     raise NotFound(f"Model {name} is not installed; installed: {known}. Pull it with `ovms-plugin pull {wanted}`.")
+
+
+def voice_names(directory: Path) -> list[str]:
+    """Return the voices in a model's folder; one without any has its own voice under the name of OpenAI's first."""
+    return sorted(each.stem for each in directory.glob("voices/*.bin")) or ["alloy"]
 
 
 def context_length(directory: Path) -> int | None:
