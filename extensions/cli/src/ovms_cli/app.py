@@ -57,7 +57,7 @@ def _add_extensions(app: typer.Typer, names: Sequence[str]) -> None:
     from ovms_kernel.settings import Settings, read_settings
     from ovms_kernel.values import Host
 
-    anywhere = Host("", "")  # only platforms ask where they are
+    anywhere = Host("linux", "")  # only platforms ask where they are
     try:
         settings = read_settings()
     except OvmsError:
