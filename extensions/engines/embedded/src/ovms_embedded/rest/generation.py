@@ -37,7 +37,7 @@ class Generation:
     def payload(self, **prompt: Any) -> dict[str, Any]:  # noqa: ANN401 - parts of a message
         """Return the message to the worker."""
         return {
-            "prompt": None, "messages": None, "tools": None, "context": {}, "grammar": None, "images": [],
+            "prompt": "", "chat": False, "grammar": None, "images": [],
             "max_new_tokens": self.max_new_tokens, "settings": self.settings, "n": self.n, "best_of": self.best_of,
             "stream": self.stream, "logprobs": self.logprobs, "special": not self.skip_special_tokens,
         } | prompt  # fmt: skip

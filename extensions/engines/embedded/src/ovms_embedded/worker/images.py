@@ -38,7 +38,7 @@ class Images:
         self.folder = common.models_path(spec)
         self.sizes: Resolutions = resolutions(options)
         self.devices = devices(common.device(spec, pipe, "device"), self.sizes)
-        self.properties = common.properties(spec)
+        self.properties = common.properties(spec, " ".join(self.devices))
         self.adapters = {
             each["alias"]: (genai.Adapter(Path(spec["base_path"], each["path"])), each["alpha"])
             for each in options["lora_adapters"]

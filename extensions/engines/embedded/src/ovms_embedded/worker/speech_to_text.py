@@ -20,7 +20,7 @@ class SpeechToText:
     def __init__(self, spec: dict[str, Any], pipe: Pipe) -> None:
         folder = common.models_path(spec)
         device = common.device(spec, pipe, "target_device")
-        properties = common.properties(spec)
+        properties = common.properties(spec, device)
         if spec["options"]["enable_word_timestamps"]:
             properties["word_timestamps"] = True
         self.pipe = pipe

@@ -26,7 +26,7 @@ class TextToSpeech:
             raise ValueError(message)
         folder = common.models_path(spec)
         device = common.device(spec, pipe, "target_device")
-        properties = common.properties(spec)
+        properties = common.properties(spec, device)
         if device == "CPU":
             # Every step has a shape of its own; kept for the next time, they are gigabytes after one long text.
             properties.setdefault("CPU_RUNTIME_CACHE_CAPACITY", 0)
