@@ -223,7 +223,7 @@ class _Connection(asyncio.Protocol):
     # -- what asyncio tells ----------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Of a stream protocol; uvloop's own kind does not derive from asyncio's.
+        # Of a stream protocol, but uvloop's does not derive from asyncio's.
         self.transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
