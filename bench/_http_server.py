@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 async def main(engine: str, folder: str) -> None:
-    kernel = compose_kernel(read_settings({}, **({"disabled": ("observers.metrics",)} if __import__("os").environ.get("NOMET") else {}), data_dir=Path(folder), platforms={"remote": {"url": engine}}))
+    kernel = compose_kernel(read_settings({}, data_dir=Path(folder), platforms={"remote": {"url": engine}}))
     face = HttpFace({"port": 0})
 
     def ready(where: Running) -> None:

@@ -106,6 +106,7 @@ class Server:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             timeout_keep_alive=int(KEEP_ALIVE),
             backlog=BACKLOG,
             ssl_certfile=settings.tls_cert or None,
