@@ -21,7 +21,7 @@ import typer
 import yaml
 
 from ovms_cli.app import make_app
-from ovms_cli.session import EXIT_CODES
+from ovms_kernel.commands import EXIT_CODES
 from ovms_kernel.declared import settings_in
 from ovms_kernel.settings import KINDS, ModelSettings, Settings
 
@@ -39,10 +39,7 @@ def settings_tables() -> str:
         for each in sorted(metadata.entry_points(group=group), key=lambda each: each.name):
             if not each.dist or not each.dist.name.startswith("ovms-"):
                 continue
-            try:
-                declared = getattr(each.load(), "settings_type", None)
-            except AttributeError:
-                continue  # the class is not there yet
+            declared = getattr(each.load(), "settings_type", None)
             if isinstance(declared, type(Settings)):
                 parts += [f"### `{group.removeprefix('ovms.')}.{each.name}`\n", _table(declared)]
     return "\n".join(parts)

@@ -73,13 +73,20 @@ def test_the_smallest_service_is_small() -> None:
 
 
 MORE = """
-from pathlib import Path
+import hashlib
+import json
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import anyio.to_thread
+import pytest
 
 from acme_diary import Diary
 from acme_graph import Captions
 from acme_hub import Shelf
 from acme_platform import Acme
-from ovms_kernel.api.hubs import ModelRef
+from ovms_kernel.api.hubs import Hub, ModelRef, NotFound
 from ovms_kernel.api.platforms import Host, Installation
 from ovms_kernel.api.graphs import ModelFiles
 from ovms_kernel.testing.contract import GraphContract, PlatformContract, configured
@@ -100,17 +107,25 @@ async def test_the_platform_says_what_is_missing(tmp_path):
     assert (await acme.requirements(Installation("system", tmp_path, "acme")))[0].remedy.startswith("run ")
 
 
-async def test_the_hub_fetches(tmp_path):
-    (tmp_path / "shelf/own/model/deep").mkdir(parents=True)
-    (tmp_path / "shelf/own/model/deep/weights.bin").write_bytes(bytes(range(256)) * 9000)
-    (tmp_path / "shelf/own/model/config.json").write_bytes(b"{}")
-    (tmp_path / "into").mkdir()
-    told = []
-    shelf = configured(Shelf, folder=str(tmp_path / "shelf"))
-    await shelf.download(ModelRef("own/model"), tmp_path / "into", told.append)
-    assert (tmp_path / "into/deep/weights.bin").read_bytes() == bytes(range(256)) * 9000
-    assert (tmp_path / "into/config.json").read_bytes() == b"{}"
-    assert told[-1].completed == told[-1].total == 256 * 9000 + 2
+async def test_the_hub_lists_and_opens(tmp_path):
+    weights = bytes(range(256)) * 9000
+    (tmp_path / "own/model/deep").mkdir(parents=True)
+    (tmp_path / "own/model/deep/weights.bin").write_bytes(weights)
+    listing = [{"path": "deep/weights.bin", "size": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}]
+    (tmp_path / "own/model/files.json").write_text(json.dumps(listing))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        shelf = configured(Shelf, url=f"http://127.0.0.1:{server.server_port}/")
+        assert isinstance(shelf, Hub)
+        ref = ModelRef("own/model")
+        [file] = await shelf.list_files(ref)
+        body = await anyio.to_thread.run_sync(shelf.open, ref, file, 0, file.size - 1)
+        assert body.read(256) == weights[:256]
+        body.close()
+        with pytest.raises(NotFound, match="has no own/other"):
+            await shelf.list_files(ModelRef("own/other"))
+        server.shutdown()
 
 
 def test_the_observer_listens(ovms_events):
