@@ -54,7 +54,6 @@ class Embeddings:
         others = {"tokenize": lambda _, payload: common.tokenize(self.tokenizer, payload, self.window)}
         serve_batches(self.pipe, self.encoder, {"embed": self.embed}, others)
 
-
     def embed(self, number: int, payload: dict[str, Any]) -> Work:
         """Return the texts' tokens, and how to make the answer of their vectors."""
         rows = self._read(payload, partial(self.pipe.check, number))
