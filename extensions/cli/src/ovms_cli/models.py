@@ -25,7 +25,29 @@ Type = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands, in the order in which help lists them."""
-    add(app, pull, import_, ls, show, verify, rm, df, load, unload, ps)
+    add(app, search, pull, import_, ls, show, verify, rm, df, load, unload, ps)
+
+
+async def search(
+    session: Session,
+    words: Annotated[list[str], typer.Argument(metavar="WORDS", help="Words of the name.", show_default=False)],
+    *,
+    hub: Annotated[
+        str, typer.Option(metavar="NAME", help="Such as hf or ms; else the setting hub.", show_default=False)
+    ] = "",
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many models at most.")] = 20,
+    json: Json = False,
+) -> None:
+    """Search a hub for models."""
+    async with session.kernel() as kernel:
+        found = await kernel.library.search(" ".join(words), hub, limit)
+    if json:
+        output.print_json(found)
+    elif found:
+        rows = [(each.id, each.task or "-", str(each.downloads or "-")) for each in found]
+        output.print_table(("MODEL", "TASK", "DOWNLOADS"), rows, right=("DOWNLOADS",))
+    else:
+        output.say("No model was found; try other words.")
 
 
 async def pull(

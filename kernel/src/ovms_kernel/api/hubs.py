@@ -23,6 +23,11 @@ from ovms_kernel.fetch.http import (
     Body,
     FetchFailed,
     Web,
+    check_reachable,
+)
+from ovms_kernel.fetch.hub_section import (
+    HubSection,
+    read_hub_section,
 )
 from ovms_kernel.fetch.transfer import (
     Pace,
@@ -44,6 +49,7 @@ __all__ = [
     "FetchFailed",
     "FoundModel",
     "Hub",
+    "HubSection",
     "ModelRef",
     "NotFound",
     "NotSupported",
@@ -57,5 +63,7 @@ __all__ = [
     "Unauthorized",
     "Unavailable",
     "Web",
+    "check_reachable",
     "hookimpl",
+    "read_hub_section",
 ]

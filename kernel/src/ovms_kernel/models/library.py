@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 
+from ovms_kernel.drivers import SearchableHub
 from ovms_kernel.errors import BadRequest, NotFound, NotSupported
 from ovms_kernel.fetch.transfer import rising
 from ovms_kernel.files import Meter, disk_errors, free_space, hash_file, locked, run_with_progress
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from ovms_kernel.drivers import GraphTemplate, Hub
     from ovms_kernel.events import Events
     from ovms_kernel.settings import Settings
-    from ovms_kernel.values import Host, LocalModel, PullPlan
+    from ovms_kernel.values import FoundModel, Host, LocalModel, PullPlan
 
 log = logging.getLogger(__name__)
 
@@ -182,6 +183,17 @@ class Library:
         ref, hub = self._on_hub(ref)
         return await self._arrivals.plan(hub, ref)
 
+    async def search(self, words: str, hub: str = "", limit: int = 20) -> Sequence[FoundModel]:
+        """Return models of a hub that the words find.
+
+        :param hub: empty means the one by setting.
+        :raises NotSupported: there is none of that name, or it cannot be searched.
+        """
+        ref, driver = self._on_hub(ModelRef("", hub=hub))
+        if not isinstance(driver, SearchableHub):
+            raise NotSupported(f"The hub {ref.hub} cannot be searched; look for models on its site.")
+        return await driver.search(words, limit)
+
     async def pull(
         self,
         ref: ModelRef,
@@ -290,13 +302,17 @@ class Library:
 
         :raises NotSupported: there is none of that name.
         """
-        name = ref.hub or self.settings.hub
+        name = self._hub_name(ref.hub or self.settings.hub)
         if name not in self._hubs:
             offered = ", ".join(sorted(self._hubs)) or "none"
             raise NotSupported(
                 f"There is no hub {name!r} (installed: {offered}); install ovms-hub-{name} or name another."
             )
         return replace(ref, hub=name), self._hubs[name]
+
+    def _hub_name(self, name: str) -> str:
+        """Return the name of the hub that has that name or that short name."""
+        return next((each for each, hub in self._hubs.items() if getattr(hub, "alias", "") == name), name)
 
     def _complete(self, ref: ModelRef, declared: str) -> LocalModel | None:
         """Return the published model if it is whole and what is asked for; ``None`` if it has to be fetched.
@@ -307,6 +323,8 @@ class Library:
             folder, metadata = self._found(ref.id)
         except NotFound:
             return None
+        if ref.hub and metadata.hub not in ("", self._hub_name(ref.hub)):
+            return None  # another hub's model of that name was asked for
         if (ref.revision and metadata.revision != ref.revision) or not is_whole(folder, metadata):
             return None
         if declared and declared != metadata.type:
