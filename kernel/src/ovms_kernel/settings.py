@@ -75,8 +75,8 @@ class Settings:
     """Time a model has to load."""
     switch_patience: Seconds = 30.0
     """Time that a model in use may keep another one waiting for its memory before it admits no new request."""
-    idle_unload: Seconds = 0.0
-    """Time after which a model that nobody uses is unloaded; 0 = never. Per model: `idle_unload` in its section."""
+    idle_unload: Annotated[float, (-1, math.inf)] = -1.0
+    """Time after which an unused model is unloaded; 0 = never, -1 = 30 minutes under `serve` and else never."""
     pinned: tuple[str, ...] = ()
     """Models that are never unloaded for being idle nor for another model."""
     preload: tuple[str, ...] = ()
