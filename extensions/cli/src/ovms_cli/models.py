@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ovms_cli import output
-from ovms_cli.session import Json, Session, add, need_engine, running
+from ovms_cli.session import Json, Session, add
+from ovms_kernel.commands import need_engine, running
 from ovms_kernel.errors import BadRequest
 from ovms_kernel.quantities import parse_duration
 

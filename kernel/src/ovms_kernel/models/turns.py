@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import anyio
 
 from ovms_kernel.errors import Unavailable
+from ovms_kernel.files import human
 from ovms_kernel.models.plan import Decision, Resident, State, Wanted, plan
-from ovms_kernel.models.publish import human
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
