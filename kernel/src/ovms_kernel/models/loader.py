@@ -94,7 +94,8 @@ class Loader:
             raise
         if before and (took := await self._measure_engine() - before) > 0:
             await anyio.to_thread.run_sync(_note_memory, model, took)
-        wanted = await anyio.to_thread.run_sync(self._memory.wanted, model)
+        if not wanted.measured:
+            wanted = await anyio.to_thread.run_sync(self._memory.wanted, model)
         self._mark_loaded(resident, model, wanted)
         resident.load_seconds = time.monotonic() - began
         log.info("Model %s is loaded, after %.2f s", model.id, resident.load_seconds)
@@ -221,10 +222,14 @@ class Loader:
 
 
 def _note_memory(model: LocalModel, took: int) -> None:
-    """Note in a model's record what its load took; the caller holds its lock."""
+    """Note in a model's record what its load took, averaged with earlier loads; the caller holds its lock.
+
+    Requests to other models that are answered meanwhile take memory, too.
+    """
     metadata = read_metadata(model.directory)
     if metadata is not None and abs(metadata.load_bytes - took) > took * NOISE:
-        write_metadata(model.directory, replace(metadata, load_bytes=took))
+        average = (metadata.load_bytes + took) // 2 if metadata.load_bytes else took
+        write_metadata(model.directory, replace(metadata, load_bytes=average))
 
 
 def kept(keep_alive: float) -> float:

@@ -116,6 +116,8 @@ class Wanted:
     forced: bool = False
     """Load it whatever the memory."""
     runs_on: str = "CPU"
+    measured: bool = False
+    """The bytes are what an earlier load took, not an estimate."""
 
 
 @dataclass(frozen=True, slots=True)

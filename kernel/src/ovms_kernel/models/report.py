@@ -8,7 +8,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.models.files import read_json
+from ovms_kernel.files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
