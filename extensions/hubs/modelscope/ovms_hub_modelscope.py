@@ -43,7 +43,7 @@ REACH_TIME = 2.0
 
 
 class ModelScope:
-    """The hub driver. Without a token in its settings it uses ``MODELSCOPE_API_TOKEN``, or that of ``modelscope login``."""
+    """The hub driver. Without a token it uses ``MODELSCOPE_API_TOKEN``, or that of ``modelscope login``."""
 
     alias = "ms"
     settings_type = HubSettings
