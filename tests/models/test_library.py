@@ -376,7 +376,7 @@ async def test_a_crash_between_two_renames_is_mended(world, tiny):
 
 async def test_a_folder_without_our_note_is_no_model(world, tiny):
     model = await world.library.import_(tiny("embeddings"), "a")
-    (model.directory / METADATA).write_text("{broken")
+    (model.directory / METADATA).unlink()
     assert world.library.list() == []
     assert read_metadata(model.directory) is None
     with pytest.raises(NotFound):
