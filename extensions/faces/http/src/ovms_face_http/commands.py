@@ -61,13 +61,16 @@ async def serve(
 
     Other commands, and AOG, use the same engine meanwhile.
     """
-    from ovms_face_http.operation import operate
+    from ovms_face_http.operation import STOPPED, operate
 
     given = ({"host": host} if host else {}) | ({"port": port} if port >= 0 else {})
     settings = read_settings(session, **given)
-    session.kept = "The server is stopped; models and settings are kept."
+    session.kept = STOPPED
     async with session.kernel() as kernel:
         await operate(cast("KernelApi", kernel), settings, say)
+
+
+serve.fast_loop = True  # type: ignore[attr-defined]
 
 
 async def connect(
