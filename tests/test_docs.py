@@ -21,6 +21,8 @@ import typer
 import yaml
 
 from ovms_cli.app import make_app
+from ovms_face_http import config as http_config
+from ovms_face_http.clients import TEXTS
 from ovms_kernel import settings
 from ovms_kernel.commands import EXIT_CODES
 
@@ -77,9 +79,26 @@ def _shown_operand(operand: typer.core.TyperArgument) -> str:
     return name if operand.required else f"[{name}]"
 
 
+def http_table() -> str:
+    """Return the table of the HTTP face's settings, from its fields and the docstrings under them."""
+    tree = ast.parse(Path(http_config.__file__).read_text("utf-8"))
+    body = next(each for each in tree.body if isinstance(each, ast.ClassDef) and each.name == "HttpSettings").body
+    told = {
+        field.target.id: " ".join(str(doc.value.value).split())
+        for field, doc in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(doc, ast.Expr)
+        and isinstance(doc.value, ast.Constant)
+    }  # fmt: skip
+    defaults = http_config.HttpSettings()
+    lines = ["| `faces.http.` | default | meaning |", "|---|---|---|"]
+    lines += [f"| `{name}` | {_shown(getattr(defaults, name))} | {text} |" for name, text in told.items()]
+    return "\n".join(lines) + "\n"
+
+
 TABLES = {
     ROOT / "docs" / "settings.md": ("settings", settings_table),
     ROOT / "docs" / "users.md": ("commands", commands_table),
+    ROOT / "docs" / "serve.md": ("http", http_table),
 }
 
 
@@ -103,6 +122,12 @@ def shell_lines(*paths: Path) -> Iterator[list[str]]:
 @pytest.mark.parametrize("path", TABLES, ids=lambda each: each.name)
 def test_a_table_says_what_the_code_says(path: Path) -> None:
     assert TABLES[path][1]() in path.read_text("utf-8"), "run `python tests/test_docs.py` to write it again"
+
+
+@pytest.mark.parametrize("client", TEXTS)
+def test_how_to_connect_a_program_is_what_the_command_prints(client: str) -> None:
+    text = TEXTS[client].format(url="http://127.0.0.1:16680", key="KEY", chat="OWNER/NAME")
+    assert f"\n{text}\n```" in (ROOT / "docs" / "serve.md").read_text("utf-8")
 
 
 def test_every_exit_code_is_explained() -> None:
