@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from ovms_face_http import HttpFace
+from ovms_face_http import HttpFace, config
 from ovms_kernel.compose import compose_kernel
 from ovms_kernel.settings import read_settings
 from ovms_kernel.testing.stub import StubEngine
@@ -74,7 +74,7 @@ async def test_idle_connections_and_open_streams_keep_nobody_out(tmp_path: Any, 
         composed = asyncio.get_running_loop().create_future()
         composed.set_result(kernel)
         where = asyncio.get_running_loop().create_future()
-        serving = asyncio.create_task(HttpFace({"port": 0}).serve(composed, ready=where.set_result))
+        serving = asyncio.create_task(HttpFace(config.read({"port": 0})).serve(composed, ready=where.set_result))
         port = int((await where).url.rpartition(":")[2])
         key = (tmp_path / "http" / "key").read_text().strip()
 
