@@ -19,9 +19,9 @@ import msgspec
 import pytest
 import typer
 import yaml
-from ovms_face_http.clients import TEXTS
 
 from ovms_cli.app import make_app
+from ovms_face_http.clients import TEXTS
 from ovms_kernel.commands import EXIT_CODES
 from ovms_kernel.declared import settings_in
 from ovms_kernel.settings import KINDS, ModelSettings, Settings
