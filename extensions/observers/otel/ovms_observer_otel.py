@@ -1,7 +1,7 @@
 """OpenTelemetry traces: one span for each request, a child of the caller's if the caller sends its trace context.
 
 Where spans go and what the service is called is set as for every OpenTelemetry program, by the variables of its
-specification, such as ``OTEL_EXPORTER_OTLP_ENDPOINT`` and ``OTEL_SERVICE_NAME``. Attributes are those of its conventions
+specification, such as ``OTEL_EXPORTER_OTLP_ENDPOINT`` and ``OTEL_SERVICE_NAME``. Attributes are of its conventions
 for generative AI. No span has a prompt or an answer.
 """
 
