@@ -113,6 +113,7 @@ async def admitted(
         timeout=request.timeout,
         caller=request.caller,
         keep_alive=request.keep_alive,
+        trace=request.trace,
         local_files=request.local_files,
     )
     began = time.monotonic()
