@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import openvino
+    from numpy.typing import NDArray
 
     from ovms_embedded.worker.encoder import Tokens
     from ovms_embedded.worker.pipe import Pipe
@@ -45,6 +46,8 @@ class Embeddings:
         self.encoder = Encoder(spec, pipe, self.tokenizer, pool)
         self.truncate: bool = options["truncate"]
         self.window = common.window(folder) or DEFAULT_WINDOW
+        size = common.read_json(folder / "config.json").get("vocab_size")
+        self.vocabulary: int = size if isinstance(size, int) else max(self.tokenizer.get_vocab().values()) + 1
         self.info: dict[str, Any] = {}
 
     def run(self) -> None:
@@ -68,7 +71,7 @@ class Embeddings:
                 "embedding": base64.b64encode(vector).decode() if payload["base64"] else vector,
                 "index": index,
             }
-            for index, vector in enumerate(self.encoder(rows, check))
+            for index, vector in enumerate(_shorten(self.encoder(rows, check), payload["dimensions"]))
         ]
         return {"data": orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY), "tokens": sum(lengths)}
 
@@ -76,6 +79,9 @@ class Embeddings:
         if payload["texts"]:
             options: dict[str, Any] = {"max_length": self.window, "truncation": True} if self.truncate else {}
             return read(self.tokenizer, payload["texts"], check, **options)
+        if (largest := max(map(max, payload["tokens"]))) >= self.vocabulary:
+            text = f"Token {largest} is not in the vocabulary of this model, which has {self.vocabulary} tokens"
+            raise Refused(text)
         end = self.window if self.truncate else None
         return [np.array(row[:end], np.int64) for row in payload["tokens"]]
 
@@ -95,6 +101,22 @@ def _pool(model: openvino.Model, *, pooling: str, normalize: bool) -> openvino.O
     else:
         vectors = ops.gather(vectors, zero, one)
     return ops.normalize_l2(vectors, one, 1e-24, "max") if normalize else vectors
+
+
+def _shorten(vectors: NDArray[np.float32], dimensions: int | None) -> NDArray[np.float32]:
+    """Return vectors of that many dimensions and a length of 1, or as they are.
+
+    :raises Refused: they have fewer.
+    """
+    size = vectors.shape[1]
+    if dimensions is None or dimensions == size:
+        return vectors
+    if dimensions > size:
+        text = f"dimensions must be at most {size}, which the vectors of this model have"
+        raise Refused(text)
+    cut: NDArray[np.float32] = vectors[:, :dimensions].copy()
+    cut /= np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12)
+    return cut
 
 
 def _pooling(folder: Path) -> str:
