@@ -10,9 +10,10 @@ import logging
 import re
 import threading
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio.to_thread
+import msgspec
 
 from ovms_kernel.api.hubs import (
     BadRequest,
@@ -29,21 +30,11 @@ from ovms_kernel.api.hubs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from modelscope_hub import HubApi
     from requests import PreparedRequest, Response, Session
 
-NUMBERS = {
-    "connections": 8,
-    "part_size": 16 << 20,
-    "max_rate": 0,
-    "stall_timeout": 30.0,
-    "retries": 5,
-    "retry_delay": 0.5,
-}
-TEXTS = ("endpoint", "token", "proxy", "ca_file")
-PATTERNS = ("allow_patterns", "ignore_patterns")
 LISTING_LIMIT = 64 << 20
 """Bytes of a listing, unpacked; one of ten thousand files has some 3 MB."""
 LISTING_TIME = 60.0
@@ -52,31 +43,51 @@ REACH_TIME = 2.0
 """Seconds to connect, before the hub counts as unreachable."""
 
 
+class ModelScopeSettings(msgspec.Struct, frozen=True):
+    """What can be set."""
+
+    endpoint: str = ""
+    """Base URL of a mirror."""
+    token: str = ""
+    """Access token; empty = `MODELSCOPE_API_TOKEN`, or what `modelscope login` stored."""
+    proxy: str = ""
+    """URL of a proxy; empty = the usual variables."""
+    ca_file: str = ""
+    """File of a certificate authority; empty = the system's."""
+    allow_patterns: tuple[str, ...] = ()
+    """Only files that match one of these shell patterns are pulled; none = all."""
+    ignore_patterns: tuple[str, ...] = ()
+    """Files that match one of these shell patterns are not pulled."""
+    connections: Annotated[int, msgspec.Meta(ge=1)] = 8
+    """Connections at the same time."""
+    part_size: Annotated[int, msgspec.Meta(ge=1)] = 16 << 20
+    """Bytes that one connection fetches at a time."""
+    max_rate: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Bytes per second of all connections together; 0 = no limit."""
+    stall_timeout: Annotated[float, msgspec.Meta(ge=0.01)] = 30.0
+    """Time without a byte after which a connection is opened again."""
+    retries: Annotated[int, msgspec.Meta(ge=0)] = 5
+    """How often a part is tried again."""
+    retry_delay: Annotated[float, msgspec.Meta(ge=0)] = 0.5
+    """Time before the first of these; it doubles with each."""
+
+
 class ModelScope:
-    """The hub driver.
+    """The hub driver."""
 
-    Its section may set ``endpoint`` (a mirror), ``token`` (else ``MODELSCOPE_API_TOKEN`` or what ``modelscope login``
-    stored), ``proxy`` (else the usual variables), ``ca_file``, ``allow_patterns`` and ``ignore_patterns`` (shell
-    patterns), ``connections``, ``part_size`` in bytes, ``max_rate`` in bytes per second, ``stall_timeout`` and
-    ``retry_delay`` in seconds, and ``retries``.
-    """
+    settings_type = ModelScopeSettings
 
-    def __init__(self, section: Mapping[str, Any]) -> None:
-        if unknown := section.keys() - {*NUMBERS, *TEXTS, *PATTERNS}:
-            offered = ", ".join(sorted([*NUMBERS, *TEXTS, *PATTERNS]))
-            raise BadRequest(f"{min(unknown)} is not a setting of hubs.modelscope; there are {offered}.")
-        self._texts = {name: str(section.get(name) or "") for name in TEXTS}
-        self._numbers = {name: _number(name, section.get(name, default), default) for name, default in NUMBERS.items()}
-        self._allow, self._ignore = (_patterns(section.get(name)) for name in PATTERNS)
-        self._web = Web(proxy=self._texts["proxy"], ca_file=self._texts["ca_file"])
+    def __init__(self, settings: ModelScopeSettings) -> None:
+        self._settings = settings
+        self._web = Web(proxy=settings.proxy, ca_file=settings.ca_file)
         self._api: HubApi | None = None
         self.pace = Pace(
-            connections=int(self._numbers["connections"]),
-            part_size=int(self._numbers["part_size"]),
-            max_rate=int(self._numbers["max_rate"]),
-            stall=self._numbers["stall_timeout"],
-            retries=int(self._numbers["retries"]),
-            retry_delay=self._numbers["retry_delay"],
+            connections=settings.connections,
+            part_size=settings.part_size,
+            max_rate=settings.max_rate,
+            stall=settings.stall_timeout,
+            retries=settings.retries,
+            retry_delay=settings.retry_delay,
         )
 
     async def list_files(self, ref: ModelRef) -> list[RemoteFile]:
@@ -93,7 +104,7 @@ class ModelScope:
         legacy = self._client().legacy
         url = legacy.get_download_url(ref.id, "model", file.path, ref.revision or "master")
         headers = {}
-        if token := self._texts["token"] or legacy._token:
+        if token := self._settings.token or legacy._token:
             # Older endpoints take the cookie, newer ones the header; the client sends both.
             headers = {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"}
         try:
@@ -107,13 +118,13 @@ class ModelScope:
             from modelscope_hub import HubApi
 
             api = HubApi(
-                endpoint=self._texts["endpoint"] or None,
-                token=self._texts["token"] or None,
+                endpoint=self._settings.endpoint or None,
+                token=self._settings.token or None,
                 user_agent={"ovms-plugin": "1"},
             )
             for session in vars(api.legacy).values():
                 if isinstance(session, requests.Session):
-                    _insist(session, self._texts["proxy"], self._texts["ca_file"])
+                    _insist(session, self._settings.proxy, self._settings.ca_file)
             # It writes on stderr by itself; what it says goes where everything else goes.
             logger = logging.getLogger("modelscope_hub")
             logger.handlers.clear()
@@ -160,8 +171,9 @@ class ModelScope:
             raise FetchFailed(f"{api.legacy.endpoint} cannot be searched ({type(error).__name__}).") from error
 
     def _is_wanted(self, path: str) -> bool:
-        allowed = not self._allow or any(fnmatch(path, each) for each in self._allow)
-        return allowed and not any(fnmatch(path, each) for each in self._ignore)
+        allow = self._settings.allow_patterns
+        allowed = not allow or any(fnmatch(path, each) for each in allow)
+        return allowed and not any(fnmatch(path, each) for each in self._settings.ignore_patterns)
 
     def _ours(self, error: Exception, ref: ModelRef, path: str = "") -> OvmsError:
         """Return our error for one of the client's or of requests."""
@@ -242,18 +254,3 @@ def _cause(error: Exception) -> str:
         cause = inner
     words = re.sub(r"<[^>]*>:? ?", "", " ".join(str(cause).split()))
     return words if 0 < len(words) < 160 else type(cause).__name__
-
-
-def _number(name: str, value: Any, default: float) -> float:  # noqa: ANN401 - whatever a setting holds
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = -1
-    if number < 0 or (number < 1 and name in ("connections", "part_size")):
-        raise BadRequest(f"hubs.modelscope.{name} must be a number, such as {default}, not {value!r}.")
-    return number
-
-
-def _patterns(value: Any) -> tuple[str, ...]:  # noqa: ANN401 - whatever a setting holds
-    parts = value.split(",") if isinstance(value, str) else value or ()
-    return tuple(str(part).strip() for part in parts if str(part).strip())

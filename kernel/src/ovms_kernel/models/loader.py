@@ -170,12 +170,8 @@ class Loader:
 
     def idle_unload(self, model_id: str) -> float:
         """Return after how many idle seconds a model is unloaded; 0 = never."""
-        limit = self._settings.section("models", model_id).get("idle_unload", self._settings.idle_unload)
-        try:
-            return max(0.0, float(limit))
-        except (TypeError, ValueError):
-            log.warning("idle_unload of model %s is not a number of seconds, so it is never unloaded", model_id)
-            return 0.0
+        own = self._settings.model(model_id).idle_unload
+        return self._settings.idle_unload if own is None else own
 
     def resident(self, model: LocalModel) -> Resident:
         """Return a model's row of the table, made if there is none."""
@@ -206,8 +202,7 @@ class Loader:
                     loaded[name].keep = kept(record.keep)
 
     def _is_pinned(self, model_id: str) -> bool:
-        pinned = self._settings.section("models", model_id).get("pinned", False)
-        return model_id in self._settings.pinned or str(pinned).lower() in ("true", "1", "yes", "on")
+        return model_id in self._settings.pinned or self._settings.model(model_id).pinned
 
 
 def _note_memory(model: LocalModel, took: int) -> None:
