@@ -16,7 +16,7 @@ from pathlib import Path
 
 from _smoke import sized
 
-from ovms_kernel.engine.extract import extract
+from ovms_kernel.fetch.archive import extract
 
 ARCHIVE_SIZE = sized(300 << 20, 1 << 20)
 ROUNDS = sized(5, 1)

@@ -51,7 +51,7 @@ class Embeddings:
 
     def run(self) -> None:
         """Take calls, for ever."""
-        others = {"tokenize": lambda _, payload: common.tokenize(self.tokenizer, payload)}
+        others = {"tokenize": lambda _, payload: common.tokenize(self.tokenizer, payload, self.window)}
         serve_batches(self.pipe, self.encoder, {"embed": self.embed}, others)
 
     def embed(self, number: int, payload: dict[str, Any]) -> Work:
@@ -69,7 +69,12 @@ class Embeddings:
     def _read(self, payload: dict[str, Any], check: Callable[[], None]) -> list[Tokens]:
         if payload["texts"]:
             options: dict[str, Any] = {"max_length": self.window, "truncation": True} if self.truncate else {}
-            return read(self.tokenizer, payload["texts"], check, **options)
+            texts: list[str] = payload["texts"]
+            if self.truncate:
+                texts = [text[: common.characters(self.window)] for text in texts]
+            for text in texts:
+                common.check_length(text, self.window)
+            return read(self.tokenizer, texts, check, **options)
         end = self.window if self.truncate else None
         return [np.array(row[:end], np.int64) for row in payload["tokens"]]
 

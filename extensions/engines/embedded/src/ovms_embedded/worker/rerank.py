@@ -65,6 +65,8 @@ class Rerank:
         documents: list[str] = payload["documents"]
         if len(documents) > self.chunks:
             raise Refused(f"Number of documents exceeds max_allowed_chunks: {len(documents)} > {self.chunks}")
+        for text in (payload["query"], *documents):
+            common.check_length(text, self.window * self.chunks)
         check = partial(self.pipe.check, number)
         query, *bodies = read(self.tokenizer, [payload["query"], *documents], check, add_special_tokens=False)
         # OVMS cuts the query like this, too, and so leaves half of the window to the documents.
@@ -82,7 +84,7 @@ class Rerank:
 
     def _tokenize(self, _: int, payload: dict[str, Any]) -> list[list[int]]:
         # OVMS never adds special tokens here: its pairs get them when they are put together.
-        return common.tokenize(self.tokenizer, payload | {"add_special_tokens": False})
+        return common.tokenize(self.tokenizer, payload | {"add_special_tokens": False}, self.window)
 
 
 def _rank(logits: NDArray[np.float32], *, owners: list[int], count: int) -> list[tuple[int, float]]:
