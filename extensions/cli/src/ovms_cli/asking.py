@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ovms_cli import output
@@ -22,7 +23,6 @@ from ovms_kernel.values import Answer, Request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-    from pathlib import Path
 
     import httpx
 
@@ -219,7 +219,6 @@ def _server_of(data_dir: Path) -> tuple[str, str] | None:
     if not psutil.pid_exists(pid):
         return None
     try:
-        with open(key_file, encoding="ascii") as file:
-            return url, file.read().strip()
+        return url, Path(key_file).read_text("ascii").strip()
     except OSError:
         return url, ""

@@ -125,9 +125,7 @@ async def _default_of(session: Session, services: "Asker") -> str:
     if len(installed) == 1:
         return installed[0]
     if not installed:
-        raise NotFound(
-            "No model for text is installed; `ovms-plugin run OpenVINO/Qwen3-0.6B-int4-ov` pulls a small one."
-        )
+        raise NotFound("No model for text is installed; `ovms-plugin run OpenVINO/Qwen3-0.6B-int4-ov` pulls one.")
     names = ", ".join(installed)
     raise NotFound(
         f"Several models are installed ({names}); name one with --model, or set a default with "

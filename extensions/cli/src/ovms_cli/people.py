@@ -103,9 +103,7 @@ async def imagine(
         str, typer.Argument(metavar="PROMPT", help="What to paint; - reads it from stdin.", callback=piped)
     ],
     *,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The PNG file to write.")] = Path(
-        "image.png"
-    ),
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The PNG to write.")] = Path("image.png"),
     size: Annotated[str, typer.Option(metavar="WxH", help="Such as 512x512.", show_default=False)] = "",
     steps: Annotated[int, typer.Option(metavar="N", help="Steps of inference.", min=0, show_default=False)] = 0,
     seed: Annotated[int, typer.Option(metavar="N", help="Paints the same picture again.", show_default=False)] = -1,
