@@ -95,9 +95,6 @@ def _unit(command: Sequence[str]) -> str:
     # systemd splits at spaces, and takes % and $ for its own.
     taken = str.maketrans({"\\": "\\\\", '"': '\\"', "%": "%%", "$": "$$"})
     words = " ".join(f'"{each.translate(taken)}"' for each in command)
-        '"' + each.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$") + '"'
-        for each in command
-    )
     return f"""\
 [Unit]
 Description=OpenVINO models at one HTTP address
