@@ -51,6 +51,7 @@ ANSWERS = {
     b"/v3/completions": _json({"choices": [{"index": 0, "text": "hi", "finish_reason": "stop"}], "created": 1}),
     b"/v3/embeddings": _json({"object": "list", "data": [{"embedding": [0.1] * 64, "index": 0}]}),
     b"/v3/rerank": _json({"results": [{"index": 1, "relevance_score": 0.9}, {"index": 0, "relevance_score": 0.1}]}),
+    b"/v3/tokenize": _json({"tokens": [[1, 2], [3], [4]]}),
     b"/v3/images/generations": _json({"data": [{"b64_json": base64.b64encode(bytes(3000)).decode()}]}),
     b"/v3/audio/transcriptions": _json(
         {"text": "one two", "segments": [{"start": 0.0, "end": 1.0, "text": "one two"}]}

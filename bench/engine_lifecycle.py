@@ -15,13 +15,13 @@ from pathlib import Path
 
 import anyio
 
+from ovms_kernel.compose import compose_kernel
 from ovms_kernel.drivers import Platform
 from ovms_kernel.engine import launch
 from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.engine.supervisor import Supervisor
 from ovms_kernel.events import Events
 from ovms_kernel.extensions import compose
-from ovms_kernel.kernel import Kernel
 from ovms_kernel.settings import Settings, read_settings
 from ovms_kernel.values import Installation
 
@@ -63,7 +63,7 @@ async def supervised(settings: Settings, platform: Platform, installation: Insta
 
 async def recover(settings: Settings) -> float:
     """Return how long it takes from a killed engine until its model is served again."""
-    async with Kernel(settings) as kernel:
+    async with compose_kernel(settings) as kernel:
         await kernel.install_engine()
         if not await kernel.list_models():
             await kernel.import_model(FIXTURES / "text_generation", MODEL)
@@ -74,7 +74,8 @@ async def recover(settings: Settings) -> float:
         os.kill(info.pid, signal.SIGKILL)
         while True:
             now = kernel.supervisor.info
-            if now and now.pid != info.pid and MODEL in kernel.serving.served:
+            if now and now.pid != info.pid:
+                await kernel.load_model(MODEL)
                 return time.perf_counter() - began
             await anyio.sleep(0.002)
 
@@ -82,7 +83,7 @@ async def recover(settings: Settings) -> float:
 async def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         settings = read_settings({}, data_dir=Path(folder), platform="portable")
-        kernel = Kernel(settings)
+        kernel = compose_kernel(settings)
         extensions = compose(settings, kernel.host)
         platform = extensions.platforms["portable"]
         installation = await kernel.installations.install("portable", platform, platform.release(kernel.host, ""))

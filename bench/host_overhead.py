@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Self
 import psutil
 
 from ovms_face_aog.client import plugin_command
-from ovms_kernel.kernel import Kernel
+from ovms_kernel.compose import compose_kernel
 from ovms_kernel.settings import read_settings
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def prepare(folder: Path) -> dict[str, str]:
     data = folder / "data"
 
     async def take_in() -> None:
-        async with Kernel(read_settings({}, data_dir=data)) as kernel:
+        async with compose_kernel(read_settings({}, data_dir=data)) as kernel:
             await kernel.import_model(ROOT / "tests" / "fixtures" / "text_generation", "bench/chat")
 
     asyncio.run(take_in())

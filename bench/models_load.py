@@ -21,7 +21,9 @@ from ovms_kernel.errors import OvmsError
 from ovms_kernel.events import Events
 from ovms_kernel.extensions import compose
 from ovms_kernel.models.library import Library
-from ovms_kernel.models.serving import Serving
+from ovms_kernel.models.memory import Memory
+from ovms_kernel.models.residency import Residency
+from ovms_kernel.models.servables import Servables
 from ovms_kernel.settings import Settings
 from ovms_kernel.values import Endpoint, Host
 
@@ -68,6 +70,16 @@ async def engine_alone(client: EngineClient, config: Path, folder: Path) -> floa
     return seconds
 
 
+class NoLog:
+    """The log of an engine whose failures nobody explains."""
+
+    def log_position(self) -> int:
+        return 0
+
+    def log_of(self, subject: str, since: int = 0) -> str:  # noqa: ARG002
+        return ""
+
+
 async def measure(model_type: str, repeat: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         settings, host, events = Settings(Path(name)), Host(os="linux", machine="x86_64", memory=16 << 30), Events()
@@ -81,18 +93,29 @@ async def measure(model_type: str, repeat: int) -> None:
         async def connect() -> EngineClient:
             return client
 
-        serving = Serving(settings, events, library, connect)
+        servables = Servables(settings, connect, NoLog(), running=lambda: True)
+        residency = Residency(
+            settings,
+            events,
+            library,
+            servables,
+            Memory(settings, library),
+            {},
+            connect=connect,
+            engine_runs=lambda: True,
+            runs_elsewhere=lambda: False,
+        )
         alone, ours, again = [], [], []
         for _ in range(repeat):
             alone.append(await engine_alone(client, settings.config_json, model.directory))
             began = time.perf_counter()
-            await serving.load(MODEL)
+            await residency.load(MODEL)
             ours.append(time.perf_counter() - began)
             for _ in range(20):
                 began = time.perf_counter()
-                await serving.load(MODEL)
+                await residency.load(MODEL)
                 again.append(time.perf_counter() - began)
-            await serving.unload(MODEL, "bench")
+            await residency.unload(MODEL, "bench")
         await client.aclose()
         process.terminate()
         process.wait()

@@ -21,15 +21,18 @@ import wave
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from ovms_kernel.compose import compose_kernel
 from ovms_kernel.engine.transport import EngineTransport
-from ovms_kernel.kernel import Kernel
 from ovms_kernel.settings import read_settings
 from ovms_kernel.testing.stub import StubClient
 from ovms_kernel.values import Endpoint, Message, Request
+
+if TYPE_CHECKING:
+    from ovms_kernel.kernel import Kernel
 
 HERE = Path(__file__).parent
 SAMPLES = HERE.parent / "tests" / "fixtures" / "speech_to_text_samples"
@@ -47,7 +50,7 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
     "speech-to-text": ("/v3/audio/transcriptions", {"model": "speech_to_text", "audio": AUDIO}),
     "text-to-speech": (
         "/v3/audio/speech",
-        {"model": "text_to_speech", "text": "Hello.", "response_format": "b64_json"},
+        {"model": "text_to_speech", "text": "Hello.", "response_format": "wav"},
     ),
 }
 
@@ -68,13 +71,13 @@ def engine() -> Iterator[Endpoint]:
 async def kernel(endpoint: Endpoint) -> AsyncIterator[Kernel]:
     """The kernel with every installed service, and a client whose models are all served."""
     with tempfile.TemporaryDirectory() as folder:
-        house = Kernel(read_settings({}, data_dir=folder))
+        house = compose_kernel(read_settings({}, data_dir=folder))
         client = StubClient(endpoint, MODELS)
 
         async def served() -> StubClient:
             return client
 
-        house.client = served  # type: ignore[assignment,method-assign]
+        house.control.client = served  # type: ignore[assignment,method-assign]
         async with house:
             yield house
         await client.aclose()

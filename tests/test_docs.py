@@ -141,7 +141,11 @@ def test_every_command_line_has_words_that_the_program_knows() -> None:
 
 
 def test_the_commands_for_users_run(tmp_path: Path, fixtures: Path) -> None:
-    environment = os.environ | {"OVMS_PLUGIN_DATA_DIR": str(tmp_path / "data"), "OVMS_PLUGIN_PLATFORM": "portable"}
+    environment = os.environ | {
+        "OVMS_PLUGIN_DATA_DIR": str(tmp_path / "data"),
+        "OVMS_PLUGIN_PLATFORM": "portable",
+        "OVMS_PLUGIN_FACES__HTTP__PORT": "0",
+    }
     executable = str(Path(sys.executable).with_name("ovms-plugin"))
     shutil.copytree(fixtures / "text_generation", tmp_path / "my-model")
     (tmp_path / "request.json").write_text(
@@ -167,8 +171,8 @@ def test_the_commands_for_users_run(tmp_path: Path, fixtures: Path) -> None:
     ran, stays = [], None
     try:
         for words in shell_lines(ROOT / "docs" / "users.md"):
-            if words == ["ovms-plugin", "up"]:
-                stays = subprocess.Popen([executable, "up"], env=environment, stderr=subprocess.PIPE, text=True)
+            if words == ["ovms-plugin", "serve"]:
+                stays = subprocess.Popen([executable, "serve"], env=environment, stderr=subprocess.PIPE, text=True)
                 assert stays.stderr
                 assert any("is ready at" in line for line in stays.stderr)
             elif words[0] == "echo":

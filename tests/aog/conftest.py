@@ -4,7 +4,7 @@ import inspect
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,39 +17,34 @@ import pytest
 
 from ovms_face_aog.client import PluginHost, ProviderClient, connect, plugin_command
 from ovms_face_aog.habits import AogProvider
-from ovms_face_aog.manifest import make_manifest
 from ovms_face_aog.provider import Provider
-from ovms_kernel.errors import NotFound
-from ovms_kernel.values import LocalModel, ServiceDefinition
+from ovms_kernel.api.faces import Answer, KernelApi, LocalModel, NotFound, ServiceDefinition
 
 TINY = LocalModel(
     "tiny/chat", Path(), "text_generation", 1234, "ab" * 32, datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), family="qwen"
 )
 SERVICES = (
-    ServiceDefinition("chat", "text_generation", "/v3/chat/completions", "openvino:chat", streaming=True),
-    ServiceDefinition("embed", "embeddings", "/v3/embeddings", "openvino:embed", default_model="OpenVINO/bge-int8-ov"),
-    ServiceDefinition("speech-to-text", "speech_to_text", "/v3/audio/transcriptions", "openvino:speech-to-text"),
+    ServiceDefinition("chat", "text_generation", "/v3/chat/completions", streaming=True),
+    ServiceDefinition("embed", "embeddings", "/v3/embeddings", default_model="OpenVINO/bge-int8-ov"),
+    ServiceDefinition("speech-to-text", "speech_to_text", "/v3/audio/transcriptions"),
     ServiceDefinition(
-        "speech-to-text-ws", "speech_to_text", "/v3/audio/transcriptions", "openvino:speech-to-text-ws",
-        streaming=True, bidirectional=True,
+        "speech-to-text-ws", "speech_to_text", "/v3/audio/transcriptions", streaming=True, bidirectional=True
     ),
-)  # fmt: skip
+)
 
 
 class FakeKernel:
-    """A kernel whose methods do what ``does`` says by name: a value, an error to raise, or a function to call."""
+    """A kernel whose methods do what ``does`` says by name: a value, an error to raise, or a function to call.
+
+    It has the methods of ``KernelApi`` and takes what those take, so a call that no kernel understands fails.
+    """
 
     def __init__(self) -> None:
-        self.operate_status = 1
-        services = {each.name: SimpleNamespace(definition=each) for each in SERVICES}
-        self.extensions = SimpleNamespace(services=services)
+        self.settings = SimpleNamespace(models_dir=Path("/data/models"))
+        self.host = SimpleNamespace(devices=("CPU",))
+        self.services = {each.name: SimpleNamespace(definition=each) for each in SERVICES}
         self.does: dict[str, Any] = {"check_engine": True, "engine_version": "2026.3", "load_model": TINY}
-        self.does |= {
-            "list_models": [TINY],
-            "running_models": [TINY],
-            "pull_model": TINY,
-            "engine_config": {"host": "x"},
-        }
+        self.does |= {"list_models": [TINY], "running_models": [TINY], "pull_model": TINY, "resident_models": []}
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
 
     def asked(self, name: str) -> list[tuple[Any, ...]]:
@@ -57,35 +52,33 @@ class FakeKernel:
 
     def service(self, name: str) -> Any:
         try:
-            return self.extensions.services[name]
+            return self.services[name]
         except KeyError:
             raise NotFound(f"There is no service {name!r}.") from None
 
-    def manifest(self) -> Any:
-        return make_manifest(SERVICES)
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        declared = getattr(KernelApi, name)
+        signature = inspect.signature(declared)
 
-    def engine_config(self) -> Any:
-        return self.does["engine_config"]
-
-    def stream(self, *arguments: Any, **named: Any) -> Any:
-        self.calls.append(("stream", arguments))
-        return self.does["stream"](*arguments, **named)
-
-    def converse(self, *arguments: Any) -> Any:
-        self.calls.append(("converse", arguments))
-        return self.does["converse"](*arguments)
-
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
-        async def call(*arguments: Any, **named: Any) -> Any:
+        def check(*arguments: Any, **named: Any) -> None:
+            signature.bind(self, *arguments, **named)
             self.calls.append((name, arguments))
+
+        async def call(*arguments: Any, **named: Any) -> Any:
+            check(*arguments, **named)
             answer = self.does.get(name)
             if isinstance(answer, Exception):
                 raise answer
             if callable(answer):
                 answer = answer(*arguments, **named)
-            return await answer if inspect.isawaitable(answer) else answer
+            answer = await answer if inspect.isawaitable(answer) else answer
+            return Answer(answer) if isinstance(answer, bytes) else answer
 
-        return call
+        def stream(*arguments: Any, **named: Any) -> Any:
+            check(*arguments, **named)
+            return self.does[name](*arguments, **named)
+
+        return call if inspect.iscoroutinefunction(declared) else stream
 
 
 class Face(ProviderClient):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ovms_face_aog.client import PluginHost, plugin_command
 from ovms_face_aog.protos import aog_provider_pb2
-from ovms_kernel.kernel import Kernel
+from ovms_kernel.compose import compose_kernel
 from ovms_kernel.settings import read_settings
 
 METHODS = aog_provider_pb2.DESCRIPTOR.services_by_name["ProviderService"].methods_by_name
@@ -100,7 +100,7 @@ async def started(
     request: pytest.FixtureRequest, environment: dict[str, str | None], tmp_path: Path, fixtures: Path
 ) -> AsyncIterator[PluginHost]:
     """A plugin with a model and an engine that runs, so that bodies get as far as they can."""
-    async with Kernel(read_settings({}, data_dir=tmp_path / "data")) as kernel:
+    async with compose_kernel(read_settings({}, data_dir=tmp_path / "data")) as kernel:
         await kernel.import_model(fixtures / "text_generation", "tiny/chat")
     # The hub is nowhere, so that a pull ends at once.
     more: dict[str, str | None] = {"OVMS_PLUGIN_HUBS__MODELSCOPE__ENDPOINT": "http://127.0.0.1:9"}

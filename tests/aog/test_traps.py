@@ -4,6 +4,8 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from ovms_face_aog.client import bidi_request
 from ovms_face_aog.framing import reframe_event
 from ovms_face_aog.manifest import FLAVORS, PROVIDER
 from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, OvmsError, PreconditionFailed, TimedOut, Unavailable
-from ovms_kernel.values import Message, Progress
+from ovms_kernel.values import EngineStatus, Installation, LocalModel, Message, Progress, Request, ResidentModel
 
 MISSING = NotFound("Model x is not installed.")
 
@@ -99,6 +101,30 @@ async def test_d1_12_operate_status_is_always_told_as_it_is(aog: Any) -> None:
     assert (await aog.call("GetOperateStatus")).status == 1
     await aog.call("SetOperateStatus", status=0)
     assert (await aog.call("GetOperateStatus")).status == 0
+    await aog.call("SetOperateStatus", status=1)
+    for method, name in (("InstallEngine", "install_engine"), ("UpgradeEngine", "upgrade_engine")):
+        finish = asyncio.Event()
+        aog.kernel.does[name] = lambda finish=finish: finish.wait()
+        installing = asyncio.ensure_future(aog.call(method))
+        await asked(aog, name)
+        assert (await aog.call("GetOperateStatus")).status == 0  # or AOG's keep-alive would start the engine meanwhile
+        finish.set()
+        await installing
+        assert (await aog.call("GetOperateStatus")).status == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "device"), [("", ""), ("auto", ""), ("daemon", ""), ("standard", ""), ("cpu", "CPU"), ("gpu", "GPU")]
+)
+async def test_a_mode_is_the_device_of_models_that_name_none(aog: Any, mode: str, device: str) -> None:
+    assert (await aog.call("StartEngine", mode=mode)).code == 0
+    assert aog.kernel.asked("start_engine") == [(device,)]
+
+
+async def test_a_mode_that_nobody_knows_is_refused(aog: Any) -> None:
+    response = await aog.call("StartEngine", mode="turbo")
+    assert (response.code, "turbo" in response.message) == (400, True)
+    assert not aog.kernel.asked("start_engine")
 
 
 async def test_d1_13_an_engine_that_is_not_installed_is_412(aog: Any) -> None:
@@ -120,17 +146,12 @@ async def test_d1_15_d2_24_load_model_never_fails(aog: Any) -> None:
         assert (await aog.call("LoadModel", request_json=request)).code == 0
 
 
-async def test_d1_15_a_failed_load_is_told_once_by_the_next_request(aog: Any) -> None:
-    aog.kernel.does |= {"load_model": EngineFailed("The model is broken: no such layer."), "invoke": b"{}"}
-    await load(aog, "x/y")
-    request = {"service_name": "chat", "request_data": body(model="x/y")}
-    response = await aog.call("InvokeService", **request)
-    assert (response.code, response.message) == (502, "The model is broken: no such layer.")
-    assert not aog.kernel.asked("invoke")
-    assert (await aog.call("InvokeService", **request)).code == 0  # the user may have mended it: tried anew
-    await load(aog, "x/y")
-    [answer] = [each async for each in aog.stream("InvokeServiceStream", **request)]
-    assert answer.code == 502
+async def test_d1_15_a_load_that_failed_is_told_by_the_next_request(aog: Any) -> None:
+    broken = EngineFailed("The model is broken: no such layer.")
+    aog.kernel.does |= {"load_model": broken, "invoke": broken}  # the kernel remembers it
+    assert (await load(aog, "x/y")).code == 0
+    response = await aog.call("InvokeService", service_name="chat", request_data=body(model="x/y"))
+    assert (response.code, response.message) == (502, broken.message)
 
 
 async def test_d1_15_d2_24_load_model_returns_long_before_aog_s_limit(
@@ -138,57 +159,17 @@ async def test_d1_15_d2_24_load_model_returns_long_before_aog_s_limit(
 ) -> None:
     assert habits.LOAD_LIMIT < 240
     monkeypatch.setattr(habits, "LOAD_LIMIT", 0.05)
-    going_on = asyncio.Event()
-    aog.kernel.does["load_model"] = lambda _: going_on.wait()
+    aog.kernel.does["load_model"] = lambda _: asyncio.Event().wait()
     assert (await load(aog, "slow")).code == 0
     assert (await load(aog, "slow")).code == 0
-    assert len(aog.kernel.asked("load_model")) == 1  # it goes on, and the second one joined it
-    going_on.set()
 
 
-async def test_d1_16_a_load_that_is_withdrawn_goes_on(aog: Any) -> None:
-    going_on = asyncio.Event()
-    aog.kernel.does["load_model"] = lambda _: going_on.wait()
-    first = asyncio.ensure_future(load(aog, "slow"))
-    await asked(aog, "load_model")
-    first.cancel()
-    second = asyncio.ensure_future(load(aog, "slow"))
-    await asyncio.wait([second], timeout=0.1)
-    going_on.set()
-    assert (await second).code == 0
-    assert len(aog.kernel.asked("load_model")) == 1
-
-
-async def test_d1_17_unload_is_a_hint_while_a_model_is_in_use(aog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(habits, "RECENT", 0.0)
-    finish = asyncio.Event()
-
-    async def invoke(*_: Any, **__: Any) -> bytes:
-        await finish.wait()
-        return b"{}"
-
-    aog.kernel.does["invoke"] = invoke
-    request = asyncio.ensure_future(
-        aog.call("InvokeService", service_name="chat", request_data=body(model="tiny/chat"))
-    )
-    await asked(aog, "invoke")
+async def test_d1_17_unload_is_a_hint(aog: Any) -> None:
+    hints: list[bool] = []
+    aog.kernel.does["unload_models"] = lambda _models, hint=False: hints.append(hint)
     assert (await aog.call("UnloadModel", request_json=body(models=["tiny/chat"]))).code == 0
-    await load(aog, "other")  # not even if its memory is wanted
-    assert not aog.kernel.asked("unload_models")
-    finish.set()
-    assert (await request).code == 0
-    await asked(aog, "unload_models")
-
-
-async def test_d1_17_a_model_that_was_used_just_now_stays_until_memory_is_wanted(aog: Any) -> None:
-    aog.kernel.does["invoke"] = b"{}"
-    await aog.call("InvokeService", service_name="chat", request_data=body(model="tiny/chat"))
-    await aog.call("UnloadModel", request_json=body(models=["tiny/chat"]))
-    await load(aog, "tiny/chat")  # used again: forgotten
-    assert not aog.kernel.asked("unload_models")
-    await aog.call("UnloadModel", request_json=body(models=["tiny/chat"]))
-    await load(aog, "other")
-    assert aog.kernel.asked("unload_models")[0][0] == ["tiny/chat"]
+    assert aog.kernel.asked("unload_models") == [(["tiny/chat"],)]
+    assert hints == [True]
 
 
 async def test_d1_18_models_of_other_engines_are_unloaded_without_error(aog: Any) -> None:
@@ -207,10 +188,13 @@ async def test_d1_19_d1_52_d2_33_the_live_service_s_row_serves_a_plain_request(a
 
 async def test_d1_19_a_request_that_names_no_model_gets_the_one_that_was_loaded_for_it(aog: Any) -> None:
     aog.kernel.does["invoke"] = b"{}"
-    await load(aog, "tiny/chat")
+    tiny = LocalModel("tiny/chat", Path(), "text_generation", 1, "", datetime.now(UTC))
+    latest = ResidentModel(tiny, "loaded", last_used=2.0)
+    older = ResidentModel(replace(tiny, id="tiny/older"), "loaded", last_used=1.0)
+    aog.kernel.does["resident_models"] = [latest, older]
     await aog.call("InvokeService", service_name="chat", request_data=body(messages=[]))
     await aog.call("InvokeService", service_name="embed", request_data=body(input="x"))
-    chat, embed = (json.loads(each[1]) for each in aog.kernel.asked("invoke"))
+    chat, embed = (json.loads(each[1].body) for each in aog.kernel.asked("invoke"))
     assert chat["model"] == "tiny/chat"
     assert "model" not in embed  # none of its type was loaded
 
@@ -224,7 +208,7 @@ def test_d1_21_d1_22_every_service_has_a_template_that_aog_knows() -> None:
     definitions = [each.definition for each in extensions.services.values()]
     assert len(definitions) >= 8
     for each in definitions:
-        for reference in (each.config_ref, each.config_ref_full or each.config_ref):
+        for reference in (each.extras["aog"]["config_ref"], each.extras["aog"]["config_ref_full"]):
             flavor, _, service = reference.partition(":")
             assert flavor in FLAVORS
             assert service
@@ -368,7 +352,7 @@ async def test_d1_39_voices_that_aog_demands_are_not_demanded_of_the_model(full:
     full.kernel.does["invoke"] = b"{}"
     for voice in ("female", "my-own"):
         await full.call("InvokeService", service_name="embed", request_data=body(model="m", voice=voice))
-    first, second = (json.loads(each[1]) for each in full.kernel.asked("invoke"))
+    first, second = (json.loads(each[1].body) for each in full.kernel.asked("invoke"))
     assert first == {"model": "m"}
     assert second == {"model": "m", "voice": "my-own"}
 
@@ -380,7 +364,7 @@ async def test_a_request_that_is_no_json_gets_to_who_refuses_it(aog: Any) -> Non
     for sent in (b'{"prompt": "\\ud83d"}', b'{"model": "m", "voice": "girl", "text": "\\ud83d"}', b"[]", b"{"):
         response = await aog.call("InvokeService", service_name="chat", request_data=sent)
         assert (response.code, response.message) == (400, "The request is not valid JSON.")
-        assert aog.kernel.asked("invoke")[-1][1] == sent
+        assert aog.kernel.asked("invoke")[-1][1].body == sent
 
 
 async def test_d1_37_created_is_text(aog: Any) -> None:
@@ -604,7 +588,21 @@ async def test_d1_49_install_engine_ignores_cover(aog: Any) -> None:
 async def test_d2_10_d2_11_version_and_config_are_real(aog: Any) -> None:
     version = await aog.call("GetVersion", request_json=b'{"version":""}')
     assert json.loads(version.response_json) == {"version": "2026.3"}
-    assert json.loads((await aog.call("GetConfig")).config_json) == {"host": "x"}
+    program = Path("/data/engine/versions/1/ovms/bin/ovms")
+    active = Installation("1", Path("/data/engine/versions/1"), "ubuntu2404")
+    aog.kernel.does["engine_status"] = EngineStatus("ready", "http://127.0.0.1:17001", active, program)
+    assert json.loads((await aog.call("GetConfig")).config_json) == {
+        "host": "http://127.0.0.1:17001",
+        "origin": "127.0.0.1",
+        "scheme": "http",
+        "recommend_model": "",
+        "download_url": "",
+        "download_path": str(aog.kernel.settings.models_dir),
+        "engine_path": "/data/engine/versions/1",
+        "exec_path": str(program.parent),
+        "exec_file": "ovms",
+        "device_type": "CPU",
+    }
 
 
 async def test_d2_18_an_empty_model_id_deletes_nothing(aog: Any) -> None:
@@ -702,8 +700,9 @@ async def test_remote_only_rpcs_answer_as_unsupported(aog: Any, method: str) -> 
 
 
 async def test_our_own_words_come_before_the_deadline(other: Any) -> None:
-    async def invoke(*_: Any, timeout: float) -> bytes:
-        await asyncio.sleep(timeout)
+    async def invoke(_: str, request: Request) -> bytes:
+        assert request.timeout
+        await asyncio.sleep(request.timeout)
         raise TimedOut("It was not done in time.")
 
     other.kernel.does["invoke"] = invoke

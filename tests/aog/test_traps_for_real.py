@@ -26,10 +26,10 @@ def coded(**fields: Any) -> bytes:
 @pytest.fixture
 async def stocked(environment: Environment, tmp_path: Path, fixtures: Path) -> Environment:
     """An environment with a model in the data folder."""
-    from ovms_kernel.kernel import Kernel
+    from ovms_kernel.compose import compose_kernel
     from ovms_kernel.settings import read_settings
 
-    async with Kernel(read_settings({}, data_dir=tmp_path / "data")) as kernel:
+    async with compose_kernel(read_settings({}, data_dir=tmp_path / "data")) as kernel:
         await kernel.import_model(fixtures / "text_generation", "tiny/chat")
     return environment
 

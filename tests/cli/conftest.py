@@ -24,7 +24,11 @@ def executable() -> str:
 def environment(tmp_path: Path) -> dict[str, str]:
     """Ours, without what AOG or a user of this machine may have set, and with a data folder of the test's own."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OVMS_PLUGIN_", "AOG_"))}
-    return kept | {"OVMS_PLUGIN_DATA_DIR": str(tmp_path / "data"), "OVMS_PLUGIN_PLATFORM": "portable"}
+    return kept | {
+        "OVMS_PLUGIN_DATA_DIR": str(tmp_path / "data"),
+        "OVMS_PLUGIN_PLATFORM": "portable",
+        "OVMS_PLUGIN_FACES__HTTP__PORT": "0",
+    }
 
 
 @pytest.fixture

@@ -256,3 +256,36 @@ def test_what_is_no_text_is_refused_in_a_sentence(
         )
         assert done.returncode == 2
         assert b"it is not UTF-8 (invalid start byte at byte 0)" in done.stderr
+
+
+def test_sound_is_not_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ovms_cli.services import check_terminal, content_type_of
+    from ovms_service_text_to_speech import TextToSpeech
+
+    kind = content_type_of(TextToSpeech({}), b'{"input": "hello", "response_format": "flac"}')
+    check_terminal(kind, None)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    check_terminal(kind, Path("hello.flac"))
+    check_terminal("text/vtt; charset=utf-8", None)
+    with pytest.raises(errors.BadRequest, match="The answer is audio/flac, not text; name a file for it with --output"):
+        check_terminal(kind, None)
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    from ovms_cli.services import sink
+
+    path = tmp_path / "speech.mp3"
+    path.write_bytes(b"old")
+
+    def break_off() -> None:
+        with sink(path) as file:
+            file.write(b"half")
+            raise errors.BadRequest("no more")
+
+    with pytest.raises(errors.BadRequest):
+        break_off()
+    assert [each.name for each in tmp_path.iterdir()] == ["speech.mp3"]
+    assert path.read_bytes() == b"old"
+    with sink(path) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new"

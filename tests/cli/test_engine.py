@@ -43,12 +43,12 @@ def installed(here: Any, fixtures: Path, environment: dict[str, str]) -> Any:
     return here
 
 
-class Up:
-    """``ovms-plugin up`` in a process of its own; its lines on stderr are read as they come."""
+class Serve:
+    """``ovms-plugin serve`` in a process of its own; its lines on stderr are read as they come."""
 
     def __init__(self, executable: str, environment: dict[str, str]) -> None:
         self.lines: list[str] = []
-        self.process = subprocess.Popen([executable, "up"], env=environment, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([executable, "serve"], env=environment, stderr=subprocess.PIPE, text=True)
 
     def read_until(self, part: str) -> str:
         assert self.process.stderr
@@ -65,8 +65,8 @@ class Up:
 
 
 @pytest.fixture
-def up(installed: Any, executable: str, environment: dict[str, str]) -> Iterator[Up]:
-    process = Up(executable, environment)
+def server(installed: Any, executable: str, environment: dict[str, str]) -> Iterator[Serve]:
+    process = Serve(executable, environment)
     try:
         process.read_until("is ready at")
         yield process
@@ -101,13 +101,13 @@ def test_an_engine_that_is_not_the_first_choice_is_no_secret(environment: dict[s
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
     assert "(portable) is installed" in done.stdout
     assert re.search(
-        r"^Platform ubuntu2204 does not do here: .*ovms_ubuntu22.* Next is portable\.$", done.stderr, re.MULTILINE
+        r"^Platform ubuntu2204 is skipped: .*ovms_ubuntu22.* Next is portable\.$", done.stderr, re.MULTILINE
     )
 
 
 def test_without_an_engine_it_says_what_to_do(here: Any, fixtures: Path) -> None:
     here("import", str(fixtures / "text_generation"), CHAT)
-    for words in (["chat", "hello"], ["call", "chat", "{}"], ["up"]):
+    for words in (["chat", "hello"], ["call", "chat", "{}"], ["serve"]):
         done = here(*words, code=4)
         assert done.stdout == ""
         assert done.stderr.splitlines() == ["The engine is not installed; run `ovms-plugin engine install`."]
@@ -119,7 +119,7 @@ def test_without_an_engine_it_says_what_to_do(here: Any, fixtures: Path) -> None
 def test_an_engine_is_started_for_one_request(installed: Any, tmp_path: Path) -> None:
     done = installed("chat", "What is OpenVINO?")
     assert done.stdout == ANSWER + "\n"
-    assert "`ovms-plugin up`" in done.stderr
+    assert "`ovms-plugin serve`" in done.stderr
     assert json.loads(installed("status", "--json").stdout)["engine"] == "stopped"
     assert "rest_port" in installed("logs").stdout.lower() or installed("logs", "-n", "3").stdout
     assert not left(tmp_path)
@@ -144,7 +144,9 @@ def test_what_is_wrong_with_a_request_is_said_before_an_engine_starts(installed:
     assert not (tmp_path / "data" / "logs").exists()
 
 
-def test_others_use_the_engine_that_up_runs(up: Up, installed: Any, run: Any, fixtures: Path, tmp_path: Path) -> None:
+def test_others_use_the_engine_that_serve_runs(
+    server: Serve, installed: Any, run: Any, fixtures: Path, tmp_path: Path
+) -> None:
     status = json.loads(installed("status", "--json").stdout)
     assert status["engine"] == "ready"
     assert psutil.pid_exists(status["pid"])
@@ -164,6 +166,11 @@ def test_others_use_the_engine_that_up_runs(up: Up, installed: Any, run: Any, fi
     assert (done.stdout, done.stderr) == (ANSWER + "\n", "")
     assert run("chat", "-", text="What is OpenVINO?").stdout == ANSWER + "\n"
     vectors = json.loads(installed("call", "embed", '{"input": ["one", "two"]}').stdout)["data"]
+    written = tmp_path / "vectors.json"
+    assert installed("call", "embed", '{"input": ["one", "two"]}', "-o", str(written)).stdout == ""
+    assert json.loads(written.read_text("utf-8"))["data"] == vectors
+    nowhere = installed("call", "embed", '{"input": "x"}', "-o", str(tmp_path / "none" / "x"), code=2)
+    assert "name another file with --output" in nowhere.stderr
     assert len(vectors) == 2
     request = tmp_path / "request.json"
     request.write_text('{"messages": [{"role": "user", "content": "你好"}], "stream": true}', "utf-8")
@@ -173,9 +180,9 @@ def test_others_use_the_engine_that_up_runs(up: Up, installed: Any, run: Any, fi
     assert EMBED in installed("call", "embed", '{"model": "tiny/chat", "input": "x"}', code=2).stderr
 
     assert json.loads(installed("status", "--json").stdout)["pid"] == status["pid"], "the same engine served all"
-    code, told = up.end(signal.SIGINT)
+    code, told = server.end(signal.SIGINT)
     assert code == 130
-    assert told.splitlines()[-1] == "The engine is stopped; models and settings are kept."
+    assert told.splitlines()[-1] == "The server is stopped; models and settings are kept."
     assert not psutil.pid_exists(status["pid"])
     assert not left(tmp_path)
 
@@ -215,20 +222,20 @@ def test_a_model_that_does_not_load_is_said_once(run: Any, installed: Any, fixtu
     assert "openvino_model.xml" in done.stderr.splitlines()[1]
 
 
-def test_up_tells_of_a_crash_and_ends_with_sigterm(up: Up, installed: Any, tmp_path: Path) -> None:
+def test_serve_tells_of_a_crash_and_ends_with_sigterm(server: Serve, installed: Any, tmp_path: Path) -> None:
     first = json.loads(installed("status", "--json").stdout)["pid"]
     os.kill(first, signal.SIGKILL)
-    up.read_until("killed")
-    up.read_until("is ready at")
+    server.read_until("killed")
+    server.read_until("is ready at")
     assert json.loads(installed("status", "--json").stdout)["pid"] != first
-    assert up.end(signal.SIGTERM)[0] == 143
+    assert server.end(signal.SIGTERM)[0] == 143
     assert not left(tmp_path)
 
 
-def test_up_gives_up_with_the_engine(
+def test_serve_gives_up_with_the_engine(
     installed: Any, executable: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    process = Up(executable, environment | {"OVMS_PLUGIN_RESTART_LIMIT": "0"})
+    process = Serve(executable, environment | {"OVMS_PLUGIN_RESTART_LIMIT": "0"})
     process.read_until("is ready at")
     os.kill(json.loads(installed("status", "--json").stdout)["pid"], signal.SIGKILL)
     _, rest = process.process.communicate(timeout=20)
@@ -237,20 +244,20 @@ def test_up_gives_up_with_the_engine(
     assert not left(tmp_path)
 
 
-def test_a_second_up_leaves_the_engine_to_the_first(
-    up: Up, installed: Any, executable: str, environment: dict[str, str]
+def test_a_second_server_leaves_the_engine_to_the_first(
+    server: Serve, installed: Any, executable: str, environment: dict[str, str]
 ) -> None:
-    second, third = Up(executable, environment), Up(executable, environment)
+    second, third = Serve(executable, environment), Serve(executable, environment)
+    pid = json.loads(installed("status", "--json").stdout)["pid"]
     for each in (second, third):
-        each.read_until(f"Process {up.process.pid} runs it")
-    code, told = second.end(signal.SIGINT)
-    assert code == 130
-    assert "goes on" in told
+        each.read_until("Serving OpenAI's API at")
+    assert second.end(signal.SIGINT)[0] == 130
+    assert json.loads(installed("status", "--json").stdout)["pid"] == pid
     assert json.loads(installed("status", "--json").stdout)["engine"] == "ready"
-    up.end(signal.SIGINT)
-    third.read_until("This process runs it now.")
+    server.end(signal.SIGINT)
+    third.read_until("is ready at")
     code, told = third.end(signal.SIGINT)
-    assert (code, told.splitlines()[-1]) == (130, "The engine is stopped; models and settings are kept.")
+    assert (code, told.splitlines()[-1]) == (130, "The server is stopped; models and settings are kept.")
     assert json.loads(installed("status", "--json").stdout)["engine"] == "stopped"
 
 

@@ -184,8 +184,8 @@ def test_a_bad_name_is_refused_in_one_sentence(here: Any, name: str, words: list
         (["pull", "elsewhere:tiny/chat"], 7, "elsewhere"),
         (["import", "/no/such/folder", "my/model"], 2, "does not exist"),
         (["import", str(Path(__file__).parent), "my/model"], 2, "holds no OpenVINO model"),
-        (["load", CHAT], 4, "ovms-plugin up"),
-        (["unload", CHAT], 4, "ovms-plugin up"),
+        (["load", CHAT], 4, "ovms-plugin serve"),
+        (["unload", CHAT], 4, "ovms-plugin serve"),
     ],
     ids=lambda each: " ".join(each[:2]) if isinstance(each, list) else "",
 )

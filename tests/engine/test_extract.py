@@ -12,7 +12,7 @@ import pytest
 
 from ovms_kernel.engine.extract import Limits, extract
 from ovms_kernel.errors import BadRequest
-from ovms_kernel.testing.archives import linux_archive, windows_archive
+from ovms_kernel.testing.archives import TOKENIZERS_LINK, linux_archive, windows_archive
 from ovms_kernel.values import Progress
 
 
@@ -82,6 +82,29 @@ def test_what_no_honest_archive_holds_is_refused_and_nothing_lies_outside(tmp_pa
     assert outside == {archive, room / "deep"}
 
 
+ELSEWHERE = {
+    "leads elsewhere": [("ovms/l", LINK, b"/etc/passwd")],
+    "leads out of the top folder": [("ovms/l", LINK, b"/ovms/../../etc/passwd")],
+    "only begins like it": [("ovms/l", LINK, b"/ovms2/x"), ("ovms2/x", FILE, b"x")],
+    "leads to the top folder from beside it": [("l", LINK, b"/ovms/x"), ("ovms/x", FILE, b"x")],
+    "leads through a link": [("ovms/d", LINK, b"/ovms"), ("ovms/l", LINK, b"/ovms/d/../../x"), ("f", FILE, b"x")],
+}
+
+
+@pytest.mark.parametrize("members", ELSEWHERE.values(), ids=ELSEWHERE)
+@pytest.mark.parametrize("make", [tar_of, zip_of])
+def test_an_absolute_link_that_is_not_below_the_archives_own_folder_is_refused(tmp_path: Path, make, members) -> None:
+    archive = make(tmp_path / ("a.zip" if make is zip_of else "a.tar.gz"), *members)
+    with pytest.raises(BadRequest, match="not unpacked"):
+        extract(archive, tmp_path / "into", ignore, top="/ovms/")
+
+
+def test_an_absolute_link_in_a_zip_becomes_relative_too(tmp_path: Path) -> None:
+    archive = zip_of(tmp_path / "a.zip", ("ovms/x", FILE, b"x"), ("ovms/a/b/l", LINK, b"/ovms/x"))
+    extract(archive, tmp_path / "into", ignore, top="/ovms/")
+    assert (tmp_path / "into/ovms/a/b/l").readlink() == Path("../../x")
+
+
 def test_a_hard_link_is_refused(tmp_path: Path) -> None:
     archive = tar_of(tmp_path / "a.tar.gz", ("f", FILE, b"x"), ("g", tarfile.LNKTYPE, b"f"))
     with pytest.raises(BadRequest, match="hard link 'g'"):
@@ -124,7 +147,7 @@ def test_d2_5_a_linux_release_is_unpacked_with_its_links_and_modes(tmp_path: Pat
     linux_archive(tmp_path / "a.tar.gz", padding=20 << 20)
     told: list[Progress] = []
     into = tmp_path / "with space und ümlaut"
-    extract(tmp_path / "a.tar.gz", into, told.append)
+    extract(tmp_path / "a.tar.gz", into, told.append, top="/ovms/")
     library = into / "ovms/lib/libopenvino.so"
     assert library.is_symlink()
     assert library.read_bytes() == (into / "ovms/lib/libopenvino.so.2630").read_bytes()
@@ -134,11 +157,15 @@ def test_d2_5_a_linux_release_is_unpacked_with_its_links_and_modes(tmp_path: Pat
     assert positions == sorted(positions)
     assert told[-1].completed == told[-1].total > 0
     assert len(told) > 2
-    # The same as tar makes of it.
+    # The same as tar makes of it, but for the one absolute link, which means the archive's own folder.
     other = tmp_path / "tar"
     other.mkdir()
     subprocess.run(["tar", "xf", tmp_path / "a.tar.gz", "-C", other], check=True)
-    assert tree(into) == tree(other)
+    expected = tree(other)
+    assert expected[f"ovms/{TOKENIZERS_LINK}"] == Path("/ovms/lib/libopenvino_tokenizers.so")
+    expected[f"ovms/{TOKENIZERS_LINK}"] = Path("../../../libopenvino_tokenizers.so")
+    assert tree(into) == expected
+    assert (into / "ovms" / TOKENIZERS_LINK).read_bytes() == b"tokenizers"
 
 
 @pytest.mark.parametrize("backslashes", [False, True])

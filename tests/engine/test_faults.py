@@ -22,17 +22,18 @@ import pytest
 
 from ovms_graph_text_generation import TextGeneration
 from ovms_kernel.api.services import Call, Engine, EngineFailed, Route, ServiceDefinition, Unavailable, forward
+from ovms_kernel.compose import compose_kernel
 from ovms_kernel.engine import launch, probe
 from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.engine.probe import IdleProbe
 from ovms_kernel.engine.supervisor import Supervisor
 from ovms_kernel.extensions import Extensions
 from ovms_kernel.hookspecs import hookimpl
-from ovms_kernel.kernel import Kernel
+from ovms_kernel.models.plan import Resident, State
 from ovms_kernel.settings import Settings
 from ovms_kernel.testing.events import EventRecorder
 from ovms_kernel.testing.platform import MisbehavingPlatform
-from ovms_kernel.values import Answer, EngineExit, EngineInfo, Host, Installation, LaunchPlan, Outcome, Request
+from ovms_kernel.values import Answer, EngineExit, EngineInfo, Host, Installation, LaunchPlan, Request
 
 HOST = Host("linux", "x86_64", "ubuntu", "24.04", memory=16 << 30)
 INSTALLATION = Installation("1.0", Path(), "misbehaving")
@@ -75,7 +76,7 @@ class Setup:
             graphs={"text_generation": TextGeneration({})},
             observers={"watcher": self.watcher},
         )
-        self.kernel = Kernel(settings, host=HOST, extensions=extensions)
+        self.kernel = compose_kernel(settings, host=HOST, extensions=extensions)
 
     async def ask(self) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(
@@ -145,7 +146,6 @@ async def test_an_engine_that_is_well_but_does_no_work_is_noticed_and_started_ag
     monkeypatch.setattr("ovms_kernel.engine.supervisor.WATCH_PERIOD", 0.05)
     monkeypatch.setattr(probe, "IDLE", 0.1)
     monkeypatch.setattr(probe, "LIMIT", 0.3)
-    setup.kernel.supervisor.probe._touch()  # type: ignore[attr-defined]
     setup.platform.how = "wedged"
     await setup.kernel.load_model(MODEL)
     assert await setup.kernel.supervisor.ensure_ready()
@@ -161,34 +161,36 @@ async def test_an_engine_that_is_well_but_does_no_work_is_noticed_and_started_ag
     assert info.pid == pid
 
 
-async def test_a_busy_engine_is_not_probed_and_one_model_is_asked_after_the_other() -> None:
+async def test_a_busy_engine_is_not_probed_and_one_model_is_asked_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked: list[dict[str, Any]] = []
 
     class Client:
         async def post(self, path: str, body: bytes, *, timeout: float) -> None:
             asked.append(json.loads(body) | {"path": path})
 
+    def loaded(name: str, model_type: str = "text_generation", **more: Any) -> Resident:
+        return Resident(name, SimpleNamespace(model_type=model_type), state=State.LOADED, **more)  # type: ignore[arg-type]
+
     client: Any = Client()
-    served: Any = {
-        "b": SimpleNamespace(model_type="text_generation"),
-        "a": SimpleNamespace(model_type="text_generation"),
-        "voice": SimpleNamespace(model_type="text_to_speech"),
-    }
-    idle = IdleProbe([Chat()], served)
+    models = [loaded("b"), loaded("a"), loaded("voice", "text_to_speech")]
+    models[0].last_used = time.monotonic()
+    idle = IdleProbe([Chat()], {each.id: each for each in models})
     assert await idle(client)
-    assert asked == [], "it has just begun"
+    assert asked == [], "it was used a moment ago"
+    monkeypatch.setattr(probe, "IDLE", 0.0)
     for _ in range(3):
-        idle._due = 0.0
         assert await idle(client)
-    assert [(each["model"], each["max_tokens"]) for each in asked] == [("a", 1), ("b", 1), ("a", 1)]
+    assert [(each["model"], each["max_tokens"]) for each in asked] == [("b", 1), ("a", 1), ("b", 1)]
     assert asked[0]["path"] == "/v3/chat/completions"
-    call: Any = None
-    await idle.ovms_before_request(call)
-    idle._due = 0.0
+    models[2].users = 1
     assert await idle(client)
-    assert len(asked) == 3
-    await idle.ovms_request_finished(call, Outcome(200, 1.0, 1))
-    assert idle._due > time.monotonic(), "a request that was answered is as good as a probe"
+    assert len(asked) == 3, "the engine is busy"
+    models[2].users = 0
+    monkeypatch.setattr(probe, "IDLE", 60.0)
+    assert await idle(client)
+    assert len(asked) == 3, "a probe that was answered is as good as a request"
 
 
 async def test_a_clock_that_is_set_does_not_make_a_running_engine_a_stranger(

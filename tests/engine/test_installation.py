@@ -335,7 +335,7 @@ INSTALLER = """
 import anyio, sys, json, os
 from ovms_kernel.engine import installation, archives
 from ovms_kernel.engine.installation import Installations
-from ovms_kernel.engine.ovms import launch_on_linux
+from ovms_kernel.engine.ovms_linux import launch_on_linux
 from ovms_kernel.events import Events
 from ovms_kernel.settings import read_settings
 from ovms_kernel.values import Requirement, Release

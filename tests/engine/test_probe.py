@@ -9,8 +9,8 @@ import pytest
 from ovms_graph_embeddings import Embeddings
 from ovms_graph_rerank import Rerank as RerankGraph
 from ovms_graph_text_generation import TextGeneration
+from ovms_kernel.compose import compose_kernel
 from ovms_kernel.extensions import Extensions
-from ovms_kernel.kernel import Kernel
 from ovms_kernel.settings import read_settings
 from ovms_kernel.values import Host
 from ovms_platform_portable import Portable
@@ -22,7 +22,7 @@ TYPES = ("text_generation", "embeddings", "rerank")
 
 
 async def test_every_kind_of_model_answers_its_probe(
-    tmp_path: Path, fixtures: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, fixtures: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extensions = Extensions(
         services={"chat": Chat({}), "embed": Embed({}), "rerank": Rerank({})},
@@ -30,7 +30,7 @@ async def test_every_kind_of_model_answers_its_probe(
         graphs={"text_generation": TextGeneration({}), "embeddings": Embeddings({}), "rerank": RerankGraph({})},
     )
     settings = read_settings({}, data_dir=tmp_path / "data", rest_port=18866, grpc_port=18890)
-    async with Kernel(settings, host=Host("linux", "x86_64"), extensions=extensions) as kernel:
+    async with compose_kernel(settings, host=Host("linux", "x86_64"), extensions=extensions) as kernel:
         await kernel.install_engine()
         for kind in TYPES:
             await kernel.import_model(fixtures / kind, f"tiny/{kind}")
@@ -47,8 +47,8 @@ async def test_every_kind_of_model_answers_its_probe(
 
         client.post = noted  # type: ignore[method-assign]
         with caplog.at_level(logging.DEBUG, "ovms_kernel.engine.probe"):
+            monkeypatch.setattr("ovms_kernel.engine.probe.IDLE", 0.0)
             for _ in TYPES:
-                probe._due = 0.0
                 assert await probe(client)
         assert sorted(posts) == ["/v3/chat/completions", "/v3/embeddings", "/v3/rerank"]
         assert not caplog.records

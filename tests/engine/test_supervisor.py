@@ -152,6 +152,17 @@ async def test_ports_that_are_taken_are_not_used(engine: Engine) -> None:
         assert str(engine.settings.grpc_port) not in info.endpoint.grpc
 
 
+async def test_an_engine_that_found_its_port_busy_is_told_and_started_again_on_others(engine: Engine) -> None:
+    # As OVMS does: it lives on for a while, answers no probe, and then ends.
+    await engine.start("busy=1")
+    told = await engine.events.wait_for("ovms_engine_exited")
+    assert told["will_restart"]
+    assert f"Failed to start REST server at port {engine.settings.rest_port}" in told["exit"].cause
+    assert "ovms_engine_ready" not in engine.events.names()
+    engine.platform.how = ""
+    assert (await engine.supervisor.ensure_ready()).pid
+
+
 async def test_an_unwritable_log_folder_is_one_sentence(engine: Engine) -> None:
     engine.settings.logs_dir.write_text("a file where the folder should be")
     await engine.start()

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,16 @@ import psutil
 import pytest
 
 from ovms_graph_text_generation import TextGeneration
+from ovms_kernel.compose import compose_kernel
 from ovms_kernel.engine import download, launch
-from ovms_kernel.errors import EngineFailed, NotFound, PreconditionFailed
+from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, NotSupported, PreconditionFailed
 from ovms_kernel.extensions import Extensions
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.kernel import Kernel
 from ovms_kernel.settings import Settings, read_settings
 from ovms_kernel.testing.archives import ArchiveServer, linux_archive
 from ovms_kernel.testing.platform import MisbehavingPlatform, PackedPlatform
-from ovms_kernel.values import EngineExit, EngineInfo, Host, Installation
+from ovms_kernel.values import EngineExit, EngineInfo, Host, Installation, Release
 
 HOST = Host("linux", "x86_64", "ubuntu", "24.04", memory=16 << 30)
 MODEL = "tiny/text"
@@ -71,7 +74,7 @@ def compose(settings: Settings, watcher: Watcher, **platforms: object) -> Kernel
         graphs={"text_generation": TextGeneration({})},
         observers={"watcher": watcher},
     )
-    return Kernel(settings, host=HOST, extensions=extensions)
+    return compose_kernel(settings, host=HOST, extensions=extensions)
 
 
 @pytest.fixture
@@ -179,15 +182,6 @@ async def test_an_engine_that_did_not_run_is_tried_and_does_not_run_afterwards(
     assert await kernel.engine_version() == "2026.4.0"
 
 
-async def test_while_it_upgrades_hosts_are_told_to_leave_it_alone(serving: Kernel, server: ArchiveServer) -> None:
-    pack(server, "2026.4.0", "slow=0.5")
-    async with anyio.create_task_group() as group:
-        group.start_soon(serving.upgrade_engine, "2026.4.0")
-        while serving.operate_status == 1:  # noqa: ASYNC110 - a number that a host polls
-            await anyio.sleep(0.01)
-    assert serving.operate_status == 1
-
-
 async def test_an_engine_that_another_process_runs_is_not_upgraded_behind_its_back(
     kernel: Kernel, server: ArchiveServer
 ) -> None:
@@ -210,8 +204,8 @@ import os, sys, anyio
 sys.path.insert(0, sys.argv[4])
 from ovms_graph_text_generation import TextGeneration
 from ovms_kernel.extensions import Extensions
+from ovms_kernel.compose import compose_kernel
 from ovms_kernel.kernel import Kernel
-from ovms_kernel.models.serving import Serving
 from ovms_kernel.engine.installation import Installations
 from ovms_kernel.settings import read_settings
 from ovms_kernel.testing.platform import PackedPlatform
@@ -222,7 +216,8 @@ def die(*_a, **_k):
     os.kill(os.getpid(), 9)
 async def main():
     extensions = Extensions(platforms={"packed": PackedPlatform(url)}, graphs={"text_generation": TextGeneration({})})
-    async with Kernel(read_settings({}, data_dir=data), host=Host("linux", "x86_64"), extensions=extensions) as kernel:
+    settings = read_settings({}, data_dir=data)
+    async with compose_kernel(settings, host=Host("linux", "x86_64"), extensions=extensions) as kernel:
         await kernel.load_model("tiny/text")
         if step == "install":
             kernel.installations._switch = die
@@ -230,7 +225,7 @@ async def main():
         elif step == "start":
             kernel.supervisor.ensure_ready = die
         elif step == "load":
-            kernel.serving.load = die
+            kernel.residency.load = die
         elif step == "switch":
             kernel.installations.activate = die
         await kernel.upgrade_engine("2026.4.0")
@@ -265,37 +260,122 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
-# -- a guess ------------------------------------------------------------------------------------------------------
+# -- platforms that do not do -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["broken", "gone"])
-async def test_a_guess_that_does_not_run_gives_way_to_the_next_platform(
-    tmp_path: Path, server: ArchiveServer, watcher: Watcher, how: str
-) -> None:
+def embedded() -> MisbehavingPlatform:
+    """A platform that needs no download and fits any host."""
+    platform = MisbehavingPlatform({})
+    platform.matches = lambda _: 1  # type: ignore[method-assign, assignment]
+    return platform
+
+
+HOSTILE_LINK = "ovms/lib/liba.so"
+
+
+def spoil(server: ArchiveServer, how: str) -> None:
+    """Make the archive one that cannot be installed."""
+    path = server.folder / "ovms_ubuntu24_2026.3.0_python_on.tar.gz"
     if how == "gone":
-        next(server.folder.iterdir()).unlink()
+        path.unlink()
+    elif how == "refused":
+        with tarfile.open(path, "w:gz") as tar:
+            info = tarfile.TarInfo(HOSTILE_LINK)
+            info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            tar.addfile(info)
     else:
         pack(server, "2026.3.0", how)
+
+
+@pytest.mark.parametrize("fit", [5, 20])
+@pytest.mark.parametrize("how", ["broken", "gone", "refused"])
+async def test_a_platform_that_does_not_work_gives_way_to_the_next_with_a_sentence(
+    tmp_path: Path, server: ArchiveServer, watcher: Watcher, caplog: pytest.LogCaptureFixture, how: str, fit: int
+) -> None:
+    spoil(server, how)
     settings = read_settings({}, data_dir=tmp_path / "other")
-    guess, portable = PackedPlatform(server.url, fit=5), MisbehavingPlatform({})
-    portable.matches = lambda _: 1  # type: ignore[method-assign, assignment]
-    async with compose(settings, watcher, guess=guess, portable=portable) as kernel:
+    vendor, portable = PackedPlatform(server.url, fit=fit), embedded()
+    async with compose(settings, watcher, vendor=vendor, portable=portable) as kernel:
         installed = await kernel.install_engine()
         assert installed.platform == "portable"
+        assert [each.platform for each in kernel.installations.read_record().skipped] == ["vendor"]
+        assert "Platform vendor is skipped: " in caplog.text
+        assert "Next is portable." in caplog.text
         left = [path.name for path in (tmp_path / "other/engine").rglob("*") if "2026.3.0" in path.name]
         assert left == [], "what is of no use takes no room"
         # From now on that is the platform: it is what is installed.
         assert kernel.platform() is portable
-        assert await kernel.install_engine() == installed
         assert (await kernel.engine()).version == installed.version
     # A version that somebody asked for does not turn into something else.
     async with compose(
-        read_settings({}, data_dir=tmp_path / "third"), watcher, guess=guess, portable=portable
+        read_settings({}, data_dir=tmp_path / "third"), watcher, vendor=vendor, portable=portable
     ) as kernel:
-        with pytest.raises((EngineFailed, NotFound)):
+        with pytest.raises((BadRequest, EngineFailed, NotFound)):
             await kernel.install_engine("2026.3.0")
         with pytest.raises(PreconditionFailed):
             await kernel.engine_version()
+
+
+async def test_a_failed_download_is_tried_again_by_the_next_install_which_says_so(
+    settings: Settings, server: ArchiveServer, watcher: Watcher, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil(server, "gone")
+    async with compose(settings, watcher, vendor=PackedPlatform(server.url, fit=20), portable=embedded()) as kernel:
+        first = await kernel.install_engine()
+        assert first.platform == "portable"
+        assert await kernel.install_engine() == first, "still gone, and the engine in use stays"
+        pack(server, "2026.3.0")
+        caplog.clear()
+        assert (await kernel.install_engine()).platform == "vendor"
+        assert f"Engine {first.version} of portable is in use; vendor is tried." in caplog.text
+        assert kernel.installations.read_record().skipped == ()
+
+
+async def test_what_was_refused_is_tried_again_only_if_asked(
+    settings: Settings, server: ArchiveServer, watcher: Watcher
+) -> None:
+    spoil(server, "refused")
+    async with compose(settings, watcher, vendor=PackedPlatform(server.url, fit=20), portable=embedded()) as kernel:
+        first = await kernel.install_engine()
+        (skipped,) = kernel.installations.read_record().skipped
+        assert HOSTILE_LINK in skipped.cause
+        requests = len(server.requests)
+        assert await kernel.install_engine() == first
+        assert len(server.requests) == requests, "hundreds of MB are not fetched again for nothing"
+        assert kernel.installations.read_record().skipped == (skipped,)
+        (server.folder / "ovms_ubuntu24_2026.3.0_python_on.tar.gz").unlink()
+        pack(server, "2026.3.0")
+        (settings.downloads_dir / "digests.json").unlink()
+        assert (await kernel.install_engine(retry=True)).platform == "vendor"
+
+
+async def test_a_platform_chosen_by_name_stays_until_another_is_asked_for(
+    settings: Settings, server: ArchiveServer, watcher: Watcher
+) -> None:
+    async with compose(settings, watcher, vendor=PackedPlatform(server.url, fit=20), portable=embedded()) as kernel:
+        assert (await kernel.install_engine(platform="portable")).platform == "portable"
+        assert (await kernel.install_engine()).platform == "portable"
+        assert server.requests == []
+        assert (await kernel.install_engine(retry=True)).platform == "vendor"
+        with pytest.raises(NotSupported, match="No platform extension named beos is loaded"):
+            await kernel.install_engine(platform="beos")
+
+
+async def test_where_a_known_digest_is_demanded_the_version_that_has_one_is_installed(
+    settings: Settings, server: ArchiveServer, watcher: Watcher
+) -> None:
+    digest = linux_archive(server.folder / "ovms_ubuntu24_2026.4.0_python_on.tar.gz", "2026.4.0")
+
+    class Vendor(PackedPlatform):
+        def release(self, host: Host | None, version: str) -> Release:
+            known = digest if version == "2026.4.0" else None
+            return replace(super().release(host, version), verified="2026.4.0", sha256=known)
+
+    strict = replace(settings, engine_known_digest=True)
+    async with compose(strict, watcher, vendor=Vendor(server.url)) as kernel:
+        assert (await kernel.install_engine()).version == "2026.4.0"
+        with pytest.raises(PreconditionFailed, match="engine_known_digest"):
+            await kernel.install_engine("2026.3.0")
 
 
 async def test_the_engine_is_told_apart_from_one_that_only_looks_like_it(kernel: Kernel) -> None:

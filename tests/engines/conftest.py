@@ -180,6 +180,11 @@ def graph() -> Callable[..., str]:
     return write_graph
 
 
+@pytest.fixture(scope="session")
+def engine_in() -> type[Engine]:
+    return Engine
+
+
 @pytest.fixture
 def make_engine(tmp_path: Path) -> Iterator[Callable[[], Engine]]:
     made: list[Engine] = []

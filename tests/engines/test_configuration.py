@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import psutil
+import pytest
+
+from ovms_embedded.calculators.discovery import find_calculators
+from ovms_embedded.graphs import GraphInvalid, parse_graph
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,6 +20,41 @@ if TYPE_CHECKING:
 
 GOOD = ("AVAILABLE", "OK")
 FAILED = ("LOADING", "FAILED_PRECONDITION")
+
+
+EXTENSION = '{"extensions": ["/tmp/any.so"]}'
+
+
+@pytest.mark.parametrize(
+    ("properties", "words"),
+    [
+        ({"extensions": []}, "extensions"),
+        ({"CACHE_DIR": "../elsewhere"}, "--cache_dir"),
+        ({"WEIGHTS_PATH": "/etc/passwd"}, "WEIGHTS_PATH"),
+        ({"NPUW_DUMP_SUBS_DIR": "/tmp"}, "NPUW_DUMP_SUBS_DIR"),
+        ({"num_streams": 1}, "num_streams"),
+        ({"NUM_STREAMS": ["1"]}, "text, a number"),
+        ({"DEVICE_PROPERTIES": {"GPU": {"CONFIG_FILE": "/tmp/x.xml"}}}, "CONFIG_FILE"),
+        ({"DEVICE_PROPERTIES": {"GPU": {"DEVICE_PROPERTIES": {"CPU": {}}}}}, "of GPU"),
+        ({"DEVICE_PROPERTIES": "{GPU:{CONFIG_FILE:x}}"}, "a JSON object by device"),
+        ([], "not a JSON object"),
+    ],
+)
+def test_a_model_sets_no_property_that_runs_code_or_names_files(
+    graph: Callable[..., str], properties: object, words: str
+) -> None:
+    with pytest.raises(GraphInvalid, match=words):
+        parse_graph(
+            graph("embeddings", "./", f"plugin_config: '{json.dumps(properties)}'").encode(), find_calculators()
+        )
+
+
+def test_a_model_sets_properties_of_speed_and_precision(graph: Callable[..., str]) -> None:
+    wanted = {"NUM_STREAMS": "2", "DEVICE_PROPERTIES": {"NPU": {"NPUW_LLM_ENABLE_PREFIX_CACHING": True}}}
+    found = parse_graph(
+        graph("text_generation", "./", f"plugin_config: '{json.dumps(wanted)}'").encode(), find_calculators()
+    )
+    assert found.options["properties"] == wanted
 
 
 def test_broken_entries_of_every_kind_hide_nothing(
@@ -32,6 +72,7 @@ def test_broken_entries_of_every_kind_hide_nothing(
         "missing_reranker": graph("rerank", "nowhere"),
         "wrong_model": graph("speech_to_text", words),
         "bad_plugin_config": graph("embeddings", words, "plugin_config: '{'"),
+        "foreign_code": graph("text_generation", fixtures / "text_generation", f"plugin_config: '{EXTENSION}'"),
         "bad_device": graph("embeddings", words, 'target_device: "TOASTER"'),
         "bad_parser": graph("text_generation", fixtures / "text_generation", 'tool_parser: "nonsense"'),
         "bad_pipeline": graph("text_generation", fixtures / "text_generation", "pipeline_type: VLM_CB"),
@@ -51,6 +92,7 @@ def test_broken_entries_of_every_kind_hide_nothing(
     for name in broken:
         cause = statuses[name]["model_version_status"][0]["status"]["error_message"]
         assert len(cause) > 10, name
+        assert name != "foreign_code" or "'extensions', which a model may not set" in cause
         assert any(name in line and "[error]" in line for line in engine.log), name
     assert engine.http.get("/v2/health/ready").status_code == 200
     for path, code in (("first%2Fgood/ready", 200), ("no_graph/ready", 404), ("nobody/ready", 404)):

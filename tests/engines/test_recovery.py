@@ -44,6 +44,7 @@ pipe = Pipe([[wire.CALL, 1, "generate", good], [wire.CALL, 2, "generate", good |
 options = {
     "models_path": sys.argv[1], "pipeline_type": "AUTO", "device": "CPU", "max_num_seqs": 8,
     "max_num_batched_tokens": 256, "cache_size": 0, "dynamic_split_fuse": True, "enable_prefix_caching": False,
+    "properties": {},
 }
 servable = text.load({"options": options, "base_path": "/", "cache_dir": None}, pipe)
 servable.usable_grammars[bad] = True  # a schema that passes the trial and fails later all the same

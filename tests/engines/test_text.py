@@ -266,7 +266,8 @@ def test_the_live_probe_answers_under_load(engine: Engine, fixtures: Path) -> No
             assert answer.status_code == 200
             waits.append(answer.elapsed.total_seconds())
     assert all(each.result().status_code == 200 for each in running)
-    assert max(waits) < 0.1
+    # A probe that waits for a request's work would take about as long as that.
+    assert max(waits) < max(each.result().elapsed.total_seconds() for each in running) / 4
 
 
 def test_the_api_key_guards_generation_only(

@@ -171,6 +171,29 @@ def test_bad_images_are_400_and_cost_nobody_else(engine: Engine, image: str, sen
     assert content(ask(engine, user("What is this?", "green"))) == ANSWERS["green"]
 
 
+@pytest.mark.parametrize(("kind", "orientation", "turn"), [
+    ("JPEG", 6, Image.Transpose.ROTATE_90), ("JPEG", 3, Image.Transpose.ROTATE_180),
+    ("WEBP", 8, Image.Transpose.ROTATE_270), ("PNG", 5, Image.Transpose.TRANSPOSE),
+])  # fmt: skip
+def test_a_photo_that_lies_on_its_side_is_seen_upright(
+    engine: Engine, kind: str, orientation: int, turn: Image.Transpose
+) -> None:
+    upright = Image.new("RGB", (48, 96), COLOURS["red"])
+    upright.paste(COLOURS["green"], (0, 0, 48, 32))
+    sensor = upright.transpose(turn)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+
+    def answer(image: Image.Image, **options: Any) -> str:
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        return content(ask(engine, {"role": "user", "content": [part(url(buffer.getvalue()))]}))
+
+    seen = answer(upright)
+    assert answer(sensor) != seen, "the model sees no difference, so this test shows nothing"
+    assert answer(sensor, exif=exif) == seen
+
+
 def test_many_images_cannot_add_up_to_a_bomb(engine: Engine) -> None:
     answer = ask(engine, {"role": "user", "content": [part(url(bomb(3000, 3000)))] * 15})
     assert (answer.status_code, "too large" in answer.text) == (400, True)

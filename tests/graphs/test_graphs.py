@@ -172,12 +172,16 @@ def test_options_that_are_tables_can_be_set():
 def test_layers_win_over_each_other():
     options = build(
         "text_generation",
-        section={"max_num_seqs": 3, "cache_size": 5, "plugin_config": {"A": "1", "B": "1"}},
+        section={
+            "max_num_seqs": 3,
+            "cache_size": 5,
+            "plugin_config": {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"},
+        },
         max_num_seqs=4,
-        plugin_config='{"B": "2"}',
+        plugin_config='{"NUM_STREAMS": "2"}',
     )
     assert (options.max_num_seqs, options.cache_size) == (4, 5)
-    assert json.loads(options.plugin_config) == {"A": "1", "B": "2"}
+    assert json.loads(options.plugin_config) == {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "2"}
 
 
 @pytest.mark.parametrize(
@@ -190,6 +194,10 @@ def test_layers_win_over_each_other():
         ("text_generation", {"pipeline_type": "FAST"}, "one of LM, VLM"),
         ("text_generation", {"dynamic_split_fuse": "perhaps"}, "true or false"),
         ("text_generation", {"plugin_config": "{broken"}, "JSON object"),
+        ("text_generation", {"plugin_config": {"extensions": ["/tmp/x.so"]}}, "'extensions'"),
+        ("embeddings", {"plugin_config": {"CACHE_DIR": "/tmp"}}, "'CACHE_DIR'"),
+        ("rerank", {"plugin_config": '{"DEVICE_PROPERTIES": {"GPU": {"CONFIG_FILE": "x.xml"}}}'}, "'CONFIG_FILE'"),
+        ("speech_to_text", {"plugin_config": {"NUM_STREAMS": [1]}}, "NUM_STREAMS"),
         ("text_generation", {"draft_device": "CPU"}, "draft_models_path"),
         ("text_generation", {"cache_eviction_config": {"start_size": 1}}, "not complete"),
         ("text_generation", {"cache_eviction_config": 3}, "a table"),
@@ -229,10 +237,11 @@ def test_the_text_parses_back_to_the_same_message(fixtures, model_type):
 
 def test_no_value_can_break_the_text():
     evil = 'x"\n} node { name: "evil'
-    graph = EXTENSIONS.graphs["text_generation"].build(describe(), GraphOptions(HOST, {"plugin_config": {"K": evil}}))
+    options = GraphOptions(HOST, {"plugin_config": {"DEVICE_ID": evil}})
+    graph = EXTENSIONS.graphs["text_generation"].build(describe(), options)
     again = parse_graph(print_graph(graph, evil))
     assert len(again.node) == 1
-    assert json.loads(options_of(again, pb.LLMCalculatorOptions).plugin_config) == {"K": evil}
+    assert json.loads(options_of(again, pb.LLMCalculatorOptions).plugin_config) == {"DEVICE_ID": evil}
 
 
 WIRING = {

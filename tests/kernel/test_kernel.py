@@ -30,8 +30,8 @@ from ovms_kernel.api.services import (
     forward_stream,
     hookimpl,
 )
+from ovms_kernel.compose import compose_kernel
 from ovms_kernel.extensions import Extensions
-from ovms_kernel.kernel import Kernel
 from ovms_kernel.settings import Settings, read_settings
 from ovms_kernel.testing.platform import MisbehavingPlatform
 from ovms_kernel.values import Answer, Host, Request
@@ -116,7 +116,7 @@ class Setup:
             graphs={"embeddings": Embeddings({}), "text_generation": TextGeneration({})},
             observers={"watcher": self.watcher},
         )
-        self.kernel = Kernel(settings, host=HOST, extensions=self.extensions)
+        self.kernel = compose_kernel(settings, host=HOST, extensions=self.extensions)
 
 
 @pytest.fixture
@@ -318,33 +318,30 @@ async def test_an_install_that_is_up_to_date_does_nothing_even_twenty_times_at_o
             group.start_soon(setup.kernel.install_engine)
     assert [each.version for each in setup.kernel.installations.versions()] == ["1.0"]
     assert await setup.kernel.check_engine()
-    assert setup.kernel.operate_status == 1
 
 
 async def test_a_host_that_no_platform_fits_is_told_what_to_install(tmp_path: Path) -> None:
-    kernel = Kernel(read_settings({}, data_dir=tmp_path), host=HOST, extensions=Extensions())
+    kernel = compose_kernel(read_settings({}, data_dir=tmp_path), host=HOST, extensions=Extensions())
     with pytest.raises(NotSupported, match="install ovms-platform-portable"):
         kernel.platform()
-    named = Kernel(read_settings({}, data_dir=tmp_path, platform="beos"), host=HOST, extensions=Extensions())
+    named = compose_kernel(read_settings({}, data_dir=tmp_path, platform="beos"), host=HOST, extensions=Extensions())
     with pytest.raises(NotSupported, match="No platform extension named beos"):
         named.platform()
 
 
-async def test_the_mode_of_a_start_is_the_device_of_models_that_name_none(ready: Setup, fixtures: Path) -> None:
+async def test_a_start_may_name_the_device_of_models_that_name_none(ready: Setup, fixtures: Path) -> None:
     kernel = ready.kernel
-    with pytest.raises(BadRequest, match=r"'turbo' is not a mode .* auto, daemon"):
-        await kernel.start_engine("turbo")
     with pytest.raises(PreconditionFailed, match="shows no GPU"):
-        await kernel.start_engine("gpu")
+        await kernel.start_engine("GPU")
     assert kernel.supervisor.info is None
-    await kernel.start_engine("cpu")
+    await kernel.start_engine("CPU")
     model = await kernel.load_model("tiny/text")
     assert 'device: "CPU"' in (model.directory / "graph.pbtxt").read_text("utf-8")
-    await kernel.start_engine("daemon")
+    await kernel.start_engine()
 
 
 async def test_health_is_bad_when_the_engine_hangs(ready: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ovms_kernel.kernel.HEALTH_LIMIT", 0.5)
+    monkeypatch.setattr("ovms_kernel.engine.control.HEALTH_LIMIT", 0.5)
     info = await ready.kernel.engine()
     assert info.pid is not None
     await ready.kernel.health()

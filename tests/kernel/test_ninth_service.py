@@ -16,17 +16,18 @@ import anyio
 from ovms_kernel.values import Request
 from ovms_kernel.extensions import Extensions
 from ovms_face_aog.manifest import manifest_of
+from ovms_kernel.compose import compose_kernel
 from ovms_kernel.kernel import Kernel
 from ovms_kernel.settings import read_settings
 
 async def main():
     settings = read_settings({}, data_dir=sys.argv[1], platform="portable", rest_port=19166, grpc_port=19190)
-    async with Kernel(settings) as kernel:
+    async with compose_kernel(settings) as kernel:
         [report] = [each for each in kernel.extensions.reports if each.name == "vectors"]
         await kernel.install_engine()
         await kernel.import_model(Path(sys.argv[2]), "tiny/embed")
         answer = json.loads((await kernel.invoke("vectors", Request(b'{"input": "a sentence"}'))).body)
-        offered = [each.name for each in manifest_of(kernel).services]
+        offered = [each.name for each in manifest_of(kernel.services).services]
         size = len(answer["data"][0]["embedding"])
         print(json.dumps([report.state, report.distribution, size, "vectors" in offered]))
 anyio.run(main)

@@ -2,8 +2,8 @@
 
 import pytest
 
+from ovms_kernel.admission import decode_request
 from ovms_kernel.errors import BadRequest
-from ovms_kernel.requests import decode_request
 
 
 @pytest.mark.parametrize(

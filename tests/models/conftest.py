@@ -4,7 +4,7 @@ import hashlib
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,9 @@ from ovms_kernel.events import Events
 from ovms_kernel.extensions import Extensions, compose
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.models.library import Library
-from ovms_kernel.models.serving import Serving
+from ovms_kernel.models.memory import Memory
+from ovms_kernel.models.residency import Residency
+from ovms_kernel.models.servables import Servables
 from ovms_kernel.settings import Settings
 from ovms_kernel.testing.hub import FakeHub
 from ovms_kernel.values import Host
@@ -104,7 +106,10 @@ class TrapEngine:
         with suppress(EngineFailed):
             await self.reload()
 
-    def log_of(self, model: str) -> str:
+    def log_position(self) -> int:
+        return 0
+
+    def log_of(self, model: str, since: int = 0) -> str:
         return f"[2026-11-23 10:00:00.000][1][serving][error][x.cpp:1] Mediapipe: {model}: no such tensor"
 
     def state(self, name: str) -> str:
@@ -151,7 +156,17 @@ class World:
     recorder: Recorder
     library: Library
     engine: TrapEngine
-    serving: Serving
+    servables: Servables
+    memory: Memory
+    residency: Residency
+
+    async def use(self, name: str) -> None:
+        """Use a model as a request does that is answered at once."""
+        async with self.residency.use(self.library.find(name).model_type, name):
+            pass
+
+    def loaded(self) -> set[str]:
+        return {each.id for each in self.residency.loaded()}
 
     @property
     def heard(self) -> list[tuple[str, Any]]:
@@ -181,15 +196,37 @@ def make_world(tmp_path: Path, drivers: Extensions) -> Callable[..., World]:
         async def connect() -> TrapEngine:
             return engine
 
-        serving = Serving(chosen, events, library, connect, engine.log_of, running=lambda: engine.up)
-        return World(chosen, events, recorder, library, engine, serving)
+        servables = Servables(
+            chosen,
+            connect,
+            engine,
+            running=lambda: engine.up,
+            known=lambda: {each.id: chosen.models_dir / each.id for each in residency.loaded()},
+        )
+        memory = Memory(chosen, library, available=lambda: 8 << 30, gpu=lambda: None)
+        residency = Residency(
+            chosen,
+            events,
+            library,
+            servables,
+            memory,
+            {},
+            connect=connect,
+            engine_runs=lambda: True,
+            runs_elsewhere=lambda: False,
+        )
+        library.release = residency.release
+        events.register({"kernel.residency": residency})
+        return World(chosen, events, recorder, library, engine, servables, memory, residency)
 
     return make
 
 
 @pytest.fixture
-def world(make_world: Callable[..., World]) -> World:
-    return make_world()
+async def world(make_world: Callable[..., World]) -> AsyncIterator[World]:
+    world = make_world()
+    async with world.residency:
+        yield world
 
 
 @pytest.fixture

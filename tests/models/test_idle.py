@@ -1,57 +1,90 @@
 """Idle models are unloaded if a setting asks for it, never while they work, and never when pinned."""
 
 import anyio
+import pytest
 
-from ovms_kernel.values import Call, Outcome
+from ovms_kernel.models.memory import RESERVE
 
 
 async def loaded(world, tiny, *names):
     for name in names:
         await world.library.import_(tiny("embeddings"), name)
-        await world.serving.load(name)
-    await world.events.tell("ovms_kernel_started", extensions=())
+        await world.residency.load(name)
 
 
-async def gone(world, name):
+async def gone(world, *names):
     with anyio.fail_after(3):
-        while ("unloaded", name) not in world.heard:  # noqa: ASYNC110 - nothing tells of it but the watch under test
+        while not all(("unloaded", name) in world.heard for name in names):  # noqa: ASYNC110 - told by events alone
             await anyio.sleep(0.01)
 
 
 async def test_idle_models_are_unloaded_and_come_back_on_request(make_world, tiny):
     world = make_world(idle_unload=0.1)
-    await loaded(world, tiny, "a")
-    await gone(world, "a")
-    assert world.engine.state("a") == "END"
-    assert ("unloaded", "a") in world.heard
-    await world.serving.ensure("a")
-    assert world.engine.state("a") == "AVAILABLE"
-    await world.events.tell("ovms_kernel_stopping", reason="test")
+    async with world.residency:
+        await loaded(world, tiny, "a")
+        await gone(world, "a")
+        assert world.engine.state("a") == "END"
+        await world.use("a")
+        assert world.engine.state("a") == "AVAILABLE"
 
 
 async def test_pinned_models_and_models_at_work_stay(make_world, tiny):
-    world = make_world(idle_unload=0.1, pinned=("a",), sections={"models": {"b": {"pinned": "true"}}})
-    await loaded(world, tiny, "a", "b", "busy", "idle")
-    call = Call("1", "embed", "busy", {}, b"")
-    await world.events.ask("ovms_before_request", call=call)
-    await gone(world, "idle")
-    assert set(world.serving.served) == {"a", "b", "busy"}
-    await world.events.tell("ovms_request_finished", call=call, outcome=Outcome(200, 0.1, 1))
-    await gone(world, "busy")
-    assert set(world.serving.served) == {"a", "b"}
-    await world.events.tell("ovms_kernel_stopping", reason="test")
-
-
-async def test_by_default_nothing_is_unloaded(world, tiny):
-    await loaded(world, tiny, "a")
-    assert not [each for each in world.events._manager.list_name_plugin() if each[0] == "kernel.idle"]
-    world.serving.last_used["a"] = 0
-    assert "a" in world.serving.served
+    world = make_world(idle_unload=0.1, pinned=("a",), sections={"models": {"b": {"pinned": "on"}}})
+    async with world.residency:
+        await loaded(world, tiny, "a", "b", "busy")
+        async with world.residency.use("embeddings", "busy"):
+            world.heard.clear()
+            await loaded(world, tiny, "idle")
+            await gone(world, "idle")
+            assert world.loaded() == {"a", "b", "busy"}
+        await gone(world, "busy")
+        assert world.loaded() == {"a", "b"}
 
 
 async def test_one_model_may_have_a_limit_of_its_own(make_world, tiny):
     world = make_world(sections={"models": {"a": {"idle_unload": "0.1"}}})
-    await loaded(world, tiny, "a", "b")
+    async with world.residency:
+        await loaded(world, tiny, "a", "b")
+        await gone(world, "a")
+        assert world.loaded() == {"b"}
+
+
+async def test_a_request_says_how_long_its_model_stays(make_world, tiny):
+    world = make_world(idle_unload=0.1)
+    async with world.residency:
+        await loaded(world, tiny, "kept", "other")
+        async with world.residency.use("embeddings", "kept", keep_alive=-1):
+            pass
+        await gone(world, "other")
+        assert world.loaded() == {"kept"}
+        async with world.residency.use("embeddings", "kept", keep_alive=0):
+            world.heard.clear()
+        await gone(world, "kept")
+
+
+async def test_a_keep_alive_of_zero_unloads_at_once(world, tiny):
+    await loaded(world, tiny, "a")
+    async with world.residency.use("embeddings", "a", keep_alive=0):
+        pass
     await gone(world, "a")
-    assert set(world.serving.served) == {"b"}
-    await world.events.tell("ovms_kernel_stopping", reason="test")
+
+
+async def test_what_a_host_calls_unneeded_stays_until_its_memory_is_needed(world, tiny):
+    await loaded(world, tiny, "hinted", "older")
+    await world.use("older")
+    await world.use("hinted")
+    world.residency.hint("hinted")
+    world.residency.hint("of another engine")
+    assert world.loaded() == {"hinted", "older"}
+    await world.library.import_(tiny("embeddings"), "new")
+    world.memory.available = lambda: RESERVE
+    await world.residency.load("new")
+    assert world.loaded() == {"new", "older"}, "it goes although it was used last"
+
+
+@pytest.mark.parametrize("again", ["use", "load"])
+async def test_a_hint_is_forgotten_when_the_model_is_wanted_again(world, tiny, again):
+    await loaded(world, tiny, "a")
+    world.residency.hint("a")
+    await (world.use if again == "use" else world.residency.load)("a")
+    assert not world.residency.table["a"].hinted

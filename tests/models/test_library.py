@@ -256,11 +256,11 @@ async def test_options_come_from_settings_call_and_extensions(make_world, tiny):
 
 
 async def test_tables_of_options_are_laid_over_each_other(make_world, tiny):
-    world = make_world(sections={"models": {"a": {"plugin_config": {"A": "1", "B": "1"}}}})
-    world.events.register({"amend": Amend(plugin_config={"C": "3"})})
-    await world.library.import_(tiny("text_generation"), "a", options={"plugin_config": {"B": "2"}})
+    world = make_world(sections={"models": {"a": {"plugin_config": {"NUM_STREAMS": "1", "PERF_COUNT": "1"}}}})
+    world.events.register({"amend": Amend(plugin_config={"DEVICE_ID": "3"})})
+    await world.library.import_(tiny("text_generation"), "a", options={"plugin_config": {"PERF_COUNT": "2"}})
     graph = options_text(world, "a")
-    assert r'plugin_config: "{\"A\":\"1\",\"B\":\"2\",\"C\":\"3\"}"' in graph
+    assert r'plugin_config: "{\"NUM_STREAMS\":\"1\",\"PERF_COUNT\":\"2\",\"DEVICE_ID\":\"3\"}"' in graph
 
 
 async def test_an_extension_may_veto_and_two_may_not_contradict_each_other(world, tiny):

@@ -28,7 +28,9 @@ from ovms_kernel.errors import OvmsError
 from ovms_kernel.events import Events
 from ovms_kernel.extensions import compose
 from ovms_kernel.models.library import Library
-from ovms_kernel.models.serving import Serving
+from ovms_kernel.models.memory import Memory
+from ovms_kernel.models.residency import Residency
+from ovms_kernel.models.servables import Servables
 from ovms_kernel.settings import Settings
 from ovms_kernel.values import Endpoint, Host, ModelRef
 
@@ -43,7 +45,15 @@ async def main():
     client = EngineClient(Endpoint(rest=engine, grpc=""))
     async def connect():
         return client
-    serving = Serving(settings, events, library, connect)
+    class Log:
+        def log_position(self):
+            return 0
+        def log_of(self, subject, since=0):
+            return ""
+    servables = Servables(settings, connect, Log(), running=lambda: True)
+    residency = Residency(settings, events, library, servables, Memory(settings, library), {}, connect=connect,
+                          engine_runs=lambda: True, runs_elsewhere=lambda: True)
+    library.release = residency.release
     end = time.monotonic() + float(seconds)
 
     async def one():
@@ -54,9 +64,9 @@ async def main():
                 if what == "pull":
                     await library.pull(ModelRef(model))
                 elif what == "load":
-                    await serving.load(model)
+                    await residency.load(model)
                 elif what == "unload":
-                    await serving.unload(model, "test")
+                    await residency.unload(model, "test")
                 elif what == "delete":
                     await library.delete(model)
                 else:
@@ -111,7 +121,7 @@ async def test_two_processes_end_in_a_consistent_state(make_puller, hub, repo, t
     (repo / "openvino_model.bin").write_bytes(os.urandom(300_000))
     for model_id in IDS:
         hub.add(model_id, repo)
-    await world.serving.prepare()
+    await world.servables.prepare()
     world.engine.seconds = 0.005
     handler = type("TrapHandler", (Handler,), {"engine": world.engine, "loop": asyncio.get_running_loop()})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -147,7 +157,7 @@ async def test_two_processes_end_in_a_consistent_state(make_puller, hub, repo, t
 
     installed = {model.id for model in world.library.list()}
     entries = set(world.entries())
-    served = {model.id for model in await world.serving.running()}
+    served = {model.id for model in await world.residency.running()}
     assert entries <= installed
     assert served == entries
     for model_id in installed:

@@ -13,7 +13,7 @@ import pytest
 
 from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.errors import EngineFailed, OvmsError
-from ovms_kernel.models.serving import Serving
+from ovms_kernel.models.servables import Servables
 from ovms_kernel.values import Endpoint, Upload
 
 TYPES = ("text_generation", "embeddings", "rerank", "image_generation", "speech_to_text", "text_to_speech")
@@ -27,9 +27,9 @@ def free_port() -> int:
 
 @pytest.fixture
 async def engine(make_world, tmp_path):
-    """A world whose engine is a process; its log is told to serving."""
+    """A world whose engine is a process; its log is read for causes."""
     world = make_world()
-    await world.serving.prepare()
+    await world.servables.prepare()
     rest, grpc = free_port(), free_port()
     log_path = tmp_path / "engine.log"
     command = [sys.executable, "-m", "ovms_embedded", "--rest_port", str(rest), "--port", str(grpc)]
@@ -42,10 +42,16 @@ async def engine(make_world, tmp_path):
     async def connect():
         return client
 
-    def log_of(model):
-        return "\n".join(line for line in log_path.read_text().splitlines() if model in line and "[error]" in line)
+    class Log:
+        def log_position(self):
+            return log_path.stat().st_size
 
-    world.serving = Serving(world.settings, world.events, world.library, connect, log_of)
+        def log_of(self, model, since=0):
+            lines = log_path.read_bytes()[since:].decode().splitlines()
+            return "\n".join(line for line in lines if model in line and "[error]" in line)
+
+    world.residency._servables = Servables(world.settings, connect, Log(), running=lambda: True)
+    world.residency._connect = connect
     with anyio.fail_after(30):
         while not await is_ready(client):
             assert process.poll() is None, log_path.read_text()
@@ -96,17 +102,17 @@ async def use(model_type, client, model, fixtures):
 async def test_all_six_types_load_and_serve(engine, fixtures):
     for model_type in TYPES:
         await engine.library.import_(fixtures / model_type, f"tiny/{model_type}")
-        loaded = await engine.serving.load(f"tiny/{model_type}")
+        loaded = await engine.residency.load(f"tiny/{model_type}")
         assert loaded.model.model_type == model_type
         await use(model_type, engine.client, f"tiny/{model_type}", fixtures)
-    assert [model.id for model in await engine.serving.running()] == sorted(f"tiny/{each}" for each in TYPES)
+    assert [model.id for model in await engine.residency.running()] == sorted(f"tiny/{each}" for each in TYPES)
     began = time.perf_counter()
-    assert (await engine.serving.load("tiny/embeddings")).seconds == 0
+    assert (await engine.residency.load("tiny/embeddings")).seconds == 0
     assert time.perf_counter() - began < 0.2
-    await engine.serving.unload("tiny/rerank", "test")
-    assert "tiny/rerank" not in [model.id for model in await engine.serving.running()]
+    await engine.residency.unload("tiny/rerank", "test")
+    assert "tiny/rerank" not in [model.id for model in await engine.residency.running()]
     await engine.library.delete("tiny/embeddings")
-    assert "tiny/embeddings" not in [model.id for model in await engine.serving.running()]
+    assert "tiny/embeddings" not in [model.id for model in await engine.residency.running()]
     await use("text_generation", engine.client, "tiny/text_generation", fixtures)
 
 
@@ -114,7 +120,7 @@ async def test_all_six_types_load_and_serve(engine, fixtures):
 async def test_loading_another_model_does_not_disturb_a_stream(engine, fixtures):
     await engine.library.import_(fixtures / "text_generation", "tiny/chat")
     await engine.library.import_(fixtures / "embeddings", "tiny/embeddings")
-    await engine.serving.load("tiny/chat")
+    await engine.residency.load("tiny/chat")
     messages = [{"role": "user", "content": "Count to one hundred"}]
     body = {"model": "tiny/chat", "stream": True, "messages": messages, "temperature": 0, "max_tokens": 150}
     body["ignore_eos"] = True
@@ -126,7 +132,7 @@ async def test_loading_another_model_does_not_disturb_a_stream(engine, fixtures)
     ):
         async for event in events:
             if not during:
-                group.start_soon(engine.serving.load, "tiny/embeddings")
+                group.start_soon(engine.residency.load, "tiny/embeddings")
             during.append(event)
     assert "".join(map(text_of, during)) == "".join(map(text_of, alone)), "what a chunk holds is a matter of timing"
     await use("embeddings", engine.client, "tiny/embeddings", fixtures)
@@ -144,7 +150,7 @@ async def test_a_broken_model_is_refused_in_the_words_of_the_engine(engine, fixt
         await engine.library.import_(tiny(model_type), f"tiny/broken-{model_type}")
     for model_type in ("text_generation", "embeddings"):
         with caplog.at_level(logging.ERROR), pytest.raises(EngineFailed, match=f"tiny/broken-{model_type}"):
-            await engine.serving.load(f"tiny/broken-{model_type}")
-    await engine.serving.load("tiny/good")
-    assert [model.id for model in await engine.serving.running()] == ["tiny/good"]
+            await engine.residency.load(f"tiny/broken-{model_type}")
+    await engine.residency.load("tiny/good")
+    assert [model.id for model in await engine.residency.running()] == ["tiny/good"]
     assert engine.entries() == ["tiny/good"]

@@ -7,20 +7,23 @@ from typing import ClassVar
 
 import pytest
 
-from ovms_kernel.engine.choice import candidates, explain
-from ovms_kernel.engine.ovms import NEWEST, lacks_for_devices, missing_libraries
+from ovms_kernel.engine.ovms import KNOWN, NEWEST, VERIFIED, lacks_for_devices
+from ovms_kernel.engine.ovms_linux import missing_libraries
+from ovms_kernel.engine.platform_selection import candidates, explain
 from ovms_kernel.errors import BadRequest, NotFound, NotSupported, PreconditionFailed
 from ovms_kernel.testing.contract import PlatformContract
 from ovms_kernel.values import Host, Installation, Ports
 from ovms_platform_deepin import Deepin
 from ovms_platform_macos import MacOS
 from ovms_platform_portable import Portable
+from ovms_platform_redhat import RedHat
 from ovms_platform_remote import Remote
 from ovms_platform_ubuntu2204 import Ubuntu2204
 from ovms_platform_ubuntu2404 import Ubuntu2404
+from ovms_platform_ubuntu2604 import Ubuntu2604
 from ovms_platform_windows import Windows
 
-VENDOR = "https://github.com/openvinotoolkit/model_server/releases/download/v2026.3/"
+VENDOR = "https://github.com/openvinotoolkit/model_server/releases/download/v2026.4.1/"
 UBUNTU2404 = Host("linux", "x86_64", "ubuntu", "24.04", ("debian",), "noble", libpython=("3.12",))
 UBUNTU2204 = Host("linux", "x86_64", "ubuntu", "22.04", ("debian",), "jammy", libpython=("3.10",))
 DEEPIN = Host("linux", "x86_64", "deepin", "23", ("debian",), "beige", libpython=("3.12",))
@@ -30,9 +33,11 @@ DRIVERS = {
     "deepin": Deepin({}),
     "macos": MacOS({}),
     "portable": Portable({}),
+    "redhat": RedHat({}),
     "remote": Remote({}),
     "ubuntu2204": Ubuntu2204({}),
     "ubuntu2404": Ubuntu2404({}),
+    "ubuntu2604": Ubuntu2604({}),
     "windows": Windows({}),
 }
 EMBEDDED = metadata.version("ovms-embedded")
@@ -43,60 +48,92 @@ def linux(distribution: str, version: str, codename: str = "", *like: str, **mor
 
 
 TABLE = {
-    "Ubuntu 24.04": (UBUNTU2404, ["ubuntu2404", "portable"], "ovms_ubuntu24_2026.3.0_python_on.tar.gz"),
+    "Ubuntu 24.04": (UBUNTU2404, ["ubuntu2404", "portable"], "ovms_ubuntu24_2026.4.1_python_on.tar.gz"),
     "Ubuntu 24.04 without libpython": (
         linux("ubuntu", "24.04", "noble", "debian", libpython=("3.13",)),
         ["ubuntu2404", "portable"],
-        "ovms_ubuntu24_2026.3.0_python_off.tar.gz",
+        "ovms_ubuntu24_2026.4.1_python_off.tar.gz",
     ),
-    "Ubuntu 22.04": (UBUNTU2204, ["ubuntu2204", "portable"], "ovms_ubuntu22_2026.3.0_python_on.tar.gz"),
-    "Deepin 23": (DEEPIN, ["deepin", "portable"], "ovms_ubuntu22_2026.3.0_python_off.tar.gz"),
+    "Ubuntu 22.04": (UBUNTU2204, ["ubuntu2204", "portable"], "ovms_ubuntu22_2026.4.1_python_on.tar.gz"),
+    "Deepin 23": (DEEPIN, ["deepin", "portable"], "ovms_ubuntu22_2026.4.1_python_off.tar.gz"),
     "Deepin 25": (
         linux("deepin", "25", "crimson", "debian", libpython=("3.10", "3.12")),
         ["deepin", "portable"],
-        "ovms_ubuntu22_2026.3.0_python_on.tar.gz",
+        "ovms_ubuntu22_2026.4.1_python_on.tar.gz",
     ),
     "Deepin 20": (linux("deepin", "20.9", "apricot"), ["portable"], ""),
     "a derivative of Deepin": (
         linux("extra", "23.1", "beige", "deepin", "debian"),
         ["deepin", "portable"],
-        "ovms_ubuntu22_2026.3.0_python_off.tar.gz",
+        "ovms_ubuntu22_2026.4.1_python_off.tar.gz",
     ),
     "Mint 22": (
         linux("linuxmint", "22", "noble", "ubuntu", "debian", libpython=("3.12",)),
         ["ubuntu2404", "portable"],
-        "ovms_ubuntu24_2026.3.0_python_on.tar.gz",
+        "ovms_ubuntu24_2026.4.1_python_on.tar.gz",
     ),
     "Mint 21": (
         linux("linuxmint", "21.3", "jammy", "ubuntu", "debian", libpython=("3.10",)),
         ["ubuntu2204", "portable"],
-        "ovms_ubuntu22_2026.3.0_python_on.tar.gz",
+        "ovms_ubuntu22_2026.4.1_python_on.tar.gz",
     ),
     "Pop!_OS 22.04": (
         linux("pop", "22.04", "jammy", "ubuntu", "debian"),
         ["ubuntu2204", "portable"],
-        "ovms_ubuntu22_2026.3.0_python_off.tar.gz",
+        "ovms_ubuntu22_2026.4.1_python_off.tar.gz",
     ),
     "Debian 12": (
         linux("debian", "12", "bookworm", libpython=("3.11",)),
         ["ubuntu2204", "portable"],
-        "ovms_ubuntu22_2026.3.0_python_off.tar.gz",
+        "ovms_ubuntu22_2026.4.1_python_off.tar.gz",
     ),
     "Debian 13": (
         linux("debian", "13", "trixie", libpython=("3.13",)),
         ["ubuntu2404", "portable"],
-        "ovms_ubuntu24_2026.3.0_python_off.tar.gz",
+        "ovms_ubuntu24_2026.4.1_python_off.tar.gz",
     ),
     "Ubuntu 26.04": (
         linux("ubuntu", "26.04", "resolute", "debian", libpython=("3.14",)),
-        ["ubuntu2404", "portable"],
-        "ovms_ubuntu24_2026.3.0_python_off.tar.gz",
+        ["ubuntu2604", "portable"],
+        "ovms_ubuntu24_2026.4.1_python_off.tar.gz",
     ),
+    "Ubuntu 26.10": (
+        linux("ubuntu", "26.10", "stonking", "debian", libpython=("3.12", "3.14")),
+        ["ubuntu2604", "portable"],
+        "ovms_ubuntu24_2026.4.1_python_on.tar.gz",
+    ),
+    "RHEL 9": (
+        linux("rhel", "9.6", "", "fedora", libpython=("3.12",)),
+        ["redhat", "portable"],
+        "ovms_redhat_2026.4.1_python_on.tar.gz",
+    ),
+    "Alma 9": (
+        linux("almalinux", "9.6", "", "rhel", "centos", "fedora"),
+        ["redhat", "portable"],
+        "ovms_redhat_2026.4.1_python_off.tar.gz",
+    ),
+    "CentOS Stream 9": (
+        linux("centos", "9", "", "rhel", "fedora", libpython=("3.12",)),
+        ["redhat", "portable"],
+        "ovms_redhat_2026.4.1_python_on.tar.gz",
+    ),
+    "Oracle Linux 9": (
+        linux("ol", "9.4", "", "fedora"),
+        ["redhat", "portable"],
+        "ovms_redhat_2026.4.1_python_off.tar.gz",
+    ),
+    "Rocky 10": (
+        linux("rocky", "10.0", "", "rhel", "centos", "fedora", libpython=("3.12",)),
+        ["redhat", "portable"],
+        "ovms_redhat_2026.4.1_python_on.tar.gz",
+    ),
+    "Rocky 8": (linux("rocky", "8.10", "", "rhel", "centos", "fedora"), ["portable"], ""),
     "Ubuntu 20.04": (linux("ubuntu", "20.04", "focal", "debian"), ["portable"], ""),
-    "Fedora": (linux("fedora", "43"), ["portable"], ""),
+    "Fedora": (linux("fedora", "43"), ["redhat", "portable"], "ovms_redhat_2026.4.1_python_off.tar.gz"),
+    "Fedora Rawhide": (linux("fedora", "rawhide"), ["portable"], ""),
     "Arch": (linux("arch", ""), ["portable"], ""),
     "Ubuntu on ARM": (linux("ubuntu", "24.04", "noble", "debian", machine="arm64"), ["portable"], ""),
-    "Windows 11": (WINDOWS, ["windows", "portable"], "ovms_windows_2026.3.0_python_on.zip"),
+    "Windows 11": (WINDOWS, ["windows", "portable"], "ovms_windows_2026.4.1_python_on.zip"),
     "Windows on ARM": (Host("windows", "arm64"), ["portable"], ""),
     "a Mac": (MAC, ["macos", "portable"], ""),
     "an Intel Mac": (Host("darwin", "x86_64"), ["macos", "portable"], ""),
@@ -122,11 +159,12 @@ def test_the_choice_is_explained_and_a_setting_wins() -> None:
     debian = TABLE["Debian 12"][0]
     assert said(UBUNTU2404) == "ubuntu2404: it is made for ubuntu 24.04"
     assert said(TABLE["Mint 22"][0]) == "ubuntu2404: linuxmint 22 derives from its system (noble)"
+    assert said(TABLE["Alma 9"][0]) == "redhat: almalinux 9.6 derives from its system"
     assert said(debian) == (
         "ubuntu2204: its libraries should fit debian 12, which running it will tell; "
         "if it does not run, portable is used"
     )
-    assert said(TABLE["Fedora"][0]) == "portable: nothing more special fits fedora 43 on x86_64"
+    assert said(TABLE["Fedora Rawhide"][0]) == "portable: nothing more special fits fedora rawhide on x86_64"
     assert said(UBUNTU2404, "portable") == "portable: the setting `platform` names it"
     assert said(debian, active=Installation("0.1", Path(), "portable")) == (
         "portable: engine 0.1 in use was installed by it"
@@ -156,6 +194,14 @@ def test_versions_and_where_they_are_looked_for(name: str) -> None:
             driver.release(host, wrong)
 
 
+@pytest.mark.parametrize(("host", "chosen", "archive"), TABLE.values(), ids=TABLE)
+def test_digests_that_are_known_come_with_the_release(host: Host, chosen: list[str], archive: str) -> None:
+    release = candidates(host, DRIVERS)[0].platform.release(host, VERIFIED if archive else "")
+    assert (release.archive in KNOWN) == bool(release.sha256) == bool(release.size)
+    assert bool(release.sha256) == archive.startswith(("ovms_ubuntu", "ovms_windows"))
+    assert release.verified == (VERIFIED if release.sha256 else "")
+
+
 @pytest.mark.parametrize("driver", [Ubuntu2204({}), Deepin({})])
 def test_the_line_of_ubuntu_22_ends(driver) -> None:
     with pytest.raises(NotFound, match=r"up to version 2026\.4\.1 only"):
@@ -181,7 +227,7 @@ def unpacked(folder: Path, *names: str) -> Installation:
 
 
 @pytest.mark.parametrize("folder", ["plain", "with space", "ünï 模型 'q'"])
-@pytest.mark.parametrize("driver", [Ubuntu2204({}), Ubuntu2404({}), Deepin({})])
+@pytest.mark.parametrize("driver", [Ubuntu2204({}), Ubuntu2404({}), Ubuntu2604({}), RedHat({}), Deepin({})])
 def test_d2_12_d2_13_the_launch_on_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver, folder: str) -> None:
     for name, value in FOREIGN.items():
         monkeypatch.setenv(name, value)
@@ -303,6 +349,16 @@ class TestUbuntu2404(PlatformContract):
     host: ClassVar = UBUNTU2404
 
 
+class TestUbuntu2604(PlatformContract):
+    driver: ClassVar = Ubuntu2604
+    host: ClassVar = TABLE["Ubuntu 26.04"][0]
+
+
+class TestRedHat(PlatformContract):
+    driver: ClassVar = RedHat
+    host: ClassVar = TABLE["RHEL 9"][0]
+
+
 class TestWindows(PlatformContract):
     driver: ClassVar = Windows
     host: ClassVar = WINDOWS
@@ -345,9 +401,11 @@ def test_a_host_without_the_right_libpython_is_told_what_it_misses_and_the_comma
     bare = TABLE["Ubuntu 24.04 without libpython"][0]
     (finding,) = Ubuntu2404({}).ovms_check_host(bare)
     assert finding.level == "warning"
-    assert "cannot call tools" in finding.text
+    assert "cannot call tools and drops system messages" in finding.text
     assert finding.remedy == "sudo apt install libpython3.12"
     assert Ubuntu2404({}).ovms_check_host(UBUNTU2404) == []
+    (finding,) = RedHat({}).ovms_check_host(TABLE["Alma 9"][0])
+    assert finding.remedy == "sudo dnf install python3.12-libs"
     assert Ubuntu2204({}).ovms_check_host(bare) == [], "not its host"
     assert Ubuntu2204({}).ovms_check_host(TABLE["Debian 12"][0]) == [], "there is no such package"
 

@@ -23,6 +23,7 @@ from ovms_kernel.api.services import (
     Unavailable,
     forward,
 )
+from ovms_kernel.compose import compose_kernel
 from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.extensions import Extensions
 from ovms_kernel.kernel import Kernel
@@ -65,7 +66,7 @@ async def kernel(server: tuple[str, str, object], tmp_path: Path) -> AsyncIterat
     remote = Remote({"url": server[0], "grpc": server[1], "api_key": "theirs"})
     extensions = Extensions(services={"chat": Chat()}, platforms={"remote": remote})
     settings = read_settings({}, data_dir=tmp_path / "data", start_timeout=2)
-    async with Kernel(settings, host=Host("linux", "x86_64"), extensions=extensions) as kernel:
+    async with compose_kernel(settings, host=Host("linux", "x86_64"), extensions=extensions) as kernel:
         yield kernel
 
 

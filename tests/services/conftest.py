@@ -37,15 +37,16 @@ async def engine(stub):
 def call():
     """Make a call of a request's fields."""
 
-    def make(timeout=None, **body):
-        return Call("c", "s", body.get("model") or "", body, json.dumps(body).encode(), timeout=timeout)
+    def make(timeout=None, *, files=None, local_files=True, **body):
+        raw = b"" if files else json.dumps(body).encode()
+        return Call("c", "s", body.get("model") or "", body, raw, files or {}, timeout=timeout, local_files=local_files)
 
     return make
 
 
 @pytest.fixture
 def ask(engine, call):
-    """Ask a service with a request's fields and return the decoded answer."""
+    """Ask a service with a request's fields, and ``files``, and return the decoded answer."""
 
     async def run(service, **body):
         return json.loads((await service.invoke(call(**body), engine)).body)
@@ -80,11 +81,6 @@ TINY = {
 
 
 @pytest.fixture(scope="session")
-def output_folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("output")
-
-
-@pytest.fixture(scope="session")
 def hub(fixtures):
     """A hub on this machine that offers the tiny model that sees."""
     with FakeHub() as hub:
@@ -93,22 +89,20 @@ def hub(fixtures):
 
 
 @pytest.fixture(scope="session")
-async def house(tmp_path_factory, fixtures, output_folder, hub):
+async def house(tmp_path_factory, fixtures, hub):
     """The whole kernel with the embedded engine and one tiny model of each type, none of them loaded yet."""
-    from ovms_kernel.kernel import Kernel
+    from ovms_kernel.compose import compose_kernel
     from ovms_kernel.settings import read_settings
 
-    sections = {name: {"output_dir": str(output_folder)} for name in ("text-to-image", "text-to-speech")}
     settings = read_settings(
         {},
         data_dir=tmp_path_factory.mktemp("house"),
         platform="portable",
         rest_port=20000 + os.getpid() % 10000,  # two runs at once must not look for the same ports
         grpc_port=30000 + os.getpid() % 10000,
-        services=sections,
         hubs={"modelscope": {"endpoint": hub.url}},
     )
-    async with Kernel(settings) as kernel:
+    async with compose_kernel(settings) as kernel:
         await kernel.install_engine()
         for model, folder in TINY.items():
             await kernel.import_model(fixtures / folder, model)

@@ -1,7 +1,7 @@
 """chat, generate, embed and rerank: what the engine is asked for each way of writing a request, and what comes back."""
 
 import json
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 
 import anyio
 import pytest
@@ -106,20 +106,62 @@ async def test_how_the_host_asks_decides_about_streaming(stub, ask, engine, call
     assert stub.requests[-1].json["stream_options"] == options
 
 
-async def test_n_gets_the_best_of_that_the_engine_needs(stub, ask):
-    stub.answers |= {CHAT: {}, GENERATE: {}}
-    await ask(Chat({}), model="llm", messages=HELLO, n=3)
-    assert stub.requests[-1].json["best_of"] == 3
+async def test_several_answers_are_several_requests_with_seeds_of_their_own(stub, ask):
+    stub.answers |= {CHAT: {"choices": [{"index": 0}], "usage": {"prompt_tokens": 5, "completion_tokens": 2}}}
+    answer = await ask(Chat({}), model="llm", messages=HELLO, n=3, seed=(1 << 32) - 2)
+    assert sorted(each.json["seed"] for each in stub.requests) == [0, (1 << 32) - 2, (1 << 32) - 1]
+    assert [each["index"] for each in answer["choices"]] == [0, 1, 2]
+    assert answer["usage"] == {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}
+
+
+async def test_the_best_of_several_is_chosen_by_the_engine_and_not_streamed(stub, ask, engine, call):
+    stub.answers[GENERATE] = {}
     await ask(Generate({}), model="llm", prompt=["one"], n=2, best_of=5)
-    assert (stub.requests[-1].json["prompt"], stub.requests[-1].json["best_of"]) == ("one", 5)
+    assert {name: stub.requests[-1].json[name] for name in ("prompt", "n", "best_of")} == {
+        "prompt": "one",
+        "n": 2,
+        "best_of": 5,
+    }
+    with pytest.raises(BadRequest, match="leave best_of out"):
+        await anext(Generate({}).stream(call(model="llm", prompt="x", best_of=2), engine))
 
 
-@pytest.mark.parametrize(("service", "body"), [(Chat, {"messages": HELLO}), (Generate, {"prompt": "x"})])
-async def test_several_answers_are_not_streamed(stub, engine, call, service, body):
-    """The engine would refuse best_of, which the caller never wrote."""
-    with pytest.raises(BadRequest, match="leave n out"):
-        await anext(service({}).stream(call(model="llm", n=2, **body), engine))
-    assert not stub.requests
+async def test_one_of_several_answers_that_fails_fails_the_request(stub, ask, engine, call):
+    async def answer(request, reply):
+        if request.json["prompt"] == "two":
+            await reply.json({"error": "no room for two"}, 400)
+        else:
+            await anyio.sleep_forever()
+
+    stub.answers[GENERATE] = answer
+    body = {"model": "llm", "prompt": ["one", "two", "three"]}
+    with anyio.fail_after(5), pytest.raises(BadRequest, match="no room for two"):
+        await ask(Generate({}), **body)
+    with anyio.fail_after(5), pytest.raises(BadRequest, match="no room for two"):
+        await anext(Generate({}).stream(call(**body), engine))
+
+
+async def test_leaving_a_stream_of_several_answers_stops_all_of_them(stub, engine, call):
+    running = 0
+    stopped = anyio.Event()
+
+    async def answer(request, reply):
+        nonlocal running
+        running += 1
+        await reply.events()
+        await reply.piece(b'data: {"choices":[{"index":0,"text":"a"}]}\n\n')
+        try:
+            await anyio.sleep_forever()
+        finally:
+            running -= 1
+            if not running:
+                stopped.set()
+
+    stub.answers[GENERATE] = answer
+    async with aclosing(Generate({}).stream(call(model="llm", prompt=["x", "y", "z"]), engine)) as chunks:
+        await anext(chunks)
+    with anyio.fail_after(2):
+        await stopped.wait()
 
 
 @pytest.mark.parametrize(
@@ -133,8 +175,16 @@ async def test_several_answers_are_not_streamed(stub, engine, call, service, bod
         (Chat, {"messages": HELLO, "n": "2"}, "field n must be a whole number"),
         (Chat, {"messages": HELLO, "n": 0}, "field n must be at least 1"),
         (Generate, {"prompt": "x", "n": 2.0}, "field n must be a whole number"),
-        (Generate, {"prompt": ["a", "b"]}, "lists of prompts are not supported"),
-        (Generate, {"prompt": 7}, "must be a text"),
+        (Chat, {"messages": HELLO, "seed": "7"}, "seed must be a whole number"),
+        (Chat, {"messages": HELLO, "n": 3, "best_of": 2}, "best_of must be at least n"),
+        (Generate, {"prompt": []}, "needs the field prompt"),
+        (Generate, {"prompt": ["a", ""]}, "not empty"),
+        (Generate, {"prompt": ["a", None]}, "must be a text"),
+        (Generate, {"prompt": [7, 8]}, "as texts, not as tokens"),
+        (Generate, {"prompt": [[7, 8], [9]]}, "as texts, not as tokens"),
+        (Generate, {"prompt": "a", "logprobs": 6}, "between 0 and 5"),
+        (Generate, {"prompt": "a", "logprobs": True}, "whole number"),
+        (Embed, {"input": "a", "encoding_format": "int8"}, "float or base64"),
         (Embed, {}, "needs the field input"),
         (Embed, {"input": []}, "not empty"),
         (Embed, {"input": True}, "must be a text"),
@@ -177,19 +227,36 @@ async def test_a_default_that_is_not_installed_is_what_the_error_names(served):
             await Chat({"default_model": "own/default"}).invoke(make_call(model="", messages=HELLO), engine)
 
 
-async def test_time_spent_on_loading_is_taken_off_the_limit(stub, engine, call, monkeypatch):
-    async def slow(model, model_type):
-        await anyio.sleep(0.1)
-        return model
+@asynccontextmanager
+async def never_ready(*_, **__):
+    await anyio.sleep_forever()
+    yield ""
 
-    monkeypatch.setattr(engine, "ready", slow)
+
+async def test_a_model_is_held_until_the_last_event_of_its_answer(stub, engine, call):
+    async def answer(request, reply):
+        await reply.events()
+        await reply.piece(b"data: 1\n\n")
+        await reply.piece(b"data: [DONE]\n\n")
+        await reply.end()
+
+    stub.answers["/v3/chat/completions"] = answer
+    async with aclosing(Chat({}).stream(call(model="llm", messages=HELLO), engine)) as events:
+        await anext(events)
+        assert engine.held == ["llm"]
+        assert [event async for event in events] == [b"data: [DONE]\n\n"]
+    assert engine.held == []
+
+
+async def test_time_spent_on_loading_is_taken_off_the_limit(stub, engine, call, monkeypatch):
+    monkeypatch.setattr(engine, "model", never_ready)
     with pytest.raises(TimedOut, match=r"not ready within the limit of 0\.05 s"):
         await Chat({}).invoke(call(model="llm", messages=HELLO, timeout=0.05), engine)
     assert not stub.requests
 
 
 async def test_a_stream_does_not_wait_for_its_model_beyond_the_limit(stub, engine, call, monkeypatch):
-    monkeypatch.setattr(engine, "ready", lambda model, model_type: anyio.sleep_forever())
+    monkeypatch.setattr(engine, "model", never_ready)
     with anyio.fail_after(5), pytest.raises(TimedOut, match=r"not ready within the limit of 0\.05 s"):
         await anext(Chat({}).stream(call(model="llm", messages=HELLO, timeout=0.05), engine))
     assert not stub.requests
@@ -204,19 +271,21 @@ async def test_d2_27_embeddings_are_passed_on(stub, ask):
 
 
 async def test_d2_28_rerank_takes_both_ways_of_writing(stub, ask):
-    results = [{"index": 0, "relevance_score": 0.1}, {"index": 1, "relevance_score": 0.9, "document": {"text": "b"}}]
+    results = [{"index": 0, "relevance_score": 0.1}, {"index": 1, "relevance_score": 0.9}]
     stub.answers[RERANK] = {"results": results}
     answer = await ask(
         Rerank({}), model="ranker", query="q", documents=[{"text": "a"}, "b"], top_k=2, return_documents=True
     )
-    assert answer == {"model": "ranker", "results": results[::-1]}
-    assert stub.requests[0].json == {
+    assert answer.pop("id").startswith("rerank-")
+    assert answer == {
         "model": "ranker",
-        "query": "q",
-        "documents": ["a", "b"],
-        "top_n": 2,
-        "return_documents": True,
+        "results": [
+            {"index": 1, "relevance_score": 0.9, "document": {"text": "b"}},
+            {"index": 0, "relevance_score": 0.1, "document": {"text": "a"}},
+        ],
+        "usage": {"prompt_tokens": 0, "total_tokens": 0},  # this engine cannot tell
     }
+    assert stub.requests[0].json == {"model": "ranker", "query": "q", "documents": ["a", "b"], "top_n": 2}
 
 
 async def test_an_answer_that_is_no_json_object(stub, ask):
@@ -228,9 +297,9 @@ async def test_an_answer_that_is_no_json_object(stub, ask):
         await ask(Chat({}), model="llm", messages=HELLO)
 
 
-async def test_a_stream_is_passed_on_byte_for_byte_as_it_arrives(stub, engine, call):
+async def test_a_stream_gets_its_id_and_is_passed_on_byte_for_byte_as_it_arrives(stub, engine, call):
     seen = anyio.Event()
-    parts = [b'data: {"a":  1}\n\n', b'data: {"choices":[],"usage":{}}\n\n', b"data: [DONE]\n\n"]
+    parts = [b'data: {"model":"m","a":  1}\n\n', b'data: {"choices":[],"usage":{}}\n\n', b"data: [DONE]\n\n"]
 
     async def answer(request, reply):
         await reply.events()
@@ -245,7 +314,19 @@ async def test_a_stream_is_passed_on_byte_for_byte_as_it_arrives(stub, engine, c
         async for chunk in Chat({}).stream(call(model="llm", messages=HELLO), engine):
             got.append(chunk)
             seen.set()
-    assert got == parts
+    identity = json.loads(got[0][6:])["id"].encode()
+    assert got == [each.replace(b"data: {", b'data: {"id":"' + identity + b'",') for each in parts]
+
+
+async def test_an_engine_that_gives_ids_keeps_its_own(stub, engine, call):
+    async def answer(request, reply):
+        await reply.events()
+        await reply.piece(b'data: {"id":"x","model":"m","object":"text_completion.chunk"}\n\ndata: [DONE]\n\n')
+        await reply.end()
+
+    stub.answers[GENERATE] = answer
+    got = [each async for each in Generate({}).stream(call(model="llm", prompt="x"), engine)]
+    assert got[0] == b'data: {"id":"x","model":"m","object":"text_completion"}\n\n'
 
 
 async def test_closing_a_stream_stops_the_engine(stub, engine, call):

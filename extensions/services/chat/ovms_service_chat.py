@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.api.services import (
-    BadRequest,
-    Route,
-    ServiceDefinition,
-    forward,
-    forward_stream,
-    need,
-    with_best_of,
-    with_id,
-)
+from ovms_kernel.api.services import BadRequest, Completions, ServiceDefinition, complete, need, stream_completion
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -22,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Chat:
-    """Hands a conversation to the engine and its answer back; see ``spec`` of OpenAI's chat completions for the fields.
+    """Answers conversations; for the fields see OpenAI's chat completions.
 
     :param section: ``default_model``, the model of requests that name none.
     """
@@ -39,20 +30,51 @@ class Chat:
             probe='{"messages":[{"role":"user","content":"."}],"max_tokens":1}',
             extras={"aog": {"config_ref": "openvino:chat", "config_ref_full": "openai:chat"}},
         )
-        self._route = Route(self.definition, prepare, adds=with_id("chatcmpl"))
+        self._kind = Completions(self.definition, "chatcmpl", "chat.completion.chunk", prepare, pieces)
 
     async def invoke(self, call: Call, engine: Engine) -> Answer:
         """Return the whole answer."""
-        return await forward(self._route, call, engine)
+        return await complete(self._kind, call, engine)
 
     def stream(self, call: Call, engine: Engine) -> AsyncGenerator[bytes, None]:
-        """Yield the answer's events as the engine sends them, with the usage chunk and ``[DONE]``."""
-        return forward_stream(self._route, call, engine)
+        """Yield the answer's events as the engine sends them, with the usage event and ``[DONE]``."""
+        return stream_completion(self._kind, call, engine)
 
 
-def prepare(fields: dict[str, Any]) -> dict[str, Any]:
-    """Check the messages, and give ``n`` the ``best_of`` that the engine needs with it."""
-    for number, message in enumerate(need(fields, "messages", list, "a list of messages, each with role and content")):
+def prepare(fields: dict[str, Any]) -> list[dict[str, Any]]:
+    """Check the messages; see ``Completions.prepare``."""
+    messages = need(fields, "messages", list, "a list of messages, each with role and content")
+    for number, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise BadRequest(f"Message {number} must be an object with role and content.")
-    return with_best_of(fields)
+    return [fields | {"messages": [_understood(message) for message in messages]}]
+
+
+def _understood(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message in the form that engines and chat templates know."""
+    if message["role"] == "developer":  # OpenAI's newer name of it
+        message = message | {"role": "system"}
+    content = message.get("content")
+    if isinstance(content, list) and any(_is_refusal(part) for part in content):
+        parts = [{"type": "text", "text": part.get("refusal")} if _is_refusal(part) else part for part in content]
+        message = message | {"content": parts}
+    return message
+
+
+def _is_refusal(part: object) -> bool:
+    return isinstance(part, dict) and part.get("type") == "refusal"
+
+
+def pieces(choice: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the streamed choices of a whole one; see ``Completions.pieces``."""
+    message = choice.get("message") or {}
+    calls = message.get("tool_calls") or ()
+    delta = {name: message[name] for name in ("content", "reasoning_content", "refusal") if message.get(name)}
+    if calls:
+        delta["tool_calls"] = [{"index": index} | each for index, each in enumerate(calls)]
+    still = {"finish_reason": None, "logprobs": None}
+    return [
+        {"delta": {"role": "assistant", "content": None}} | still,
+        {"delta": delta} | still | {"logprobs": choice.get("logprobs")},
+        {"delta": {}} | still | {"finish_reason": choice.get("finish_reason")},
+    ]

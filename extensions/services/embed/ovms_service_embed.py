@@ -1,10 +1,25 @@
-"""The embed service: texts to vectors."""
+"""The embed service: texts to vectors, as OpenAI's embeddings."""
 
 from __future__ import annotations
 
+import base64
+import math
+from array import array
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.api.services import Route, ServiceDefinition, forward, need, with_model
+from ovms_kernel.api.services import (
+    BadRequest,
+    EngineFailed,
+    Route,
+    ServiceDefinition,
+    check,
+    decode_answer,
+    encode,
+    forward,
+    need,
+    with_model,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Embed:
-    """Hands ``input`` (a text, a list of texts, or token lists) to the engine and its vectors back.
+    """Makes a vector of each text, or list of tokens, in ``input``.
 
     :param section: ``default_model``, the model of requests that name none.
     """
@@ -33,10 +48,40 @@ class Embed:
 
     async def invoke(self, call: Call, engine: Engine) -> Answer:
         """Return the vectors."""
-        return await forward(self._route, call, engine)
+        answer = await forward(self._route, call, engine)
+        if not (dimensions := call.fields.get("dimensions")):
+            return answer
+        return replace(answer, body=encode(cut(decode_answer(answer.body), dimensions)))
 
 
 def prepare(fields: dict[str, Any]) -> dict[str, Any]:
     """Check that there is something to embed."""
     need(fields, "input", (str, list), "a text, a list of texts, or lists of tokens, and not empty")
-    return fields
+    if fields.get("encoding_format") not in (None, "float", "base64"):
+        raise BadRequest("The field encoding_format must be float or base64.")
+    if (dimensions := check(fields, "dimensions", int, "a whole number")) is None:
+        return fields
+    if dimensions < 1:
+        raise BadRequest("The field dimensions must be at least 1.")
+    return {name: value for name, value in fields.items() if name != "dimensions"}
+
+
+def cut(answer: dict[str, Any], dimensions: int) -> dict[str, Any]:
+    """Return an answer whose vectors have that many dimensions and a length of 1, as OpenAI shortens them.
+
+    :raises BadRequest: the model's vectors have fewer.
+    :raises EngineFailed: the answer has no vectors.
+    """
+    try:
+        return answer | {"data": [each | {"embedding": _cut(each["embedding"], dimensions)} for each in answer["data"]]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineFailed("The engine's answer holds no vectors.") from error
+
+
+def _cut(vector: str | list[float], dimensions: int) -> str | list[float]:
+    values = array("f", base64.b64decode(vector)) if isinstance(vector, str) else array("d", vector)
+    if len(values) < dimensions:
+        raise BadRequest(f"The vectors of this model have {len(values)} dimensions; ask for at most as many.")
+    length = math.hypot(*values[:dimensions]) or 1.0
+    shorter = array(values.typecode, (value / length for value in values[:dimensions]))
+    return base64.b64encode(shorter.tobytes()).decode() if isinstance(vector, str) else shorter.tolist()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.api.services import Route, ServiceDefinition, forward, forward_stream, need, with_best_of, with_id
+from ovms_kernel.api.services import BadRequest, Completions, ServiceDefinition, check, complete, stream_completion
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
     from ovms_kernel.api.services import Answer, Call, Engine
 
+MOST_LOGPROBS = 5
+"""OpenAI's limit; the engine knows the token that it chose and no alternatives."""
+
 
 class Generate:
-    """Hands a prompt to the engine and its continuation back; see OpenAI's completions for the fields.
+    """Continues prompts; for the fields see OpenAI's completions.
 
     :param section: ``default_model``, the model of requests that name none.
     """
@@ -29,20 +32,45 @@ class Generate:
             streaming=True,
             extras={"aog": {"config_ref": "openvino:generate", "config_ref_full": "aog:generate"}},
         )
-        self._route = Route(self.definition, prepare, adds=with_id("cmpl"))
+        self._kind = Completions(self.definition, "cmpl", "text_completion", prepare, pieces)
 
     async def invoke(self, call: Call, engine: Engine) -> Answer:
         """Return the whole answer."""
-        return await forward(self._route, call, engine)
+        return await complete(self._kind, call, engine)
 
     def stream(self, call: Call, engine: Engine) -> AsyncGenerator[bytes, None]:
-        """Yield the answer's events as the engine sends them, with the usage chunk and ``[DONE]``."""
-        return forward_stream(self._route, call, engine)
+        """Yield the answer's events as the engine sends them, with the usage event and ``[DONE]``."""
+        return stream_completion(self._kind, call, engine)
 
 
-def prepare(fields: dict[str, Any]) -> dict[str, Any]:
-    """Take the prompt out of a list of one, as the engine takes no lists, and give ``n`` the ``best_of`` it needs."""
-    if isinstance(fields.get("prompt"), list) and len(fields["prompt"]) == 1:
-        fields = fields | {"prompt": fields["prompt"][0]}
-    need(fields, "prompt", str, "a text that is not empty; lists of prompts are not supported, send one request each")
-    return with_best_of(fields)
+def prepare(fields: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a request for each prompt; see ``Completions.prepare``."""
+    given = fields.get("prompt")
+    prompts = given if isinstance(given, list) else [given]
+    if given is None or not prompts:
+        raise BadRequest("The request needs the field prompt: a text, or a list of texts.")
+    if any(_is_number(each) or (isinstance(each, list) and all(map(_is_number, each))) for each in prompts):
+        raise BadRequest("The engine takes prompts as texts, not as tokens; send the text.")
+    if not all(isinstance(each, str) and each for each in prompts):
+        raise BadRequest("The field prompt must be a text that is not empty, or a list of such texts.")
+    if (logprobs := check(fields, "logprobs", int, "a whole number")) is not None:
+        if not 0 <= logprobs <= MOST_LOGPROBS:
+            raise BadRequest(f"The field logprobs must be between 0 and {MOST_LOGPROBS}.")
+        fields = fields | {"logprobs": 1}
+    if "max_completion_tokens" in fields:
+        limit = fields["max_completion_tokens"]
+        fields = {name: value for name, value in fields.items() if name != "max_completion_tokens"}
+        fields.setdefault("max_tokens", limit)
+    return [fields | {"prompt": each} for each in prompts]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def pieces(choice: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the streamed choices of a whole one; see ``Completions.pieces``."""
+    return [
+        {"text": choice.get("text") or "", "logprobs": choice.get("logprobs"), "finish_reason": None},
+        {"text": "", "logprobs": None, "finish_reason": choice.get("finish_reason")},
+    ]

@@ -1,16 +1,19 @@
-"""The speech-to-text service: a recording in, its text with times out."""
+"""The speech-to-text service: OpenAI's transcriptions and translations."""
 
 from __future__ import annotations
 
 import time
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from ovms_kernel.api.services import (
     Answer,
+    BadRequest,
     ServiceDefinition,
     allowed_hosts,
+    check,
     encode,
     present,
     read_media,
@@ -22,13 +25,25 @@ from ovms_kernel.api.services import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
-    from ovms_kernel.api.services import Call, Engine
+    from ovms_kernel.api.services import Call, Engine, Heard, Segment
+
+CONTENT_TYPES = {
+    "json": "application/json",
+    "verbose_json": "application/json",
+    "text": "text/plain; charset=utf-8",
+    "srt": "application/x-subrip; charset=utf-8",
+    "vtt": "text/vtt; charset=utf-8",
+}
+"""By ``response_format``."""
+GRANULARITIES = ("segment", "word")
+FRAMES = 100
+"""Whisper's frames in a second, in which ``seek`` counts."""
 
 
 class SpeechToText:
-    """Writes down what is said in ``audio``.
+    """Writes down what is said in ``file``, an upload, or ``audio``, base64; in English if ``task`` is ``translate``.
 
     :param section: ``default_model``; ``allowed_hosts`` that audio may be fetched from.
     """
@@ -42,40 +57,166 @@ class SpeechToText:
             paths=("/v1/audio/transcriptions", "/v1/audio/translations"),
             default_model=section.get("default_model", default),
             support_models=(default, "NamoLi/whisper-large-v3-ov"),
+            streaming=True,
             extras={
                 "aog": {
                     "config_ref": "openvino:speech-to-text",
                     "config_ref_full": "aog:speech-to-text",
                     "timeout": -1,
+                    "streaming": False,
                 }
             },
         )
         self._hosts = allowed_hosts(section)
 
     async def invoke(self, call: Call, engine: Engine) -> Answer:
-        """Return ``text`` and ``segments``."""
-        began = time.monotonic()
+        """Return the transcript in the ``response_format`` that is asked for: json, verbose_json, text, srt or vtt."""
         fields = present(call)
-        wanted = transcription_fields(fields)
-        # AOG puts the path of a file that it fetched itself into `image` (aog-plugin.md C7).
+        form = check(fields, "response_format", str, "a text") or "json"
+        if form not in CONTENT_TYPES:
+            raise BadRequest(f"The field response_format must be one of {', '.join(CONTENT_TYPES)}, not {form!r}.")
+        granularities = granularities_of(fields)
+        model, heard, seconds = await self._hear(call, fields, engine, words="word" in granularities)
+        if form == "text":
+            body = f"{heard.text}\n".encode()
+        elif form in ("srt", "vtt"):
+            body = subtitles(timed(heard.segments, seconds), vtt=form == "vtt").encode()
+        else:
+            answer: dict[str, Any] = {"text": heard.text, "usage": duration_usage(seconds)}
+            if form == "verbose_json":
+                answer |= verbose(heard, seconds, granularities, temperature_of(fields))
+            body = encode(answer | {"model": model})
+        return Answer(body, CONTENT_TYPES[form], model)
+
+    async def stream(self, call: Call, engine: Engine) -> AsyncGenerator[bytes, None]:
+        """Yield OpenAI's transcription events: one for each stretch of speech, then the whole text."""
+        _, heard, _ = await self._hear(call, present(call), engine)
+        deltas = [each.text for each in heard.segments]
+        for number, text in enumerate(deltas):
+            delta = text if number == 0 or not between(deltas[number - 1], text) else f" {text}"
+            yield _event({"type": "transcript.text.delta", "delta": delta})
+        yield _event({"type": "transcript.text.done", "text": heard.text})
+
+    async def _hear(
+        self, call: Call, fields: dict[str, Any], engine: Engine, *, words: bool = False
+    ) -> tuple[str, Heard, float]:
+        """Return the model, what is said, and how long the recording is in seconds."""
+        began = time.monotonic()
+        task = check(fields, "task", str, "a text") or "transcribe"
+        if task not in ("transcribe", "translate"):
+            raise BadRequest(f"The field task must be transcribe or translate, not {task!r}.")
+        wanted = transcription_fields(fields, words=words)
+        sound, seconds = await anyio.to_thread.run_sync(sound_for_engine, await self._recording(call, fields))
+        async with served_model(self.definition, call, engine) as model:
+            left = time_left(call, began)
+            heard = await transcribe(engine, model, sound, wanted, translate=task == "translate", timeout=left)
+        return model, heard, seconds
+
+    async def _recording(self, call: Call, fields: dict[str, Any]) -> bytes:
+        if (upload := call.files.get("file") or call.files.get("audio")) is not None:
+            return upload.data
+        # AOG puts the path of a file that it fetched itself into `image`.
         name = next((name for name in ("audio", "file", "image") if name in fields), "audio")
-        data = await read_media(name, fields.get(name), source=fields.get("file_type"), hosts=self._hosts)
-        sound, seconds = await anyio.to_thread.run_sync(sound_for_engine, data)
-        model = await served_model(self.definition, call, engine)
-        heard = await transcribe(engine, model, sound, wanted, timeout=time_left(call, began))
-        segments = [
+        source = fields.get("file_type")
+        return await read_media(name, fields.get(name), source=source, hosts=self._hosts, local=call.local_files)
+
+
+def granularities_of(fields: Mapping[str, Any]) -> Sequence[str]:
+    """Return which times are asked for, by default those of segments.
+
+    :raises BadRequest: there are no such times.
+    """
+    given = fields.get("timestamp_granularities[]", fields.get("timestamp_granularities")) or ["segment"]
+    found = given if isinstance(given, list) else [given]
+    if wrong := [each for each in found if each not in GRANULARITIES]:
+        raise BadRequest(f"The field timestamp_granularities must list segment or word, not {wrong[0]!r}.")
+    return found
+
+
+def temperature_of(fields: Mapping[str, Any]) -> float:
+    """Return the temperature, which ``transcription_fields`` has checked; a form writes it as text."""
+    return float(fields.get("temperature") or 0)
+
+
+def timed(segments: Sequence[Segment], seconds: float) -> list[tuple[float, float, str]]:
+    """Return begin, end and text of each segment, none of them beyond the recording."""
+    return [(min(each.start, seconds), min(each.end or seconds, seconds), each.text) for each in segments]
+
+
+def verbose(heard: Heard, seconds: float, granularities: Sequence[str], temperature: float) -> dict[str, Any]:
+    """Return what ``verbose_json`` adds. The engine tells no probabilities and no tokens: they are 0 and none."""
+    answer: dict[str, Any] = {
+        "task": "transcribe",
+        "language": LANGUAGES.get(heard.language, heard.language or "unknown"),
+        "duration": round(seconds, 3),
+    }
+    if "segment" in granularities:
+        answer["segments"] = [
             {
                 "id": number,
-                "start": clock(min(each.start, seconds)),
-                "end": clock(min(each.end or seconds, seconds)),
-                "text": each.text,
+                "seek": int(start // 30 * 30 * FRAMES),
+                "start": round(start, 3),
+                "end": round(end, 3),
+                "text": text,
+                "tokens": [],
+                "temperature": temperature,
+                "avg_logprob": 0.0,
+                "compression_ratio": round(len(text.encode()) / len(zlib.compress(text.encode())), 3),
+                "no_speech_prob": 0.0,
             }
-            for number, each in enumerate(heard.segments)
+            for number, (start, end, text) in enumerate(timed(heard.segments, seconds))
         ]
-        return Answer(encode({"text": heard.text, "segments": segments, "model": model}))
+    if "word" in granularities:
+        answer["words"] = [
+            {"word": text, "start": round(start, 3), "end": round(end, 3)}
+            for start, end, text in timed(heard.words, seconds)
+        ]
+    return answer
 
 
-def clock(seconds: float) -> str:
+def subtitles(segments: Sequence[tuple[float, float, str]], *, vtt: bool) -> str:
+    """Return subtitles: SubRip, or WebVTT."""
+    lines = ["WEBVTT", ""] if vtt else []
+    for number, (start, end, text) in enumerate(segments, 1):
+        begin, finish = clock(start, "." if vtt else ","), clock(end, "." if vtt else ",")
+        # A blank line would end the cue, and an arrow would begin its times.
+        shown = " ".join(text.split()).replace("-->", "->")
+        lines += [*([] if vtt else [str(number)]), f"{begin} --> {finish}", shown, ""]
+    return "\n".join(lines) + ("\n" if lines else "")
+
+
+def clock(seconds: float, point: str) -> str:
     """Return a time as ``00:00:03.500``."""
     whole = round(max(seconds, 0) * 1000)
-    return f"{whole // 3_600_000:02}:{whole // 60_000 % 60:02}:{whole // 1000 % 60:02}.{whole % 1000:03}"
+    return f"{whole // 3_600_000:02}:{whole // 60_000 % 60:02}:{whole // 1000 % 60:02}{point}{whole % 1000:03}"
+
+
+def duration_usage(seconds: float) -> dict[str, Any]:
+    """Return the usage of a transcript: the length of the recording."""
+    return {"type": "duration", "seconds": round(seconds, 3)}
+
+
+def between(one: str, other: str) -> bool:
+    """Tell whether a blank stands between two texts: Chinese and Japanese have none."""
+    return bool(one and other) and (ord(one[-1]) < 0x2E80 and ord(other[0]) < 0x2E80)
+
+
+def _event(fields: dict[str, Any]) -> bytes:
+    return b"data: " + encode(fields) + b"\n\n"
+
+
+LANGUAGES = dict(
+    each.split(":")
+    for each in """
+    af:afrikaans ar:arabic az:azerbaijani be:belarusian bg:bulgarian bn:bengali bs:bosnian ca:catalan cs:czech
+    cy:welsh da:danish de:german el:greek en:english es:spanish et:estonian eu:basque fa:persian fi:finnish
+    fr:french ga:irish gl:galician gu:gujarati he:hebrew hi:hindi hr:croatian hu:hungarian hy:armenian
+    id:indonesian is:icelandic it:italian ja:japanese ka:georgian kk:kazakh km:khmer kn:kannada ko:korean
+    la:latin lo:lao lt:lithuanian lv:latvian mi:maori mk:macedonian ml:malayalam mn:mongolian mr:marathi
+    ms:malay my:myanmar ne:nepali nl:dutch nn:nynorsk no:norwegian pa:punjabi pl:polish ps:pashto pt:portuguese
+    ro:romanian ru:russian sa:sanskrit sd:sindhi si:sinhala sk:slovak sl:slovenian so:somali sq:albanian
+    sr:serbian su:sundanese sv:swedish sw:swahili ta:tamil te:telugu tg:tajik th:thai tk:turkmen tl:tagalog
+    tr:turkish tt:tatar uk:ukrainian ur:urdu uz:uzbek vi:vietnamese yi:yiddish yo:yoruba yue:cantonese zh:chinese
+    """.split()  # noqa: SIM905 - a table
+)
+"""The names that ``verbose_json`` has for languages, by code."""

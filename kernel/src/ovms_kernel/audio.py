@@ -1,6 +1,6 @@
-"""Sounds for the engine and for people, through libsndfile and soxr.
+"""Sounds for the engine and for people, through libsndfile, soxr and FFmpeg.
 
-The kernel does not depend on numpy, soundfile or soxr: a service that calls one of these declares them.
+The kernel does not depend on numpy, soundfile, soxr or av: a service that calls one of these declares them.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import struct
+import wave
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from ovms_kernel.services import MAX_BODY, check, decode_answer
 from ovms_kernel.values import Upload
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     import soundfile
     from numpy.typing import NDArray
@@ -33,13 +35,20 @@ AS_THEY_ARE = {("WAV", subtype) for subtype in ("PCM_U8", "PCM_16", "PCM_24", "P
 """Sounds that the engine reads itself (spec/ovms.md E.11); MP3 too, but not every build of it."""
 
 
+WEBM = b"\x1aE\xdf\xa3"
+UNKNOWN = "The audio cannot be decoded; send WAV, MP3, FLAC, OGG, Opus, WebM or M4A, or raw PCM with a WAV header."
+
+
 def sound_for_engine(data: bytes) -> tuple[bytes, float]:
     """Return a WAV that the engine reads and its length in seconds; what it reads already is not touched.
 
-    :raises BadRequest: the decoder does not know the format, there is no sound in it, or too much.
+    :raises BadRequest: no decoder knows the format, there is no sound in it, or too much.
     """
     import soundfile
 
+    if container := container_of(data):
+        return _decoded_by_ffmpeg(data, container)
+    data = with_length(data)
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as sound:
             if sound.samplerate not in RATES:
@@ -50,12 +59,65 @@ def sound_for_engine(data: bytes) -> tuple[bytes, float]:
                 return data, sound.frames / sound.samplerate
             data, frames = _converted(sound)
     except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise BadRequest(
-            "The audio cannot be decoded; send WAV, MP3, FLAC or OGG, or raw PCM with a WAV header."
-        ) from error
+        raise BadRequest(UNKNOWN) from error
     if not frames:
         raise BadRequest("The audio is empty.")
     return data, frames / sound.samplerate
+
+
+def container_of(data: bytes) -> str:
+    """Return FFmpeg's name of the container that a recording comes in; empty for those that libsndfile reads.
+
+    FFmpeg is told the name and never guesses: some formats of its list are playlists, which open other files.
+    """
+    if data.startswith(WEBM):
+        return "matroska"
+    if data[4:8] == b"ftyp":
+        return "mov"
+    return "aac" if len(data) > 1 and data[0] == 0xFF and data[1] & 0xF6 == 0xF0 else ""
+
+
+def with_length(data: bytes) -> bytes:
+    """Return a WAV whose head says how long it is: one that was written to a pipe says 0 or more than there is."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        return data
+    at = 12
+    while at + 8 <= len(data):
+        name, size = struct.unpack_from("<4sI", data, at)
+        rest = len(data) - at - 8
+        if name == b"data":
+            if 0 < size <= rest or not rest:
+                return data
+            riff = struct.pack("<I", min(len(data) - 8, 0xFFFFFFFF))
+            return data[:4] + riff + data[8 : at + 4] + struct.pack("<I", min(rest, 0xFFFFFFFF)) + data[at + 8 :]
+        at += 8 + size + size % 2
+    return data
+
+
+def _decoded_by_ffmpeg(data: bytes, container: str) -> tuple[bytes, float]:
+    """Return a recording as a 16-bit PCM WAV at 16 kHz, mono, and its length in seconds."""
+    import av
+
+    buffer = io.BytesIO()
+    resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
+    try:
+        with av.open(io.BytesIO(data), "r", format=container) as source, wave.open(buffer, "wb") as out:
+            out.setparams((1, 2, RATE, 0, "NONE", ""))
+            if not source.streams.audio:
+                raise BadRequest("There is no sound in the recording, only pictures; send one with sound.")
+            for frame in source.decode(source.streams.audio[0]):
+                for part in resampler.resample(frame):
+                    out.writeframesraw(part.to_ndarray().tobytes())
+                if buffer.tell() > MAX_BODY:
+                    raise BadRequest("The audio is too long for one request; send it in parts of some hours.")
+            for part in resampler.resample(None):
+                out.writeframesraw(part.to_ndarray().tobytes())
+            frames = out.tell()
+    except (av.FFmpegError, ValueError) as error:
+        raise BadRequest(UNKNOWN) from error
+    if not frames:
+        raise BadRequest("The audio is empty.")
+    return buffer.getvalue(), frames / RATE
 
 
 def _converted(sound: soundfile.SoundFile) -> tuple[bytes, int]:
@@ -84,21 +146,19 @@ def wav(samples: NDArray[Any], rate: int) -> bytes:
     return buffer.getvalue()
 
 
-def playable_sound(spoken: Sequence[bytes]) -> tuple[bytes, float]:
-    """Return what one voice of the engine spoke piece by piece as a 16-bit PCM WAV that any player opens.
+def spoken_samples(spoken: bytes) -> tuple[NDArray[Any], int]:
+    """Return the mono samples of what the engine spoke, between -1 and 1, and how many there are in a second.
 
-    :return: the WAV, and its length in seconds.
-    :raises EngineFailed: a piece is not a WAV.
+    :raises EngineFailed: it is not a WAV.
     """
     import numpy as np
     import soundfile
 
     try:
-        pieces = [soundfile.read(io.BytesIO(piece), dtype="float32") for piece in spoken]
+        samples, rate = soundfile.read(io.BytesIO(spoken), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise EngineFailed("The engine's answer is not a WAV.") from error
-    samples, rate = np.nan_to_num(np.concatenate([samples for samples, _ in pieces])), pieces[0][1]
-    return wav(samples, rate), len(samples) / rate
+    return np.clip(np.nan_to_num(samples.mean(axis=1)), -1.0, 1.0), rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,27 +176,36 @@ class Heard:
 
     text: str
     segments: tuple[Segment, ...]
+    words: tuple[Segment, ...] = ()
+    """Where asked for."""
+    language: str = ""
+    """Its code, such as ``en``; empty where neither the caller nor the engine says it."""
 
 
-TRANSCRIPTIONS = "/v3/audio/transcriptions"
-NOT_PASSED_ON = {"audio", "file", "file_type", "image", "model", "stream", "timestamp_granularities", "response_format"}
+TRANSCRIPTIONS, TRANSLATIONS = "/v3/audio/transcriptions", "/v3/audio/translations"
 
 
-def transcription_fields(fields: Mapping[str, Any]) -> dict[str, str | list[str]]:
+def transcription_fields(fields: Mapping[str, Any], *, words: bool = False) -> dict[str, str | list[str]]:
     """Return the form that asks for a transcript with times, from a caller's fields.
 
+    :param words: times of each word are wanted, too.
     :raises BadRequest: the language or the temperature is none.
     """
-    wanted: dict[str, str | list[str]] = {
-        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for name, value in fields.items()
-        if name not in NOT_PASSED_ON and not name.endswith("[]")
-    }
-    check(fields, "temperature", (int, float), "a number")
-    wanted.pop("language", None)
+    wanted: dict[str, str | list[str]] = {}
+    temperature = fields.get("temperature")
+    if isinstance(temperature, str):  # as in a form
+        try:
+            temperature = float(temperature)
+        except ValueError:
+            raise BadRequest(f"The field temperature must be a number, not {temperature!r}.") from None
+    check({"temperature": temperature}, "temperature", (int, float), "a number")
+    if temperature is not None:
+        wanted["temperature"] = json.dumps(temperature)
+    if prompt := check(fields, "prompt", str, "a text"):
+        wanted["prompt"] = prompt
     if language := language_of(check(fields, "language", str, "a code such as zh or en") or ""):
         wanted["language"] = language
-    wanted["timestamp_granularities[]"] = ["segment"]
+    wanted["timestamp_granularities[]"] = ["segment", "word"] if words else ["segment"]
     return wanted
 
 
@@ -156,22 +225,36 @@ def language_of(text: str) -> str:
 
 
 async def transcribe(
-    engine: Engine, model: str, sound: bytes, fields: Mapping[str, str | list[str]], *, timeout: float | None = None
+    engine: Engine,
+    model: str,
+    sound: bytes,
+    fields: Mapping[str, str | list[str]],
+    *,
+    translate: bool = False,
+    timeout: float | None = None,
 ) -> Heard:
     """Return what is said in a WAV or MP3.
 
     :param fields: from ``transcription_fields``.
+    :param translate: into English; the engine then tells no times.
     """
-    answer = await engine.upload(
-        TRANSCRIPTIONS, {**fields, "model": model}, {"file": Upload("audio.wav", sound, "audio/wav")}, timeout=timeout
-    )
+    form = {**fields, "model": model}
+    if translate:
+        form = {name: value for name, value in form.items() if name not in ("language", "timestamp_granularities[]")}
+    path = TRANSLATIONS if translate else TRANSCRIPTIONS
+    answer = await engine.upload(path, form, {"file": Upload("audio.wav", sound, "audio/wav")}, timeout=timeout)
     heard = decode_answer(answer.body)
     text = str(heard.get("text") or "").strip()
-    segments = [
-        Segment(float(each.get("start") or 0), float(each.get("end") or 0), str(each.get("text") or "").strip())
-        for each in heard.get("segments") or ()
-        if isinstance(each, dict) and str(each.get("text") or "").strip()  # silence is none
-    ]
+    segments = _segments(heard.get("segments"), "text")
     if text and not segments:
-        segments = [Segment(0, 0, text)]
-    return Heard(text, tuple(segments))
+        segments = (Segment(0, 0, text),)
+    language = "en" if translate else str(heard.get("language") or fields.get("language") or "")
+    return Heard(text, segments, _segments(heard.get("words"), "word"), language_of(language))
+
+
+def _segments(found: object, name: str) -> tuple[Segment, ...]:
+    return tuple(
+        Segment(float(each.get("start") or 0), float(each.get("end") or 0), str(each[name]).strip())
+        for each in (found if isinstance(found, list) else ())
+        if isinstance(each, dict) and str(each.get(name) or "").strip()  # silence is none
+    )

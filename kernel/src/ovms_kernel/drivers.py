@@ -10,9 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
+    from ovms_kernel.api.faces import KernelApi
     from ovms_kernel.models.protos.ovms_graph_pb2 import CalculatorGraphConfig
     from ovms_kernel.values import (
         Answer,
@@ -68,13 +70,15 @@ class Engine(Protocol):
         """Send one multipart request and return the whole answer."""
         ...
 
-    async def ready(self, model: str, model_type: str) -> str:
-        """Make sure that the model is served, loading it once whoever asks at the same time; return its id.
+    def model(self, name: str, model_type: str, *, default: str = "") -> AbstractAsyncContextManager[str]:
+        """Hold a model for as long as the block lasts: loaded, and not unloaded for another one; gives its id.
 
-        An empty ``model`` stands for the only sensible one (the service's default, else the one loaded last).
+        Keep it until the last byte of the answer has arrived, and not longer: others may wait for its memory.
 
+        :param name: empty means the default, else the model of that type that was used last, else the only one.
         :raises NotFound: it is not installed; the sentence lists what is, and how to pull it.
         :raises BadRequest: it is a model of another type.
+        :raises Unavailable: the memory that it needs is in use, or does not suffice.
         """
         ...
 
@@ -92,10 +96,14 @@ class Service(Protocol):
 
 @runtime_checkable
 class StreamingService(Service, Protocol):
-    """A service that can answer in pieces."""
+    """A service that can answer in pieces.
+
+    One whose pieces are no server-sent events has a method ``stream_content_type(fields) -> str``, too: the content
+    type of what ``stream`` yields for a request's fields, such as ``audio/mpeg``. It raises nothing.
+    """
 
     def stream(self, call: Call, engine: Engine) -> AsyncGenerator[bytes, None]:
-        """Yield server-sent events, each with its closing blank line."""
+        """Yield server-sent events, each with its closing blank line, or the bytes of another content type."""
         ...
 
 
@@ -177,11 +185,51 @@ class Hub(Protocol):
         ...
 
 
+@runtime_checkable
+class Face(Protocol):
+    """One way for requests to arrive."""
+
+    async def serve(self, kernel: Awaitable[KernelApi]) -> None:
+        """Serve until cancelled, or until the host that started this process ends it.
+
+        :param kernel: awaited when first needed, as a handshake may have to be out before it is composed; raises
+            ``OvmsError`` if it could not be composed.
+        """
+        ...
+
+
+@runtime_checkable
+class Dialect(Protocol):
+    """Another HTTP API over the same services, which the HTTP face serves beside its own."""
+
+    name: str
+    """The entry point's name, such as ``anthropic``."""
+
+    def routes(self, kernel: KernelApi) -> Sequence[Any]:
+        """Return starlette's ``BaseRoute`` objects; what they do is translate, ask the kernel and translate back."""
+        ...
+
+
+@runtime_checkable
+class Command(Protocol):
+    """A command of ``ovms-plugin``, named as its entry point; see :mod:`ovms_kernel.api.commands`."""
+
+    app: Any
+    """A ``typer.Typer``; several commands in it become a group."""
+
+
 DRIVER_PROTOCOLS: dict[str, Any] = {
     "services": Service,
     "platforms": Platform,
     "graphs": GraphTemplate,
     "hubs": Hub,
     "observers": object,
+    "faces": Face,
+    "dialects": Dialect,
+    "commands": Command,
 }
 """The kinds of driver, in the order in which they are composed; the entry point groups are ``ovms.<kind>``."""
+
+KERNEL_KINDS = ("services", "platforms", "graphs", "hubs", "observers")
+"""The kinds that a kernel is composed of. The others bring libraries of their own, so they are loaded where they are
+used: a face by the process that serves it, dialects by the HTTP face, commands by the command line."""

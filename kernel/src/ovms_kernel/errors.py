@@ -16,6 +16,10 @@ The message is one sentence for a user: what is wrong and what to do. Tracebacks
 of AOG's plugin SDK (its error table reads like HTTP); only ``aog/provider.py`` sends them anywhere.
 """
 
+from __future__ import annotations
+
+from typing import Self
+
 
 class OvmsError(Exception):
     """An error whose text may be shown to a user as it is."""
@@ -25,6 +29,13 @@ class OvmsError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+
+    def again(self) -> Self:
+        """Return an error of the same kind and content, caused by this one, to be raised to another caller."""
+        fresh = type(self).__new__(type(self), *self.args)
+        fresh.__dict__.update(self.__dict__)
+        fresh.__cause__ = self
+        return fresh
 
 
 class BadRequest(OvmsError):

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
-from ovms_kernel.drivers import DRIVER_PROTOCOLS, ConversingService, StreamingService
+from ovms_kernel.drivers import DRIVER_PROTOCOLS, KERNEL_KINDS, ConversingService, StreamingService
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from ovms_kernel.drivers import GraphTemplate, Hub, Platform, Service
+    from ovms_kernel.drivers import Command, Dialect, Face, GraphTemplate, Hub, Platform, Service
     from ovms_kernel.events import Events
     from ovms_kernel.settings import Settings
     from ovms_kernel.values import Host
@@ -54,6 +54,9 @@ class Extensions:
     graphs: Mapping[str, GraphTemplate] = field(default_factory=dict)
     hubs: Mapping[str, Hub] = field(default_factory=dict)
     observers: Mapping[str, object] = field(default_factory=dict)
+    faces: Mapping[str, Face] = field(default_factory=dict)
+    dialects: Mapping[str, Dialect] = field(default_factory=dict)
+    commands: Mapping[str, Command] = field(default_factory=dict)
     reports: tuple[ExtensionReport, ...] = ()
 
     def listeners(self) -> dict[str, object]:
@@ -66,7 +69,7 @@ class Extensions:
 
 
 def compose(
-    settings: Settings, host: Host, *, kinds: Iterable[str] = tuple(DRIVER_PROTOCOLS), events: Events | None = None
+    settings: Settings, host: Host, *, kinds: Iterable[str] = KERNEL_KINDS, events: Events | None = None
 ) -> Extensions:
     """Find, load and construct the extensions of these kinds and register them for events.
 
@@ -142,7 +145,11 @@ def _flaw(kind: str, name: str, driver: Any, host: Host) -> str:  # noqa: ANN401
     needed = {each: None for protocol in protocols for each in _members(protocol)}
     if missing := [each for each in needed if not hasattr(driver, each)]:
         return f"{type(driver).__name__} does not have all that a driver of {kind} needs: it lacks {', '.join(missing)}"
-    said = driver.definition.name if kind == "services" else driver.model_type if kind == "graphs" else name
+    said = {
+        "services": lambda: driver.definition.name,
+        "graphs": lambda: driver.model_type,
+        "dialects": lambda: driver.name,
+    }.get(kind, lambda: name)()
     if said != name:
         return f"it calls itself {said} and its entry point calls it {name}; give it one name"
     # All platforms are asked whenever one is chosen, so that one which cannot answer would cost the others.

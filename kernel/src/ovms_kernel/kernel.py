@@ -1,99 +1,81 @@
-"""The kernel: ties the rooms together, one method for each thing that a host can ask.
+"""The kernel: one method for each thing that a face can ask.
 
 It knows that there are services, platforms, graphs and hubs, and none of them by name.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from contextlib import AsyncExitStack, aclosing, contextmanager
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
 import anyio
+import anyio.to_thread
 
-from ovms_kernel.engine import launch
-from ovms_kernel.engine.choice import candidates, install_best
-from ovms_kernel.engine.client import EngineClient
-from ovms_kernel.engine.following import FollowingEngine
-from ovms_kernel.engine.host import read_host
-from ovms_kernel.engine.installation import Installations, try_version
-from ovms_kernel.engine.probe import IdleProbe
-from ovms_kernel.engine.supervisor import Supervisor
-from ovms_kernel.errors import (
-    BadRequest,
-    NotFound,
-    NotSupported,
-    PreconditionFailed,
-    TimedOut,
-    Unavailable,
-)
-from ovms_kernel.events import Events
-from ovms_kernel.extensions import Extensions, compose
-from ovms_kernel.models.answering import Answering
-from ovms_kernel.models.library import Library
-from ovms_kernel.models.serving import Serving
-from ovms_kernel.requests import admitted, checked
-from ovms_kernel.values import Answer, Ports, Request
+from ovms_kernel.admission import admitted, checked
+from ovms_kernel.errors import NotFound, NotSupported, OvmsError, PreconditionFailed, TimedOut
+from ovms_kernel.request_engine import RequestEngine
+from ovms_kernel.values import Answer, Request
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+    from pathlib import Path
 
     from ovms_kernel.drivers import ConversingService, Platform, Service, StreamingService
-    from ovms_kernel.engine.choice import Choice
+    from ovms_kernel.engine.client import EngineClient
+    from ovms_kernel.engine.control import EngineControl
+    from ovms_kernel.engine.installation import Installations
+    from ovms_kernel.engine.supervisor import Supervisor
+    from ovms_kernel.events import Events
+    from ovms_kernel.extensions import ExtensionReport, Extensions
+    from ovms_kernel.models.library import Library
+    from ovms_kernel.models.residency import Residency
+    from ovms_kernel.models.servables import Servables
     from ovms_kernel.settings import Settings
-    from ovms_kernel.values import EngineInfo, Host, Installation, LocalModel, Message, Progress
-
-log = logging.getLogger(__name__)
-
-HEALTH_LIMIT = 3.0
-"""Seconds that a question about health may take; AOG asks before a request and every minute."""
-MODES = {"": None, "auto": None, "daemon": None, "standard": None, "cpu": "CPU", "gpu": "GPU"}
-"""The modes of StartEngine and the device that they mean for models that name none; AOG sends daemon or standard."""
+    from ovms_kernel.values import (
+        Call,
+        EngineInfo,
+        EngineStatus,
+        Host,
+        Installation,
+        LocalModel,
+        Message,
+        Progress,
+        ResidentModel,
+    )
 
 
 class Kernel:
-    """Everything that a host can ask, once entered as an async context manager.
+    """Everything that a face can ask, once entered as an async context manager; ``compose.py`` makes one."""
 
-    :param host: instead of the machine that this runs on.
-    :param extensions: instead of those that are installed.
-    """
-
-    def __init__(self, settings: Settings, *, host: Host | None = None, extensions: Extensions | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        host: Host,
+        events: Events,
+        extensions: Extensions,
+        installations: Installations,
+        library: Library,
+        supervisor: Supervisor,
+        control: EngineControl,
+        servables: Servables,
+        residency: Residency,
+    ) -> None:
         self.settings = settings
-        self.host = host or read_host()
-        self.events = Events(settings.hook_timeout)
-        if extensions is None:
-            self.extensions = compose(settings, self.host, events=self.events)
-        else:
-            self.extensions = extensions
-            self.events.register(extensions.listeners())
-        self.installations = Installations(settings, self.events)
-        self.library = Library(settings, self.events, self.extensions.hubs, self.extensions.graphs, self.host)
-        self.supervisor = Supervisor(settings, self.events)
-        self.serving = Serving(
-            settings,
-            self.events,
-            self.library,
-            self.client,
-            self.supervisor.log_of,
-            running=lambda: self.supervisor.started and self.supervisor.info is not None,
-            engine_runs=self.engine_runs,
-        )
-        self.supervisor.probe = probe = IdleProbe(self.extensions.services.values(), self.serving.served)
-        self.events.register({"kernel.probe": probe})
-        self._answering = Answering(self.library, self.serving)
-        self.operate_status = 1
-        """What AOG asks with GetOperateStatus: 1 = normal, 0 = busy installing, so leave the engine alone."""
-        self._client: EngineClient | None = None
-        self._installing = anyio.Lock()
-        self._versions: dict[str, str] = {}
+        self.host = host
+        self.events = events
+        self.extensions = extensions
+        self.installations = installations
+        self.library = library
+        self.supervisor = supervisor
+        self.control = control
+        self.servables = servables
+        self.residency = residency
+        self._stack = AsyncExitStack()
         self._stopping = False
 
     async def __aenter__(self) -> Self:
-        self._stack = AsyncExitStack()
+        await self._stack.enter_async_context(self.residency)
         await self._stack.enter_async_context(self.supervisor)
         await self.events.tell("ovms_kernel_started", extensions=self.extensions.reports)
         return self
@@ -107,6 +89,7 @@ class Kernel:
         """Admit nothing more and stop the engine; a second call waits for the first and does nothing."""
         if not self._stopping:
             self._stopping = True
+            self.control.close()
             await self.events.tell("ovms_kernel_stopping", reason=reason)
         await self.stop_engine(reason)
 
@@ -117,60 +100,55 @@ class Kernel:
 
         :raises NotSupported: there is none; the sentence says what to install.
         """
-        return self._choices()[0].platform
+        return self.control.choice().platform
 
     def platform_name(self) -> str:
         """Return the name of the platform driver in use."""
-        return self._choices()[0].name
-
-    def _choices(self) -> list[Choice]:
-        active = self.installations.active()
-        return candidates(self.host, self.extensions.platforms, self.settings.platform, active)
+        return self.control.choice().name
 
     async def check_engine(self) -> bool:
         """Tell whether an engine is installed."""
         return await anyio.to_thread.run_sync(self.installations.active) is not None
 
     async def install_engine(
-        self, version: str = "", *, report: Callable[[Progress], None] = lambda _: None
+        self,
+        version: str = "",
+        *,
+        platform: str = "",
+        retry: bool = False,
+        report: Callable[[Progress], None] = lambda _: None,
     ) -> Installation:
-        """Install an engine version and make it the active one; nothing happens if it is already.
+        """Install an engine and make it the active one; nothing happens if it is already.
+
+        Where an engine is in use because the download of a better fitting one failed, that is tried again.
 
         :param version: empty means the one by setting, else the newest that is known to work.
+        :param platform: empty means the one by setting, else the one that fits this host best.
+        :param retry: also try again what was refused or did not run here.
         """
-        async with self._installing:
-            version = version or self.settings.engine_version
-            choices = self._choices()
-            active = self.installations.active()
-            if active and active.version == choices[0].platform.release(self.host, version).version:
-                return active
-            with self._busy():
-                return await install_best(self.installations, choices, self.host, version, report)
+        return await self.control.install(version, platform, retry=retry, report=report)
 
     async def init_environment(self) -> None:
         """Make the folders and the engine's configuration file."""
-        await self.serving.prepare()
+        await self.servables.prepare()
 
-    async def start_engine(self, mode: str = "") -> None:
+    async def start_engine(self, device: str = "") -> None:
         """Start the engine if it does not run; return before it is ready.
 
-        :param mode: ``cpu`` or ``gpu``, the device of models that name none; else the engine chooses.
+        :param device: ``CPU`` or ``GPU`` for models that name none; empty means that the engine chooses.
         :raises PreconditionFailed: no engine is installed, or the machine has no such device.
         """
-        self._admitting()
-        if mode not in MODES:
-            raise BadRequest(f"{mode!r} is not a mode of the engine; use one of {', '.join(filter(None, MODES))}.")
-        platform, installation = self.platform(), self._installed()
-        if (device := MODES[mode]) and device not in self.host.devices:
-            raise PreconditionFailed(f"This machine shows no {device}; start with mode auto or cpu.")
+        self.control.check_open()
+        self.control.installed()
+        if device and device not in self.host.devices:
+            raise PreconditionFailed(f"This machine shows no {device}; start with another device or none.")
         self.library.shaper.host = replace(self.host, devices=(device,)) if device else self.host
         await self.init_environment()
-        await self.supervisor.start(platform, installation)
+        await self.control.start()
 
     async def stop_engine(self, reason: str = "asked to") -> None:
         """Stop the engine; nothing happens if it does not run."""
-        await self.supervisor.stop(reason)
-        await self._drop_client()
+        await self.control.stop(reason)
 
     async def upgrade_engine(
         self, version: str = "", *, report: Callable[[Progress], None] = lambda _: None
@@ -178,109 +156,44 @@ class Kernel:
         """Bring the engine to the wanted version; the old one is put back if the new one does not come up healthy.
 
         Up to date means that nothing happens, and nothing is downloaded unless a version was asked for, here or by
-        setting: AOG calls this after every start.
+        setting, so a face may ask for it after every start.
         """
-        active = self._installed()
+        active = self.control.installed()
         asked_for = version or self.settings.engine_version
         release = self.platform().release(self.host, asked_for)
         if release.version == active.version or (release.archive and not asked_for):
             return active
         from ovms_kernel.engine.upgrade import upgrade
 
-        async with self._installing:
-            with self._busy():
-                return await upgrade(self, release, report)
+        async with self.control.installing:
+            return await upgrade(self, release, report)
 
     async def engine(self) -> EngineInfo:
         """Return the running engine, starting it if it does not run and waiting until it is ready."""
-        self._admitting()
-        if not self.supervisor.started:
-            await self.start_engine()
-        return await self.supervisor.ensure_ready()
+        return await self.control.ready()
 
     def engine_runs(self) -> bool:
         """Tell whether there is an engine already: of ours, of another process on this data folder, or elsewhere."""
-        if self.supervisor.started:
-            return True
-        engine = launch.read_running(self.settings)
-        if engine and launch.is_alive(engine):
-            return True
-        active = self.installations.active()
-        return active is not None and not self.platform().launch(active, Ports(0, 0)).argv
+        return self.control.runs()
 
     async def client(self) -> EngineClient:
         """Return the connection to the running engine, starting the engine if need be."""
-        info = await self.engine()
-        if self._client is None or self._client.endpoint != info.endpoint:
-            await self._drop_client()
-            self._client = EngineClient(info.endpoint)
-        return self._client
+        return await self.control.client()
 
     async def health(self) -> None:
         """Return if the engine answers now.
 
         :raises Unavailable: it does not; the sentence says why.
         """
-        self._installed()
-        info = self.supervisor.info
-        if info is None:
-            raise Unavailable(f"The engine is {self.supervisor.describe()}.")
-        client = await self.client()
-        with anyio.move_on_after(HEALTH_LIMIT):
-            if await client.live() and await client.grpc_live():
-                return
-        raise Unavailable(f"The engine runs but did not answer within {HEALTH_LIMIT:g} s.")
+        await self.control.health()
 
     async def engine_version(self) -> str:
         """Return the version that the active engine's own program names; it is run once for that."""
-        installation = self._installed()
-        if installation.version not in self._versions:
-            self._versions[installation.version] = await try_version(self.platform(), installation)
-        return self._versions[installation.version]
+        return await self.control.version()
 
-    def engine_config(self) -> dict[str, str]:
-        """Return what AOG's EngineRecommendConfig asks about the engine."""
-        active = self.installations.active()
-        info = self.supervisor.info
-        rest = info.endpoint.rest if info else f"http://127.0.0.1:{self.settings.rest_port}"
-        scheme, _, host = rest.partition("://")
-        plan = self.platform().launch(active, Ports(0, 0)) if active else None
-        program = Path(plan.argv[0]) if plan and plan.argv else Path()
-        return {
-            "host": rest,
-            "origin": host.partition(":")[0],
-            "scheme": scheme,
-            "recommend_model": "",
-            "download_url": "",
-            "download_path": str(self.settings.models_dir),
-            "engine_path": str(active.directory if active else self.settings.versions_dir),
-            "exec_path": str(program.parent),
-            "exec_file": program.name,
-            "device_type": ",".join(self.host.devices),
-        }
-
-    @contextmanager
-    def _busy(self) -> Iterator[None]:
-        """Let AOG know to leave the engine alone meanwhile."""
-        self.operate_status = 0
-        try:
-            yield
-        finally:
-            self.operate_status = 1
-
-    def _installed(self) -> Installation:
-        if installation := self.installations.active():
-            return installation
-        raise PreconditionFailed("The engine is not installed; run `ovms-plugin engine install`.")
-
-    def _admitting(self) -> None:
-        if self._stopping:
-            raise Unavailable("The plugin is stopping.")
-
-    async def _drop_client(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+    async def engine_status(self) -> EngineStatus:
+        """Return where the engine is and what it does, without starting it."""
+        return await self.control.status()
 
     # -- models ----------------------------------------------------------------------------------------------------
 
@@ -298,9 +211,7 @@ class Kernel:
 
     async def delete_model(self, model: str) -> None:
         """Unload a model and remove it from disk."""
-        found = await anyio.to_thread.run_sync(self.library.find, model)
-        await self.serving.unload(found.id, "deleted")
-        await self.library.delete(found.id)
+        await self.library.delete(model)
 
     async def list_models(self) -> list[LocalModel]:
         """Return the models on disk, by id."""
@@ -308,18 +219,47 @@ class Kernel:
 
     async def running_models(self) -> list[LocalModel]:
         """Return the models that the engine serves now; none if it does not run."""
-        return await self.serving.running() if self.supervisor.info else []
+        return await self.residency.running() if self.supervisor.info else []
 
-    async def load_model(self, model: str) -> LocalModel:
-        """Make the engine serve a model."""
-        return (await self.serving.load(model)).model
+    async def resident_models(self) -> list[ResidentModel]:
+        """Return what is loaded, being loaded or failed to load, by id."""
+        return self.residency.resident_models()
 
-    async def unload_models(self, models: Sequence[str], reason: str = "asked to") -> None:
-        """Make the engine let go of models; those it does not serve are passed over."""
+    async def load_model(self, model: str, *, keep_alive: float | None = None) -> LocalModel:
+        """Make the engine serve a model; ``keep_alive`` as in ``Request``."""
+        self.control.check_open()
+        return (await self.residency.load(model, keep_alive=keep_alive)).model
+
+    async def unload_models(self, models: Sequence[str], reason: str = "asked to", *, hint: bool = False) -> None:
+        """Unload models; those that are not loaded are passed over.
+
+        :param hint: they may go first when memory is needed, or after a while; models in use stay.
+        """
         for model in models:
-            await self.serving.unload(model, reason)
+            if hint:
+                self.residency.hint(model)
+            else:
+                await self.residency.unload(model, reason)
 
     # -- services --------------------------------------------------------------------------------------------------
+
+    @property
+    def services(self) -> Mapping[str, Service]:
+        """The installed services by name."""
+        return self.extensions.services
+
+    @property
+    def reports(self) -> Sequence[ExtensionReport]:
+        """What became of each installed extension."""
+        return self.extensions.reports
+
+    def register(self, name: str, listener: object) -> None:
+        """Have a listener's hooks called for the kernel's events, under a name such as ``faces.http``.
+
+        :raises OvmsError: the listener has hooks that there are not.
+        """
+        if cause := self.events.register({name: listener}).get(name):
+            raise OvmsError(f"The listener {name} cannot be registered: {cause}.")
 
     def service(self, name: str) -> Service:
         """Return the service of that name.
@@ -341,14 +281,15 @@ class Kernel:
         """Answer one request as a whole."""
         timeout = request.timeout
         driver = self.service(service)
-        self._admitting()
+        self.control.check_open()
         async with admitted(self.events, service, request, streaming=False) as (call, sent):
             try:
-                async with asyncio.timeout(timeout):
-                    answer = await driver.invoke(call, self._engine_for_requests())
+                with anyio.fail_after(timeout):
+                    answer = await driver.invoke(call, self._engine_for_requests(call))
             except TimeoutError as error:
                 raise TimedOut(f"The request was not done within its limit of {timeout:g} s.") from error
-            sent(len(checked(answer, Answer, service).body))
+            sent.model = checked(answer, Answer, service).model
+            sent.add(answer.body)
             return answer
 
     async def stream(self, service: str, request: Request) -> AsyncGenerator[bytes, None]:
@@ -359,13 +300,13 @@ class Kernel:
         driver = self.service(service)
         if not driver.definition.streaming:
             raise NotSupported(f"The service {service} does not stream; ask for the whole answer.")
-        self._admitting()
+        self.control.check_open()
         async with (
             admitted(self.events, service, request, streaming=True) as (call, sent),
-            aclosing(cast("StreamingService", driver).stream(call, self._engine_for_requests())) as chunks,
+            aclosing(cast("StreamingService", driver).stream(call, self._engine_for_requests(call))) as chunks,
         ):
             async for chunk in chunks:
-                sent(len(checked(chunk, bytes, service)))
+                sent.add(checked(chunk, bytes, service))
                 yield chunk
 
     async def converse(self, service: str, inbound: AsyncIterator[Message]) -> AsyncGenerator[Message, None]:
@@ -373,26 +314,20 @@ class Kernel:
         driver = self.service(service)
         if not driver.definition.bidirectional:
             raise NotSupported(f"The service {service} does not hold sessions; ask it with a single request.")
-        self._admitting()
+        self.control.check_open()
         async with (
-            admitted(self.events, service, Request(), streaming=True) as (_, sent),
-            aclosing(cast("ConversingService", driver).converse(inbound, self._engine_for_requests())) as messages,
+            admitted(self.events, service, Request(), streaming=True) as (call, sent),
+            aclosing(cast("ConversingService", driver).converse(inbound, self._engine_for_requests(call))) as messages,
         ):
             async for message in messages:
-                sent(len(message.data))
+                sent.add(message.data)
                 yield message
 
-    def _engine_for_requests(self) -> FollowingEngine:
+    def _engine_for_requests(self, call: Call) -> RequestEngine:
         """Return the engine as services are given it: it is started by the first thing that needs one.
 
         So what is wrong with a request, or with the model that it names, is said without starting anything.
         """
         if not self.supervisor.started:
-            self._installed()
-        return FollowingEngine(self.client, self._ready)
-
-    async def _ready(self, model: str, model_type: str) -> str:
-        if self.supervisor.started:
-            # What is served is known of an engine that answers, not of one that is just ending.
-            await self.engine()
-        return await self._answering.ready(model, model_type)
+            self.control.installed()
+        return RequestEngine(self.control.client, self.residency, call.keep_alive)

@@ -1,7 +1,4 @@
-"""Images and sounds on their way in and out: what the services for them share.
-
-In: base64, a data URI, a path on this machine, or a URL of an allowed host. Out: a file in the user's folder.
-"""
+"""Images and sounds in requests: base64, a data URI, a path on this machine, or a URL of an allowed host."""
 
 from __future__ import annotations
 
@@ -9,15 +6,12 @@ import base64
 import binascii
 import re
 import stat
-import uuid
-from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
-from ovms_kernel.errors import BadRequest, PreconditionFailed, Unavailable
+from ovms_kernel.errors import BadRequest, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,13 +53,19 @@ def source_of(text: str) -> Source:
 
 
 async def read_media(
-    field: str, value: object, *, source: str | None = None, hosts: frozenset[str] = frozenset()
+    field: str,
+    value: object,
+    *,
+    source: str | None = None,
+    hosts: frozenset[str] = frozenset(),
+    local: bool = False,
 ) -> bytes:
     """Return the bytes that a field of a request stands for.
 
     :param field: its name, for the error.
     :param source: ``base64``, ``path`` or ``url``, as the request says; ``None`` if it does not.
     :param hosts: that may be fetched from.
+    :param local: the caller may name files of this machine.
     :raises BadRequest: there is nothing to read, or it may not be read.
     """
     if not isinstance(value, str) or not value.strip():
@@ -75,6 +75,10 @@ async def read_media(
     if kind == "base64":
         return await anyio.to_thread.run_sync(decode_base64, field, text)
     if kind == "path":
+        if not local:
+            raise BadRequest(
+                f"The field {field} is a path, which is read for programs of this machine only; upload it."
+            )
         return await anyio.to_thread.run_sync(_read_file, field, text)
     if kind == "url":
         return await _fetch(field, text, hosts)
@@ -98,44 +102,6 @@ def decode_base64(field: str, text: str) -> bytes:
     if not data:
         raise BadRequest(f"The field {field} is neither base64, nor a data URI, nor the path of a file that exists.")
     return data
-
-
-def output_folder(section: Mapping[str, Any]) -> Path:
-    """Return the setting ``output_dir``, else the user's folder for downloads, else the home folder.
-
-    :raises PreconditionFailed: the setting does not say where the folder is, whatever the working directory.
-    """
-    if chosen := section.get("output_dir"):
-        folder = Path(str(chosen))
-        with suppress(RuntimeError):  # ~ of somebody who is not known here
-            folder = folder.expanduser()
-        if not folder.is_absolute():
-            raise PreconditionFailed(f"The setting output_dir must be an absolute path or begin with ~/, not {chosen}.")
-        return folder
-    import platformdirs
-
-    downloads = platformdirs.user_downloads_path()  # it knows XDG_DOWNLOAD_DIR
-    return downloads if downloads.is_dir() else Path.home()
-
-
-def write_output(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
-    """Write a new file under a name that says what and when, whole or not at all, and return its path.
-
-    :raises Unavailable: the folder cannot be written.
-    """
-    name = f"{stem}-{datetime.now().astimezone():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}{suffix}"
-    path, half = folder / name, folder / f".{name}.partial"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        half.write_bytes(data)
-        half.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            half.unlink(missing_ok=True)
-        raise Unavailable(
-            f"The result cannot be written to {folder} ({error.strerror}); set output_dir to another folder."
-        ) from error
-    return path
 
 
 def _exists(text: str) -> bool:

@@ -6,19 +6,19 @@ carry it there and back.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
-import uuid
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, TimedOut
+import anyio
+
+from ovms_kernel.errors import BadRequest, EngineFailed, TimedOut
 from ovms_kernel.values import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 
     from ovms_kernel.drivers import Engine
     from ovms_kernel.values import Call, ServiceDefinition
@@ -60,26 +60,29 @@ async def forward(route: Route, call: Call, engine: Engine) -> Answer:
     :raises OvmsError: whatever the model, the request or the engine deserves.
     """
     began = time.monotonic()
-    model, body = await _request(route, call, engine, streaming=False)
-    answer = await engine.post(route.definition.endpoint, body, timeout=time_left(call, began))
+    fields = _prepared(route, call, streaming=False)
+    async with served_model(route.definition, call, engine) as model:
+        body = _body(call, fields, model)
+        answer = await engine.post(route.definition.endpoint, body, timeout=time_left(call, began))
     body = answer.body
     if route.finish is not None:
         body = encode(route.finish(decode_answer(body), model))
-    return Answer(body if route.adds is None else add_fields(body, route.adds(model)))
+    return Answer(body if route.adds is None else add_fields(body, route.adds(model)), model=model)
 
 
 async def forward_stream(route: Route, call: Call, engine: Engine) -> AsyncGenerator[bytes, None]:
     """Yield the engine's events as they arrive, byte for byte; closing the iterator stops the generation."""
     began = time.monotonic()
-    _, body = await _request(route, call, engine, streaming=True)
-    async with aclosing(engine.stream(route.definition.endpoint, body, timeout=time_left(call, began))) as events:
-        async for event in events:
-            yield event
+    fields = _prepared(route, call, streaming=True)
+    async with served_model(route.definition, call, engine) as model:
+        body = _body(call, fields, model)
+        async with aclosing(engine.stream(route.definition.endpoint, body, timeout=time_left(call, began))) as events:
+            async for event in events:
+                yield event
 
 
-async def _request(route: Route, call: Call, engine: Engine, *, streaming: bool) -> tuple[str, bytes]:
-    """Return the model's id and the body to send: the caller's own bytes if nothing in them has to change."""
-    # The request is checked before the model, as that may have to be loaded first.
+def _prepared(route: Route, call: Call, *, streaming: bool) -> Fields:
+    """Return the engine's fields but for the model; checked before it is looked for, as it may have to be loaded."""
     fields = present(call)
     if route.definition.streaming:
         # How the host asked decides, not what the body says: AOG's conversion may lose or invent the field.
@@ -87,10 +90,13 @@ async def _request(route: Route, call: Call, engine: Engine, *, streaming: bool)
             fields["stream"] = True
         else:
             fields = {name: value for name, value in fields.items() if name not in ("stream", "stream_options")}
-    fields = route.prepare(fields)
-    model = await served_model(route.definition, call, engine)
+    return route.prepare(fields)
+
+
+def _body(call: Call, fields: Fields, model: str) -> bytes:
+    """Return the body to send: the caller's own bytes if nothing in them has to change."""
     fields = fields | {"model": model}
-    return model, call.raw if call.raw and fields == call.fields else encode(fields)
+    return call.raw if call.raw and fields == call.fields else encode(fields)
 
 
 def present(call: Call) -> Fields:
@@ -103,30 +109,22 @@ def present(call: Call) -> Fields:
     return {name: value for name, value in call.fields.items() if value is not None}
 
 
-async def served_model(definition: ServiceDefinition, call: Call, engine: Engine) -> str:
-    """Return the id of the model for a call, loaded: the one it names, else the default, else the only sensible one.
+@asynccontextmanager
+async def served_model(definition: ServiceDefinition, call: Call, engine: Engine) -> AsyncIterator[str]:
+    """Hold the model for a call, loaded: the one it names, else the default, else the only sensible one.
 
     :raises NotFound: it is not installed; the sentence lists what is, and how to pull it.
     :raises BadRequest: it is a model of another type.
     :raises TimedOut: it is not ready within the call's limit; of a stream nobody else watches that.
     """
-    try:
-        async with asyncio.timeout(call.timeout):
-            return await _ready(definition, call, engine)
-    except TimeoutError as error:
-        raise _late(call) from error
-
-
-async def _ready(definition: ServiceDefinition, call: Call, engine: Engine) -> str:
-    if call.model or not definition.default_model:
-        return await engine.ready(call.model, definition.model_type)
-    try:
-        return await engine.ready(definition.default_model, definition.model_type)
-    except NotFound as missing:
+    async with AsyncExitStack() as held:
         try:
-            return await engine.ready("", definition.model_type)
-        except NotFound:
-            raise missing from None
+            with anyio.fail_after(call.timeout):
+                entered = engine.model(call.model, definition.model_type, default=definition.default_model)
+                model = await held.enter_async_context(entered)
+        except TimeoutError as error:
+            raise _late(call) from error
+        yield model
 
 
 def time_left(call: Call, began: float) -> float | None:
@@ -172,21 +170,6 @@ def check(fields: Mapping[str, Any], name: str, kinds: type | tuple[type, ...], 
     return value
 
 
-def with_best_of(fields: Fields) -> Fields:
-    """Give ``n`` answers the ``best_of`` that the engine needs with it; part of a ``prepare``.
-
-    :raises BadRequest: it is no number of answers, or they are to be streamed, which the engine does for one only
-        (spec/ovms.md E.1).
-    """
-    if (n := check(fields, "n", int, "a whole number")) in (None, 1):
-        return fields
-    if n < 1:
-        raise BadRequest("The field n must be at least 1.")
-    if fields.get("stream"):
-        raise BadRequest("A stream has one answer; leave n out, or ask for the whole answers without a stream.")
-    return {"best_of": n} | fields
-
-
 def encode(fields: Fields) -> bytes:
     """Return compact JSON."""
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
@@ -222,11 +205,6 @@ def add_fields(body: bytes, fields: Fields) -> bytes:
     if not fields:
         return body
     return encode(fields)[:-1] + (b"" if rest == b"}" else b",") + rest
-
-
-def with_id(prefix: str) -> Callable[[str], Fields]:
-    """Return an ``adds`` of ``id`` and ``model``, as strict clients want them."""
-    return lambda model: {"id": f"{prefix}-{uuid.uuid4().hex}", "model": model}
 
 
 def with_model(model: str) -> Fields:

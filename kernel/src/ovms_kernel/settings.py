@@ -22,7 +22,7 @@ from ovms_kernel.errors import BadRequest, OvmsError
 
 PREFIX = "OVMS_PLUGIN_"
 ELSEWHERE = f"name another data folder with --data-dir or {PREFIX}DATA_DIR"
-KINDS = ("services", "platforms", "graphs", "hubs", "observers", "models")
+KINDS = ("services", "platforms", "graphs", "hubs", "observers", "faces", "dialects", "commands", "models")
 """Sections of settings that belong to extensions, and ``models``: calculator options by model id."""
 
 Port = Annotated[int, (1, 65535)]
@@ -73,10 +73,18 @@ class Settings:
     """How often in a row a failing engine is started again before giving up."""
     load_timeout: Limit = 600.0
     """Time a model has to load."""
+    switch_patience: Seconds = 30.0
+    """Time that a model in use may keep another one waiting for its memory before it admits no new request."""
     idle_unload: Seconds = 0.0
     """Time after which a model that nobody uses is unloaded; 0 = never. Per model: `idle_unload` in its section."""
     pinned: tuple[str, ...] = ()
-    """Models that are never unloaded for being idle."""
+    """Models that are never unloaded for being idle nor for another model."""
+    preload: tuple[str, ...] = ()
+    """Models that are loaded whenever the engine has started."""
+    memory_budget: str = ""
+    """Memory for all models together, such as `12GB` or `CPU=12GB,GPU=6GB`; empty = what is free, less a reserve."""
+    max_loaded: Count = 0
+    """Number of models that may be loaded at the same time; 0 = as many as fit."""
     staging_age: Seconds = 7 * 86400.0
     """Age at which a pull that was not finished is offered for removal."""
     hook_timeout: Limit = 5.0

@@ -52,6 +52,8 @@ class Release:
     """Hex digest, where known beforehand."""
     asset_list: str = ""
     """URL of the release in GitHub's API, which names size and digest of each asset; empty where there is none."""
+    verified: str = ""
+    """The newest version whose digest is known beforehand, for users who demand that; empty if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,20 @@ class EngineInfo:
     endpoint: Endpoint
     pid: int | None
     """``None`` when somebody else runs it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """The engine, whether it runs or not."""
+
+    state: str
+    """``ready``, or what it does instead, as the end of a sentence."""
+    rest: str
+    """URL of its REST API; while it does not run, the one it is meant to get."""
+    installation: Installation | None = None
+    """The active one, if any."""
+    program: Path | None = None
+    """What is started; ``None`` when somebody else runs the engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,6 +349,8 @@ class Request:
     """The caller's id of the request, for the log; empty = admission makes one."""
     keep_alive: float | None = None
     """Seconds that the model stays loaded after the request, negative = for ever; ``None`` = as the settings say."""
+    local_files: bool = False
+    """The caller is a person or program of this machine, whose request may name files by their paths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +369,8 @@ class Call:
     """Seconds left; ``None`` = no limit."""
     caller: str = ""
     keep_alive: float | None = None
+    local_files: bool = False
+    """``audio``, ``image`` and ``mask`` may be paths of files on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,6 +391,14 @@ class Outcome:
     seconds: float
     bytes_out: int
     error: str = ""
+    first_byte: float | None = None
+    """Seconds until the first byte of the answer; ``None`` = there was none."""
+    model: str = ""
+    """Id of the model that answered; empty where none did."""
+    prompt_tokens: int = 0
+    """Tokens of the request, where the answer says how many."""
+    completion_tokens: int = 0
+    """Tokens of the answer, where it says how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,6 +407,8 @@ class Answer:
 
     body: bytes = field(repr=False)
     content_type: str = "application/json"
+    model: str = ""
+    """Id of the model that answered; empty where no model was asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import typer
 
 from ovms_cli import output
 from ovms_cli.session import Json, Session, add
-from ovms_kernel.engine.choice import explain
+from ovms_kernel.engine.platform_selection import explain
 from ovms_kernel.errors import OvmsError
 from ovms_kernel.settings import ELSEWHERE
 from ovms_kernel.values import Finding
@@ -61,7 +61,7 @@ async def manifest(
     async with session.kernel() as kernel:
         from ovms_face_aog.manifest import manifest_of
 
-        made = replace(manifest_of(kernel), bodies=bodies.value)
+        made = replace(manifest_of(kernel.services), bodies=bodies.value)
     if json:
         output.print_json(made.as_dict())
     else:
@@ -120,7 +120,16 @@ def _extensions(kernel: "Kernel") -> list[Finding]:
 async def _platform(kernel: "Kernel") -> list[Finding]:
     installation = kernel.installations.active()
     chosen = explain(kernel.host, kernel.extensions.platforms, kernel.settings.platform, installation)
-    return chosen if chosen[0].level == "error" else [*chosen, *await _engine(kernel, installation)]
+    skipped = [
+        Finding(
+            "warning",
+            "platform",
+            f"{each.platform} is not used: {each.cause}",
+            f"ovms-plugin engine install{' --retry' * each.final}",
+        )
+        for each in kernel.installations.read_record().skipped
+    ]
+    return chosen if chosen[0].level == "error" else [*chosen, *skipped, *await _engine(kernel, installation)]
 
 
 async def _engine(kernel: "Kernel", installation: "Installation | None") -> list[Finding]:

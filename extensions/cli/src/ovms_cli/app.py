@@ -35,6 +35,8 @@ def make_app() -> typer.Typer:
     services.add_to(app)
     engines.add_to(app)
     about.add_to(app)
+    if find_spec("ovms_face_http"):
+        import_module("ovms_face_http.commands").add_to(app)
     if find_spec("ovms_face_aog.deploy"):
         import_module("ovms_face_aog.deploy").add_to(app)
     return app

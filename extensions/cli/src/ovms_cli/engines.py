@@ -1,12 +1,12 @@
 """Commands about the engine: run it, look at it, install another one."""
 
-import math
 import os
 import sys
 from collections import deque
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
 import typer
@@ -14,16 +14,12 @@ import typer
 from ovms_cli import output
 from ovms_cli.session import Json, Session, add, running
 from ovms_kernel.errors import NotFound
-from ovms_kernel.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from io import TextIOWrapper
 
-    from ovms_kernel.values import EngineExit, EngineInfo, LoadedModel, LocalModel
 
 LOG = "engine.log"
-LOOK = 1.0
-"""Seconds between two looks at whether the engine was given up."""
 FOLLOW_TICK = 0.25
 """Seconds between two looks at a log that is followed."""
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="As `engine ls` lists it.", show_default=False)]
@@ -34,70 +30,10 @@ AnyVersion = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands, and the group ``engine``."""
-    add(app, up, status, logs)
+    add(app, status, logs)
     group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Install, choose and remove engine versions.")
     add(group, ls, install, use, upgrade, remove)
     app.add_typer(group, name="engine")
-
-
-class Teller:
-    """Listens to the kernel and prints a line for what happens to the engine and its models."""
-
-    @hookimpl
-    def ovms_engine_ready(self, engine: "EngineInfo") -> None:
-        """Tell where it answers."""
-        output.say(f"Engine {engine.version} is ready at {engine.endpoint.rest}.")
-
-    @hookimpl
-    def ovms_engine_exited(self, exit: "EngineExit", will_restart: bool) -> None:  # noqa: A002, FBT001 - the event's words
-        """Tell why, and what comes next."""
-        if not exit.expected:
-            output.say(
-                f"The engine ended: {exit.cause.rstrip('.')}." + (" It is started again." if will_restart else "")
-            )
-
-    @hookimpl
-    def ovms_model_ready(self, model: "LoadedModel") -> None:
-        """Tell how long it took."""
-        output.say(f"{model.model.id} is served, loaded in {model.seconds:.1f} s.")
-
-    @hookimpl
-    def ovms_load_failed(self, model: "LocalModel", cause: str) -> None:
-        """Tell why."""
-        output.say(f"{model.id} is not served: {cause}")
-
-    @hookimpl
-    def ovms_unloaded(self, model: "LocalModel", reason: str) -> None:
-        """Tell why."""
-        output.say(f"{model.id} is not served any more ({reason}).")
-
-
-async def up(session: Session) -> None:
-    """Run the engine until Ctrl-C.
-
-    Other commands, and AOG, use the running engine meanwhile.
-    """
-    from ovms_kernel.engine import launch
-
-    session.kept = stopped = "The engine is stopped; models and settings are kept."
-    async with session.kernel() as kernel:
-        kernel.events.register({"terminal": Teller()})
-        await kernel.start_engine()
-        output.say("The engine starts; Ctrl-C stops it.")
-        owner = os.getpid()
-        while True:
-            # Raises when the engine is given up.
-            await kernel.supervisor.ensure_ready(timeout=math.inf)
-            engine = launch.read_running(kernel.settings)
-            if engine and engine.owner != owner:
-                owner = engine.owner
-                if owner == os.getpid():
-                    output.say("This process runs it now.")
-                    session.kept = stopped
-                else:
-                    output.say(f"Process {owner} runs it; this one goes on when that ends.")
-                    session.kept = "Interrupted; the engine belongs to another process and goes on."
-            await anyio.sleep(LOOK)
 
 
 async def status(session: Session, *, json: Json = False) -> None:
@@ -108,7 +44,7 @@ async def status(session: Session, *, json: Json = False) -> None:
         active = kernel.installations.active()
         models = [each.id for each in await kernel.running_models()] if runs else []
         state = kernel.supervisor.describe()
-    report = {
+    report: dict[str, Any] = {
         "engine": state,
         "version": info.version if info else active.version if active else "",
         "rest": info.endpoint.rest if info else "",
@@ -116,12 +52,22 @@ async def status(session: Session, *, json: Json = False) -> None:
         "pid": info.pid if info else None,
         "models": models,
         "data_dir": session.settings.data_dir,
+        "http": _http(session),
     }
     if json:
         output.print_json(report)
     else:
         report["models"] = ", ".join(models)
+        report |= {f"http_{name}": value for name, value in report.pop("http").items()}
         output.print_facts({name.replace("_", " "): str(value) for name, value in report.items() if value})
+
+
+def _http(session: Session) -> "dict[str, Any]":
+    if not find_spec("ovms_face_http"):
+        return {}
+    from ovms_face_http.running import report
+
+    return report(session.settings)
 
 
 async def logs(
@@ -173,15 +119,34 @@ async def ls(session: Session, *, json: Json = False) -> None:
         output.say("No engine is installed; `ovms-plugin engine install` does that.")
 
 
-async def install(session: Session, version: AnyVersion = "", *, json: Json = False) -> None:
+async def install(
+    session: Session,
+    version: AnyVersion = "",
+    *,
+    platform: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Use this platform, such as portable, not the best.", show_default=False),
+    ] = "",
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Also try again what was refused or did not run on this system.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Install an engine and make it the active one.
 
-    Nothing happens if it is already.
+    Nothing happens if it is already. Where a platform that fits better failed to download, it is tried again.
     """
     session.kept = "Interrupted; what was fetched is kept, the same command goes on from there."
     async with session.kernel() as kernel:
         with output.progress("engine") as report:
-            installation = await kernel.install_engine(version, report=report)
+            installation = await kernel.install_engine(version, platform=platform, retry=retry, report=report)
+        skipped = kernel.installations.read_record().skipped
+        findings = dict(await kernel.events.ask("ovms_check_host", host=kernel.host))
+    for each in skipped:
+        how = "; `ovms-plugin engine install --retry` tries it again" if each.final else ""
+        output.say(f"Platform {each.platform} is not used: {each.cause.rstrip('.')}{how}.")
+    for finding in findings.get(f"platforms.{installation.platform}", ()):
+        output.say(f"{finding.text}.{f' To change that: {finding.remedy}' if finding.remedy else ''}")
     if json:
         output.print_json(installation)
     else:

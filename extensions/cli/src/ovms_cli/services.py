@@ -2,20 +2,22 @@
 
 import json as json_
 import sys
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
 from ovms_cli import output
 from ovms_cli.session import Session, add
+from ovms_kernel.admission import decode_request
 from ovms_kernel.errors import BadRequest, NotSupported
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.values import Request
 
 if TYPE_CHECKING:
+    from ovms_kernel.drivers import Service
     from ovms_kernel.kernel import Kernel
 
 WITHDRAWN = "Interrupted; the request is withdrawn."
@@ -31,7 +33,7 @@ class Starting:
         """Tell that an engine is started, and how that is done once for all requests."""
         if not self.told:
             self.told = True
-            output.say("Starting the engine for this request; `ovms-plugin up` keeps one running.")
+            output.say("Starting the engine for this request; `ovms-plugin serve` keeps one running.")
 
 
 def piped(text: str) -> str:
@@ -88,22 +90,73 @@ async def call(
         ),
     ] = "{}",
     *,
-    stream: Annotated[bool, typer.Option("--stream", help="Print the events of the answer as they come.")] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the answer piece by piece as it comes.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write the answer to a file.", show_default=False),
+    ] = None,
 ) -> None:
-    """Ask a service with a JSON request and print its JSON answer."""
-    body = read_request(request)
+    """Ask a service with a JSON request and print its answer."""
+    asked = Request(read_request(request), caller="cli", local_files=True)
     session.kept = WITHDRAWN
     async with _for_request(session) as kernel:
-        if stream:
-            if not kernel.service(service).definition.streaming:
-                raise NotSupported(f"The service {service} does not stream; leave out --stream.")
-            async with aclosing(kernel.stream(service, Request(body, caller="cli"))) as chunks:
-                async for chunk in chunks:
-                    sys.stdout.buffer.write(chunk)
-                    sys.stdout.buffer.flush()
-        else:
-            answer = await kernel.invoke(service, Request(body, caller="cli"))
-            sys.stdout.buffer.write(answer.body + b"\n")
+        driver = kernel.service(service)
+        if stream and not driver.definition.streaming:
+            raise NotSupported(f"The service {service} does not stream; leave out --stream.")
+        check_terminal(content_type_of(driver, asked.body), out)
+        with sink(out) as file:
+            if stream:
+                async with aclosing(kernel.stream(service, asked)) as chunks:
+                    async for chunk in chunks:
+                        file.write(chunk)
+                        file.flush()
+                return
+            answer = await kernel.invoke(service, asked)
+            check_terminal(answer.content_type, out)
+            line = out is None and is_text(answer.content_type) and not answer.body.endswith(b"\n")
+            file.write(answer.body + b"\n" * line)
+
+
+def content_type_of(driver: "Service", body: bytes) -> str:
+    """Return the content type of the answer, as far as it is known before the work."""
+    told = getattr(driver, "stream_content_type", None)
+    return str(told(decode_request(body))) if told else "application/json"
+
+
+def is_text(content_type: str) -> bool:
+    """Tell whether people can read it."""
+    return content_type.startswith(("text/", "application/json", "application/x-subrip"))
+
+
+def check_terminal(content_type: str, out: Path | None) -> None:
+    """Refuse to show on a terminal what is no text.
+
+    :raises BadRequest: it has to be written to a file.
+    """
+    if out is None and not is_text(content_type) and sys.stdout.isatty():
+        raise BadRequest(f"The answer is {content_type.partition(';')[0]}, not text; name a file for it with --output.")
+
+
+@contextmanager
+def sink(path: Path | None) -> Iterator[BinaryIO]:
+    """Yield where the answer is written: stdout, or a file that is there whole or not at all.
+
+    :raises BadRequest: the file cannot be written.
+    """
+    if path is None:
+        yield sys.stdout.buffer
+        return
+    half = path.with_name(f".{path.name}.partial")
+    try:
+        file = half.open("wb")
+    except OSError as error:
+        raise BadRequest(f"{path} cannot be written ({error.strerror}); name another file with --output.") from error
+    try:
+        with file:
+            yield file
+        half.replace(path)
+    finally:
+        half.unlink(missing_ok=True)
 
 
 @asynccontextmanager

@@ -64,11 +64,11 @@ class Session:
     @asynccontextmanager
     async def kernel(self, **overrides: Any) -> AsyncIterator["Kernel"]:  # noqa: ANN401 - as read_settings takes them
         """Compose the kernel, with settings that win over all others; an engine that it starts ends with it."""
-        from ovms_kernel.kernel import Kernel
+        from ovms_kernel.compose import compose_kernel
         from ovms_kernel.settings import read_settings
 
         settings = read_settings(data_dir=self.settings.data_dir, **overrides) if overrides else self.settings
-        async with Kernel(settings) as kernel:
+        async with compose_kernel(settings) as kernel:
             yield kernel
 
 
@@ -202,4 +202,4 @@ async def need_engine(kernel: "Kernel") -> None:
     :raises Unavailable: there is none.
     """
     if not await running(kernel):
-        raise Unavailable("No engine runs here; start one with `ovms-plugin up` in another terminal.")
+        raise Unavailable("No engine runs here; start one with `ovms-plugin serve` in another terminal.")

@@ -32,10 +32,10 @@ GRACE = 15.0
 
 async def take_in(place: Place, model: str, source: Path) -> str:
     """Import a tiny model into the plugin's data folder, where its PullModel will find it; return what it is."""
-    from ovms_kernel.kernel import Kernel
+    from ovms_kernel.compose import compose_kernel
     from ovms_kernel.settings import read_settings
 
-    async with Kernel(read_settings(place.environment())) as kernel:
+    async with compose_kernel(read_settings(place.environment())) as kernel:
         taken = {each.id: each for each in await kernel.list_models()}.get(model)
         taken = taken or await kernel.import_model(source, model)
     return f"{taken.model_type}, {output.size(taken.size)}"

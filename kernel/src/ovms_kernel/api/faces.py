@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol
 
+from ovms_kernel.admission import decode_request
+from ovms_kernel.drivers import Dialect, Face, Service
 from ovms_kernel.errors import (
     BadRequest,
     Cancelled,
@@ -18,23 +20,34 @@ from ovms_kernel.errors import (
     Unavailable,
 )
 from ovms_kernel.hookspecs import hookimpl
-from ovms_kernel.requests import decode_request
-from ovms_kernel.values import Answer, LocalModel, Message, Progress, Request, ResidentModel, ServiceDefinition, Upload
+from ovms_kernel.settings import Settings
+from ovms_kernel.sse import read_events
+from ovms_kernel.values import (
+    Answer,
+    EngineStatus,
+    LocalModel,
+    Message,
+    Progress,
+    Request,
+    ResidentModel,
+    ServiceDefinition,
+    Upload,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
-    from ovms_kernel.drivers import Service
     from ovms_kernel.extensions import ExtensionReport
-    from ovms_kernel.settings import Settings
     from ovms_kernel.values import EngineInfo, Host, Installation
 
 __all__ = [
     "Answer",
     "BadRequest",
     "Cancelled",
+    "Dialect",
     "EngineFailed",
+    "EngineStatus",
     "Face",
     "KernelApi",
     "LocalModel",
@@ -47,14 +60,40 @@ __all__ = [
     "Refused",
     "Request",
     "ResidentModel",
+    "Service",
     "ServiceDefinition",
+    "Settings",
+    "StreamedAnswer",
     "TimedOut",
     "Unauthorized",
     "Unavailable",
     "Upload",
     "decode_request",
     "hookimpl",
+    "read_events",
 ]
+
+
+class StreamedAnswer(Protocol):
+    """How a dialect sends an answer in pieces: ``scope["ovms.stream"]`` of its requests.
+
+    An error before the first piece is raised, so that it becomes an answer with a status. The request's id, for the
+    kernel, is ``scope["ovms.request"]``.
+    """
+
+    async def __call__(
+        self,
+        chunks: AsyncGenerator[bytes, None],
+        failed: Callable[[Exception], bytes],
+        content_type: bytes,
+        ping: bytes,
+    ) -> None:
+        """Send the pieces as they come.
+
+        :param failed: makes the last piece of an error in the middle.
+        :param ping: sent while nothing comes, so that the client does not give up; empty = nothing.
+        """
+        ...
 
 
 class KernelApi(Protocol):
@@ -98,7 +137,11 @@ class KernelApi(Protocol):
         ...
 
     def stream(self, service: str, request: Request) -> AsyncGenerator[bytes, None]:
-        """Answer one request piece by piece; closing the iterator stops the generation."""
+        """Answer one request piece by piece; closing the iterator stops the generation.
+
+        The pieces are server-sent events, unless the service has a ``stream_content_type`` that says otherwise; see
+        ``StreamingService``.
+        """
         ...
 
     def converse(self, service: str, inbound: AsyncIterator[Message]) -> AsyncGenerator[Message, None]:
@@ -160,8 +203,11 @@ class KernelApi(Protocol):
         """Make the folders and the engine's configuration file."""
         ...
 
-    async def start_engine(self, mode: str = "") -> None:
-        """Start the engine if it does not run; return before it is ready."""
+    async def start_engine(self, device: str = "") -> None:
+        """Start the engine if it does not run; return before it is ready.
+
+        :param device: ``CPU`` or ``GPU`` for models that name none; empty means that the engine chooses.
+        """
         ...
 
     async def stop_engine(self, reason: str = ...) -> None:
@@ -174,6 +220,10 @@ class KernelApi(Protocol):
 
     async def engine(self) -> EngineInfo:
         """Return the running engine, started and ready."""
+        ...
+
+    async def engine_status(self) -> EngineStatus:
+        """Return where the engine is and what it does, without starting it."""
         ...
 
     async def engine_version(self) -> str:
@@ -189,17 +239,4 @@ class KernelApi(Protocol):
 
     async def stop(self, reason: str = ...) -> None:
         """Admit nothing more and stop the engine."""
-        ...
-
-
-@runtime_checkable
-class Face(Protocol):
-    """One way for requests to arrive. Constructed with its section of the settings, as every driver."""
-
-    async def serve(self, kernel: Awaitable[KernelApi]) -> None:
-        """Serve until cancelled, or until the host that started this process ends it.
-
-        :param kernel: awaited when first needed, as a handshake may have to be out before it is composed; raises
-            ``OvmsError`` if it could not be composed.
-        """
         ...

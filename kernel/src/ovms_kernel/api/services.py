@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from ovms_kernel.admission import (
+    decode_request,
+)
 from ovms_kernel.audio import (
     Heard,
     Segment,
     language_of,
-    playable_sound,
     sound_for_engine,
+    spoken_samples,
     transcribe,
     transcription_fields,
     wav,
@@ -31,17 +34,17 @@ from ovms_kernel.errors import (
     Unauthorized,
     Unavailable,
 )
+from ovms_kernel.generation import (
+    Completions,
+    complete,
+    stream_completion,
+)
 from ovms_kernel.hookspecs import (
     hookimpl,
 )
 from ovms_kernel.media import (
     allowed_hosts,
-    output_folder,
     read_media,
-    write_output,
-)
-from ovms_kernel.requests import (
-    decode_request,
 )
 from ovms_kernel.services import (
     Route,
@@ -54,8 +57,6 @@ from ovms_kernel.services import (
     present,
     served_model,
     time_left,
-    with_best_of,
-    with_id,
     with_model,
 )
 from ovms_kernel.values import (
@@ -71,6 +72,7 @@ __all__ = [
     "BadRequest",
     "Call",
     "Cancelled",
+    "Completions",
     "ConversingService",
     "Engine",
     "EngineFailed",
@@ -92,6 +94,7 @@ __all__ = [
     "Upload",
     "allowed_hosts",
     "check",
+    "complete",
     "decode_answer",
     "decode_request",
     "encode",
@@ -100,18 +103,15 @@ __all__ = [
     "hookimpl",
     "language_of",
     "need",
-    "output_folder",
-    "playable_sound",
     "present",
     "read_media",
     "served_model",
     "sound_for_engine",
+    "spoken_samples",
+    "stream_completion",
     "time_left",
     "transcribe",
     "transcription_fields",
     "wav",
-    "with_best_of",
-    "with_id",
     "with_model",
-    "write_output",
 ]

@@ -18,6 +18,7 @@ import anyio.to_thread
 
 from ovms_kernel.engine.download import BLOCK, CONNECT_LIMIT, Download, open_client
 from ovms_kernel.engine.extract import extract
+from ovms_kernel.engine.ovms import FOLDER
 from ovms_kernel.errors import BadRequest, NotFound, OvmsError, PreconditionFailed, Unavailable
 from ovms_kernel.values import Progress
 
@@ -37,6 +38,10 @@ GROWTH = 4
 """How many times its own size an archive takes when unpacked; the Ubuntu releases take about three and a half."""
 RESERVE = 64 << 20
 """Bytes that are left free on the disk."""
+
+
+class DigestUnknown(PreconditionFailed):
+    """The setting ``engine_known_digest`` demands a digest that was published beforehand, and there is none."""
 
 
 async def fetch_and_extract(settings: Settings, release: Release, into: Path, report: Report) -> str:
@@ -66,7 +71,7 @@ def _unpack(archive: Path, into: Path, report: Report) -> None:
     if into.exists():
         shutil.rmtree(into)
     try:
-        extract(archive, into, report)
+        extract(archive, into, report, top=f"/{FOLDER}/")
     except OvmsError:
         # A partial folder of an archive that will not do helps nobody, and it may be what filled the disk.
         shutil.rmtree(into, ignore_errors=True)
@@ -158,9 +163,9 @@ async def _known_digest(settings: Settings, release: Release, client: httpx.Asyn
     """Return the digest that was named beforehand: by setting, by our release data, or by the release's page."""
     known = settings.engine_sha256 or release.sha256 or ""
     if not known and release.asset_list:
-        known = await _published_digest(release, client) or await _digest_beside(release, client)
+        known = await _digest_beside(release, client) or await _published_digest(release, client)
     if not known and settings.engine_known_digest:
-        raise PreconditionFailed(
+        raise DigestUnknown(
             f"No SHA-256 is known for {release.archive} and the setting engine_known_digest demands one; "
             "set engine_sha256 to it."
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import lzma
 import os
+import posixpath
 import shutil
 import stat
 import sys
@@ -52,6 +53,8 @@ class _Checker:
 
     archive: Path
     limits: Limits
+    top: str = ""
+    """How absolute links name the archive's own top folder, such as ``/ovms/``; empty = no absolute link is allowed."""
     folders: set[str] = field(default_factory=set)
     files: set[str] = field(default_factory=set)
     links: set[str] = field(default_factory=set)
@@ -64,7 +67,10 @@ class _Checker:
         return BadRequest(f"The archive {self.archive.name} {why}, so it is not unpacked; get it from its vendor.")
 
     def admit(self, name: str, kind: str, size: int, target: str = "") -> str:
-        """Return the entry's path, normalised; ``kind`` is ``folder``, ``file`` or ``link``."""
+        """Return the entry's path, normalised; ``kind`` is ``folder``, ``file`` or ``link``.
+
+        :param target: of a link, as ``link_target`` returns it.
+        """
         path = self._path(name)
         key = _key(path)
         self.count += 1
@@ -104,6 +110,13 @@ class _Checker:
             raise self.refuse(f"holds the path {name!r}, which Windows cannot have")
         return "/".join(parts)
 
+    def link_target(self, path: str, target: str) -> str:
+        """Return where a link is to point; one below ``top`` becomes relative, every other one stays as it is."""
+        name = self.top.strip("/")
+        if name and target.startswith(self.top) and path.startswith(f"{name}/"):
+            return posixpath.relpath(target.lstrip("/"), posixpath.dirname(path))
+        return target
+
     def _check_target(self, path: str, target: str) -> None:
         if not target or _is_absolute(target):
             raise self.refuse(f"holds the link {path!r} to {target!r}, which is not inside")
@@ -136,13 +149,16 @@ def _parents(path: str) -> Iterator[str]:
         yield path
 
 
-def extract(archive: Path, into: Path, report: Callable[[Progress], None], limits: Limits | None = None) -> int:
+def extract(
+    archive: Path, into: Path, report: Callable[[Progress], None], limits: Limits | None = None, *, top: str = ""
+) -> int:
     """Unpack a ``.tar.gz`` or ``.zip`` into a folder that is new or empty; return the bytes written.
 
+    :param top: how absolute links name the archive's own top folder; OVMS's archives are made from ``/ovms/``.
     :raises BadRequest: it is no archive, damaged, or holds what no honest archive holds.
     :raises PreconditionFailed: the disk is full.
     """
-    checker = _Checker(archive, limits or Limits())
+    checker = _Checker(archive, limits or Limits(), top)
     into.mkdir(parents=True, exist_ok=True)
     unpack = _unzip if archive.suffix == ".zip" else _untar
     try:
@@ -177,11 +193,12 @@ def _untar(archive: Path, into: Path, checker: _Checker, report: Callable[[Progr
                 kind = "hard link" if member.islnk() else "device or special file"
                 raise checker.refuse(f"holds the {kind} {member.name!r}")
             kind = "file" if member.isreg() else "link"
-            path = into / checker.admit(member.name, kind, member.size, member.linkname)
-            tarfile.data_filter(member, str(into))
+            target = checker.link_target(member.name, member.linkname)
+            path = into / checker.admit(member.name, kind, member.size, target)
+            tarfile.data_filter(member.replace(linkname=target, deep=False), str(into))
             path.parent.mkdir(parents=True, exist_ok=True)
             if kind == "link":
-                path.symlink_to(member.linkname)
+                path.symlink_to(target)
             elif source := tar.extractfile(member):
                 _write(source, path, tell, executable=bool(member.mode & 0o111))
     report(Progress("extracting", total, total, archive.name))
@@ -212,7 +229,7 @@ def _unzip(archive: Path, into: Path, checker: _Checker, report: Callable[[Progr
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             if kind == "link":
-                path.symlink_to(opened.read(entry).decode())
+                path.symlink_to(checker.link_target(name, opened.read(entry).decode()))
                 continue
             with opened.open(entry) as source:
                 _write(source, path, tell, executable=bool((entry.external_attr >> 16) & 0o111))
@@ -236,7 +253,7 @@ def _zip_entry(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, checker: _Checke
             target = opened.read(entry).decode()
         except UnicodeDecodeError as error:
             raise checker.refuse(f"holds the link {name!r} with an unreadable target") from error
-        return "link", checker.admit(name, "link", 0, target)
+        return "link", checker.admit(name, "link", 0, checker.link_target(name, target))
     return "file", checker.admit(name, "file", entry.file_size)
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.to_thread
 
+from ovms_kernel.engine.record import Record, read_record, write_record
 from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, Unavailable
 from ovms_kernel.values import Installation, Ports, Progress
 
@@ -127,6 +128,15 @@ class Installations:
         found.directory.replace(doomed)
         await anyio.to_thread.run_sync(shutil.rmtree, doomed, True)  # noqa: FBT003 - ignore_errors
 
+    def read_record(self) -> Record:
+        """Return what earlier installs found out about platforms."""
+        return read_record(self._settings.active_file.with_name("platform.json"))
+
+    def write_record(self, record: Record) -> None:
+        """Note what an install found out; nothing is written if that is known."""
+        if record != self.read_record():
+            write_record(self._settings.active_file.with_name("platform.json"), record)
+
     def forget(self, release: Release) -> None:
         """Remove what was fetched of a release that will not be installed."""
         from ovms_kernel.engine.archives import discard_download
@@ -191,11 +201,15 @@ class Installations:
         partial.replace(pointer)
 
 
+class AlreadyInstalling(Unavailable):
+    """Another process installs an engine in this data folder."""
+
+
 @contextmanager
 def _only_one(settings: Settings) -> Iterator[None]:
     """Keep other processes from installing at the same time.
 
-    :raises Unavailable: one is at it.
+    :raises AlreadyInstalling: one is at it.
     """
     import filelock
 
@@ -204,7 +218,7 @@ def _only_one(settings: Settings) -> Iterator[None]:
     try:
         lock.acquire()
     except filelock.Timeout as error:
-        raise Unavailable("Another process is installing an engine in this data folder; wait for it.") from error
+        raise AlreadyInstalling("Another process is installing an engine in this data folder; wait for it.") from error
     try:
         yield
     finally:
@@ -267,7 +281,7 @@ def check_version(version: str) -> None:
     :raises BadRequest: it could not.
     """
     if not re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z._+-]{0,63}", version) or version.endswith((".partial", ".")):
-        raise BadRequest(f"{version!r} is not an engine version; name one such as 2026.3.0.")
+        raise BadRequest(f"{version!r} is not an engine version; name one such as 2026.4.1.")
 
 
 def version_key(version: str) -> list[tuple[int, str]]:

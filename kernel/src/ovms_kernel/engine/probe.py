@@ -9,17 +9,16 @@ from __future__ import annotations
 import json
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ovms_kernel.errors import BadRequest, NotFound, OvmsError
-from ovms_kernel.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from ovms_kernel.drivers import Service
     from ovms_kernel.engine.client import EngineClient
-    from ovms_kernel.values import Call, LocalModel, Outcome
+    from ovms_kernel.values import LocalModel
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +28,24 @@ LIMIT = 60.0
 """Seconds that a probe may take; another plugin's requests may be before it."""
 
 
+class Probed(Protocol):
+    """What the probe needs to know of a loaded model."""
+
+    id: str
+    model: LocalModel | None
+    users: int
+    last_used: float
+    """By the monotonic clock."""
+
+    @property
+    def state(self) -> str:
+        """Is ``loaded`` if the engine serves it."""
+        ...
+
+
+LOADED = "loaded"
+
+
 async def no_probe(client: EngineClient) -> bool:
     """Ask nothing."""
     del client
@@ -36,52 +53,37 @@ async def no_probe(client: EngineClient) -> bool:
 
 
 class IdleProbe:
-    """Listens to requests and probes one served model after the other while there are none.
+    """Probes one loaded model after the other while there are no requests.
 
     :param services: those that may be asked.
-    :param served: what the engine serves, by id; looked at anew each time.
+    :param table: the models that are known, with their users and when they were used last.
     """
 
-    def __init__(self, services: Iterable[Service], served: Mapping[str, LocalModel]) -> None:
+    def __init__(self, services: Iterable[Service], table: Mapping[str, Probed]) -> None:
         self._requests = {
             each.definition.model_type: (each.definition.endpoint, json.loads(each.definition.probe))
             for each in services
             if each.definition.probe
         }
-        self._served = served
-        self._active = 0
-        self._due = 0.0
-        self._turn = 0
-        self._touch()
-
-    @hookimpl
-    async def ovms_before_request(self, call: Call) -> None:  # noqa: ARG002 - the event's own word
-        """Begin to be busy."""
-        self._active += 1
-
-    @hookimpl
-    async def ovms_request_finished(self, call: Call, outcome: Outcome) -> None:  # noqa: ARG002 - the event's own words
-        """Be less busy; a request that was answered is as good as a probe."""
-        self._active = max(0, self._active - 1)
-        self._touch()
+        self._table = table
+        self._probed: dict[str, float] = {}
 
     async def __call__(self, client: EngineClient) -> bool:
-        """Return false if a model that is served does not do its work; true also if nothing had to be asked."""
-        models = sorted(name for name, model in self._served.items() if model.model_type in self._requests)
-        if self._active or not models or time.monotonic() < self._due:
+        """Return false if a model that is loaded does not do its work; true also if nothing had to be asked."""
+        loaded = [each for each in self._table.values() if each.state == LOADED]
+        models = [each for each in loaded if each.model and each.model.model_type in self._requests]
+        now = time.monotonic()
+        last = max([0.0, *(each.last_used for each in loaded), *self._probed.values()])
+        if not models or any(each.users for each in loaded) or now - last < IDLE:
             return True
-        name = models[self._turn % len(models)]
-        endpoint, body = self._requests[self._served[name].model_type]
+        chosen = min(models, key=lambda each: self._probed.get(each.id, 0.0))
+        endpoint, body = self._requests[chosen.model.model_type] if chosen.model else ("", {})
         try:
-            await client.post(endpoint, json.dumps(body | {"model": name}).encode(), timeout=LIMIT)
+            await client.post(endpoint, json.dumps(body | {"model": chosen.id}).encode(), timeout=LIMIT)
         except (BadRequest, NotFound) as error:
-            log.debug("Probe of %s: %s", name, error.message)  # an answer, be it one that the probe is wrong
+            log.debug("Probe of %s: %s", chosen.id, error.message)  # an answer, even if the probe is wrong
         except OvmsError as error:
-            log.warning("Model %s did not answer a small request: %s", name, error.message)
+            log.warning("Model %s did not answer a small request: %s", chosen.id, error.message)
             return False
-        self._turn += 1
-        self._touch()
+        self._probed[chosen.id] = time.monotonic()
         return True
-
-    def _touch(self) -> None:
-        self._due = time.monotonic() + IDLE

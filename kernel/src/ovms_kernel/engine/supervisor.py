@@ -74,14 +74,16 @@ class State(StrEnum):
 class Supervisor:
     """Keeps one engine as it is wanted, between entering and leaving it as an async context manager."""
 
-    def __init__(self, settings: Settings, events: Events) -> None:
+    def __init__(
+        self, settings: Settings, events: Events, probe: Callable[[EngineClient], Awaitable[bool]] = no_probe
+    ) -> None:
         self._settings = settings
         self._events = events
         self.state = State.STOPPED
         self.info: EngineInfo | None = None
         """The engine, while it is ready."""
         self.last_exit: EngineExit | None = None
-        self.probe: Callable[[EngineClient], Awaitable[bool]] = no_probe
+        self.probe = probe
         """Tells whether an engine that answers also works; asked now and then."""
         self._wanted: tuple[Platform, Installation] | None = None
         self._failure: OvmsError | None = None
@@ -111,6 +113,11 @@ class Supervisor:
         """Whether an engine is wanted; it may not be ready, or have failed."""
         return self._wanted is not None
 
+    @property
+    def owned_pid(self) -> int | None:
+        """The engine's process, if this process started it."""
+        return self._process.pid if self._process is not None else None
+
     async def start(self, platform: Platform, installation: Installation, *, trial: bool = False) -> None:
         """Want an engine; return at once. One that failed is tried anew, one that runs is left alone.
 
@@ -131,6 +138,8 @@ class Supervisor:
         :raises Unavailable: no engine is wanted, or it failed for good; the sentence has the cause.
         :raises TimedOut: it is still starting.
         """
+        if self.info is not None and not (self._process and self._process.has_ended()):
+            return self.info
         limit = self._settings.start_timeout + BACK_OFF[0] if timeout is None else timeout
         try:
             async with asyncio.timeout(limit):
@@ -139,7 +148,7 @@ class Supervisor:
                     if self.info is not None and not (self._process and self._process.has_ended()):
                         return self.info
                     if self._failure is not None:
-                        raise type(self._failure)(self._failure.message)
+                        raise self._failure.again()
                     if self._wanted is None:
                         raise Unavailable(f"The engine is {self.describe()}.")
                     await self._changed.wait()
@@ -163,9 +172,20 @@ class Supervisor:
             return f"being started again after it ended: {self.last_exit.cause}"
         return {State.STARTING: "starting", State.STOPPING: "stopping"}.get(self.state, str(self.state))
 
-    def log_of(self, subject: str) -> str:
-        """Return the engine's last log lines of errors that name a model, else of any error; since its start."""
-        lines = launch.log_lines(self._log_file, self._log_begin)
+    def log_position(self) -> int:
+        """Return where the engine's log ends now."""
+        try:
+            return self._log_file.stat().st_size
+        except OSError:
+            return 0
+
+    def log_of(self, subject: str, since: int = 0) -> str:
+        """Return the engine's last log lines of errors that name a model, else of any error.
+
+        :param since: a position in the log; nothing before it counts, nor what an earlier engine wrote.
+        """
+        since = since if since <= self.log_position() else 0  # the log was set aside in the meantime
+        lines = launch.log_lines(self._log_file, max(since, self._log_begin))
         about = [line for line in lines if subject in line]
         found = launch.error_lines(about) if about else []
         return "; ".join(found or launch.error_lines(lines, most=3))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ovms_kernel.engine.installation import Installations
     from ovms_kernel.engine.supervisor import Supervisor
     from ovms_kernel.events import Events
-    from ovms_kernel.models.serving import Serving
+    from ovms_kernel.models.residency import Residency
     from ovms_kernel.settings import Settings
     from ovms_kernel.values import Installation, Progress, Release
 
@@ -36,7 +36,7 @@ class Upgradable(Protocol):
     settings: Settings
     installations: Installations
     supervisor: Supervisor
-    serving: Serving
+    residency: Residency
     events: Events
 
     def platform(self) -> Platform:
@@ -74,7 +74,7 @@ async def upgrade(kernel: Upgradable, release: Release, report: Callable[[Progre
     platform = kernel.platform()
     new = await kernel.installations.install(kernel.platform_name(), platform, release, report, activate=False)
     ran = kernel.supervisor.started
-    models = list(kernel.serving.served)
+    models = [each.id for each in kernel.residency.loaded()]
     try:
         await kernel.stop_engine(f"the engine changes to version {new.version}")
         await _bring_up(kernel, platform, new, models)
@@ -102,7 +102,7 @@ async def _bring_up(kernel: Upgradable, platform: Platform, installation: Instal
     if info.version != installation.version:
         raise Unavailable(f"Another process has started version {info.version} in the meantime.")
     for model in models:
-        await kernel.serving.load(model)
+        await kernel.residency.load(model)
 
 
 async def _roll_back(kernel: Upgradable, platform: Platform, old: Installation | None, models: list[str]) -> None:
@@ -114,6 +114,6 @@ async def _roll_back(kernel: Upgradable, platform: Platform, old: Installation |
         await kernel.supervisor.start(platform, old)
         await kernel.supervisor.ensure_ready()
         for model in models:
-            await kernel.serving.load(model)
+            await kernel.residency.load(model)
     except OvmsError as error:
         log.error("Engine %s did not come up either: %s", old.version, error.message)

@@ -20,6 +20,7 @@ from ovms_kernel.models import graph as graphs
 from ovms_kernel.models.importing import copy_into, open_source
 from ovms_kernel.models.metadata import Metadata, is_whole, local_model, read_metadata, write_metadata
 from ovms_kernel.models.names import check_file_path
+from ovms_kernel.models.properties import check_files, check_imported
 from ovms_kernel.models.publish import (
     check_space,
     check_target,
@@ -114,6 +115,7 @@ class Arrivals:
             texts = await staging.fetch_texts(hub, report)
             sizes = {file.path: file.size for file in staging.files}
             described = ModelFiles(ref.id.rsplit("/", 1)[-1], sizes, texts)
+            check_files(described, ref.id)
             model_type = self._shaper.recognise(described, wish.declared, ref.id)
             await anyio.to_thread.run_sync(self._shaper.check, described, model_type, ref.id, wish.options)
         except BadRequest:
@@ -157,6 +159,7 @@ class Arrivals:
         """Recognise, write graph and note, publish; everything that can fail does so before anything is published."""
         identifier = metadata.id.rsplit("/", 1)[-1]
         described = await anyio.to_thread.run_sync(model_files.read_files, staged, identifier)
+        check_files(described, metadata.id)
         weights = await anyio.to_thread.run_sync(facts.weights_of, staged, described.sizes)
         metadata = replace(
             metadata,
@@ -169,7 +172,7 @@ class Arrivals:
         folder = model_folder(self._settings, metadata.id)
         old = await anyio.to_thread.run_sync(read_metadata, folder)
         if metadata.source and (staged / model_files.GRAPH).exists():
-            await anyio.to_thread.run_sync(graphs.read_graph, staged)
+            await anyio.to_thread.run_sync(self._check_graph, staged, described, metadata)
         else:
             digest = await self._shaper.write(staged, local_model(folder, metadata), metadata.options)
             metadata = replace(metadata, graph=digest)
@@ -188,6 +191,11 @@ class Arrivals:
             await self._events.tell("ovms_pulled", model=model)
         report(Progress("success", model.size, model.size, model.id, model.digest))
         return model
+
+    def _check_graph(self, staged: Path, described: ModelFiles, metadata: Metadata) -> None:
+        if (own := graphs.read_graph(staged)) is not None:
+            usual = self._shaper.check(described, metadata.type, metadata.id, metadata.options)
+            check_imported(own, usual)
 
     async def _drop(self, wish: Wish) -> None:
         """Remove what is in staging of a model."""

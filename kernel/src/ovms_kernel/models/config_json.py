@@ -2,19 +2,21 @@
 
 Every write differs from the one before in at least one byte, because OVMS only looks at anything (a changed
 ``graph.pbtxt``, an entry that failed) when the bytes of this file have changed (spec/ovms.md C.6). The byte is a blank
-at the end: the schema forbids keys of our own.
+at the end: the schema forbids keys of our own. For the same reason the names that we wrote are noted in a file beside
+it; every other entry is a user's and stays as it is.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 
-from ovms_kernel.models.files import write_atomically
+from ovms_kernel.models.files import read_json, write_atomically
 from ovms_kernel.models.work import locked
 
 if TYPE_CHECKING:
@@ -26,8 +28,18 @@ log = logging.getLogger(__name__)
 BLANKS = 16
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One servable of the file."""
+
+    folder: str
+    """``base_path``, as it is written."""
+    by_hand: bool
+    """A user wrote it, or added something to it such as ``group_name``."""
+
+
 class ConfigFile:
-    """One ``config.json``; its graph entries are name and folder.
+    """One ``config.json``; the entries that we write are name and folder.
 
     :param known: name and folder of what is served, for making the file anew if it was damaged.
     """
@@ -36,6 +48,7 @@ class ConfigFile:
         self.path = path
         self._known = known
         self._lock = path.with_name(".config.lock")
+        self._note = path.with_name(".config.written.json")
         self._seen: tuple[int, int] | None = None
 
     async def prepare(self) -> None:
@@ -47,26 +60,58 @@ class ConfigFile:
         seen, self._seen = self._seen, self._look()
         return seen != self._seen
 
-    async def entries(self) -> dict[str, str]:
-        """Return name and folder of every entry, in the order in which the engine loads them."""
+    async def entries(self) -> dict[str, Entry]:
+        """Return every entry by name, in the order in which the engine loads them.
 
-        def work() -> dict[str, str]:
+        A damaged file counts as what it is about to be made anew of.
+        """
+        known = {name: Entry(folder.absolute().as_posix(), by_hand=False) for name, folder in self._known().items()}
+
+        def work() -> dict[str, Entry]:
             try:
-                return _entries(_parse(self.path.read_bytes()))
-            except (FileNotFoundError, ValueError):
+                configs = _configs(_parse(self.path.read_bytes()))
+            except FileNotFoundError:
                 return {}
+            except ValueError:
+                return known
+            written = self._written()
+            return {
+                str(each.get("name")): Entry(str(each.get("base_path", "")), not self._is_ours(each, written))
+                for each in configs
+            }
 
         return await anyio.to_thread.run_sync(work)
 
     async def put(self, name: str, folder: Path) -> None:
-        """Add an entry at the end, where a failure cannot hide others, or replace the one of that name."""
+        """Add an entry at the end, where a failure cannot hide others; one of that name is moved there as it is."""
 
         def change(root: dict[str, Any]) -> bool:
-            _take(root, name)
-            root["model_config_list"].append(_entry(name, folder))
+            entries = root["model_config_list"]
+            found = [each for each in entries if _is_called(each, name)]
+            kept = [each for each in entries if not _is_called(each, name)]
+            for each in found:
+                each["config"]["base_path"] = _entry(name, folder)["config"]["base_path"]
+            root["model_config_list"] = kept + (found or [_entry(name, folder)])
+            if not found:
+                self._note_written(self._written_or_all(root) | {name})
             return True
 
         await self._change(change)
+
+    async def strip(self) -> list[str]:
+        """Remove every entry that we wrote and return their names; users' entries stay."""
+        gone: list[str] = []
+
+        def change(root: dict[str, Any]) -> bool:
+            written = self._written()
+            gone.extend(str(each.get("name")) for each in _configs(root) if self._is_ours(each, written))
+            for name in gone:
+                _take(root, name)
+            self._note_written(set())
+            return bool(gone)
+
+        await self._change(change)
+        return gone
 
     async def take(self, *names: str) -> bool:
         """Remove entries; return whether there was one. The bytes change in any case."""
@@ -76,6 +121,7 @@ class ConfigFile:
             nonlocal found
             for name in names:
                 found |= _take(root, name)
+            self._note_written(self._written_or_all(root) - set(names))
             return True
 
         await self._change(change)
@@ -88,6 +134,7 @@ class ConfigFile:
             root, blanks = self._read()
             fresh = root is None
             if root is None:
+                self._note_written(set(known))
                 root = {"model_config_list": [_entry(name, folder) for name, folder in known.items()]}
             if change(root) or fresh:
                 text = json.dumps(root, ensure_ascii=False, indent=1)
@@ -96,6 +143,27 @@ class ConfigFile:
 
         async with locked(self._lock):
             await anyio.to_thread.run_sync(work)
+
+    def _written(self) -> set[str] | None:
+        """Return the names that we wrote; ``None`` if nothing is noted, as in a folder of an earlier version."""
+        names = (read_json(self._note) or {}).get("names")
+        return {str(each) for each in names} if isinstance(names, list) else None
+
+    def _written_or_all(self, root: dict[str, Any]) -> set[str]:
+        written = self._written()
+        if written is not None:
+            return written
+        return {str(each.get("name")) for each in _configs(root) if self._is_ours(each, None)}
+
+    def _note_written(self, names: set[str]) -> None:
+        """Note what we write, before it is written: after a crash in between, a name without an entry does no harm."""
+        if names != self._written():
+            write_atomically(self._note, json.dumps({"names": sorted(names)}).encode())
+
+    def _is_ours(self, entry: dict[str, Any], written: set[str] | None) -> bool:
+        ours = self.path.parent.absolute().as_posix() + "/"
+        plain = set(entry) <= {"name", "base_path"} and str(entry.get("base_path", "")).startswith(ours)
+        return plain and (written is None or str(entry.get("name")) in written)
 
     def _look(self) -> tuple[int, int] | None:
         try:
@@ -137,13 +205,12 @@ def _configs(root: dict[str, Any]) -> list[dict[str, Any]]:
     return [each for each in wrapped if isinstance(each, dict)]
 
 
-def _entries(root: dict[str, Any]) -> dict[str, str]:
-    return {str(each.get("name")): str(each.get("base_path", "")) for each in _configs(root)}
+def _is_called(entry: object, name: str) -> bool:
+    return isinstance(entry, dict) and (entry.get("config") or {}).get("name") == name
 
 
 def _take(root: dict[str, Any], name: str) -> bool:
     """Remove the entries of that name, and nothing that a user added beside them."""
     before = root["model_config_list"]
-    after = [each for each in before if not (isinstance(each, dict) and (each.get("config") or {}).get("name") == name)]
-    root["model_config_list"] = after
-    return len(after) != len(before)
+    root["model_config_list"] = [each for each in before if not _is_called(each, name)]
+    return len(root["model_config_list"]) != len(before)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ovms_kernel.errors import BadRequest, OvmsError
 from ovms_kernel.models.files import GRAPH, write_atomically
+from ovms_kernel.models.properties import PLUGIN_CONFIG, read_properties
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from ovms_kernel.models.protos.ovms_graph_pb2 import CalculatorGraphConfig
     from ovms_kernel.values import Host
 
-PLUGIN_CONFIG = "plugin_config"
 BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
 
 
@@ -86,7 +86,7 @@ def fill(options: Message, *layers: Mapping[str, Any], what: str) -> None:
     for layer in layers:
         for name, value in layer.items():
             if name == PLUGIN_CONFIG:
-                values[name] = values.get(name, {}) | _plugin_config(value, what)
+                values[name] = values.get(name, {}) | read_properties(value, f"a {what} model")
             else:
                 values[name] = value
     _fill(options, values, what, "")
@@ -165,19 +165,6 @@ def _kind(field: Any) -> str:  # noqa: ANN401
     names = {field.CPPTYPE_BOOL: "true or false", field.CPPTYPE_STRING: "text"}
     whole = field.cpp_type not in (field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE)
     return names.get(field.cpp_type, "a whole number" if whole else "a number")
-
-
-def _plugin_config(value: Any, what: str) -> dict[str, Any]:  # noqa: ANN401 - whatever a setting holds
-    if value is None or value == "":
-        return {}
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            value = None
-    if not isinstance(value, dict):
-        raise BadRequest(f"plugin_config of a {what} model must be a table or a JSON object.")
-    return value
 
 
 # -- text ----------------------------------------------------------------------------------------------------------

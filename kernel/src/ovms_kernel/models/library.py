@@ -123,6 +123,20 @@ class Library:
         metadata = read_metadata(model.directory)
         return model_files.weight_bytes({path: size for path, (size, _) in metadata.files.items()}) if metadata else 0
 
+    def records(self, model_ids: Sequence[str]) -> dict[str, Metadata]:
+        """Return what is noted of models, by id; those that are not installed any more are left out."""
+        found = ((each, read_metadata(model_folder(self.settings, each))) for each in model_ids)
+        return {name: metadata for name, metadata in found if metadata is not None}
+
+    async def note(self, model_id: str, **changes: Any) -> LocalModel:  # noqa: ANN401 - fields of the record
+        """Change fields of a model's record, such as ``pinned``.
+
+        :raises NotFound: it is not installed.
+        """
+        folder, metadata = await anyio.to_thread.run_sync(self._found, model_id)
+        await anyio.to_thread.run_sync(write_metadata, folder, replace(metadata, **changes))
+        return local_model(folder, metadata)
+
     async def verify(self, model_id: str, report: Callable[[Progress], None] = _ignore) -> Sequence[str]:
         """Read every file of a model again; return what is wrong, a sentence for each file.
 

@@ -43,6 +43,12 @@ class Metadata:
     """Calculator options that the caller gave with the pull or import."""
     damaged: tuple[str, ...] = ()
     """Files that the last verification found changed; the next pull fetches them again."""
+    pinned: bool = False
+    """A person wants it to stay loaded."""
+    keep: float | None = None
+    """Seconds that a person wants it to stay loaded after its last use, negative = for ever."""
+    load_bytes: int = 0
+    """What its last load took of the engine's memory; 0 if that is not known."""
     format: str = "openvino"
     family: str = ""
     parameter_size: str = ""

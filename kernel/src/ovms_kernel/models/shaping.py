@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from ovms_kernel.drivers import GraphTemplate
     from ovms_kernel.events import Events
+    from ovms_kernel.models.protos.ovms_graph_pb2 import CalculatorGraphConfig
     from ovms_kernel.settings import Settings
     from ovms_kernel.values import Host, LocalModel, ModelFiles
 
@@ -124,13 +125,15 @@ class Shaper:
 
         return await anyio.to_thread.run_sync(build)
 
-    def check(self, described: ModelFiles, model_type: str, model_id: str, given: Mapping[str, Any]) -> None:
-        """See that a graph can be built of what is given and set, before anything large is fetched for it.
+    def check(
+        self, described: ModelFiles, model_type: str, model_id: str, given: Mapping[str, Any]
+    ) -> CalculatorGraphConfig:
+        """Build the graph of what is given and set, before anything large is fetched for it.
 
         :raises BadRequest: an option is unknown or has a wrong value.
         """
         values = self._resolve(self._given(model_id, given))
-        self._driver(model_type).build(described, GraphOptions(self.host, values))
+        return self._driver(model_type).build(described, GraphOptions(self.host, values))
 
     async def refresh(self, model: LocalModel, *, overwrite: bool = False) -> bool:
         """Write the graph that settings and extensions ask for now; return whether the file changed.

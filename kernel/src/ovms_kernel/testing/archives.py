@@ -12,6 +12,7 @@ import threading
 import zipfile
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ LAUNCHER = f"""#!/bin/sh
 exec env -u PYTHONPATH -u LD_LIBRARY_PATH {sys.executable} {{engine}} "$@"
 """
 MISBEHAVING = "-m ovms_kernel.testing.misbehaving --how=version=@VERSION@,@HOW@"
+TOKENIZERS_LINK = "lib/python/openvino_tokenizers/lib/libopenvino_tokenizers.so"
+"""The one absolute link in the archives with Python: Dockerfile.ubuntu makes it and create_package.sh copies it."""
 EMBEDDED = "-I -m ovms_embedded"
 """The embedded engine, which would tell its own version, so that the launcher has to tell the archive's."""
 
@@ -36,37 +39,58 @@ def linux_archive(
     python: bool = True,
     padding: int = 0,
 ) -> str:
-    """Write a ``.tar.gz`` as in spec/ovms.md A.2 and return its SHA-256; its ``ovms`` starts an engine in Python.
+    """Write a ``.tar.gz`` with the names, links and modes of the vendor's and return its SHA-256.
+
+    Its ``ovms`` starts an engine in Python.
 
     :param padding: bytes that do not compress, so that a download takes some time.
     """
     command = engine.replace("@HOW@", how).replace("@VERSION@", version)
     launcher = LAUNCHER.format(engine=command, says=version if engine == EMBEDDED else "")
     noise = random.Random(version).randbytes(padding)  # noqa: S311 - only has to be incompressible
+    files: dict[str, bytes] = {
+        "bin/ovms": launcher.encode(),
+        "include/ovms.h": b"header",
+        "lib/libopenvino.so.2630": noise or b"library",
+        "lib/libopenvino_tokenizers.so": b"tokenizers",
+        "lib/libazurestorage.so": b"azure",
+        "lib/plugins.xml": b"<ie/>",
+        "share/espeak-ng-data/phontab": b"p",
+        "thirdparty-licenses/openvino.LICENSE.txt": b"Apache",
+        "LICENSE": b"Apache",
+        "metadata.json": b"{}",
+    }
+    links = {"lib/libopenvino.so": "libopenvino.so.2630", "lib/libazurestorage.so.7": "libazurestorage.so"}
+    if python:
+        files |= {
+            "bin/convert_tokenizer": b"#!/usr/bin/python3\n",
+            "lib/python/pyovms.so": b"module",
+            "lib/python/openvino_tokenizers/__init__.py": b"",
+        }
+        links[TOKENIZERS_LINK] = "/ovms/lib/libopenvino_tokenizers.so"
     with tarfile.open(path, "w:gz", compresslevel=1) as tar:
-
-        def add(name: str, data: bytes = b"", mode: int = 0o644) -> None:
-            info = tarfile.TarInfo(name)
-            info.size, info.mode = len(data), mode
+        for folder in sorted({"", *(parent for name in (*files, *links) for parent in _parents(name))}):
+            tar.addfile(_entry(folder, tarfile.DIRTYPE, 0o755))
+        for name, data in files.items():
+            info = _entry(name, tarfile.REGTYPE, 0o555 if name.startswith(("bin/", "lib/")) else 0o444)
+            info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-
-        def link(name: str, target: str) -> None:
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = tarfile.SYMTYPE, target
+        for name, target in links.items():
+            info = _entry(name, tarfile.SYMTYPE, 0o777)
+            info.linkname = target
             tar.addfile(info)
-
-        for folder in ("ovms", "ovms/bin", "ovms/lib", "ovms/share/espeak-ng-data"):
-            info = tarfile.TarInfo(folder)
-            info.type, info.mode = tarfile.DIRTYPE, 0o755
-            tar.addfile(info)
-        add("ovms/bin/ovms", launcher.encode(), 0o755)
-        add("ovms/lib/libopenvino.so.2630", noise or b"library", 0o644)
-        link("ovms/lib/libopenvino.so", "libopenvino.so.2630")
-        add("ovms/share/espeak-ng-data/phontab", b"p")
-        if python:
-            add("ovms/lib/python/pyovms.so", b"module")
-        add("ovms/LICENSE", b"Apache")
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _entry(name: str, kind: bytes, mode: int) -> tarfile.TarInfo:
+    """Return an entry below ``ovms``, owned by root as in the vendor's archives."""
+    info = tarfile.TarInfo(f"ovms/{name}".rstrip("/"))
+    info.type, info.mode, info.uname, info.gname = kind, mode, "root", "root"
+    return info
+
+
+def _parents(name: str) -> list[str]:
+    return [each.as_posix() for each in PurePosixPath(name).parents if each.as_posix() != "."]
 
 
 def windows_archive(path: Path, *, backslashes: bool = False) -> str:

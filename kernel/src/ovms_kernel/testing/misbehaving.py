@@ -5,6 +5,8 @@ model in ``config.json`` that it is available, and otherwise does what ``--how``
 
 ``never-ready``       listens on nothing
 ``slow=SECONDS``      listens after that time
+``busy=SECONDS``      has found its port taken: it answers nothing for that time and then exits with 1, as OVMS does
+``loading=SECONDS``   answers ``/v1/config`` with ``{}`` for that time, as OVMS does while it loads
 ``exit=CODE``         writes an error to its log and exits at once
 ``exit-after=COUNT``  exits with code 9 at that request to a generative endpoint, before it answers
 ``cut``               breaks off in the middle of a stream and exits
@@ -26,6 +28,7 @@ import argparse
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -66,6 +69,8 @@ def main() -> None:
         json.loads(options.config_path.read_text("utf-8"))
     if "never-ready" in how:
         threading.Event().wait()
+    if "busy" in how:
+        _wait_on_busy_port(options.rest_port, float(how["busy"]))
     if "slow" in how:
         time.sleep(float(how["slow"]))
     # A gRPC server that nobody holds stops.
@@ -99,6 +104,17 @@ def _serve_grpc(port: int) -> Any:  # noqa: ANN401 - grpc's own
     return server
 
 
+def _wait_on_busy_port(port: int, seconds: float) -> None:
+    """Stand for the other program on the port, which accepts connections and answers nothing, and for OVMS's end."""
+    with socket.create_server(("127.0.0.1", port)):
+        time.sleep(seconds)
+    print(  # noqa: T201 - a program
+        f"[2026-01-01 00:00:00.000][1][serving][error][server.cpp:1] Failed to start REST server at port {port}",
+        flush=True,
+    )
+    os._exit(1)
+
+
 def _leak() -> None:
     import resource
 
@@ -113,6 +129,7 @@ def _leak() -> None:
 
 def _serve_rest(options: argparse.Namespace, how: dict[str, str]) -> None:
     count = {"all": 0, "generative": 0}
+    loaded = time.monotonic() + float(how.get("loading", 0))
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -129,6 +146,7 @@ def _serve_rest(options: argparse.Namespace, how: dict[str, str]) -> None:
                 name = unquote(self.path.removeprefix("/v2/models/").removesuffix("/ready"))
                 self._answer({}, 200 if name in [each["config"]["name"] for each in entries] else 404)
             elif self.path.startswith("/v1/config"):
+                entries = entries if time.monotonic() >= loaded else []
                 self._answer({each["config"]["name"]: self._status(each["config"]["name"]) for each in entries})
             else:
                 self._answer({})

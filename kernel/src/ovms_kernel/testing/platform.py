@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.engine.ovms import launch_on_linux
+from ovms_kernel.engine.ovms_linux import launch_on_linux
 from ovms_kernel.values import LaunchPlan, Release
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import asyncio
 import email.parser
 import email.policy
 import json
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,7 +15,7 @@ from ovms_kernel.errors import BadRequest, NotFound
 from ovms_kernel.values import Endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 
 @dataclass(frozen=True)
@@ -174,12 +174,20 @@ class StubClient(EngineClient):
     def __init__(self, endpoint: Endpoint, models: dict[str, str]) -> None:
         super().__init__(endpoint)
         self._models = models
+        self.held: list[str] = []
+        """Models that are in use now."""
 
-    async def ready(self, model: str, model_type: str) -> str:
-        """Return the model's id; the only one of that type if none is named."""
-        wanted = model or next((name for name, kind in self._models.items() if kind == model_type), "")
+    @asynccontextmanager
+    async def model(self, name: str, model_type: str, *, default: str = "") -> AsyncIterator[str]:
+        """Hold a model; the default or the only one of that type if none is named."""
+        wanted = name or (default if default in self._models else "")
+        wanted = wanted or next((each for each, kind in self._models.items() if kind == model_type), default)
         if wanted not in self._models:
-            raise NotFound(f"Model {model} is not installed.")
+            raise NotFound(f"Model {wanted} is not installed.")
         if self._models[wanted] != model_type:
             raise BadRequest(f"{wanted} is a {self._models[wanted]} model.")
-        return wanted
+        self.held.append(wanted)
+        try:
+            yield wanted
+        finally:
+            self.held.remove(wanted)

@@ -44,6 +44,8 @@ class Settings:
     log_path: str | None
     cache_dir: str | None
     api_key: str
+    worker_memory: int
+    """Megabytes that a worker may take; 0 for what suits its model."""
     metrics: bool
     metrics_list: tuple[str, ...]
     rest_workers: int
@@ -99,6 +101,7 @@ def parser() -> argparse.ArgumentParser:
     add("--log_path", help="log file, in addition to standard output")
     add("--cache_dir", help="folder for compiled models")
     add("--api_key_file", help="file whose first line is the key that generative requests must bear")
+    add("--worker_memory_limit", type=int, default=0, help="MB that a model's process may take, 0 = automatic")
     add("--metrics_enable", nargs="?", const="true", default="false", help="serve /metrics")
     add("--metrics_list", default="", help="comma list of metrics")
     add("--rest_workers", type=int, help="accepted for compatibility: this engine needs no threads for REST")
@@ -150,6 +153,7 @@ def parse(arguments: list[str]) -> Settings | str:
         log_path=given.log_path,
         cache_dir=given.cache_dir,
         api_key=_api_key(given.api_key_file),
+        worker_memory=given.worker_memory_limit,
         metrics=_flag(given.metrics_enable, "metrics_enable"),
         metrics_list=tuple(each.strip() for each in given.metrics_list.split(",") if each.strip()),
         rest_workers=given.rest_workers or max(2, os.cpu_count() or 2),
@@ -187,6 +191,8 @@ def _check(given: argparse.Namespace) -> None:
         raise WrongUsage("grpc_workers count should be from 1 to CPU core count")
     if given.log_level.upper() not in ("TRACE", "DEBUG", "INFO", "WARNING", "ERROR"):
         raise WrongUsage("log_level should be one of: TRACE, DEBUG, INFO, WARNING, ERROR")
+    if given.worker_memory_limit < 0:
+        raise WrongUsage("worker_memory_limit must not be negative")
     if given.file_system_poll_wait_seconds < 0:
         raise WrongUsage("file_system_poll_wait_seconds must not be negative")
     if given.config_path and (given.model_name or given.model_path):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf import text_format
 from google.protobuf.message import EncodeError
 
+from ovms_embedded.properties import read_properties
 from ovms_embedded.protos import ovms_graph_pb2 as pb
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Graph:
     node: str
     options: dict[str, Any] = field(default_factory=dict)
     """The calculator's options by name, with their defaults; options that are absent and have none are left out.
-    ``given`` lists those that the file names."""
+    ``given`` lists those that the file names, ``properties`` holds what ``plugin_config`` says."""
     loopback: bool = False
     inputs: tuple[str, ...] = ()
     """Names of the graph's input streams."""
@@ -124,7 +125,12 @@ def _options(node: pb.CalculatorGraphConfig.Node, calculator: Calculator) -> dic
     if not message.IsInitialized():
         text = f"{message.DESCRIPTOR.name} lacks required fields: {', '.join(_missing(message))}"
         raise GraphInvalid(text)
-    return _values(message) | {"given": [each.name for each, _ in message.ListFields()]}
+    values = _values(message)
+    try:
+        values["properties"] = read_properties(values.get("plugin_config", ""))
+    except ValueError as error:
+        raise GraphInvalid(str(error)) from error
+    return values | {"given": [each.name for each, _ in message.ListFields()]}
 
 
 def _missing(message: Any) -> list[str]:  # noqa: ANN401 - the stubs do not know the method

@@ -21,6 +21,7 @@ NAMES = {TRACE: "trace", logging.CRITICAL: "critical"} | {
 
 serving = logging.getLogger("ovms.serving")
 manager = logging.getLogger("ovms.modelmanager")
+calculator = logging.getLogger("ovms.llm_calculator")
 
 
 class OvmsFormatter(logging.Formatter):

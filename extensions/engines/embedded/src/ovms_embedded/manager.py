@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from ovms_embedded import log
 from ovms_embedded.calculators.discovery import Calculators, find_calculators
 from ovms_embedded.config import Config, ConfigError, Entry, read_config, single
 from ovms_embedded.graphs import Graph, GraphInvalid, digest_of, read_graph
+from ovms_embedded.guard import memory_limit, memory_of
 from ovms_embedded.recognition import recognise
+from ovms_embedded.templates import ChatTemplate
 from ovms_embedded.workers import LoadFailed, Worker
 
 if TYPE_CHECKING:
@@ -66,6 +69,8 @@ class Servable:
     """Why it failed."""
     graph: Graph | None = None
     worker: Worker | None = None
+    template: ChatTemplate | None = None
+    """What renders the prompts of chats, where the graph generates text."""
     digest: str = ""
     """MD5 of the graph file that was tried last."""
     available_since: float = 0.0
@@ -89,6 +94,15 @@ class Servable:
         """Whether only the aliases are listed, because the adapters cannot be left out."""
         adapters = self.graph.options.get("lora_adapters", ()) if self.graph else ()
         return any(each["mode"] in ("STATIC", "FUSE") for each in adapters)
+
+    async def render(self, messages: list[dict[str, Any]], tools: list[Any], context: dict[str, Any]) -> str:
+        """Return the prompt of a chat.
+
+        :raises Invalid: the template refuses it or fails.
+        """
+        if self.template is None:
+            raise AssertionError
+        return await self.template.render(messages, tools, context)
 
     def limit(self) -> int:
         """How many requests may run and wait."""
@@ -132,11 +146,12 @@ class Servable:
 class Manager:
     """Owns every servable; one change of the configuration at a time."""
 
-    def __init__(self, config_path: Path | None, cache_dir: str | None = None) -> None:
+    def __init__(self, config_path: Path | None, cache_dir: str | None = None, worker_memory: int = 0) -> None:
         self.servables: dict[str, Servable] = {}
         self.first_pass_done = False
         self._path = config_path
         self._cache_dir = cache_dir
+        self._memory = worker_memory
         self._lock = asyncio.Lock()
         self._digest = ""
         self._failed = False
@@ -272,21 +287,31 @@ class Manager:
                 "worker": graph.calculator.worker,
                 "options": graph.options,
                 "base_path": entry.base_path,
-                "cache_dir": self._cache_dir,
+                "cache_dir": _cache_folder(self._cache_dir, entry.name),
             }
             async with self._loads:
-                worker = await Worker.start(entry.name, spec)
+                worker = servable.worker = await Worker.start(entry.name, spec)
+                await self._load_template(servable, worker)
         except Exception as error:  # noqa: BLE001 - an entry fails alone, whatever is wrong with it
             expected = isinstance(error, (GraphInvalid, LoadFailed, OSError))
             log.manager.error("Mediapipe: %s failed to load: %s", entry.name, error, exc_info=not expected)
             servable.move(State.FAILED, "ValidationFailedEvent", str(error))
             return
+        worker.memory_limit = memory_limit(memory_of(worker.pid), graph.options, self._memory)
         worker.on_exit = lambda cause: self._crashed(servable, cause)
         servable.graph = graph
-        servable.worker = worker
         for alias in servable.aliases():
             log.manager.info("Registered LoRA alias: %s -> %s", alias, entry.name)
         servable.move(State.AVAILABLE, "ValidationPassedEvent")
+
+    async def _load_template(self, servable: Servable, worker: Worker) -> None:
+        if (found := worker.info.get("chat_template")) is None:
+            return
+        servable.template = ChatTemplate(servable.name, found)
+        await servable.template.load(calls_tools=bool(worker.info["tool_parser"]))
+        if not worker.alive:
+            message = "The worker ended while its chat template was loaded."
+            raise LoadFailed(message)
 
     def _check_names(self, servable: Servable, graph: Graph) -> None:
         aliases = Servable(servable.entry, graph=graph).aliases()
@@ -304,6 +329,9 @@ class Manager:
 
     async def _close(self, servable: Servable) -> None:
         worker, servable.worker = servable.worker, None
+        template, servable.template = servable.template, None
+        if template is not None:
+            await template.close()
         if worker is not None:
             await worker.close()
 
@@ -346,6 +374,11 @@ def _graph(entry: Entry, calculators: Calculators | None) -> Graph:
         message = f"Path to the model does not exist: {models}"
         raise GraphInvalid(message)
     return graph
+
+
+def _cache_folder(cache_dir: str | None, name: str) -> str | None:
+    """Return where a model's compiled code is kept: a folder of its own, to be removed with the model."""
+    return str(Path(cache_dir, quote(name.replace("/", "@"), safe="@+"))) if cache_dir else None
 
 
 def digest_of_entry(entry: Entry) -> str:

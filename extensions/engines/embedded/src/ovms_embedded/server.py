@@ -15,9 +15,11 @@ import uvicorn
 from ovms_embedded import log
 from ovms_embedded.cli import Settings, version_lines
 from ovms_embedded.config import ConfigError
+from ovms_embedded.guard import guard
 from ovms_embedded.manager import Manager
 from ovms_embedded.metrics import Metrics
 from ovms_embedded.rest.app import App
+from ovms_embedded.rest.protocol import BoundedProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -108,7 +110,7 @@ def _on_signals(stop: Callable[[], None]) -> None:
 
 
 async def _start(settings: Settings, stack: contextlib.AsyncExitStack, stopped: asyncio.Event) -> asyncio.Task[None]:
-    manager = Manager(settings.config_path, settings.cache_dir)
+    manager = Manager(settings.config_path, settings.cache_dir, settings.worker_memory)
     config, metrics = await _read_configuration(settings, manager)
     stack.push_async_callback(_module, "ServableManager", manager.close)
     app = App(manager, settings, metrics)
@@ -120,6 +122,7 @@ async def _start(settings: Settings, stack: contextlib.AsyncExitStack, stopped: 
     background = asyncio.create_task(_manage(settings, manager, config))
     background.add_done_callback(lambda task: stopped.set() if not task.cancelled() and task.exception() else None)
     stack.push_async_callback(_cancel, background)
+    stack.push_async_callback(_cancel, asyncio.create_task(guard(manager)))
     return background
 
 
@@ -173,7 +176,7 @@ async def _start_rest(settings: Settings, app: App, stack: contextlib.AsyncExitS
             text = f"Failed to start REST server at {address}:{settings.rest_port}: port is busy or not ours: {error}"
             raise StartFailed(text) from error
     config = uvicorn.Config(
-        app, http="auto", loop="none", ws="none", lifespan="off", log_config=None, access_log=False,
+        app, http=BoundedProtocol, loop="none", ws="none", lifespan="off", log_config=None, access_log=False,
         server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=GRACE,
         backlog=BACKLOG,
     )  # fmt: skip

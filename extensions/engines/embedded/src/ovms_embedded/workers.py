@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import logging
 import sys
+import time
 from typing import TYPE_CHECKING, Any, cast
 
 from ovms_embedded import log, wire
+from ovms_embedded.guard import volunteer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -101,8 +103,17 @@ class Worker(asyncio.SubprocessProtocol):
     def __init__(self, name: str) -> None:
         self.info: dict[str, Any] = {}
         self.on_exit: Callable[[str], None] | None = None
+        self.pid = 0
+        self.memory_limit = 0
+        """Bytes that it may take; 0 until its model is loaded."""
         self._name = name
         self._calls: dict[int, Call] = {}
+        self._dropped: dict[int, float] = {}
+        """When everybody left a call that the worker has not ended yet, by its number."""
+        self._heard = 0.0
+        """When the worker last said anything."""
+        self._cause = ""
+        """Why it was ended, if it was."""
         self._next = 0
         self._closing = False
         self._unpacker = wire.Unpacker()
@@ -113,13 +124,14 @@ class Worker(asyncio.SubprocessProtocol):
         self._input: asyncio.WriteTransport
 
     @classmethod
-    async def start(cls, name: str, spec: dict[str, Any]) -> Worker:
+    async def start(cls, name: str, spec: dict[str, Any], module: str = "ovms_embedded.worker") -> Worker:
         """Start a worker and let it load a graph.
 
+        :param module: the program that it runs.
         :raises LoadFailed: it could not.
         """
         loop = asyncio.get_running_loop()
-        command = (sys.executable, "-P", "-X", "utf8", "-m", "ovms_embedded.worker")
+        command = (sys.executable, "-P", "-X", "utf8", "-m", module)
         _, worker = await loop.subprocess_exec(lambda: cls(name), *command, stderr=None)
         worker._send([wire.LOAD, spec])
         try:
@@ -148,15 +160,36 @@ class Worker(asyncio.SubprocessProtocol):
     def drop(self, call: Call) -> None:
         """Forget a call, and tell the worker so if it still runs."""
         if self._calls.pop(call.number, None) is not None:
+            self._dropped[call.number] = time.monotonic()
             self._send([wire.CANCEL, call.number])
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return not self._gone.done()
+
+    def is_stuck(self, since: float) -> bool:
+        """Tell whether it has worked since then, in silence, on a call that nobody waits for.
+
+        Workers take calls in order, so an older call that somebody waits for may be what it works on.
+        """
+        for number, left in self._dropped.items():
+            if max(left, self._heard) < since and not any(older < number for older in self._calls):
+                return True
+        return False
+
+    def kill(self, cause: str = "") -> None:
+        """End the process at once; what still runs fails with that cause, else with the way in which it ended."""
+        self._cause = cause
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
 
     async def close(self) -> None:
         """End the process; what still runs fails."""
         self._closing = True
         self._input.close()
         if not (await asyncio.wait([self._gone], timeout=PATIENCE))[0]:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+            self.kill()
             await self._gone
         self._process.close()
 
@@ -169,6 +202,8 @@ class Worker(asyncio.SubprocessProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the pipes of the process."""
         self._process = cast("asyncio.SubprocessTransport", transport)
+        self.pid = self._process.get_pid() or 0
+        volunteer(self.pid)
         self._input = cast("asyncio.WriteTransport", self._process.get_pipe_transport(0))
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:  # noqa: ARG002 - it is always standard output
@@ -179,8 +214,8 @@ class Worker(asyncio.SubprocessProtocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the exit code says more
         """Fail what still runs: the process has ended and everything that it said is read."""
         code = self._process.get_returncode() or 0
-        cause = f"signal {-code}" if code < 0 else f"exit code {code}"
-        text = f"The worker of {self._name} ended with {cause}."
+        cause = f"with signal {-code}" if code < 0 else f"with exit code {code}"
+        text = f"The worker of {self._name} {f'was ended: {self._cause}' if self._cause else f'ended {cause}'}."
         if not self._ready.done():
             self._ready.set_exception(LoadFailed(text))
             self._ready.exception()  # whoever waited for it may have been cancelled
@@ -194,11 +229,13 @@ class Worker(asyncio.SubprocessProtocol):
 
     def _take(self, message: list[Any]) -> None:
         kind = message[0]
+        self._heard = time.monotonic()
         if kind == wire.ITEMS:
             for number, item in message[1]:
                 if call := self._calls.get(number):
                     call.wake(item)
         elif kind in (wire.END, wire.ERROR):
+            self._dropped.pop(message[1], None)
             if call := self._calls.pop(message[1], None):
                 call.wake(outcome=message)
         elif kind == wire.LOG:

@@ -71,7 +71,7 @@ async def deploy(
             _remove(folder)
             return
         async with session.kernel() as kernel:
-            manifest = replace(manifest_of(kernel), bodies=bodies.value)
+            manifest = replace(manifest_of(kernel.services), bodies=bodies.value)
             # What people try first.
             example = min(manifest.services, key=lambda each: each.name != "chat", default=None)
             trouble = trouble_of_aog(kernel.host)

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections import Counter
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from ovms_face_aog import framing, payloads
 from ovms_face_aog.provider import Fields, Provider
 from ovms_face_aog.sessions import hold_session
-from ovms_kernel.errors import BadRequest, NotFound, OvmsError
-from ovms_kernel.requests import decode_request
+from ovms_kernel.admission import decode_request
+from ovms_kernel.errors import BadRequest, NotFound
 from ovms_kernel.values import Request
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
-    from ovms_kernel.kernel import Kernel
+    from ovms_kernel.api.faces import KernelApi
     from ovms_kernel.values import LocalModel, Message, Progress
 
 log = logging.getLogger(__name__)
@@ -32,8 +30,6 @@ LOAD_LIMIT = 200.0
 """Seconds after which LoadModel returns though the load goes on: AOG's only queue stands still till then (D1-15)."""
 LINGER = 0.5
 """Seconds that a pull's stream stays open after its last message, or AOG may lose that (D1-26, D1-30)."""
-RECENT = 60.0
-"""Seconds without a request after which a model that AOG let go of is unloaded; it counts from the *load* (D1-17)."""
 VOICES = frozenset({"male", "female", "girl", "baby"})
 """What AOG's clients must name as voice, whatever the model has; its own templates drop it."""
 
@@ -41,35 +37,24 @@ VOICES = frozenset({"male", "female", "girl", "baby"})
 class AogProvider(Provider):
     """Answers AOG."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._loads: dict[str, asyncio.Task[None]] = {}
-        self._failures: dict[str, OvmsError] = {}
-        self._last: dict[str, str] = {}
-        self._in_use: Counter[str] = Counter()
-        self._used: dict[str, float] = {}
-        self._let_go: dict[str, asyncio.Task[None]] = {}
-
     # -- services --------------------------------------------------------------------------------------------------
 
-    async def invoke(self, kernel: Kernel, service: str, body: bytes, timeout: float | None) -> bytes:
+    async def invoke(self, kernel: KernelApi, service: str, body: bytes, timeout: float | None) -> bytes:
         """Answer one request, with times as text."""
         # AOG may pick the row of the live service for a plain request (D1-19).
-        if service not in kernel.extensions.services or kernel.service(service).definition.bidirectional:
+        if service not in kernel.services or kernel.service(service).definition.bidirectional:
             plain = service.removesuffix("-ws")
-            service = plain if plain in kernel.extensions.services else service
-        body, model = self._addressed(kernel, service, body)
-        with self._using(model):
-            answer = await super().invoke(kernel, service, body, timeout)
+            service = plain if plain in kernel.services else service
+        answer = await super().invoke(kernel, service, await self._addressed(kernel, service, body), timeout)
         if service in self.passed:
             answer = framing.with_embeddings(answer)
         return framing.reframe_answer(answer) if kernel.service(service).definition.streaming else answer
 
     async def stream(
-        self, kernel: Kernel, service: str, body: bytes, timeout: float | None
+        self, kernel: KernelApi, service: str, body: bytes, timeout: float | None
     ) -> AsyncGenerator[bytes, None]:
         """Yield the events that AOG understands, framed as it wants them."""
-        body, model = self._addressed(kernel, service, body)
+        body = await self._addressed(kernel, service, body)
 
         async def framed() -> AsyncGenerator[bytes, None]:
             async with aclosing(kernel.stream(service, Request(body, timeout=timeout, caller="aog"))) as events:
@@ -78,114 +63,62 @@ class AogProvider(Provider):
                         # Without a conversion AOG takes the prefix away and puts none before (D1-35).
                         yield b"data: " + data if service in self.passed else data
 
-        with self._using(model):
-            async with aclosing(framing.together(framed())) as messages:
-                async for message in messages:
-                    yield message
+        async with aclosing(framing.together(framed())) as messages:
+            async for message in messages:
+                yield message
 
     async def converse(
-        self, kernel: Kernel, service: str, inbound: AsyncIterator[Message]
+        self, kernel: KernelApi, service: str, inbound: AsyncIterator[Message]
     ) -> AsyncGenerator[Message, None]:
         """Hold a session that AOG never closes, and tell failures as events."""
         converse = super().converse
-        session = hold_session(service, lambda messages: converse(kernel, service, messages), inbound, self._using)
+        session = hold_session(service, lambda messages: converse(kernel, service, messages), inbound)
         async with aclosing(session) as messages:
             async for message in messages:
                 yield message
 
-    def _addressed(self, kernel: Kernel, service: str, body: bytes) -> tuple[bytes, str]:
-        """Return a request with the model that AOG loaded for it in case it names none, and the model's id.
-
-        :raises OvmsError: the load of that model failed, which LoadModel could not tell.
-        """
+    async def _addressed(self, kernel: KernelApi, service: str, body: bytes) -> bytes:
+        """Return a request with the model that was loaded or used last in case it names none."""
         try:
             fields = decode_request(body)
         except BadRequest:
-            return body, ""  # the kernel says so, too
+            return body  # the kernel says so, too
         if isinstance(voice := fields.get("voice"), str) and voice in VOICES:
             del fields["voice"]
             body = payloads.write(fields)
-        model = fields.get("model")
-        if not model:
-            model = self._last.get(kernel.service(service).definition.model_type)
-            if model:
-                body = payloads.write(fields | {"model": model})
-        if not isinstance(model, str):
-            return body, ""
-        if failure := self._failures.pop(model, None):
-            raise failure
-        return body, model
-
-    @contextmanager
-    def _using(self, model: str) -> Iterator[None]:
-        """Keep a model from being unloaded meanwhile."""
-        self._in_use[model] += 1
-        try:
-            yield
-        finally:
-            self._in_use[model] -= 1
-            self._used[model] = time.monotonic()
+        if not fields.get("model"):
+            wanted = kernel.service(service).definition.model_type
+            resident = [each for each in await kernel.resident_models() if each.model.model_type == wanted]
+            if resident:
+                latest = max(resident, key=lambda each: each.last_used)
+                body = payloads.write(fields | {"model": latest.model.id})
+        return body
 
     # -- models ----------------------------------------------------------------------------------------------------
 
     async def load_model(self, request: Any, context: Any) -> Fields:
-        """Load a model, but never fail and never take minutes, as both block all of AOG for good (D1-15)."""
+        """Load a model, but never fail and never take minutes, as both block all of AOG for good (D1-15).
+
+        A load that takes longer goes on; why one fails is the answer to the next request.
+        """
         try:
             kernel, model = await self.kernel(), payloads.read_model(request.request_json)
-            self._let_go.pop(model, None)
-            # The model is another one than before: now the memory of those that were let go is wanted.
-            for other in list(self._let_go):
-                await self._unload(kernel, other)
-            if model not in self._loads:
-                self._loads[model] = asyncio.create_task(self._load(kernel, model))
-            await asyncio.wait([self._loads[model]], timeout=LOAD_LIMIT)
+            async with asyncio.timeout(LOAD_LIMIT):
+                await kernel.load_model(model)
+        except TimeoutError:
+            log.info("LoadModel: the model is still loading after %g s", LOAD_LIMIT)
         except Exception as error:  # noqa: BLE001 - whatever it is
             self.problem(error, "LoadModel")
         return {}
 
-    async def _load(self, kernel: Kernel, model: str) -> None:
-        try:
-            loaded = await kernel.load_model(model)
-            self._failures.pop(model, None)
-            self._last[loaded.model_type] = loaded.id
-            self._used[model] = time.monotonic()
-        except OvmsError as error:
-            log.warning("LoadModel %s: %s", model, error.message)
-            self._failures[model] = error
-        except Exception as error:  # noqa: BLE001 - it is told by the next request
-            problem = self.problem(error, "LoadModel")
-            self._failures[model] = OvmsError(problem["message"])
-        finally:
-            del self._loads[model]
-
     async def unload_model(self, request: Any, context: Any) -> Fields:
-        """Take it as a hint: AOG lets go of models that are in use, and of those of other engines (D1-17, D1-18)."""
+        """Take it as a hint: AOG unloads models that are in use, and those of other engines (D1-17, D1-18)."""
         try:
             kernel = await self.kernel()
-            for model in payloads.read_models(request.request_json):
-                if model not in self._let_go:
-                    self._let_go[model] = asyncio.create_task(self._unload_later(kernel, model))
+            await kernel.unload_models(payloads.read_models(request.request_json), hint=True)
         except Exception as error:  # noqa: BLE001 - AOG believes it unloaded in any case
             self.problem(error, "UnloadModel")
         return {}
-
-    async def _unload_later(self, kernel: Kernel, model: str) -> None:
-        me = asyncio.current_task()
-        while self._let_go.get(model) is me:
-            left = RECENT - (time.monotonic() - self._used.get(model, 0.0))
-            if left <= 0 and not self._in_use[model]:
-                await self._unload(kernel, model)
-                return
-            await asyncio.sleep(max(left, 1.0))
-
-    async def _unload(self, kernel: Kernel, model: str) -> None:
-        if self._in_use[model]:
-            return
-        self._let_go.pop(model, None)
-        try:
-            await kernel.unload_models([model], "the host let go of it")
-        except Exception as error:  # noqa: BLE001 - nobody waits for it
-            self.problem(error, "UnloadModel")
 
     async def delete_model(self, request: Any, context: Any) -> Fields:
         """Remove a model; AOG keeps its own entry for ever if one that is gone already were an error."""
@@ -194,10 +127,12 @@ class AogProvider(Provider):
         except NotFound:
             return {}
 
-    async def pull(self, kernel: Kernel, model: str, model_type: str, report: Callable[[Progress], None]) -> LocalModel:
+    async def pull(
+        self, kernel: KernelApi, model: str, model_type: str, report: Callable[[Progress], None]
+    ) -> LocalModel:
         """Pull a model; AOG asks for models of Ollama's if its user named none."""
         if ":" in model and "/" not in model:
-            known = {name for each in kernel.extensions.services.values() for name in _models_of(each, model_type)}
+            known = {name for each in kernel.services.values() for name in _models_of(each, model_type)}
             known_names = ", ".join(sorted(known)) or "OpenVINO/Qwen3-8B-int4-ov"
             raise NotFound(
                 f"{model} is a name of Ollama's, whose models OpenVINO cannot run; name one such as {known_names}."

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from ovms_kernel.kernel import Kernel
-    from ovms_kernel.values import ServiceDefinition
+    from ovms_kernel.api.services import Service, ServiceDefinition
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +90,7 @@ class Manifest:
             "config_ref": (self.bodies == "full" and extras.get("config_ref_full")) or extras["config_ref"],
             "timeout": extras.get("timeout", 0),
             "capabilities": {
-                "support_streaming": definition.streaming,
+                "support_streaming": extras.get("streaming", definition.streaming),
                 "support_bidirectional": definition.bidirectional,
             },
         }
@@ -127,6 +126,6 @@ def unknown_template(definition: ServiceDefinition) -> str:
     return ""
 
 
-def manifest_of(kernel: Kernel) -> Manifest:
+def manifest_of(services: Mapping[str, Service], *, bodies: Bodies = "openvino") -> Manifest:
     """Return the manifest of a kernel's services."""
-    return make_manifest(each.definition for each in kernel.extensions.services.values())
+    return make_manifest((each.definition for each in services.values()), bodies=bodies)

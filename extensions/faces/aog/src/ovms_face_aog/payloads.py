@@ -10,7 +10,8 @@ from ovms_kernel.errors import BadRequest
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ovms_kernel.values import LocalModel, Progress
+    from ovms_kernel.settings import Settings
+    from ovms_kernel.values import EngineStatus, Host, LocalModel, Progress
 
 
 def read_request(raw: bytes) -> dict[str, Any]:
@@ -53,6 +54,26 @@ def read_models(raw: bytes) -> list[str]:
 def write(value: object) -> bytes:
     """Return JSON for Go's decoder."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def write_config(engine: EngineStatus, settings: Settings, host: Host) -> bytes:
+    """Return the answer of GetConfig, AOG's ``EngineRecommendConfig``."""
+    scheme, _, address = engine.rest.partition("://")
+    active = engine.installation
+    return write(
+        {
+            "host": engine.rest,
+            "origin": address.partition(":")[0],
+            "scheme": scheme,
+            "recommend_model": "",
+            "download_url": "",
+            "download_path": str(settings.models_dir),
+            "engine_path": str(active.directory if active else settings.versions_dir),
+            "exec_path": str(engine.program.parent) if engine.program else "",
+            "exec_file": engine.program.name if engine.program else "",
+            "device_type": ",".join(host.devices),
+        }
+    )
 
 
 def write_models(models: Iterable[LocalModel]) -> bytes:

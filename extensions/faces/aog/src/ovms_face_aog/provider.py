@@ -9,29 +9,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from ovms_face_aog import payloads
 from ovms_face_aog.goplugin import Undecodable, handler_of
 from ovms_face_aog.manifest import manifest_of
+from ovms_face_aog.shapes import invoke_shaped
 from ovms_kernel.errors import BadRequest, NotSupported, OvmsError
 from ovms_kernel.settings import refused_by_system
 from ovms_kernel.values import Message, Progress, Request
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
     from pathlib import Path
 
     import grpc
 
-    from ovms_kernel.kernel import Kernel
-    from ovms_kernel.values import LocalModel
+    from ovms_kernel.api.faces import KernelApi
+    from ovms_kernel.values import Answer, LocalModel
 
 log = logging.getLogger(__name__)
 
 Fields = dict[str, Any]
 """What a message of an answer is made of, by field."""
+
+MODES = {"": "", "auto": "", "daemon": "", "standard": "", "cpu": "CPU", "gpu": "GPU"}
+"""The modes of StartEngine and the device that each means for models that name none; AOG sends daemon or standard."""
 
 PROGRESS_PERIOD = 0.1
 """Seconds between two reports of a pull."""
@@ -43,11 +47,15 @@ class Provider:
     def __init__(self) -> None:
         self.passed: Collection[str] = ()
         """Services whose bodies the host hands on as they are, by the manifest that it reads (``--bodies full``)."""
-        self._composed: asyncio.Future[Kernel] = asyncio.get_running_loop().create_future()
+        self.section: Mapping[str, Any] = {}
+        """The face's settings, ``faces.aog``."""
+        self._composed: asyncio.Future[KernelApi] = asyncio.get_running_loop().create_future()
         self._log_file: Path | None = None
+        self._operate_status = 1
+        """1 = normal, 0 = busy installing."""
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def use(self, kernel: Kernel, log_file: Path | None = None) -> None:
+    def use(self, kernel: KernelApi, log_file: Path | None = None) -> None:
         """Begin to answer.
 
         :param log_file: what a user is pointed to when something unforeseen happens.
@@ -60,7 +68,7 @@ class Provider:
         self._composed.set_exception(error)
         self._composed.exception()  # nobody need ask for it
 
-    async def kernel(self) -> Kernel:
+    async def kernel(self) -> KernelApi:
         """Return the kernel; a caller that gives up takes nothing with it."""
         return await asyncio.shield(self._composed)
 
@@ -152,15 +160,23 @@ class Provider:
             async for message in messages:
                 yield {"data": message.data, "message_type": message.kind, "metadata": message.metadata}
 
-    async def invoke(self, kernel: Kernel, service: str, body: bytes, timeout: float | None) -> bytes:
+    async def invoke(self, kernel: KernelApi, service: str, body: bytes, timeout: float | None) -> bytes:
         """Answer one request with one JSON object."""
-        return (await kernel.invoke(service, Request(body, timeout=timeout, caller="aog"))).body
 
-    def stream(self, kernel: Kernel, service: str, body: bytes, timeout: float | None) -> AsyncGenerator[bytes, None]:
+        async def ask(asked: bytes) -> Answer:
+            return await kernel.invoke(service, Request(asked, timeout=timeout, caller="aog", local_files=True))
+
+        return await invoke_shaped(service, body, self.section, ask)
+
+    def stream(
+        self, kernel: KernelApi, service: str, body: bytes, timeout: float | None
+    ) -> AsyncGenerator[bytes, None]:
         """Yield the server-sent events of one request."""
         return kernel.stream(service, Request(body, timeout=timeout, caller="aog"))
 
-    def converse(self, kernel: Kernel, service: str, inbound: AsyncIterator[Message]) -> AsyncGenerator[Message, None]:
+    def converse(
+        self, kernel: KernelApi, service: str, inbound: AsyncIterator[Message]
+    ) -> AsyncGenerator[Message, None]:
         """Yield what is answered in a session."""
         return kernel.converse(service, inbound)
 
@@ -168,7 +184,7 @@ class Provider:
 
     async def get_manifest(self, request: Any, context: Any) -> Fields:
         """Tell what ``plugin.yaml`` tells."""
-        return {"manifest_json": payloads.write(manifest_of(await self.kernel()).as_dict())}
+        return {"manifest_json": payloads.write(manifest_of((await self.kernel()).services).as_dict())}
 
     async def health_check(self, request: Any, context: Any) -> Fields:
         """Tell whether the engine answers."""
@@ -177,20 +193,27 @@ class Provider:
 
     async def get_operate_status(self, request: Any, context: Any) -> Fields:
         """Tell whether the engine may be looked after (1) or is being installed (0)."""
-        try:
-            return {"status": (await self.kernel()).operate_status}
-        except OvmsError:
-            # There is no code in this answer, and 0 would keep the host from asking for the cause.
-            return {"status": 1}
+        return {"status": self._operate_status}
 
     async def set_operate_status(self, request: Any, context: Any) -> Fields:
         """Set what ``GetOperateStatus`` tells."""
-        (await self.kernel()).operate_status = request.status
+        self._operate_status = request.status
         return {}
+
+    @contextmanager
+    def _installing(self) -> Iterator[None]:
+        """Have the host leave the engine alone meanwhile."""
+        self._operate_status = 0
+        try:
+            yield
+        finally:
+            self._operate_status = 1
 
     async def start_engine(self, request: Any, context: Any) -> Fields:
         """Begin to start the engine."""
-        await (await self.kernel()).start_engine(request.mode)
+        if request.mode not in MODES:
+            raise BadRequest(f"{request.mode!r} is no mode of the engine; use one of {', '.join(filter(None, MODES))}.")
+        await (await self.kernel()).start_engine(MODES[request.mode])
         return {}
 
     async def stop_engine(self, request: Any, context: Any) -> Fields:
@@ -200,7 +223,8 @@ class Provider:
 
     async def get_config(self, request: Any, context: Any) -> Fields:
         """Tell where the engine is."""
-        return {"config_json": payloads.write((await self.kernel()).engine_config())}
+        kernel = await self.kernel()
+        return {"config_json": payloads.write_config(await kernel.engine_status(), kernel.settings, kernel.host)}
 
     async def check_engine(self, request: Any, context: Any) -> Fields:
         """Tell whether an engine is installed."""
@@ -208,7 +232,9 @@ class Provider:
 
     async def install_engine(self, request: Any, context: Any) -> Fields:
         """Install the engine; the field ``cover`` is set by no host, and what is up to date stays."""
-        await (await self.kernel()).install_engine()
+        kernel = await self.kernel()
+        with self._installing():
+            await kernel.install_engine()
         return {}
 
     async def init_env(self, request: Any, context: Any) -> Fields:
@@ -218,7 +244,9 @@ class Provider:
 
     async def upgrade_engine(self, request: Any, context: Any) -> Fields:
         """Bring the engine to the version that the settings ask for; up to date means that nothing happens."""
-        await (await self.kernel()).upgrade_engine()
+        kernel = await self.kernel()
+        with self._installing():
+            await kernel.upgrade_engine()
         return {}
 
     async def get_version(self, request: Any, context: Any) -> Fields:
@@ -256,7 +284,9 @@ class Provider:
         done = pulling.result()
         yield {"data": payloads.write_progress(Progress("success", done.size, done.size, digest=done.digest))}
 
-    async def pull(self, kernel: Kernel, model: str, model_type: str, report: Callable[[Progress], None]) -> LocalModel:
+    async def pull(
+        self, kernel: KernelApi, model: str, model_type: str, report: Callable[[Progress], None]
+    ) -> LocalModel:
         """Pull a model."""
         return await kernel.pull_model(model, model_type=model_type, report=report)
 
@@ -316,12 +346,12 @@ def _message(request: Any) -> Message:
     return Message(request.data, "text" if text else "binary", dict(request.metadata))
 
 
-def _pull_request(request: Any, kernel: Kernel) -> tuple[str, str]:
+def _pull_request(request: Any, kernel: KernelApi) -> tuple[str, str]:
     fields = payloads.read_request(request.request_json)
     model_type = fields.get("model_type") or ""
     if not isinstance(model_type, str):
         raise BadRequest("The field model_type must be a text.")
     # AOG puts the service's name there.
-    if service := kernel.extensions.services.get(model_type):
+    if service := kernel.services.get(model_type):
         model_type = service.definition.model_type
     return payloads.read_model(request.request_json), model_type

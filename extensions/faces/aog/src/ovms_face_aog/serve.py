@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ovms_face_aog.goplugin import Host
     from ovms_face_aog.provider import Provider
+    from ovms_kernel.api.faces import KernelApi
     from ovms_kernel.log import Log
 
 COOKIE = ("AOG_PLUGIN", "aog-provider-plugin-v1")
@@ -106,16 +107,17 @@ async def _live(provider: Provider, server: Any, log: Log, launcher: str) -> Non
     from ovms_kernel.log import set_level
 
     try:
-        from ovms_kernel.kernel import Kernel
+        from ovms_kernel.compose import compose_kernel
         from ovms_kernel.settings import read_settings
 
         manifest = read_manifest(launcher)
         provider.passed = passed_by(manifest)
         settings = read_settings(resources=resources_of(manifest))
+        provider.section = settings.section("faces", "aog")
         log_file = settings.logs_dir / "plugin.log"
         log.add_file(log_file)
         set_level(settings.log_level)
-        kernel = Kernel(settings)
+        kernel = compose_kernel(settings)
     except OvmsError as error:
         _log_error(error.message)
         provider.fail(error)
@@ -124,7 +126,7 @@ async def _live(provider: Provider, server: Any, log: Log, launcher: str) -> Non
         provider.fail(OvmsError(f"The plugin could not be composed ({type(error).__name__}: {error}); mend that."))
     else:
         async with kernel:
-            provider.use(kernel, log_file)
+            provider.use(cast("KernelApi", kernel), log_file)
             await asyncio.to_thread(remove_stale_folders)
             await server.ended.wait()
         return

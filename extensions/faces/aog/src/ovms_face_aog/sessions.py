@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from contextlib import ExitStack, aclosing
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from ovms_face_aog import framing, payloads
+from ovms_kernel.admission import decode_request
 from ovms_kernel.errors import BadRequest, OvmsError
-from ovms_kernel.requests import decode_request
 from ovms_kernel.values import Message
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
-    from contextlib import AbstractContextManager
 
 log = logging.getLogger(__name__)
 
@@ -107,65 +105,48 @@ async def hold_session(
     service: str,
     converse: Callable[[AsyncIterator[Message]], AsyncGenerator[Message, None]],
     inbound: AsyncIterator[Message],
-    using: Callable[[str], AbstractContextManager[None]],
 ) -> AsyncGenerator[Message, None]:
     """Yield the messages of one session, one conversation with the service after another.
 
     A failure is told as an event and ends the conversation only: a code would make AOG close a channel that it still
     writes to, which ends AOG (D1-42).
-
-    :param using: holds a model for as long as the session lasts.
     """
     session = Session(service, inbound)
     reading = asyncio.create_task(session.read())
     try:
-        with ExitStack() as held:
+        failed = False
+        while (first := await session.next(text_only=failed)) is not None:
             failed = False
-            while (first := await session.next(text_only=failed)) is not None:
-                failed = False
-                try:
-                    messages = converse(_conversation(session, first, using, held))
-                    async with aclosing(messages) as answers:
-                        async for answer in answers:
-                            if any(end in answer.data[:256] for end in ENDS):
-                                session.idle_limit = IDLE_AFTER_TASK
-                            # AOG greets the client itself.
-                            if not framing.is_task_started(answer.data):
-                                yield Message(answer.data, "text", answer.metadata)
-                except OvmsError as error:
-                    failed = True
-                    log.info("Session: %d %s", error.code, error.message)
-                    yield Message(framing.session_failed(session.id, error), "text")
-                except Exception:
-                    failed = True
-                    log.exception("Session failed")
-                    problem = OvmsError("The session failed unexpectedly; the plugin's log tells more.")
-                    yield Message(framing.session_failed(session.id, problem), "text")
-                if failed:
-                    session.idle_limit = IDLE_AFTER_TASK
+            try:
+                messages = converse(_conversation(session, first))
+                async with aclosing(messages) as answers:
+                    async for answer in answers:
+                        if any(end in answer.data[:256] for end in ENDS):
+                            session.idle_limit = IDLE_AFTER_TASK
+                        # AOG greets the client itself.
+                        if not framing.is_task_started(answer.data):
+                            yield Message(answer.data, "text", answer.metadata)
+            except OvmsError as error:
+                failed = True
+                log.info("Session: %d %s", error.code, error.message)
+                yield Message(framing.session_failed(session.id, error), "text")
+            except Exception:
+                failed = True
+                log.exception("Session failed")
+                problem = OvmsError("The session failed unexpectedly; the plugin's log tells more.")
+                yield Message(framing.session_failed(session.id, problem), "text")
+            if failed:
+                session.idle_limit = IDLE_AFTER_TASK
     finally:
         session.ended = True
         reading.cancel()
         await asyncio.wait([reading])
 
 
-async def _conversation(
-    session: Session, first: Message, using: Callable[[str], AbstractContextManager[None]], held: ExitStack
-) -> AsyncGenerator[Message, None]:
+async def _conversation(session: Session, first: Message) -> AsyncGenerator[Message, None]:
     message: Message | None = first
     while message is not None:
         if message.kind == "text":
             session.idle_limit = IDLE
-            model = _model_of(message)
-            if model:
-                held.enter_context(using(model))
         yield message
         message = await session.next()
-
-
-def _model_of(message: Message) -> str:
-    try:
-        model = json.loads(message.data).get("model")
-    except (ValueError, AttributeError):
-        return ""
-    return model if isinstance(model, str) else ""

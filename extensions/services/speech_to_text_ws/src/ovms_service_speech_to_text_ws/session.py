@@ -161,15 +161,9 @@ class Session:
     async def _ready(self, model: object) -> str:
         if not isinstance(model, str):
             raise BadRequest("The model must be a text; name an installed model or leave it out.")
-        try:
-            return await self._engine.ready(model or self._definition.default_model, self._definition.model_type)
-        except NotFound as missing:
-            if model:
-                raise
-            try:
-                return await self._engine.ready("", self._definition.model_type)
-            except NotFound:
-                raise missing from None
+        definition = self._definition
+        async with self._engine.model(model, definition.model_type, default=definition.default_model) as found:
+            return found  # each sentence takes it again, so that a session does not hold memory while nobody speaks
 
     # -- sound and events ------------------------------------------------------------------------------------------
 

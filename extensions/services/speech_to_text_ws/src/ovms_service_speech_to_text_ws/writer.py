@@ -136,5 +136,5 @@ class Writer:
 
     async def _hear(self, sound: NDArray[np.int16]) -> str:
         # The model may have been unloaded while nobody spoke.
-        model = await self._engine.ready(self._model, "speech_to_text")
-        return (await transcribe(self._engine, model, wav(sound, RATE), self._fields)).text
+        async with self._engine.model(self._model, "speech_to_text") as model:
+            return (await transcribe(self._engine, model, wav(sound, RATE), self._fields)).text

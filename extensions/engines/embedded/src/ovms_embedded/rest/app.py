@@ -16,10 +16,14 @@ from ovms_embedded.manager import Manager, Overloaded, Servable, State
 from ovms_embedded.rest.endpoints import dispatch
 from ovms_embedded.rest.errors import HttpError, Invalid, calculator_error
 from ovms_embedded.rest.http import (
+    BODY_LIMIT,
     EVENTS,
     JSON,
+    JSON_LIMIT,
     LARGE,
+    RETRY_AFTER,
     Disconnected,
+    Held,
     Reply,
     Request,
     Stream,
@@ -31,7 +35,7 @@ from ovms_embedded.rest.http import (
 from ovms_embedded.workers import CallFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, MutableMapping
+    from collections.abc import Callable, Iterator, MutableMapping
 
     from ovms_embedded.cli import Settings
     from ovms_embedded.metrics import Metrics
@@ -42,7 +46,6 @@ RELOAD = re.compile(r".?/v1/config/reload")
 MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(/ready|/infer)?")
 MODELS = re.compile(r"/(?:v3/v1|v3|v1)/models(?:/(.*))?")
 GENERATIVE = re.compile(r"/(?:v3|v1)/(.+)")
-RETRY_AFTER = ((b"retry-after", b"1"),)
 MODEL_PREFIX = 4
 """Characters of ``/v3/``, cut to get a model's name from a path (spec E.0)."""
 
@@ -54,6 +57,7 @@ class App:
         self._manager = manager
         self._settings = settings
         self._metrics = metrics
+        self._bodies = Held()
         self._origins = {each.strip() for each in settings.allowed_origins.split(",")}
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -171,6 +175,8 @@ class App:
         answer: dict[str, Any] = {"name": unquote(name), "versions": ["1"], "platform": "OpenVINO"}
         for names, key in streams:
             answer[key] = [{"name": each, "datatype": "INVALID", "shape": []} for each in names]
+        if servable.template is not None:
+            answer["chat_template"] = {"problem": servable.template.problem or None}
         return Reply(encode(answer))
 
     def _models(self, wanted: str | None) -> Reply:
@@ -200,7 +206,13 @@ class App:
         cors: list[tuple[bytes, bytes]],
     ) -> Reply | None:
         self._authorise(headers)
-        request = await self._read(path, uri, headers, receive)
+        with self._bodies.request() as take:
+            request = await self._read(path, uri, headers, receive, take)
+            return await self._serve(request, receive, send, cors)
+
+    async def _serve(
+        self, request: Request, receive: Receive, send: Send, cors: list[tuple[bytes, bytes]]
+    ) -> Reply | None:
         servable = self._manager.find(request.model)
         if servable is None:
             raise HttpError(404, "Mediapipe graph definition with requested name is not found")
@@ -227,10 +239,12 @@ class App:
         if key and not hmac.compare_digest(headers.get(b"authorization", b""), f"Bearer {key}".encode()):
             raise HttpError(500, "Unauthorized: invalid or missing api-key")
 
-    async def _read(self, path: str, uri: str, headers: dict[bytes, bytes], receive: Receive) -> Request:
+    async def _read(
+        self, path: str, uri: str, headers: dict[bytes, bytes], receive: Receive, take: Callable[[int], None]
+    ) -> Request:
         content_type = headers.get(b"content-type", b"")
         kind = content_type.partition(b";")[0].strip().lower()
-        body = await read_body(receive, headers)
+        body = await read_body(receive, headers, JSON_LIMIT if kind == JSON else BODY_LIMIT, take)
         fallback = unquote(uri[MODEL_PREFIX:])
         if kind == JSON:
             fields = read_json(body) if len(body) < LARGE else await asyncio.to_thread(read_json, body)

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from ovms_embedded.workers import Call, Worker
 
 LANGUAGE_LENGTH = 3
+SPOKEN = {
+    "wav": b"audio/wav",
+    "mp3": b"audio/mpeg",
+    "opus": b"audio/ogg",
+    "flac": b"audio/flac",
+    "pcm": b"audio/pcm",
+}
+"""Content types of answers, by ``response_format``."""
 GRANULARITIES = ("segment", "word")
 
 
@@ -116,9 +124,13 @@ async def speech(request: Request, servable: Servable, worker: Worker) -> Reply:
     options = servable.graph.options if servable.graph else {}
     if speed is not None and not options["speed_min"] <= speed <= options["speed_max"]:
         raise Invalid(f"Requested speed must be between {options['speed_min']} and {options['speed_max']}")
-    call = worker.call("speak", {"input": text, "voice": voice, "language": language, "speed": speed})
+    kind = fields.text("response_format") or "wav"
+    if kind not in SPOKEN:
+        raise Invalid(f"response_format {kind[:20]!r} is not available; choose {', '.join(SPOKEN)}")
+    payload = {"input": text, "voice": voice, "language": language, "speed": speed, "format": kind}
+    call = worker.call("speak", payload)
     try:
-        wave = await call.result()
+        spoken = await call.result()
     finally:
         call.close()
-    return Reply(wave or b"")
+    return Reply(spoken or b"", SPOKEN[kind])

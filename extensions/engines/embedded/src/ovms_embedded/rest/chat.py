@@ -29,9 +29,8 @@ async def chat(request: Request, servable: Servable, worker: Worker) -> Reply | 
     tools, choice = read_tools(data)
     generation = read_generation(data, options, stream=request.stream, endpoint="chat")
     generation.logprobs = read_logprobs(data, stream=request.stream)
-    payload = generation.payload(
-        messages=messages, tools=tools, context=read_template_context(data), grammar=read_grammar(data)
-    )
+    payload = generation.payload(chat=True, grammar=read_grammar(data))
+    payload["prompt"] = await servable.render(messages, tools, read_template_context(data))
     payload["images"] = await read_images(images, request.media, worker)
 
     def new_parser() -> OutputParser:

@@ -10,6 +10,17 @@ UINT32 = (1 << 32) - 1
 INT32 = (1 << 31) - 1
 
 
+def as_float(value: float, name: str) -> float:
+    """Return a number as a float.
+
+    :raises Invalid: a whole number is too large for one; some hundred digits are.
+    """
+    try:
+        return float(value)
+    except OverflowError:
+        raise Invalid(f"{name} is too large a number") from None
+
+
 class Fields:
     """The fields of a JSON object. ``null`` counts as absent unless a method says otherwise."""
 
@@ -30,7 +41,7 @@ class Fields:
             raise Invalid(f"{name} is not a valid number")
         if (low is not None and value < low) or (high is not None and (value > high or (below and value == high))):
             raise Invalid(f"{name} out of range({low}, {high})")
-        return float(value)
+        return as_float(value, name)
 
     def unsigned(self, name: str, *, least: int = 0, most: int = UINT32, null: bool = True) -> int | None:
         """Return a whole number that is not negative.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from ovms_embedded.rest.errors import Invalid
-from ovms_embedded.rest.fields import Fields
+from ovms_embedded.rest.fields import Fields, as_float
 
 STOPS = 16
 NUMBERS = (
@@ -38,7 +37,7 @@ class Generation:
     def payload(self, **prompt: Any) -> dict[str, Any]:  # noqa: ANN401 - parts of a message
         """Return the message to the worker."""
         return {
-            "prompt": None, "messages": None, "tools": None, "context": {}, "grammar": None, "images": [],
+            "prompt": "", "chat": False, "grammar": None, "images": [],
             "max_new_tokens": self.max_new_tokens, "settings": self.settings, "n": self.n, "best_of": self.best_of,
             "stream": self.stream, "logprobs": self.logprobs, "special": not self.skip_special_tokens,
         } | prompt  # fmt: skip
@@ -161,7 +160,7 @@ def _assistance(data: dict[str, Any], options: dict[str, Any], settings: dict[st
             "num_assistant_tokens and assistant_confidence_threshold are mutually exclusive and cannot both be set"
         )
     draft = bool(options.get("draft_models_path"))
-    lookup = _looks_up(options.get("plugin_config") or "{}")
+    lookup = bool(options.get("properties", {}).get("prompt_lookup"))
     if draft and tokens is None and threshold is None:
         raise Invalid(
             "Speculative decoding requires either num_assistant_tokens or assistant_confidence_threshold to be set."
@@ -172,17 +171,9 @@ def _assistance(data: dict[str, Any], options: dict[str, Any], settings: dict[st
         if tokens is not None:
             settings["num_assistant_tokens"] = tokens
         if threshold is not None and draft:
-            settings["assistant_confidence_threshold"] = float(threshold)
+            settings["assistant_confidence_threshold"] = as_float(threshold, "assistant_confidence_threshold")
         if lookup:
             settings["max_ngram_size"] = ngram
-
-
-def _looks_up(plugin_config: str) -> bool:
-    try:
-        found = json.loads(plugin_config)
-    except ValueError:
-        return False
-    return isinstance(found, dict) and bool(found.get("prompt_lookup"))
 
 
 def _modalities(fields: Fields) -> None:

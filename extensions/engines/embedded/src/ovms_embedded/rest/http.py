@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +13,26 @@ from ovms_embedded.cli import Media
 from ovms_embedded.rest.errors import HttpError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, MutableMapping
 
     Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
     Pieces = AsyncGenerator[bytes, None]
     Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 BODY_LIMIT = 1 << 30
+"""Bytes of a form, with a recording in it."""
+JSON_LIMIT = 1 << 28
+"""Bytes of a JSON body, with images in it."""
+HELD_LIMIT = 1 << 30
+"""Bytes of all bodies of requests that are not answered yet."""
+BODY_PATIENCE = 30.0
+"""Seconds of silence in the middle of a body."""
+CLOSE = ((b"connection", b"close"),)
 LARGE = 1 << 18
 """Bytes from which reading or writing a body is left to a thread, so that nobody else waits for it."""
 DEPTH_LIMIT = 100
 FORM_FIELDS = 1000
+RETRY_AFTER = ((b"retry-after", b"1"),)
 JSON = b"application/json"
 EVENTS = b"text/event-stream"
 
@@ -72,28 +83,63 @@ class Disconnected(Exception):
     """The client is gone."""
 
 
-async def read_body(receive: Receive, headers: dict[bytes, bytes]) -> bytes:
+class Held:
+    """Counts the bytes of bodies that requests hold, before they are taken in."""
+
+    def __init__(self) -> None:
+        self._size = 0
+
+    @contextmanager
+    def request(self) -> Iterator[Callable[[int], None]]:
+        """Give a function that takes so many bytes more for one request, and free them at its end.
+
+        :raises HttpError: from the function, when all requests together would hold too many.
+        """
+        taken = 0
+
+        def take(size: int) -> None:
+            nonlocal taken
+            if self._size + size > HELD_LIMIT:
+                raise HttpError(503, "The server holds too many large requests, try again later.", RETRY_AFTER + CLOSE)
+            self._size += size
+            taken += size
+
+        try:
+            yield take
+        finally:
+            self._size -= taken
+
+
+async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int, take: Callable[[int], None]) -> bytes:
     """Return the body of a request.
 
-    :raises HttpError: it is too large.
+    :param take: called with the bytes of each piece, before it is kept.
+    :raises HttpError: it is too large, or does not arrive.
     :raises Disconnected: the client went away before its end.
     """
     declared = headers.get(b"content-length", b"0")
-    if declared.isdigit() and int(declared) > BODY_LIMIT:
-        raise HttpError(413, "Request body is too large.", ((b"connection", b"close"),))
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body"):
-        return bytes(message.get("body", b""))
+    if declared.isdigit() and (len(declared) > len(str(limit)) or int(declared) > limit):
+        raise HttpError(413, f"Request body is too large: it may have {limit} bytes.", CLOSE)
+    loop = asyncio.get_running_loop()
     body = bytearray()
-    while True:
-        if message["type"] == "http.disconnect":
-            raise Disconnected
-        body += message.get("body", b"")
-        if len(body) > BODY_LIMIT:
-            raise HttpError(413, "Request body is too large.", ((b"connection", b"close"),))
-        if not message.get("more_body"):
-            return bytes(body)
-        message = await receive()
+    try:
+        async with asyncio.timeout(BODY_PATIENCE) as patience:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Disconnected
+                piece: bytes = message.get("body", b"")
+                take(len(piece))
+                if len(body) + len(piece) > limit:
+                    raise HttpError(413, f"Request body is too large: it may have {limit} bytes.", CLOSE)
+                if not body and not message.get("more_body"):
+                    return piece
+                body += piece
+                if not message.get("more_body"):
+                    return bytes(body)
+                patience.reschedule(loop.time() + BODY_PATIENCE)
+    except TimeoutError:
+        raise HttpError(408, "The body of the request did not arrive in time.", CLOSE) from None
 
 
 def read_json(body: bytes) -> dict[str, Any]:

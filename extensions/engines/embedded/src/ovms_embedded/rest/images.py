@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec.json
 
 from ovms_embedded.rest.errors import Invalid
-from ovms_embedded.rest.fields import INT32, UINT32
+from ovms_embedded.rest.fields import INT32, UINT32, as_float
 from ovms_embedded.rest.http import Reply, Request, encode
 
 if TYPE_CHECKING:
@@ -155,5 +155,5 @@ def _adapters(request: Request, servable: Servable, options: dict[str, Any]) -> 
             raise Invalid(f"lora_alphas value of {alias} is not a number")
         if alias not in (adapters if request.model == servable.name else chosen):
             raise Invalid(f"lora_alphas alias {alias} does not belong to the requested model")
-        chosen[alias] = float(alpha)
+        chosen[alias] = as_float(alpha, f"lora_alphas value of {alias}")
     return chosen

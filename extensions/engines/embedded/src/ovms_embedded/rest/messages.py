@@ -9,6 +9,8 @@ from ovms_embedded.rest.errors import Invalid
 
 KEPT = ("name", "tool_call_id", "reasoning_content")
 RESERVED = "<ov_genai_image_"
+RESERVED_VARIABLES = {"messages", "bos_token", "eos_token"}
+"""What ``chat_template_kwargs`` cannot name."""
 GUIDED = {"hermes3", "llama3", "phi4"}
 """Tool parsers whose calls the engine can enforce."""
 NO_AUDIO = "input_audio is for Omni models, which the embedded engine does not serve"
@@ -33,20 +35,24 @@ def _message(given: object, images: list[str]) -> dict[str, Any]:
     role = given.get("role")
     if not isinstance(role, str):
         raise Invalid("Every message must have a role that is a string")
-    message: dict[str, Any] = {"role": role, "content": _content(given.get("content"), images)}
+    message: dict[str, Any] = {"role": role}
+    if "content" in given:
+        message["content"] = _content(given["content"], images)
+    if role == "assistant" and not message.get("content") and isinstance(refusal := given.get("refusal"), str):
+        message["content"] = _text(refusal)
     for key in KEPT:
         if (value := given.get(key)) is not None:
             if not isinstance(value, str):
                 raise Invalid(f"{key} of a message must be a string")
             message[key] = value
-    if (calls := given.get("tool_calls")) is not None:
+    if calls := given.get("tool_calls"):
         message["tool_calls"] = _tool_calls(calls)
     return message
 
 
-def _content(given: object, images: list[str]) -> str:
-    if given is None:
-        return ""
+def _content(given: object, images: list[str]) -> str | None:
+    if given is None or given == []:
+        return None
     if isinstance(given, str):
         return _text(given)
     if isinstance(given, list):
@@ -71,11 +77,11 @@ def _part(part: object, images: list[str]) -> str:
         return f"{RESERVED}{len(images) - 1}>"
     if part["type"] == "input_audio":
         raise Invalid(NO_AUDIO)
-    if part["type"] != "text":
+    if part["type"] not in ("text", "refusal"):
         raise Invalid("Unsupported content type")
-    if not isinstance(part.get("text"), str):
+    if not isinstance(text := part.get(part["type"]), str):
         raise Invalid("Invalid message structure - content text is missing or not a string")
-    return _text(part["text"])
+    return _text(text)
 
 
 def _tool_calls(given: object) -> list[dict[str, Any]]:
@@ -86,13 +92,7 @@ def _tool_calls(given: object) -> list[dict[str, Any]]:
         if not isinstance(each, dict) or not isinstance(each.get("function"), dict):
             raise Invalid("tool_calls must be objects with a function object")
         function = dict(each["function"])
-        arguments = function.get("arguments", {})
-        if isinstance(arguments, str):
-            try:
-                arguments = json.loads(arguments) if arguments.strip() else {}
-            except (ValueError, RecursionError):
-                raise Invalid("arguments of a tool call are not valid JSON") from None
-        function["arguments"] = arguments
+        function.setdefault("arguments", {})
         calls.append(each | {"function": function})
     return calls
 
@@ -178,4 +178,8 @@ def read_template_context(data: dict[str, Any]) -> dict[str, Any]:
         return {}
     if not isinstance(given, dict):
         raise Invalid("chat_template_kwargs must be an object")
+    if taken := sorted(RESERVED_VARIABLES & given.keys()):
+        raise Invalid(f"chat_template_kwargs cannot set {taken[0]}, which the engine sets itself")
+    if not isinstance(given.get("add_generation_prompt", True), bool):
+        raise Invalid("add_generation_prompt accepts values true or false")
     return given

@@ -42,7 +42,8 @@ async def responses(request: Request, servable: Servable, worker: Worker) -> Rep
         context = {"enable_thinking": True} | context
     parser = parser_for(worker.info, tools, raw=not generation.skip_special_tokens)
     grammar = read_grammar(data) or guide(worker.info["tool_parser"], tools, choice, options)
-    payload = generation.payload(messages=messages, tools=tools, context=context, grammar=grammar)
+    payload = generation.payload(chat=True, grammar=grammar)
+    payload["prompt"] = await servable.render(messages, tools, context)
     payload["special"] = payload["special"] or parser.needs_special_tokens
     payload["images"] = await read_images(images, request.media, worker)
     draft = Draft(request.model, int(time.time()), data.get("tools") or [], choice if choice is not None else "auto")

@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from importlib import import_module
 
 from ovms_embedded import wire
-from ovms_embedded.worker.pipe import Pipe, tidy
-
-
-def _die_with_the_front_process() -> None:
-    # A closed pipe says so too, but a thread of ours cannot hear it while the library holds Python's lock.
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-        if os.getppid() == 1:
-            os._exit(0)
+from ovms_embedded.worker.pipe import tidy
+from ovms_embedded.worker.process import open_pipe
 
 
 def main() -> None:
-    """Run a worker; the pipe is standard input and what was standard output."""
-    _die_with_the_front_process()
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        # They reach the whole process group; the front process decides how this one ends.
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    """Run a worker."""
+    pipe = open_pipe()
     sys.setswitchinterval(0.0005)
-    sink = os.dup(1)
-    os.dup2(2, 1)  # what libraries print is no message
-    pipe = Pipe(sys.stdin.buffer, sink)
     spec = pipe.receive()[1]
     try:
         servable = import_module(spec["worker"]).load(spec, pipe)

@@ -1,83 +1,153 @@
-"""Recordings: WAV and MP3 as the models want them, and what the models say as WAV."""
+"""Recordings as the models want them, and what the models say as a file."""
 
 from __future__ import annotations
 
 import io
-import math
 import os
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
+import soxr
 
 from ovms_embedded.worker.pipe import Refused
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
 RATE = 16000
+RATES = range(4000, 768_001)
+"""Samples in a second that a recording may have; others would make hours of a second, or a second of hours."""
 CHANNELS = 2
-FORMATS = {"WAV", "WAVEX", "MP3", "MPEG"}
+FORMATS = {"WAV", "WAVEX", "RF64", "MP3", "MPEG", "FLAC", "OGG"}
+CONTAINERS = {b"\x1a\x45\xdf\xa3": "matroska", b"ftyp": "mov"}
+"""Formats that FFmpeg reads, WebM and M4A, by their first bytes or those after a length."""
+UNREADABLE = "The file is no audio that can be read; send WAV, MP3, FLAC, OGG, Opus, WebM or M4A"
 SIZE_LIMIT = 1 << 30
+AT_ONCE = 1 << 20
+"""Frames that are decoded at once."""
+WRITTEN = {"mp3": ("MP3", "MPEG_LAYER_III"), "opus": ("OGG", "OPUS"), "flac": ("FLAC", "PCM_16")}
+"""Formats and codecs of libsndfile, by their names in OpenAI's API."""
+CODED_RATES = (8000, 16000, 24000, 48000)
+"""Samples in a second that all of them can have."""
+PCM_RATE = 24000
+"""OpenAI's, for a client that plays samples without a head."""
 FLOAT_FORMAT = 3
 """WAVE_FORMAT_IEEE_FLOAT."""
 SHORTEST = 400
 """Samples; the features of a recording need at least half of that on either side."""
-BLOCK = 10.0
-MARGIN = 0.25
-"""Seconds that are resampled at once, and that are thrown away on either side of that."""
 
 
 def read(data: bytes) -> NDArray[np.float32]:
     """Return a recording as 16 kHz mono.
 
-    :raises Refused: it is neither WAV nor MP3, or too long.
+    :raises Refused: it is no audio, has an absurd rate, or is too long.
     """
+    limit = int(os.environ.get("OVMS_AUDIO_MAX_FILE_SIZE_BYTES") or SIZE_LIMIT)
+    kind = next((name for mark, name in CONTAINERS.items() if mark in (data[:4], data[4:8])), None)
+    blocks, rate = _decoded_by_ffmpeg(data, kind) if kind else _decoded(with_length(data))
+    resampler = soxr.ResampleStream(rate, RATE, 1, dtype="float32")
+    pieces: list[NDArray[np.float32]] = []
+    size = 0
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            if file.format not in FORMATS or file.channels > CHANNELS:
-                raise Refused("Received input file is not valid wav nor mp3 audio file")
-            limit = int(os.environ.get("OVMS_AUDIO_MAX_FILE_SIZE_BYTES") or SIZE_LIMIT)
-            if file.frames * file.channels * 4 > limit:
+        for block in blocks:
+            # Four bytes of a sample, of the longer of what was recorded and what the model gets.
+            size += 4 * max(block.size, len(block) * RATE // rate)
+            if size > limit:
                 raise Refused(f"Audio is larger than the allowed {limit} bytes once it is decoded")
-            rate = file.samplerate
-            samples = file.read(dtype="float32", always_2d=True).mean(axis=1)
-    except (soundfile.LibsndfileError, ValueError) as error:
-        raise Refused("Received input file is not valid wav nor mp3 audio file") from error
-    samples = np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0)
-    samples = resample(samples, rate)
+            mono = np.nan_to_num(block.mean(axis=1, dtype=np.float32), nan=0.0, posinf=1.0, neginf=-1.0)
+            pieces.append(resampler.resample_chunk(mono))
+    except (soundfile.LibsndfileError, ValueError, OSError) as error:
+        raise Refused(UNREADABLE) from error
+    samples = np.concatenate([*pieces, resampler.resample_chunk(np.empty(0, np.float32), last=True)])
     if len(samples) < SHORTEST:
         samples = np.pad(samples, (0, SHORTEST - len(samples)))
     return np.ascontiguousarray(samples, np.float32)
 
 
-def resample(samples: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
-    """Return samples at 16 kHz, by cutting or extending the spectrum of blocks that overlap."""
-    if rate == RATE or not len(samples):
-        return samples
-    common = math.gcd(rate, RATE)
-    down, up = rate // common, RATE // common
-    units = max(1, round(BLOCK * common))
-    margin = max(1, round(MARGIN * common))
-    block, edge = units * down, margin * down
-    padded = np.pad(samples, (edge, edge + block))
-    pieces: list[NDArray[Any]] = []
-    for start in range(0, len(samples), block):
-        piece = padded[start : start + block + 2 * edge]
-        wanted = len(piece) * up // down
-        spectrum = np.fft.rfft(piece)
-        resized = np.zeros(wanted // 2 + 1, spectrum.dtype)
-        kept = min(len(spectrum), len(resized))
-        resized[:kept] = spectrum[:kept]
-        resampled = np.fft.irfft(resized, wanted) * (wanted / len(piece))
-        pieces.append(resampled[margin * up : margin * up + units * up])
-    length = -(-len(samples) * up // down)
-    return np.concatenate(pieces)[:length].astype(np.float32)
+def with_length(data: bytes) -> bytes:
+    """Return a WAV that was written to a pipe, whose head says that it has no samples, with its real length."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        return data
+    at = 12
+    while at + 8 <= len(data):
+        name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        rest = len(data) - at - 8
+        if name == b"data":
+            follows = int.from_bytes(data[at + 12 : at + 16], "little") + 8
+            if size or not rest or follows == rest:  # another chunk stands behind samples that are really none
+                return data
+            return data[: at + 4] + struct.pack("<I", rest) + data[at + 8 :]
+        at += 8 + size + size % 2
+    return data
 
 
-def write(samples: NDArray[np.float32], rate: int) -> bytes:
-    """Return samples as a WAV file of 32-bit floats, the same bytes for the same samples.
+def _check_rate(rate: int) -> None:
+    if rate not in RATES:
+        raise Refused(f"Audio has {rate} samples in a second; send it with {RATES[0]} to {RATES[-1]}")
+
+
+def _decoded(data: bytes) -> tuple[Iterator[NDArray[np.float32]], int]:
+    try:
+        file = soundfile.SoundFile(io.BytesIO(data))
+    except (soundfile.LibsndfileError, ValueError) as error:
+        raise Refused(UNREADABLE) from error
+    if file.format not in FORMATS or file.channels > CHANNELS:
+        raise Refused(UNREADABLE)
+    _check_rate(file.samplerate)
+
+    def blocks() -> Iterator[NDArray[np.float32]]:
+        with file:
+            while len(block := file.read(AT_ONCE, dtype="float32", always_2d=True)):
+                yield block
+
+    return blocks(), file.samplerate
+
+
+def _decoded_by_ffmpeg(data: bytes, container: str) -> tuple[Iterator[NDArray[np.float32]], int]:
+    """Decode the first audio stream; the container is named, so that no playlist in the data opens another file."""
+    import av
+
+    try:
+        file = av.open(io.BytesIO(data), "r", format=container)
+        stream = file.streams.audio[0]
+        rate = stream.rate
+    except (av.FFmpegError, IndexError, ValueError) as error:
+        raise Refused(UNREADABLE) from error
+    _check_rate(rate)
+
+    def blocks() -> Iterator[NDArray[np.float32]]:
+        planar = av.AudioResampler(format="fltp", layout="mono", rate=rate)
+        with file:
+            for frame in file.decode(stream):
+                for piece in planar.resample(frame):
+                    yield np.asarray(piece.to_ndarray(), np.float32).T
+
+    return blocks(), rate
+
+
+def write(samples: NDArray[np.float32], rate: int, kind: str) -> bytes:
+    """Return samples as a file.
+
+    :param kind: ``wav``, ``mp3``, ``opus``, ``flac``, or ``pcm`` for 16-bit samples at 24 kHz without a head.
+    """
+    if kind == "wav":
+        return _wave(samples, rate)
+    if kind == "pcm" or rate not in CODED_RATES:
+        samples, rate = soxr.resample(samples, rate, PCM_RATE), PCM_RATE
+    if kind == "pcm":
+        return (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
+    form, subtype = WRITTEN[kind]
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.clip(samples, -1, 1), rate, format=form, subtype=subtype)
+    return buffer.getvalue()
+
+
+def _wave(samples: NDArray[np.float32], rate: int) -> bytes:
+    """Return a WAV file of 32-bit floats, the same bytes for the same samples.
 
     By hand, because libsndfile writes the time of day into such files.
     """

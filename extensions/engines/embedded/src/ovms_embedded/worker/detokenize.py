@@ -1,21 +1,68 @@
-"""From the tokens of running requests to text: in batches, and never half a character."""
+"""From the tokens of running requests to text, and never half a character."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from ovms_embedded import wire
+from ovms_embedded.worker.byte_table import ByteTable
 
 if TYPE_CHECKING:
-    import openvino_genai
-
+    from ovms_embedded.worker.byte_table import Decoder
     from ovms_embedded.worker.pipe import Pipe
 
-CONTEXT = 6
-"""Tokens before the new ones that are decoded with them: how a token is written can depend on its neighbours."""
-PATIENCE = 8
-"""Tokens to wait for the rest of a character; more than any character takes."""
+WINDOW = (8, 64)
+"""Tokens that a stream decodes again with its new ones: at least, because how a token is written can depend on those
+before it, and at most."""
 REPLACEMENT = "\ufffd"
+INCOMPLETE = 3
+"""Bytes that the beginning of a character has at most; each is decoded as a U+FFFD, or all of them as one."""
+TIDIED = 4
+"""Characters behind a space that a decoder may still join with what is before it: ``do n't``."""
+
+
+class TextStream:
+    """The text of tokens that arrive some at a time; it alone knows which characters are complete.
+
+    All pieces together are what the decoder makes of all tokens at once, however they are cut.
+
+    :param special: whether special tokens are part of the text.
+    """
+
+    def __init__(self, *, special: bool) -> None:
+        self._skip = not special
+        self._window: list[int] = []
+        """The last tokens; those before them are sent."""
+        self._sent = 0
+        """How many characters of the window's text are sent."""
+
+    def push(self, tokens: list[int], decoder: Decoder, *, last: bool) -> str:
+        """Return the text that is certain now, and not sent yet.
+
+        :param last: no tokens follow.
+        """
+        self._window += tokens
+        text = decoder.decode(self._window, skip_special_tokens=self._skip)
+        end = len(text) if last else _settled(text, tidies=not isinstance(decoder, ByteTable))
+        piece = text[self._sent : end]
+        self._sent = max(self._sent, end)
+        least, most = WINDOW
+        if len(self._window) > most and self._sent == len(text):
+            # A window without text would begin anew, and the first space of a text is left out by some.
+            kept = self._window[-least:]
+            if before := decoder.decode(kept, skip_special_tokens=self._skip):
+                self._window, self._sent = kept, len(before)
+        return piece
+
+
+def _settled(text: str, *, tidies: bool) -> int:
+    """Return how many characters of a text no further token changes.
+
+    :param tidies: the decoder may take spaces near the end away when it sees what follows.
+    """
+    end = max(len(text.rstrip(REPLACEMENT)), len(text) - INCOMPLETE)
+    space = text.find(" ", max(0, len(text) - TIDIED), end) if tidies else -1
+    return end if space < 0 else space
 
 
 class Running:
@@ -36,8 +83,9 @@ class Running:
         """Nothing has reached the client yet."""
         self.finish: str | None = None
         self.count = 0
-        self.context: list[int] = []
         self.fresh: list[int] = []
+        """Tokens of a stream that nobody has decoded yet."""
+        self.text = TextStream(special=self.special)
         self.sequences: dict[int, tuple[list[int], list[float]]] = {}
         self.finishes: dict[int, str] = {}
         self.scores: dict[int, float] = {}
@@ -65,17 +113,17 @@ class Running:
             self.finish = next(iter(self.finishes.values()), "unknown")
 
 
-def flush(running: dict[int, Running], tokenizer: openvino_genai.Tokenizer, pipe: Pipe) -> None:
+def flush(running: dict[int, Running], decoder: Decoder, pipe: Pipe) -> None:
     """Send what there is to say about every running request, and forget those that are finished."""
     ready: list[tuple[int, Running]] = []
     finished: list[int] = []
     for number, each in running.items():
         each.read()
-        if each.stream and each.fresh:
+        if each.stream and (each.fresh or each.finish):
             ready.append((number, each))
         if each.finish:
             finished.append(number)
-    if ready and (items := _pieces(ready, tokenizer)):
+    if ready and (items := _pieces(ready, decoder)):
         pipe.send([wire.ITEMS, items])
     for number in finished:
         each = running.pop(number)
@@ -87,52 +135,29 @@ def flush(running: dict[int, Running], tokenizer: openvino_genai.Tokenizer, pipe
         if each.stream:
             pipe.send([wire.END, number, usage | {"finish_reason": each.finish}])
         else:
-            pipe.send([wire.END, number, usage | {"choices": _choices(each, tokenizer)}])
+            pipe.send([wire.END, number, usage | {"choices": _choices(each, decoder)}])
 
 
-def _pieces(ready: list[tuple[int, Running]], tokenizer: openvino_genai.Tokenizer) -> list[list[Any]]:
-    """Return the new text of each stream: the text with its new tokens, without the text that it had."""
-    rows: dict[bool, list[list[int]]] = {True: [], False: []}
-    for _, each in ready:
-        rows[each.special] += (each.context + each.fresh, each.context)
-    texts = {special: iter(decode(tokenizer, batch, special=special)) for special, batch in rows.items() if batch}
+def _pieces(ready: list[tuple[int, Running]], decoder: Decoder) -> list[list[Any]]:
+    """Return the new text of each stream that has any."""
     items: list[list[Any]] = []
     for number, each in ready:
-        text, before = next(texts[each.special]), next(texts[each.special])
-        if text.endswith(REPLACEMENT) and not each.finish and len(each.fresh) < PATIENCE:
-            continue  # the middle of a character; the rest comes with the next tokens
-        piece = text[len(before) :]
-        each.context = (each.context + each.fresh)[-CONTEXT:]
-        each.fresh = []
-        if piece:
+        tokens, each.fresh = each.fresh, []
+        if piece := each.text.push(tokens, decoder, last=bool(each.finish)):
             each.urgent = False
             items.append([number, piece])
     return items
 
 
-def decode(tokenizer: openvino_genai.Tokenizer, rows: list[list[int]], *, special: bool = False) -> list[str]:
-    """Return the text of each row of tokens.
-
-    :param special: whether special tokens are written out. The library pads a batch with special tokens, so only a
-        batch without them can be decoded at once.
-    """
-    filled = [row for row in rows if row]
-    if special or tokenizer.get_pad_token_id() < 0:
-        texts = iter([tokenizer.decode(row, skip_special_tokens=not special) for row in filled])
-    else:
-        texts = iter(tokenizer.decode(filled) if filled else [])
-    return [next(texts) if row else "" for row in rows]
-
-
-def _choices(each: Running, tokenizer: openvino_genai.Tokenizer) -> list[dict[str, Any]]:
+def _choices(each: Running, decoder: Decoder) -> list[dict[str, Any]]:
     best = sorted(each.sequences, key=lambda sequence: -each.scores[sequence])[: each.returned]
-    texts = decode(tokenizer, [each.sequences[sequence][0] for sequence in best], special=each.special)
     choices: list[dict[str, Any]] = []
-    for sequence, text in zip(best, texts, strict=True):
+    for sequence in best:
+        text = decoder.decode(each.sequences[sequence][0], skip_special_tokens=not each.special)
         choice: dict[str, Any] = {"text": text, "finish_reason": each.finishes.get(sequence, each.finish)}
         if each.logprobs:
             tokens, scores = each.sequences[sequence]
-            words = decode(tokenizer, [[token] for token in tokens], special=True)
+            words = [decoder.decode([token], skip_special_tokens=False) for token in tokens]
             choice["logprobs"] = list(zip(words, scores, strict=False))
         choices.append(choice)
     return choices or [{"text": "", "finish_reason": each.finish}]

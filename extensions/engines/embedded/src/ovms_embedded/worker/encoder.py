@@ -97,7 +97,7 @@ class Encoder:
         for each in model.get_results():
             model.remove_result(each)
         model.add_results([wanted])
-        self._request = core.compile_model(model, device, common.properties(spec)).create_infer_request()
+        self._request = core.compile_model(model, device, common.properties(spec, device)).create_infer_request()
         self._inputs = {name for port in model.inputs for name in port.get_names()}
         self._stateful = bool(self._request.query_state())
         self._window = common.window(common.models_path(spec)) or 0

@@ -38,7 +38,7 @@ class Images:
         self.folder = common.models_path(spec)
         self.sizes: Resolutions = resolutions(options)
         self.devices = devices(common.device(spec, pipe, "device"), self.sizes)
-        self.properties = common.properties(spec)
+        self.properties = common.properties(spec, " ".join(self.devices))
         self.adapters = {
             each["alias"]: (genai.Adapter(Path(spec["base_path"], each["path"])), each["alpha"])
             for each in options["lora_adapters"]
@@ -104,12 +104,12 @@ class Images:
                 arguments["width"], arguments["height"] = size
             result = self.draw.generate(payload["prompt"], **arguments)
         else:
-            picture = _tensor(payload["image"], size)
+            picture = _tensor(payload["image"], size, self.sizes.largest)
             if payload["mask"] is None:
                 result = _need(self.edit, "Image to image").generate(payload["prompt"], picture, **arguments)
             else:
                 height, width = picture.shape[1:3]
-                mask = _tensor(payload["mask"], (width, height))
+                mask = _tensor(payload["mask"], (width, height), self.sizes.largest)
                 result = _need(self.inpaint, "Inpainting").generate(payload["prompt"], picture, mask, **arguments)
         if number in self.pipe.cancelled:
             return None
@@ -130,8 +130,13 @@ def _need(pipeline: Any, what: str) -> Any:  # noqa: ANN401 - see _compile
     return pipeline
 
 
-def _tensor(data: bytes, size: tuple[int, int] | None) -> openvino.Tensor:
+def _tensor(data: bytes, size: tuple[int, int] | None, largest: tuple[int, int]) -> openvino.Tensor:
     (picture,) = pictures.decode([data])
+    width, height = size or picture.size
+    if width > largest[0] or height > largest[1]:
+        raise Refused(
+            f"The image is {width}x{height}, more than the maximum allowed resolution: {largest[0]}x{largest[1]}"
+        )
     if size is not None and picture.size != size:
         picture = picture.resize(size)
     return pictures.tensor(picture)

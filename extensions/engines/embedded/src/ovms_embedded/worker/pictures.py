@@ -5,36 +5,45 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import math
 
 import numpy as np
 import openvino
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ovms_embedded.worker.pipe import Refused
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "WEBP")
 """Those of OVMS that anyone sends, and WebP. Others that Pillow knows start other programs or do much more."""
-PIXELS = 1 << 27
-"""Pixels of all images of a request, 400 MB once they are decoded: some bytes can stand for any number of them."""
-TOO_LARGE = f"Image is too large: those of one request may have {PIXELS} pixels in all"
+PIXELS = 1 << 26
+"""Pixels of an image, 200 MB once it is decoded: some bytes can stand for any number of them."""
+PIXELS_IN_ALL = 1 << 27
+"""Pixels of all images of a request."""
+SEEN = 1 << 24
+"""Pixels of an image that goes on to a model; a larger one is scaled down. No model looks at more, but pipelines take
+some 35 bytes for each."""
+TOO_LARGE = f"Image is too large: one may have {PIXELS} pixels, and those of one request {PIXELS_IN_ALL} in all"
 SLENDER = 200
 """How much longer than wide an image may be: pipelines scale the shorter side up, and the other one with it."""
 
 
 def decode(files: list[bytes]) -> list[Image.Image]:
-    """Return the images of a request in red, green and blue; no pixel is decoded before all are known to be few enough.
+    """Return the images of a request in red, green and blue, upright as a viewer shows them.
+
+    No pixel is decoded before all are known to be few enough.
 
     :raises Refused: one is no image, or they are too large.
     """
     try:
         opened = [Image.open(io.BytesIO(data), formats=FORMATS) for data in files]
-        if sum(each.width * each.height for each in opened) > PIXELS:
+        counts = [each.width * each.height for each in opened]
+        if sum(counts) > PIXELS_IN_ALL or any(count > PIXELS for count in counts):
             raise Refused(TOO_LARGE)
         for width, height in (each.size for each in opened):
             if max(width, height) > SLENDER * min(width, height):
                 text = f"Image of {width}x{height} is too slender: a side may be {SLENDER} times the other at most"
                 raise Refused(text)
-        return [each.convert("RGB") for each in opened]
+        return [_upright(each) for each in opened]
     except Refused:
         raise
     except Image.DecompressionBombError as error:  # Pillow looks before we do, and at parts of an image as well
@@ -42,6 +51,17 @@ def decode(files: list[bytes]) -> list[Image.Image]:
     except Exception as error:
         text = "Image parsing failed"
         raise Refused(text) from error
+
+
+def _upright(opened: Image.Image) -> Image.Image:
+    with opened:
+        picture = opened.convert("RGB")
+    if (count := picture.width * picture.height) > SEEN:
+        picture = picture.reduce(math.ceil(math.sqrt(count / SEEN)))
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # noqa: BLE001 - Pillow raises what it likes for damaged EXIF data, and the image is there
+        return picture
 
 
 def tensor(picture: Image.Image) -> openvino.Tensor:

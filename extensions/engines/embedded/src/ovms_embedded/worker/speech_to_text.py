@@ -20,7 +20,7 @@ class SpeechToText:
     def __init__(self, spec: dict[str, Any], pipe: Pipe) -> None:
         folder = common.models_path(spec)
         device = common.device(spec, pipe, "target_device")
-        properties = common.properties(spec)
+        properties = common.properties(spec, device)
         if spec["options"]["enable_word_timestamps"]:
             properties["word_timestamps"] = True
         self.pipe = pipe
@@ -57,6 +57,8 @@ class SpeechToText:
 
         result = self.pipeline.generate(samples, config, stream)
         answer: dict[str, Any] = {"text": result.texts[0]}
+        if result.language:  # beyond OVMS, which does not tell it
+            answer["language"] = result.language.strip("<|>")
         if payload["words"]:
             answer["words"] = [
                 {"word": each.word, "start": each.start_ts, "end": each.end_ts} for each in result.words or ()

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import openvino_genai as genai
 
 from ovms_embedded import wire
-from ovms_embedded.worker import common, detection
+from ovms_embedded.worker import common, detection, templates
+from ovms_embedded.worker.byte_table import decoder_for
 from ovms_embedded.worker.detokenize import Running, flush
 from ovms_embedded.worker.grammar import structured_output
 from ovms_embedded.worker.pipe import Refused, tidy
@@ -39,17 +40,16 @@ class Text:
         self.device = common.device(spec, pipe, "device")
         self.pipeline = build(spec, self.folder, self.device)
         self.tokenizer = self.pipeline.get_tokenizer()
-        template = self.folder / "chat_template.jinja"
-        if template.exists():
-            self.tokenizer.set_chat_template(template.read_text("utf-8"))
+        template = templates.find(self.folder, self.tokenizer)
+        self.decoder = decoder_for(self.tokenizer)
         self.window = common.window(self.folder)
         self.running: dict[int, Running] = {}
         self.urgent: list[Running] = []
         """Running streams of which nothing has reached the client yet."""
         self.waiting: deque[Message] = deque()
         self.usable_grammars: dict[str, bool] = {}
-        parsers = detection.parsers(spec["options"], self.tokenizer.chat_template, pipe)
-        self.info = parsers | {"vision": self.vision}
+        parsers = detection.parsers(spec["options"], template["template"] or template["tool_template"], pipe)
+        self.info = parsers | {"vision": self.vision, "chat_template": template}
 
     def run(self) -> None:
         """Take calls and step, for ever."""
@@ -77,7 +77,7 @@ class Text:
                 due = now + min(max(least, per_stream * len(self.running)), most)
 
     def _flush(self) -> None:
-        flush(self.running, self.tokenizer, self.pipe)
+        flush(self.running, self.decoder, self.pipe)
         self.urgent = [each for each in self.running.values() if each.urgent]
 
     def _take(self, message: Message) -> None:
@@ -87,6 +87,7 @@ class Text:
             if running := self.running.pop(number, None):
                 running.handle.cancel()
             self.waiting = deque(each for each in self.waiting if each[1] != number)
+            self.pipe.send([wire.END, number, None])  # nobody takes it, but the watchdog sees that the call has ended
             return
         if message[2] == "generate":
             self.waiting.append(message)
@@ -135,12 +136,9 @@ class Text:
             self.usable_grammars[grammar] = True
 
     def _add(self, number: int, payload: dict[str, Any]) -> None:
-        if payload["prompt"] is None:
-            prompt = self._template(payload)
-            tokens = self.tokenizer.encode(prompt, add_special_tokens=False).input_ids
-        else:
-            prompt = payload["prompt"]
-            tokens = self.tokenizer.encode(prompt).input_ids
+        prompt = payload["prompt"]
+        chat = payload["chat"]  # then the template has written the special tokens
+        tokens = self.tokenizer.encode(prompt, add_special_tokens=not chat).input_ids
         length = tokens.shape[1]
         if not length:
             text = "Prompt is empty after tokenization"
@@ -156,25 +154,12 @@ class Text:
         else:
             handle = self.pipeline.add_request(number, tokens, config)
         running = Running(handle, payload, length, config.num_return_sequences)
-        running.thinking = payload["prompt"] is None and prompt.rstrip().endswith("<think>")
+        running.thinking = chat and prompt.rstrip().endswith("<think>")
         running.ends = set(config.stop_token_ids) | {config.eos_token_id}
         self.running[number] = running
         if payload["stream"]:
             self.urgent.append(running)
             self.pipe.send([wire.ITEMS, [[number, running.thinking]]])
-
-    def _template(self, payload: dict[str, Any]) -> str:
-        context = dict(payload["context"])
-        arguments: dict[str, Any] = {"add_generation_prompt": bool(context.pop("add_generation_prompt", True))}
-        if payload["tools"]:
-            arguments["tools"] = payload["tools"]
-        if context:
-            arguments["extra_context"] = context
-        try:
-            return str(self.tokenizer.apply_chat_template(payload["messages"], **arguments))
-        except Exception as error:
-            text = f"Failed to apply chat template: {tidy(error)}"
-            raise Refused(text) from error
 
     def _recover(self, error: Exception) -> None:
         """Fail what runs and make the pipeline anew."""

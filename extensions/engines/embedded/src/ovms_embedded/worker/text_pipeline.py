@@ -27,7 +27,7 @@ def build(spec: dict[str, Any], folder: Path, device: str) -> genai.ContinuousBa
     """
     options = spec["options"]
     _check_kind(options["pipeline_type"], folder, device)
-    properties = common.properties(spec)
+    properties = common.properties(spec, device)
     if options.get("draft_models_path"):
         properties["draft_model"] = _draft(spec, device)
     elif given := [name for name in options if name.startswith("draft_") and name != "draft_eagle3_mode"]:
@@ -90,9 +90,8 @@ def _draft(spec: dict[str, Any], device: str) -> Any:  # noqa: ANN401 - an opaqu
     options = spec["options"]
     folder = common.models_path(spec, "draft_models_path")
     named = {name: options.get(f"draft_{name}", options.get(name)) for name in DRAFT_OPTIONS}
-    return genai.draft_model(
-        folder, options.get("draft_device") or device, scheduler_config=_scheduler(named), **common.properties(spec)
-    )
+    device = options.get("draft_device") or device
+    return genai.draft_model(folder, device, scheduler_config=_scheduler(named), **common.properties(spec, device))
 
 
 def generation_config(

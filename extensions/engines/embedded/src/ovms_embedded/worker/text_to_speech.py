@@ -26,7 +26,7 @@ class TextToSpeech:
             raise ValueError(message)
         folder = common.models_path(spec)
         device = common.device(spec, pipe, "target_device")
-        properties = common.properties(spec)
+        properties = common.properties(spec, device)
         if device == "CPU":
             # Every step has a shape of its own; kept for the next time, they are gigabytes after one long text.
             properties.setdefault("CPU_RUNTIME_CACHE_CAPACITY", 0)
@@ -58,7 +58,7 @@ class TextToSpeech:
         return openvino.Tensor(values.reshape(shape))
 
     def speak(self, _: int, payload: dict[str, Any]) -> bytes:
-        """Return what a text sounds like."""
+        """Return what a text sounds like, as a file."""
         voice = None
         if (name := payload["voice"]) is not None:
             voice = self.voices.get(name)
@@ -74,7 +74,7 @@ class TextToSpeech:
         result = self.pipeline.generate(payload["input"], voice, **settings)
         # Copied at once: the tensor is a view of memory that the pipeline uses again.
         samples = np.array(result.speeches[0].data, np.float32, copy=True).reshape(-1)
-        return audio.write(samples, int(result.output_sample_rate))
+        return audio.write(samples, int(result.output_sample_rate), payload["format"])
 
 
 def load(spec: dict[str, Any], pipe: Pipe) -> TextToSpeech:

@@ -1,32 +1,31 @@
-"""The engine as services are given it: each request goes to the one that runs then.
-
-None need run before the first, and one that was restarted has another key, and perhaps another port.
-"""
+"""The engine as services are given it, for one request."""
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 
     from ovms_kernel.engine.client import EngineClient
+    from ovms_kernel.models.residency import Residency
     from ovms_kernel.values import Answer, Upload
 
 
-class FollowingEngine:
-    """Asks for the connection anew with each request; see ``drivers.Engine``.
+class RequestEngine:
+    """Asks the engine that runs then, as one that was restarted has another key; see ``drivers.Engine``.
 
     :param client: returns the connection to the running engine, starting or awaiting it if need be.
-    :param ready: makes sure that a model, given with its type, is served, and returns its id.
+    :param keep_alive: of the request.
     """
 
     def __init__(
-        self, client: Callable[[], Awaitable[EngineClient]], ready: Callable[[str, str], Awaitable[str]]
+        self, client: Callable[[], Awaitable[EngineClient]], residency: Residency, keep_alive: float | None = None
     ) -> None:
         self._client = client
-        self._ready = ready
+        self._residency = residency
+        self._keep_alive = keep_alive
 
     async def post(
         self, path: str, body: bytes, *, content_type: str = "application/json", timeout: float | None = None
@@ -55,6 +54,8 @@ class FollowingEngine:
             async for event in events:
                 yield event
 
-    async def ready(self, model: str, model_type: str) -> str:
-        """Make sure that the model is served, and return its id."""
-        return await self._ready(model, model_type)
+    @asynccontextmanager
+    async def model(self, name: str, model_type: str, *, default: str = "") -> AsyncIterator[str]:
+        """Hold a model for as long as the block lasts."""
+        async with self._residency.use(model_type, name, default=default, keep_alive=self._keep_alive) as model:
+            yield model.id

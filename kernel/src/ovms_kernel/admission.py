@@ -17,7 +17,7 @@ from ovms_kernel.errors import BadRequest, Cancelled, OvmsError
 from ovms_kernel.values import Call, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from ovms_kernel.events import Events
     from ovms_kernel.values import Request
@@ -35,6 +35,8 @@ def _finite(text: str) -> float:
     return number if math.isfinite(number) else _refuse(text)
 
 
+PROMPT_TOKENS = re.compile(rb'"(?:prompt|input)_tokens":\s*(\d+)')
+COMPLETION_TOKENS = re.compile(rb'"(?:completion|output)_tokens":\s*(\d+)')
 _DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse)
 
 
@@ -56,13 +58,41 @@ def decode_request(raw: bytes) -> dict[str, Any]:
     return body
 
 
+class Sent:
+    """What was sent back for one request."""
+
+    __slots__ = ("_usage", "bytes_out", "first", "model")
+
+    def __init__(self) -> None:
+        self.bytes_out = 0
+        self.first = 0.0
+        """When the first piece was there, by the monotonic clock; 0 = not yet."""
+        self.model = ""
+        """The model that answered, where the service says so."""
+        self._usage = b""
+
+    def add(self, piece: bytes) -> None:
+        """Count a piece, before it is handed on."""
+        if not self.first:
+            self.first = time.monotonic()
+        self.bytes_out += len(piece)
+        if b'"usage":{' in piece:
+            self._usage = piece
+
+    def tokens(self) -> tuple[int, int]:
+        """Return the tokens of the request and of the answer; 0 where the answer does not say."""
+        usage = self._usage.rpartition(b'"usage":{')[2]
+        given, made = PROMPT_TOKENS.search(usage), COMPLETION_TOKENS.search(usage)
+        return int(given[1]) if given else 0, int(made[1]) if made else 0
+
+
 @asynccontextmanager
 async def admitted(
     events: Events, service: str, request: Request, *, streaming: bool
-) -> AsyncIterator[tuple[Call, Callable[[int], None]]]:
+) -> AsyncIterator[tuple[Call, Sent]]:
     """Admit a request to a service and tell of its beginning and its end.
 
-    :return: the call, and a function that is told of the bytes that were sent back.
+    :return: the call, and what the caller adds the pieces of the answer to.
     :raises BadRequest: it is not a request.
     :raises Refused: an extension does not want it.
     """
@@ -83,14 +113,10 @@ async def admitted(
         timeout=request.timeout,
         caller=request.caller,
         keep_alive=request.keep_alive,
+        local_files=request.local_files,
     )
     began = time.monotonic()
-    code, error, bytes_out = 200, "", 0
-
-    def sent(count: int) -> None:
-        nonlocal bytes_out
-        bytes_out += count
-
+    code, error, sent = 200, "", Sent()
     try:
         await events.ask("ovms_before_request", call=call)
         yield call, sent
@@ -104,7 +130,9 @@ async def admitted(
         code, error = 500, type(caught).__name__
         raise
     finally:
-        outcome = Outcome(code, time.monotonic() - began, bytes_out, error)
+        first_byte = sent.first - began if sent.first else None
+        model = sent.model or (call.model if code == 200 else "")
+        outcome = Outcome(code, time.monotonic() - began, sent.bytes_out, error, first_byte, model, *sent.tokens())
         with anyio.CancelScope(shield=True):
             await events.tell("ovms_request_finished", call=call, outcome=outcome)
 

@@ -1,0 +1,111 @@
+"""Anthropic's Messages API over the chat service: ``/v1/messages`` and ``/v1/messages/count_tokens``."""
+
+from __future__ import annotations
+
+import json
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from ovms_dialect_anthropic import answers, requests
+from ovms_kernel.api.faces import EngineFailed, OvmsError, Request, StreamedAnswer, decode_request, read_events
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+
+    from starlette.requests import Request as HttpRequest
+    from starlette.routing import BaseRoute
+    from starlette.types import Receive, Scope, Send
+
+    from ovms_dialect_anthropic.requests import Fields
+    from ovms_kernel.api.faces import KernelApi
+
+__all__ = ["Anthropic"]
+
+SERVICE = "chat"
+
+
+class Anthropic:
+    """The dialect.
+
+    :param section: nothing can be set.
+    """
+
+    name = "anthropic"
+
+    def __init__(self, section: Mapping[str, Any]) -> None:
+        del section
+
+    def routes(self, kernel: KernelApi) -> list[BaseRoute]:
+        """Return the API's routes."""
+        api = _Api(kernel)
+        return [
+            Route("/v1/messages", api.create, methods=["POST"]),
+            Route("/v1/messages/count_tokens", api.count, methods=["POST"]),
+        ]
+
+    def error(self, status: int, message: str, code: str) -> Fields:
+        """Return the body of an error."""
+        del code
+        return answers.error_of(status, message)
+
+
+class _Api:
+    def __init__(self, kernel: KernelApi) -> None:
+        self._kernel = kernel
+
+    async def create(self, http: HttpRequest) -> Response:
+        """Answer a request, whole or streamed."""
+        fields = decode_request(await http.body())
+        chat = requests.to_chat(fields)
+        thoughts = requests.thinking(fields) is not False and "thinking" in fields
+        if fields.get("stream"):
+            return _Stream(self._events(chat, thoughts=thoughts, name=http.scope["ovms.request"]))
+        answer = await self._ask(chat, http.scope["ovms.request"])
+        return JSONResponse(answers.from_chat(answer, thoughts=thoughts))
+
+    async def count(self, http: HttpRequest) -> Response:
+        """Count the tokens of a request: the model's own template and tokenizer do, for an answer of one token."""
+        chat = requests.to_chat(decode_request(await http.body()), count=True)
+        answer = await self._ask(chat, http.scope["ovms.request"])
+        return JSONResponse({"input_tokens": (answer.get("usage") or {}).get("prompt_tokens", 0)})
+
+    async def _ask(self, chat: Fields, name: str) -> Fields:
+        answer = await self._kernel.invoke(SERVICE, Request(fields=chat, caller=Anthropic.name, id=name))
+        found = json.loads(answer.body)
+        if not isinstance(found, dict) or not found.get("choices"):
+            raise EngineFailed("The engine's answer is not a chat completion.")
+        return found
+
+    async def _events(self, chat: Fields, *, thoughts: bool, name: str) -> AsyncGenerator[bytes, None]:
+        chat = chat | {"stream": True, "stream_options": {"include_usage": True}}
+        events = answers.Events(str(chat.get("model") or ""), thoughts=thoughts)
+        chunks = read_events(self._kernel.stream(SERVICE, Request(fields=chat, caller=Anthropic.name, id=name)))
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                for each in events.chunk(chunk):
+                    yield each
+        for each in events.end():
+            yield each
+
+
+class _Stream(Response):
+    """A streamed answer; the face keeps it alive and ends it when the client leaves."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        super().__init__()
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        del receive, send
+        streamed: StreamedAnswer = scope["ovms.stream"]
+        await streamed(self._events, _failed, b"text/event-stream", answers.event("ping"))
+
+
+def _failed(error: Exception) -> bytes:
+    message = error.message if isinstance(error, OvmsError) else "This should not have happened; the log tells more."
+    body = answers.error_of(500, message)
+    return answers.event("error", error=body["error"])

@@ -1,0 +1,46 @@
+"""Ollama's API over the services: chat, generate, embed, and the models with pull and delete."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from starlette.routing import Route
+
+from ovms_dialect_ollama.endpoints import Endpoints
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from starlette.routing import BaseRoute
+
+    from ovms_kernel.api.faces import KernelApi
+
+__all__ = ["Ollama"]
+
+
+class Ollama:
+    """The dialect.
+
+    :param section: nothing can be set.
+    """
+
+    name = "ollama"
+
+    def __init__(self, section: Mapping[str, Any]) -> None:
+        del section
+
+    def routes(self, kernel: KernelApi) -> list[BaseRoute]:
+        """Return the API's routes."""
+        api = Endpoints(kernel)
+        posts = ("chat", "generate", "embed", "embeddings", "show", "pull")
+        return [
+            Route("/", api.root, methods=["GET"]),
+            *(Route(f"/api/{name}", getattr(api, name), methods=["POST"]) for name in posts),
+            *(Route(f"/api/{name}", getattr(api, name), methods=["GET"]) for name in ("tags", "ps", "version")),
+            Route("/api/delete", api.delete, methods=["DELETE"]),
+        ]
+
+    def error(self, status: int, message: str, code: str) -> dict[str, Any]:
+        """Return the body of an error."""
+        del status, code
+        return {"error": message}

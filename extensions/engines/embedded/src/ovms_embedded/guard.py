@@ -1,0 +1,80 @@
+"""Ends workers that run away: those that take too much memory, and those whose call nobody waits for any more.
+
+The front process does it, because a thread in the worker does not run while a library keeps Python's global lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from ovms_embedded import log
+
+if TYPE_CHECKING:
+    from ovms_embedded.manager import Manager
+
+PERIOD = 0.2
+"""Seconds between two looks at the workers."""
+PATIENCE = 30.0
+"""Seconds that a call may go on after everybody who waited for it has left."""
+MARGIN = 4 << 30
+"""Bytes that a worker may take beyond what it has when its model is loaded, at least."""
+GIGABYTE = 1 << 30
+MEGABYTE = 1 << 20
+SHARE = 0.8
+"""Of the machine's memory: no worker may take more, unless its model alone does."""
+OOM_SCORE = 900
+
+
+def volunteer(pid: int) -> None:
+    """Let the system end that process first when its memory runs out, where the system can be told so."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE))
+
+
+def memory_of(pid: int) -> int:
+    """Return the bytes of memory that a process has, 0 when it is gone."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+def memory_limit(loaded: int, options: dict[str, Any], wanted: int) -> int:
+    """Return how many bytes a worker may have.
+
+    :param loaded: what it has with its model loaded.
+    :param options: the graph's; text generation fills a cache later, of ``cache_size`` GB or as large as it needs.
+    :param wanted: the setting in MB, 0 for what follows from the rest.
+    """
+    if wanted:
+        return wanted * MEGABYTE
+    whole = psutil.virtual_memory().total
+    cache = 0
+    if (size := options.get("cache_size")) is not None:
+        cache = size * GIGABYTE or whole // 4
+    return int(max(min(loaded + max(MARGIN, loaded) + cache, SHARE * whole), loaded + GIGABYTE))
+
+
+async def guard(manager: Manager) -> None:
+    """Watch over the workers, for ever."""
+    while True:
+        await asyncio.sleep(PERIOD)
+        for servable in manager.servables.values():
+            worker = servable.worker
+            if worker is None or not worker.pid:
+                continue
+            if worker.memory_limit and (taken := memory_of(worker.pid)) > worker.memory_limit:
+                allowed = worker.memory_limit // MEGABYTE
+                text = f"it took {taken // MEGABYTE} MB of memory; {allowed} are allowed (--worker_memory_limit)"
+            elif worker.is_stuck(time.monotonic() - PATIENCE):
+                text = f"it still works on a request that everybody left {PATIENCE:.0f} seconds ago"
+            else:
+                continue
+            log.manager.error("Ending the worker of %s: %s", servable.name, text)
+            worker.kill(text)

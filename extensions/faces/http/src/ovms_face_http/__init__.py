@@ -1,0 +1,34 @@
+"""The HTTP face: one address with OpenAI's API over whatever services are installed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from ovms_face_http.running import Running
+    from ovms_kernel.api.faces import KernelApi
+
+__all__ = ["HttpFace"]
+
+
+class HttpFace:
+    """Serves HTTP at the address of its settings.
+
+    :param section: ``faces.http``; see ``config.HttpSettings``.
+    """
+
+    def __init__(self, section: Mapping[str, Any]) -> None:
+        from ovms_face_http import config
+
+        self.settings = config.read(section)
+
+    async def serve(self, kernel: Awaitable[KernelApi], *, ready: Callable[[Running], object] | None = None) -> None:
+        """Serve until cancelled; then answers that have begun are sent to their end.
+
+        :param ready: called once when requests are answered.
+        """
+        from ovms_face_http.running import serve
+
+        await serve(self.settings, kernel, ready)

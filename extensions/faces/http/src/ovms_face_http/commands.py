@@ -1,0 +1,101 @@
+"""``ovms-plugin serve``, ``key`` and ``connect``."""
+
+from typing import TYPE_CHECKING, Annotated, cast
+
+import anyio
+import typer
+
+from ovms_cli import output
+from ovms_cli.session import Json, Session, add
+from ovms_face_http import config, running
+from ovms_face_http.clients import CLIENTS, Client, told
+from ovms_face_http.keys import DEFAULT
+from ovms_face_http.operation import operate
+
+if TYPE_CHECKING:
+    from ovms_face_http.config import HttpSettings
+    from ovms_kernel.api.faces import KernelApi
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="What the key is for.", show_default=False)]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands, and the group ``key``."""
+    add(app, serve, connect)
+    group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Make, list and revoke API keys.")
+    add(group, add_, list_, remove)
+    app.add_typer(group, name="key")
+
+
+async def serve(
+    session: Session,
+    *,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.", show_default=False)] = "",
+    port: Annotated[
+        int, typer.Option(min=-1, max=65535, help="Which port; 0 = any free one.", show_default=False)
+    ] = -1,
+) -> None:
+    """Serve every installed model at one HTTP address until Ctrl-C.
+
+    Other commands, and AOG, use the same engine meanwhile.
+    """
+    given = ({"host": host} if host else {}) | ({"port": port} if port >= 0 else {})
+    settings = read_settings(session, **given)
+    session.kept = "The server is stopped; models and settings are kept."
+    async with session.kernel() as kernel:
+        await operate(cast("KernelApi", kernel), settings, output.say)
+
+
+async def connect(
+    session: Session,
+    client: Annotated[
+        Client | None,
+        typer.Argument(
+            metavar="CLIENT", help=f"One of {', '.join(CLIENTS)}; all if none is named.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Show what to type or paste to use the models from another program."""
+    settings = read_settings(session)
+    where = running.read(session.settings.data_dir)
+    async with session.kernel() as kernel:
+        models = await kernel.list_models()
+    url = where.url if where else config.base_url(settings, settings.port)
+    key = ""
+    if settings.keys == "required":
+        key = await anyio.to_thread.run_sync(running.keys_of(session.settings).default)
+    if where is None:
+        output.say("Nothing is served now; `ovms-plugin serve` starts that.")
+    chosen = [each.value for each in Client] if client is None else [client.value]
+    print("\n\n".join(told(each, url, key, models) for each in chosen))
+
+
+async def add_(session: Session, name: Name) -> None:
+    """Make a key and print it, this once; only a hash of it is kept."""
+    print(await anyio.to_thread.run_sync(running.keys_of(session.settings).add, name))
+
+
+async def list_(session: Session, *, json: Json = False) -> None:
+    """List the keys by name."""
+    keys = running.keys_of(session.settings)
+    found = [{"name": name, "created": each.created} for name, each in sorted(keys.named().items())]
+    if keys.file.exists():
+        found.insert(0, {"name": DEFAULT, "file": str(keys.file)})
+    if json:
+        output.print_json(found)
+    elif found:
+        rows = [(each["name"], each.get("created") or each.get("file", "")) for each in found]
+        output.print_table(("KEY", "CREATED, OR KEPT IN"), rows)
+    else:
+        output.say("There are no keys yet; `ovms-plugin serve` makes one, `ovms-plugin key add NAME` another.")
+
+
+async def remove(session: Session, name: Name) -> None:
+    """Revoke a key; a running server refuses it within a second."""
+    await anyio.to_thread.run_sync(running.keys_of(session.settings).remove, name)
+    print(f"The key {name} is revoked.")
+
+
+def read_settings(session: Session, **given: object) -> "HttpSettings":
+    """Return the face's settings, with options of a command that win over them."""
+    return config.read({**session.settings.section("faces", "http"), **given})

@@ -1,0 +1,95 @@
+"""Engine and face together, as ``ovms-plugin serve`` runs them."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import anyio
+
+from ovms_face_http import running
+from ovms_kernel.api.faces import TimedOut, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ovms_face_http.config import HttpSettings
+    from ovms_face_http.running import Running
+    from ovms_kernel.api.faces import KernelApi
+    from ovms_kernel.api.observers import EngineExit, EngineInfo, LoadedModel, LocalModel
+
+LOOK = 1.0
+"""Seconds between two looks at whether the engine was given up."""
+
+
+class Teller:
+    """Listens to the kernel and says a line for what happens to the engine and its models."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    @hookimpl
+    def ovms_engine_ready(self, engine: EngineInfo) -> None:
+        """Say that it answers."""
+        self._say(f"Engine {engine.version} is ready at {engine.endpoint.rest}.")
+
+    @hookimpl
+    def ovms_engine_exited(self, exit: EngineExit, will_restart: bool) -> None:  # noqa: A002, FBT001 - the event's words
+        """Say why, and what happens next."""
+        if not exit.expected:
+            again = " It is started again." if will_restart else ""
+            self._say(f"The engine ended: {exit.cause.rstrip('.')}.{again}")
+
+    @hookimpl
+    def ovms_model_ready(self, model: LoadedModel) -> None:
+        """Say how long it took."""
+        self._say(f"{model.model.id} is loaded, in {model.seconds:.1f} s.")
+
+    @hookimpl
+    def ovms_load_failed(self, model: LocalModel, cause: str) -> None:
+        """Say why."""
+        self._say(f"{model.id} is not loaded: {cause}")
+
+    @hookimpl
+    def ovms_unloaded(self, model: LocalModel, reason: str) -> None:
+        """Say why."""
+        self._say(f"{model.id} is unloaded ({reason}).")
+
+
+async def operate(kernel: KernelApi, settings: HttpSettings, say: Callable[[str], None]) -> None:
+    """Run the engine and serve until cancelled; raises when the engine is given up."""
+    kernel.register("terminal", Teller(say))
+    composed: asyncio.Future[KernelApi] = asyncio.get_running_loop().create_future()
+    composed.set_result(kernel)
+    serving = anyio.Event()
+    told: list[Running] = []
+
+    def ready(where: Running) -> None:
+        told.append(where)
+        serving.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(running.serve, settings, composed, ready)
+        await serving.wait()  # so that nothing is started for an address that is in use
+        await kernel.start_engine()
+        await _introduce(kernel, told[0], say)
+        while True:
+            with suppress(TimedOut):  # it is still starting, which the kernel tells
+                await kernel.engine()
+            await anyio.sleep(LOOK)
+
+
+async def _introduce(kernel: KernelApi, where: Running, say: Callable[[str], None]) -> None:
+    """Say where programs find what."""
+    models = await kernel.list_models()
+    loaded = {each.id for each in await kernel.running_models()}
+    say(f"Serving OpenAI's API at {where.url}/v1; Ctrl-C stops it.")
+    say(f"The key is in {where.key_file}." if where.key_file else "No key is needed.")
+    if models:
+        say(f"{len(models)} models, {len(loaded)} loaded; the others load when they are asked for:")
+        for each in models:
+            say(f"  {each.id} ({each.model_type}{', loaded' if each.id in loaded else ''})")
+    else:
+        say("No model is installed yet; `ovms-plugin pull OWNER/NAME` fetches one.")
+    say("`ovms-plugin connect` shows how to use them from other programs.")

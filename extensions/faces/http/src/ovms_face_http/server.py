@@ -1,0 +1,208 @@
+"""Listening: the socket, uvicorn's protocols on it, and the end without losing an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import time
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio
+import psutil
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from ovms_kernel.api.faces import BadRequest, PreconditionFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ovms_face_http.app import App
+    from ovms_face_http.config import HttpSettings
+
+HEAD_LIMIT = 20.0
+"""Seconds that the head of a connection's first request may take."""
+KEEP_ALIVE = 75.0
+"""Seconds that a connection may be idle between two requests."""
+HEAD_BYTES = 64 << 10
+"""Bytes of a head."""
+DRAIN_LIMIT = 20.0
+"""Seconds that answers have when the server ends."""
+BACKLOG = 1024
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's connection, which also gives up on slow heads and tells the work that its client is gone."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as uvicorn makes it
+        super().__init__(*args, **kwargs)
+        self.leave: dict[object, Callable[[], None]] = {}
+        """What to call when the client is gone, by request."""
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._head_bytes = 0
+        self._in_head = True
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for the first head."""
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Read, and refuse a head without an end."""
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("The head of the request is too large.")
+
+    def on_message_begin(self) -> None:
+        """Give the request a way to hear that its client is gone."""
+        super().on_message_begin()
+        self.scope["ovms.connection"] = self  # type: ignore[typeddict-unknown-key]
+        if not self._in_head:
+            self._wait_for_head()
+
+    def on_headers_complete(self) -> None:
+        """Stop waiting for the head."""
+        self._in_head, self._head_bytes = False, 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the work for this client."""
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+        super().connection_lost(exc)
+        for leave in list(self.leave.values()):
+            leave()
+
+    def _wait_for_head(self) -> None:
+        self._in_head = True
+        self._head_timer = self.loop.call_later(HEAD_LIMIT, self._give_up)
+
+    def _give_up(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.close()
+
+
+class Server:
+    """Serves an application on a socket, as an async context manager; leaving it lets answers end first."""
+
+    def __init__(self, settings: HttpSettings, app: App, sock: socket.socket) -> None:
+        self._sock = sock
+        self._state = ServerState()
+        self._config = uvicorn.Config(
+            app,
+            http=Connection,
+            ws="websockets-sansio",
+            ws_max_size=16 << 20,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=int(KEEP_ALIVE),
+            backlog=BACKLOG,
+            ssl_certfile=settings.tls_cert or None,
+            ssl_keyfile=settings.tls_key or None,
+        )
+
+    async def __aenter__(self) -> Self:
+        try:
+            self._config.load()
+        except (OSError, ValueError) as error:
+            raise BadRequest(
+                f"The certificate of faces.http.tls_cert and tls_key cannot be used ({error}); check both files."
+            ) from error
+        loop = asyncio.get_running_loop()
+        self._tell_time()
+        self._listener = await loop.create_server(
+            lambda: Connection(config=self._config, server_state=self._state, app_state={}, _loop=loop),
+            sock=self._sock,
+            ssl=self._config.ssl,
+            backlog=BACKLOG,
+        )
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        self._listener.close()
+        with anyio.CancelScope(shield=True):
+            for connection in list(self._state.connections):
+                connection.shutdown()
+            if running := set(self._state.tasks):
+                _, late = await asyncio.wait(running, timeout=DRAIN_LIMIT)
+                for task in late:
+                    task.cancel()
+                await asyncio.gather(*late, return_exceptions=True)
+
+    async def keep_time(self) -> None:
+        """Keep the Date of answers right, until cancelled."""
+        while True:
+            await anyio.sleep(1 - time.time() % 1)
+            self._tell_time()
+
+    def _tell_time(self) -> None:
+        self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
+
+
+def bind(settings: HttpSettings) -> socket.socket:
+    """Return a socket that is bound to the address, and not listening yet.
+
+    :raises PreconditionFailed: the address is in use; the sentence says by what.
+    :raises BadRequest: this machine does not have that address.
+    """
+    host = "127.0.0.1" if settings.host == "localhost" else settings.host
+    try:
+        found = socket.getaddrinfo(host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise BadRequest(f"faces.http.host {host!r} is not an address of this machine ({error.strerror}).") from error
+    family, kind, protocol, _, address = found[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        # On Windows the option means something else: it would let two servers share a port.
+        sock.setsockopt(
+            socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE if os.name == "nt" else socket.SO_REUSEADDR, 1  # type: ignore[attr-defined,unused-ignore]
+        )  # fmt: skip
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE or (os.name == "nt" and error.errno in (errno.EACCES, 10013, 10048)):
+            raise PreconditionFailed(_in_use(settings.port)) from error
+        if error.errno == errno.EACCES:
+            raise PreconditionFailed(
+                f"Port {settings.port} is reserved for administrators; choose one from 1024 up with `--port`."
+            ) from error
+        raise BadRequest(f"This machine cannot listen at {host} ({error.strerror}); change faces.http.host.") from error
+    sock.settimeout(0)
+    return sock
+
+
+def _in_use(port: int) -> str:
+    return (
+        f"Port {port} is in use by {_holder(port)}; stop that, or choose another port with "
+        f"`ovms-plugin serve --port {port + 1}` or the setting faces.http.port."
+    )
+
+
+def _holder(port: int) -> str:
+    """Return what listens at a port, as far as the system tells."""
+    try:
+        pids = {
+            each.pid
+            for each in psutil.net_connections("tcp")
+            if each.pid and each.status == psutil.CONN_LISTEN and each.laddr and each.laddr.port == port
+        }
+        for pid in pids:
+            process = psutil.Process(pid)
+            return f"{process.name()} (process {pid})"
+    except (psutil.Error, OSError):
+        pass
+    return "another program"

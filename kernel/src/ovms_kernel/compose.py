@@ -1,0 +1,69 @@
+"""From settings to a wired kernel: the only place that connects parts.
+
+Constructors have no side effects. What a part needs of another one is handed to it here, and what it listens to is
+registered here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ovms_kernel.engine.control import EngineControl
+from ovms_kernel.engine.host import read_host
+from ovms_kernel.engine.installation import Installations
+from ovms_kernel.engine.probe import IdleProbe
+from ovms_kernel.engine.supervisor import Supervisor
+from ovms_kernel.events import Events
+from ovms_kernel.extensions import compose
+from ovms_kernel.kernel import Kernel
+from ovms_kernel.models.library import Library
+from ovms_kernel.models.memory import Memory, engine_memory
+from ovms_kernel.models.residency import Residency
+from ovms_kernel.models.servables import Servables
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ovms_kernel.extensions import Extensions
+    from ovms_kernel.models.plan import Table
+    from ovms_kernel.settings import Settings
+    from ovms_kernel.values import Host
+
+
+def compose_kernel(settings: Settings, *, host: Host | None = None, extensions: Extensions | None = None) -> Kernel:
+    """Return a kernel, which works once it is entered as an async context manager.
+
+    :param host: instead of the machine that this runs on.
+    :param extensions: instead of those that are installed.
+    """
+    host = host or read_host()
+    events = Events(settings.hook_timeout)
+    if extensions is None:
+        extensions = compose(settings, host, events=events)
+    else:
+        events.register(extensions.listeners())
+    table: Table = {}
+    installations = Installations(settings, events)
+    library = Library(settings, events, extensions.hubs, extensions.graphs, host)
+    supervisor = Supervisor(settings, events, IdleProbe(extensions.services.values(), table))
+    control = EngineControl(settings, host, extensions.platforms, installations, supervisor)
+
+    def known() -> dict[str, Path]:
+        return {each.id: each.model.directory for each in residency.loaded() if each.model}
+
+    servables = Servables(settings, control.client, supervisor, running=control.is_ready, known=known)
+    residency = Residency(
+        settings,
+        events,
+        library,
+        servables,
+        Memory(settings, library),
+        table,
+        connect=control.ready,
+        engine_runs=control.runs,
+        runs_elsewhere=control.runs_elsewhere,
+        engine_memory=lambda: engine_memory(control.pid()),
+    )
+    library.release = residency.release
+    events.register({"kernel.residency": residency})
+    return Kernel(settings, host, events, extensions, installations, library, supervisor, control, servables, residency)

@@ -1,0 +1,238 @@
+"""Loads and unloads single models in the engine, and keeps the table of them true to what the engine says."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import anyio.to_thread
+
+from ovms_kernel.errors import OvmsError
+from ovms_kernel.models.files import GRAPH
+from ovms_kernel.models.metadata import read_metadata, write_metadata
+from ovms_kernel.models.plan import Resident, State, unload_at
+from ovms_kernel.models.servables import AVAILABLE
+from ovms_kernel.values import LoadedModel, LocalModel, ResidentModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container
+
+    from ovms_kernel.events import Events
+    from ovms_kernel.models.library import Library
+    from ovms_kernel.models.memory import Memory
+    from ovms_kernel.models.plan import Table, Wanted
+    from ovms_kernel.models.servables import Servables
+    from ovms_kernel.settings import Settings
+
+log = logging.getLogger(__name__)
+
+NOISE = 0.1
+"""Share by which the memory of two loads of a model may differ without being noted."""
+SHOWN: dict[State, Literal["failed", "waiting", "loading", "loaded", "unloading"]] = {
+    State.ABSENT: "failed",
+    State.WAITING: "waiting",
+    State.LOADING: "loading",
+    State.LOADED: "loaded",
+    State.UNLOADING: "unloading",
+}
+"""What a state is called outside; an absent model is listed only if it failed to load."""
+
+
+class Loader:
+    """Changes what is loaded; ``residency.py`` says when, and sees that there is one change at a time.
+
+    :param table: every model that was used or loaded, by id.
+    :param engine_memory: returns the bytes that the engine holds, 0 if that cannot be seen.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        events: Events,
+        library: Library,
+        servables: Servables,
+        memory: Memory,
+        table: Table,
+        engine_memory: Callable[[], int],
+    ) -> None:
+        self._settings = settings
+        self._events = events
+        self._library = library
+        self._servables = servables
+        self._memory = memory
+        self._engine_memory = engine_memory
+        self.table = table
+
+    # -- changes ---------------------------------------------------------------------------------------------------
+
+    async def load(self, resident: Resident, wanted: Wanted) -> LoadedModel:
+        """Load a model whose memory is there; the caller holds its lock.
+
+        :raises EngineFailed: the engine cannot load it; the sentence has the engine's own words.
+        """
+        model = await anyio.to_thread.run_sync(self._library.find, resident.id)
+        resident.state, resident.model = State.LOADING, model
+        resident.bytes = wanted.bytes
+        began, before = time.monotonic(), await self._measure_engine()
+        try:
+            changed = await self._library.shaper.refresh(model)
+            await self._servables.add(model, anew=changed or resident.graph not in (0, graph_of(model)))
+        except OvmsError as error:
+            resident.failure, resident.failed_at = error, time.monotonic()
+            log.error("Model %s did not load: %s", model.id, error.message)
+            await self._events.tell("ovms_load_failed", model=model, cause=error.message)
+            raise
+        if before and (took := await self._measure_engine() - before) > 0:
+            await anyio.to_thread.run_sync(_note_memory, model, took)
+        wanted = await anyio.to_thread.run_sync(self._memory.wanted, model)
+        self._mark_loaded(resident, model, wanted)
+        resident.load_seconds = time.monotonic() - began
+        log.info("Model %s is loaded, after %.2f s", model.id, resident.load_seconds)
+        return LoadedModel(model, resident.load_seconds)
+
+    async def _measure_engine(self) -> int:
+        """Return the bytes that the engine holds; 0 if that cannot be seen."""
+        return await anyio.to_thread.run_sync(self._engine_memory)
+
+    async def unload(self, model_id: str) -> list[LocalModel]:
+        """Unload a model that may go; the caller holds the right to change what is loaded."""
+        resident = self.table.get(model_id)
+        if resident is not None and resident.state is State.LOADED:
+            resident.state = State.UNLOADING
+        try:
+            gone = await self._servables.remove(model_id)
+        finally:
+            if resident is not None and resident.state is State.UNLOADING:
+                resident.state = State.ABSENT
+                resident.closing = resident.hinted = False
+                resident.graph, resident.failure = 0, None
+        return [(resident and resident.model) or foreign(model_id)] if gone else []
+
+    async def tell_unloaded(self, models: list[LocalModel], reason: str) -> None:
+        """Log and tell the event."""
+        for model in models:
+            log.info("Model %s is unloaded: %s", model.id, reason)
+            await self._events.tell("ovms_unloaded", model=model, reason=reason)
+
+    async def look(self, busy: Container[str]) -> None:
+        """Bring the table in line with what the engine serves, whoever loaded it.
+
+        :param busy: models that are being loaded now, which are left alone.
+        """
+        states, entries = await self._servables.states(), await self._servables.entries()
+        installed = {model.id: model for model in await anyio.to_thread.run_sync(self._library.list)}
+        for name, entry in entries.items():
+            if states.get(name) == AVAILABLE and (model := installed.get(name)) and name not in busy:
+                resident = self.resident(model)
+                resident.by_hand = entry.by_hand
+                if resident.state is State.ABSENT:
+                    wanted = await anyio.to_thread.run_sync(self._memory.wanted, model)
+                    self._mark_loaded(resident, model, wanted)
+        await self.read_records()
+        for resident in self.loaded():
+            if resident.id not in entries or states.get(resident.id) != AVAILABLE:
+                resident.state, resident.graph = State.ABSENT, 0
+
+    # -- the table -------------------------------------------------------------------------------------------------
+
+    def loaded(self) -> list[Resident]:
+        """Return the installed models that are loaded."""
+        return [each for each in self.table.values() if each.state is State.LOADED and not each.foreign]
+
+    def shown(self) -> list[ResidentModel]:
+        """Return what is loaded, being loaded or failed to load, by id."""
+        ahead = time.time() - time.monotonic()
+        found = []
+        for each in sorted(self.table.values(), key=lambda each: each.id):
+            if each.state is State.ABSENT and each.failure is None:
+                continue
+            due = math.inf if each.users else unload_at(each, self.idle_unload(each.id))
+            found.append(
+                ResidentModel(
+                    model_of(each),
+                    SHOWN[each.state],
+                    users=each.users,
+                    last_used=each.last_used and each.last_used + ahead,
+                    loaded_at=each.loaded_at + ahead if each.state is State.LOADED else 0.0,
+                    memory=each.bytes,
+                    device=each.device,
+                    pinned=each.stays,
+                    unload_at=due + ahead if due < math.inf else None,
+                    failure=each.failure.message if each.failure else "",
+                )
+            )
+        return found
+
+    def idle_unload(self, model_id: str) -> float:
+        """Return after how many idle seconds a model is unloaded; 0 = never."""
+        limit = self._settings.section("models", model_id).get("idle_unload", self._settings.idle_unload)
+        try:
+            return max(0.0, float(limit))
+        except (TypeError, ValueError):
+            log.warning("idle_unload of model %s is not a number of seconds, so it is never unloaded", model_id)
+            return 0.0
+
+    def resident(self, model: LocalModel) -> Resident:
+        """Return a model's row of the table, made if there is none."""
+        resident = self.table.get(model.id)
+        if resident is None:
+            resident = self.table[model.id] = Resident(model.id, model, pinned=self._is_pinned(model.id))
+        elif resident.state is State.ABSENT:
+            resident.model = model
+        return resident
+
+    def _mark_loaded(self, resident: Resident, model: LocalModel, wanted: Wanted) -> None:
+        resident.state, resident.model = State.LOADED, model
+        resident.loaded_at = resident.last_used = time.monotonic()
+        resident.graph = graph_of(model)
+        resident.failure, resident.closing, resident.hinted = None, False, False
+        resident.bytes, resident.device = wanted.bytes, wanted.device
+
+    async def read_records(self) -> None:
+        """Look which of the loaded models people have pinned or said how long to keep, here or in another process."""
+        loaded = {each.id: each for each in self.loaded()}
+        if loaded:
+            records = await anyio.to_thread.run_sync(self._library.records, list(loaded))
+            for name, record in records.items():
+                loaded[name].pinned = record.pinned or self._is_pinned(name)
+                if record.keep is not None:
+                    loaded[name].keep = kept(record.keep)
+
+    def _is_pinned(self, model_id: str) -> bool:
+        pinned = self._settings.section("models", model_id).get("pinned", False)
+        return model_id in self._settings.pinned or str(pinned).lower() in ("true", "1", "yes", "on")
+
+
+def _note_memory(model: LocalModel, took: int) -> None:
+    """Note in a model's record what its load took; the caller holds its lock."""
+    metadata = read_metadata(model.directory)
+    if metadata is not None and abs(metadata.load_bytes - took) > took * NOISE:
+        write_metadata(model.directory, replace(metadata, load_bytes=took))
+
+
+def kept(keep_alive: float) -> float:
+    """Return for how long a model stays, of what a request says of it."""
+    return keep_alive if keep_alive >= 0 else math.inf
+
+
+def model_of(resident: Resident) -> LocalModel:
+    """Return the model of a row."""
+    return resident.model or foreign(resident.id)
+
+
+def foreign(name: str) -> LocalModel:
+    """Return a model that the engine has from elsewhere."""
+    return LocalModel(name, Path(), "", 0, "", datetime.now(UTC))
+
+
+def graph_of(model: LocalModel) -> int:
+    """Return when a model's graph was written; 0 if there is none."""
+    try:
+        return (model.directory / GRAPH).stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -1,0 +1,380 @@
+"""What is loaded, by how many requests it is used, and what is unloaded for another model: one table, one owner.
+
+``use`` is the only way to a model's answer. A request for a model that is not loaded joins the load of it. Where memory
+is short, ``plan`` says what goes first and ``turns`` who waits for whom.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import defaultdict
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import anyio
+import anyio.to_thread
+
+from ovms_kernel.errors import NotFound, OvmsError, PreconditionFailed
+from ovms_kernel.hookspecs import hookimpl
+from ovms_kernel.models.loader import Loader, foreign, graph_of, kept, model_of
+from ovms_kernel.models.names import parse_model_id
+from ovms_kernel.models.plan import Resident, State, Table, unload_at
+from ovms_kernel.models.resolution import check_type, choose, not_installed
+from ovms_kernel.models.servables import AVAILABLE
+from ovms_kernel.models.turns import Abandoned, Turns, Want
+from ovms_kernel.single_flight import SingleFlight
+from ovms_kernel.values import LoadedModel, LocalModel, ResidentModel
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from ovms_kernel.events import Events
+    from ovms_kernel.models.library import Library
+    from ovms_kernel.models.memory import Memory
+    from ovms_kernel.models.servables import Servables
+    from ovms_kernel.settings import Settings
+    from ovms_kernel.values import EngineExit, EngineInfo
+
+log = logging.getLogger(__name__)
+
+RETRY_AFTER = 10.0
+"""Seconds after a load that failed before a request tries it again."""
+FOREIGN_PERIOD = 10.0
+"""Seconds for which an engine is believed to serve a model that is not installed here."""
+
+
+@dataclass(eq=False)
+class _Ticket:
+    """One request that waits for a model."""
+
+    admitted: bool = False
+
+
+class Residency:
+    """Owns the table of models in one engine.
+
+    :param table: empty, and shared with those that read it.
+    :param connect: waits until the engine answers, starting it if need be.
+    :param engine_runs: tells whether there is an engine that need not be started to be asked.
+    :param runs_elsewhere: tells whether another process runs the engine.
+    :param engine_memory: returns the bytes that the engine holds, 0 if that cannot be seen.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        events: Events,
+        library: Library,
+        servables: Servables,
+        memory: Memory,
+        table: Table,
+        *,
+        connect: Callable[[], Awaitable[object]],
+        engine_runs: Callable[[], bool],
+        runs_elsewhere: Callable[[], bool],
+        engine_memory: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self._settings = settings
+        self._events = events
+        self._library = library
+        self._servables = servables
+        self._memory = memory
+        self._connect = connect
+        self._engine_runs = engine_runs
+        self._runs_elsewhere = runs_elsewhere
+        self.table = table
+        """Every model that was used or loaded, by id. Read by others, written here alone."""
+        self._tickets: defaultdict[str, list[_Ticket]] = defaultdict(list)
+        self._loads: SingleFlight[LoadedModel, None] = SingleFlight(cancel_abandoned=False)
+        self._loader = Loader(settings, events, library, servables, memory, table, engine_memory)
+        self._turns = Turns(
+            self.table, lambda: memory.budget(self.table), self._loader.read_records, settings.switch_patience
+        )
+        self._stale = True
+        self._synchronising = anyio.Lock()
+
+    async def __aenter__(self) -> Self:
+        self._tasks = await anyio.create_task_group().__aenter__()
+        self._tasks.start_soon(self._unload_when_due, name="idle models")
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        self._tasks.cancel_scope.cancel()
+        await self._tasks.__aexit__(None, None, None)
+        await self._loads.aclose()
+
+    # -- requests --------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def use(
+        self, model_type: str, name: str = "", *, default: str = "", keep_alive: float | None = None
+    ) -> AsyncIterator[LocalModel]:
+        """Hold a model for a request: loaded when the block begins, and not unloaded before it ends.
+
+        :param name: empty means the default, else the one of that type that was used last, else the only one.
+        :param keep_alive: seconds that it stays loaded afterwards, negative = for ever; ``None`` = as before.
+        :raises NotFound: it is not installed; the sentence lists what is, and how to pull it.
+        :raises BadRequest: it is a model of another type.
+        :raises Unavailable: its memory is in use, or does not suffice; the sentence says what holds it.
+        :raises EngineFailed: it does not load.
+        """
+        model = await self._resolve(name, model_type, default)
+        resident = await self._enter(model)
+        try:
+            yield model
+        finally:
+            self._leave(resident, keep_alive)
+
+    async def _resolve(self, name: str, model_type: str, default: str) -> LocalModel:
+        known = self.table.get(name or default)
+        if known and known.state is State.LOADED:
+            if known.foreign and time.monotonic() - known.loaded_at < FOREIGN_PERIOD:
+                return foreign(known.id)
+            if known.model and known.model.model_type == model_type:
+                return known.model
+        installed = await anyio.to_thread.run_sync(self._library.list)
+        model = choose(installed, self.table, name, model_type, default)
+        if model is not None:
+            check_type(model, installed, model_type)
+            return model
+        # Somebody else's engine serves models of their own; of what type, it does not say.
+        may_serve = self._engine_runs() or name in await self._servables.entries()
+        if may_serve and await self._servables.is_ready(name):
+            self.table[name] = Resident(name, foreign=True, state=State.LOADED, loaded_at=time.monotonic())
+            return foreign(name)
+        raise not_installed(installed, name, model_type)
+
+    async def _enter(self, model: LocalModel) -> Resident:
+        """Count a request as a user of a model once that is loaded."""
+        await self._connect()
+        await self._synchronise()
+        resident = self._loader.resident(model)
+        while resident.state is not State.LOADED or resident.closing:
+            recently = time.monotonic() - resident.failed_at < RETRY_AFTER
+            if resident.failure is not None and recently and resident.id not in self._loads:
+                raise resident.failure.again()
+            ticket = _Ticket()
+            self._tickets[resident.id].append(ticket)
+            try:
+                await self._loads.join(resident.id, lambda _: self._bring(resident, stays=False))
+            except Abandoned:
+                continue  # it was given up just before this request came
+            except BaseException:
+                if ticket.admitted:
+                    self._leave(resident, None)
+                raise
+            finally:
+                self._withdraw(resident.id, ticket)
+            if ticket.admitted:
+                return resident
+        resident.users += 1
+        resident.hinted = False
+        return resident
+
+    def _leave(self, resident: Resident, keep_alive: float | None) -> None:
+        resident.users -= 1
+        resident.last_used = time.monotonic()
+        if keep_alive is not None:
+            resident.keep = kept(keep_alive)
+        if resident.keep is not None:
+            self._turns.notify()
+        else:
+            self._turns.notify_waiting()
+
+    def _withdraw(self, model_id: str, ticket: _Ticket) -> None:
+        waiting = self._tickets[model_id]
+        if ticket in waiting:
+            waiting.remove(ticket)
+        if not waiting:
+            del self._tickets[model_id]
+            self._turns.notify()
+
+    def _admit(self, resident: Resident) -> None:
+        """Count every request that waits for a model as its user, before anything else can ask for its memory."""
+        for ticket in self._tickets.get(resident.id, ()):
+            if not ticket.admitted:
+                ticket.admitted = True
+                resident.users += 1
+
+    # -- what people and hosts ask ---------------------------------------------------------------------------------
+
+    async def load(self, model_id: str, *, keep_alive: float | None = None) -> LoadedModel:
+        """Load a model, or find that it is loaded with the graph that is on disk now.
+
+        A caller that goes away does not stop the load: the engine cannot stop it either.
+
+        :raises OvmsError: as :meth:`use`; a load that failed before is tried again at once.
+        """
+        model_id = parse_model_id(model_id)
+        try:
+            model = await anyio.to_thread.run_sync(self._library.find, model_id)
+        except NotFound:
+            if self._engine_runs() and (await self._servables.states()).get(model_id) == AVAILABLE:
+                return LoadedModel(foreign(model_id), 0.0)
+            raise
+        await self._connect()
+        await self._synchronise()
+        resident = self._loader.resident(model)
+        if keep_alive is not None:
+            resident.keep = kept(keep_alive)
+        if resident.state is State.LOADED and not resident.closing:
+            if resident.graph == graph_of(model) and (await self._servables.states()).get(model_id) == AVAILABLE:
+                resident.last_used, resident.hinted = time.monotonic(), False
+                self._turns.notify()
+                return LoadedModel(model, 0.0)
+            if model_id not in self._loads:
+                resident.state = State.ABSENT
+        while True:
+            try:
+                return await self._loads.join(model_id, lambda _: self._bring(resident, stays=True))
+            except Abandoned:
+                continue  # the requests that it was loaded for have gone
+
+    async def unload(self, model_id: str, reason: str) -> None:
+        """Unload a model after the requests that it works on; nothing happens if it is not loaded.
+
+        :raises PreconditionFailed: a user listed it in ``config.json``.
+        """
+        model_id = parse_model_id(model_id)
+        if (entry := (await self._servables.entries()).get(model_id)) and entry.by_hand:
+            raise PreconditionFailed(f"{model_id} is listed by hand in {self._settings.config_json}; remove it there.")
+        async with self._turns.change():
+            gone = await self._loader.unload(model_id)
+        await self._loader.tell_unloaded(gone, reason)
+
+    def hint(self, model_id: str) -> None:
+        """Note that a host needs a model no longer: it goes first when memory is needed, or after a minute unused."""
+        if resident := self.table.get(model_id):
+            resident.hinted = True
+            self._turns.notify()
+
+    async def running(self) -> list[LocalModel]:
+        """Return what the engine says that it serves; a model that is not installed has a name and nothing more."""
+        states = await self._servables.states()
+        installed = {model.id: model for model in await anyio.to_thread.run_sync(self._library.list)}
+        return [installed.get(name) or foreign(name) for name, each in sorted(states.items()) if each == AVAILABLE]
+
+    def loaded(self) -> list[Resident]:
+        """Return the installed models that are loaded."""
+        return self._loader.loaded()
+
+    def resident_models(self) -> list[ResidentModel]:
+        """Return what is loaded, being loaded or failed to load, by id."""
+        return self._loader.shown()
+
+    # -- loads, one after another ----------------------------------------------------------------------------------
+
+    async def _bring(self, resident: Resident, *, stays: bool) -> LoadedModel:
+        """Wait for the turn of a model, make room for it and load it.
+
+        :param stays: it is loaded even if nobody waits any more.
+        """
+        since = time.monotonic()
+        gone: list[LocalModel] = []
+        async with self._library.hold(resident.id):
+            wanted = await anyio.to_thread.run_sync(self._memory.wanted, model_of(resident))
+            resident.device = wanted.device
+            want = Want(resident, wanted, lambda: not stays and resident.id not in self._tickets, since)
+            try:
+                async with self._turns.turn(want) as decision:
+                    if decision is None:
+                        self._admit(resident)
+                        return LoadedModel(model_of(resident), 0.0)
+                    # An engine cannot stop a load, so it goes on without those who wanted it.
+                    with anyio.CancelScope(shield=True):
+                        for victim in decision.unload:
+                            gone += await self._loader.unload(victim)
+                        loaded = await self._loader.load(resident, wanted)
+                        self._admit(resident)
+            finally:
+                if resident.state in (State.WAITING, State.LOADING):
+                    resident.state = State.ABSENT
+                self._turns.notify()
+                with anyio.CancelScope(shield=True):
+                    await self._loader.tell_unloaded(gone, f"its memory is needed for {resident.id}")
+        await self._events.tell("ovms_model_ready", model=loaded)
+        return loaded
+
+    async def release(self, model: LocalModel) -> None:
+        """Unload a model whose files are about to be replaced or removed."""
+        async with self._turns.change():
+            gone = await self._loader.unload(model.id)
+            self.table.pop(model.id, None) if model.id not in self._loads else None
+        await self._loader.tell_unloaded(gone, "its files are replaced or removed")
+
+    # -- time ------------------------------------------------------------------------------------------------------
+
+    async def _unload_when_due(self) -> None:
+        while True:
+            now = time.monotonic()
+            wake = math.inf
+            for each in self._loader.loaded():
+                limit = self._loader.idle_unload(each.id)
+                due = unload_at(each, limit)
+                if each.users:
+                    # The end of a request is told only where a limit is its own.
+                    wake = min(wake, math.inf if each.keep is not None else now + (limit or math.inf))
+                elif due <= now:
+                    await self._loader.read_records()  # it may have been pinned by another process
+                    await self._unload_idle(each)
+                else:
+                    wake = min(wake, due)
+            await self._turns.changed(wake - time.monotonic())
+
+    async def _unload_idle(self, resident: Resident) -> None:
+        gone: list[LocalModel] = []
+        try:
+            async with self._turns.change():
+                # It may have been used while something else was loaded.
+                if (
+                    not resident.users
+                    and unload_at(resident, self._loader.idle_unload(resident.id)) <= time.monotonic()
+                ):
+                    gone = await self._loader.unload(resident.id)
+        except OvmsError as error:
+            log.warning("Model %s is idle and cannot be unloaded: %s", resident.id, error.message)
+        await self._loader.tell_unloaded(gone, f"idle for {time.monotonic() - resident.last_used:.0f} s")
+
+    # -- the engine's view -----------------------------------------------------------------------------------------
+
+    async def _synchronise(self) -> None:
+        """See what another process, such as a command line, has loaded or unloaded in the same engine."""
+        self._stale |= self._servables.was_changed()
+        if not self._stale:
+            return
+        async with self._synchronising:
+            if self._stale:  # no other request has done it in the meantime
+                await self._loader.look(self._loads)
+                self._stale = False
+
+    @hookimpl
+    async def ovms_amend_launch(self) -> None:
+        """See that an engine that is about to start loads nothing of an earlier one; it would load all at once."""
+        if not self._runs_elsewhere():
+            await self._servables.strip()
+
+    @hookimpl
+    async def ovms_engine_ready(self, engine: EngineInfo) -> None:  # noqa: ARG002 - the event's own word
+        """Look at what the engine serves before the next request, and load what is to be preloaded."""
+        self._stale = True
+        if self._settings.preload and not self._runs_elsewhere():
+            self._tasks.start_soon(self._preload, name="preload")
+
+    async def _preload(self) -> None:
+        for model_id in self._settings.preload:
+            try:
+                await self.load(model_id)
+            except OvmsError as error:
+                log.warning("Model %s cannot be preloaded: %s", model_id, error.message)
+
+    @hookimpl
+    async def ovms_engine_exited(self, exit: EngineExit) -> None:  # noqa: A002, ARG002 - the event's own word
+        """Forget what was loaded."""
+        self._stale = True
+        for resident in self.table.values():
+            if resident.state is State.LOADED:
+                resident.state, resident.closing, resident.graph = State.ABSENT, False, 0
+        self._turns.notify()

@@ -1,0 +1,135 @@
+"""What the tests of the HTTP face share: one server, as a person starts it, over the tiny models."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import httpx
+import pytest
+
+from ovms_kernel.compose import compose_kernel
+from ovms_kernel.settings import read_settings
+
+MODELS = {
+    "tiny/chat": "text_generation",
+    "tiny/vision": "vision_text_generation",
+    "tiny/embeddings": "embeddings",
+    "tiny/rerank": "rerank",
+    "tiny/image": "image_generation",
+    "tiny/listener": "speech_to_text",
+    "tiny/speaker": "text_to_speech",
+}
+ANSWER = "OpenVINO is an open source toolkit for running AI models fast on Intel CPUs, GPUs and NPUs."
+QUESTION = [{"role": "user", "content": "What is OpenVINO?"}]
+
+
+@dataclass
+class Served:
+    """A running ``ovms-plugin serve``."""
+
+    url: str
+    key: str
+    process: subprocess.Popen[str]
+    data_dir: Path
+    environment: dict[str, str]
+    told: list[str]
+
+    def client(self, **more: object) -> httpx.Client:
+        options = {"headers": {"authorization": f"Bearer {self.key}"}, "timeout": 60, "trust_env": False} | more
+        return httpx.Client(base_url=self.url, **options)  # type: ignore[arg-type]
+
+
+def environment_of(data_dir: Path, **settings: object) -> dict[str, str]:
+    """Return an environment without what a user of this machine may have set; ``settings`` are the face's."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OVMS_PLUGIN_", "AOG_", "OPENAI_", "ANTHROPIC_", "OLLAMA_"))
+    }
+    section = {
+        f"OVMS_PLUGIN_FACES__HTTP__{name.upper()}": str(value) for name, value in ({"port": 0} | settings).items()
+    }
+    return kept | section | {"OVMS_PLUGIN_DATA_DIR": str(data_dir), "OVMS_PLUGIN_PLATFORM": "portable"}
+
+
+@contextmanager
+def serving(data_dir: Path, *words: str, **settings: object) -> Iterator[Served]:
+    """Run ``ovms-plugin serve`` until the end of the block."""
+    environment = environment_of(data_dir, **settings)
+    executable = str(Path(sys.executable).with_name("ovms-plugin"))
+    log = data_dir.with_name(f"{data_dir.name}.serve.log")
+    with log.open("w") as stderr:
+        process = subprocess.Popen([executable, "serve", *words], env=environment, stderr=stderr, text=True)
+    try:
+        where = data_dir / "run" / "http.json"
+        with anyio_deadline(30) as waiting:
+            while not (where.exists() and json.loads(where.read_text())["pid"] == process.pid):
+                assert process.poll() is None, log.read_text()
+                waiting()
+        found = json.loads(where.read_text())
+        key = Path(found["key_file"]).read_text().strip() if found["key_file"] else "none"
+        yield Served(found["url"], key, process, data_dir, environment, log.read_text().splitlines())
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+@contextmanager
+def anyio_deadline(seconds: float) -> Iterator[Callable[[], None]]:
+    """Give a function to call between two looks at what another process does, which fails when it is too late."""
+    import time
+
+    end = time.monotonic() + seconds
+
+    def wait() -> None:
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.02)
+
+    yield wait
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory, fixtures: Path) -> Path:
+    """A data folder with the engine and the tiny models."""
+    folder = tmp_path_factory.mktemp("http") / "data"
+
+    async def fill() -> None:
+        async with compose_kernel(read_settings({}, data_dir=folder, platform="portable")) as kernel:
+            await kernel.install_engine()
+            for model, source in MODELS.items():
+                await kernel.import_model(fixtures / source, model)
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(anyio.run, fill).result()  # this one may have an event loop already
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(data_dir: Path) -> Iterator[Served]:
+    """The one server that most tests ask."""
+    with serving(data_dir, allowed_origins="http://pages.example") as served:
+        yield served
+
+
+@pytest.fixture
+def client(server: Served) -> Iterator[httpx.Client]:
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def start(data_dir: Path) -> Callable[..., AbstractContextManager[Served]]:
+    """Start another server over the same models: one with settings of the test's own."""
+
+    def run(*words: str, **settings: object) -> AbstractContextManager[Served]:
+        return serving(data_dir, *words, **settings)
+
+    return run

@@ -1,0 +1,76 @@
+"""Programs that others wrote, unmodified, against the real server."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import pytest
+
+CLIENTS = sorted((Path(__file__).parent / "clients").glob("*.py"))
+NODE = ("openai@6", "ai@6", "@ai-sdk/openai-compatible@2")
+INSTALL_LIMIT = 240
+
+
+@pytest.fixture
+def asking(server: Any, fixtures: Path) -> dict[str, str]:
+    """The environment of a client: where the server is, and its key."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OVMS_PLUGIN_", "VIRTUAL_ENV"))}
+    samples = str(fixtures / "speech_to_text_samples")
+    return kept | {
+        "SERVED": server.url,
+        "KEY": server.key,
+        "SAMPLES": samples,
+        "NO_PROXY": "127.0.0.1",
+        "UV_PYTHON": sys.executable,
+    }
+
+
+def run(
+    words: list[str], environment: dict[str, str], limit: int = 110, **more: Any
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=limit, **more)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("script", CLIENTS, ids=lambda each: each.stem)
+def test_a_client_of_python_works_as_it_is(script: Path, asking: dict[str, str]) -> None:
+    """uv makes an environment for the script's own requirements and keeps it in the user's cache."""
+    uv = str(Path(sys.executable).with_name("uv"))
+    try:
+        made = run([uv, "sync", "--quiet", "--script", str(script)], asking, INSTALL_LIMIT)
+    except subprocess.TimeoutExpired:
+        pytest.skip(f"{script.stem}: not installed within {INSTALL_LIMIT} s")
+    if made.returncode:
+        pytest.skip(f"{script.stem} cannot be installed: {made.stderr.strip()[-300:]}")
+    done = run([uv, "run", "--quiet", "--script", str(script)], asking)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.timeout(400)
+def test_clients_of_node_work_as_they_are(asking: dict[str, str]) -> None:
+    npm = shutil.which("npm")
+    if not npm:
+        pytest.skip("npm is not installed")
+    script = Path(__file__).parent / "clients" / "clients.mjs"
+    folder = platformdirs.user_cache_path("ovms-plugin-tests") / hashlib.sha256(repr(NODE).encode()).hexdigest()[:12]
+    if not (folder / "complete").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "package.json").write_text(json.dumps({"name": "clients", "private": True}))
+        try:
+            made = run(
+                [npm, "install", "--silent", "--no-audit", "--no-fund", *NODE], asking, INSTALL_LIMIT, cwd=folder
+            )
+        except subprocess.TimeoutExpired:
+            pytest.skip(f"the clients of Node: not installed within {INSTALL_LIMIT} s")
+        if made.returncode:
+            pytest.skip(f"the clients of Node cannot be installed: {made.stderr.strip()[-300:]}")
+        (folder / "complete").touch()
+    shutil.copy(script, folder)  # Node looks for packages beside the script
+    done = run(["node", str(folder / script.name)], asking)
+    assert done.returncode == 0, done.stderr[-3000:]

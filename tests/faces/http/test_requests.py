@@ -1,0 +1,125 @@
+"""Requests and refusals: bodies, errors, forms, ids, and clients that leave."""
+
+import json
+import socket
+import time
+
+import httpx
+import pytest
+
+CHAT = {"model": "tiny/chat", "messages": [{"role": "user", "content": "What is OpenVINO?"}]}
+
+FORM = {"content-type": "multipart/form-data"}
+
+
+def post(client: httpx.Client, path: str, **options: object) -> httpx.Response:
+    return client.post(path, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "status", "code", "part"),
+    [
+        ("/v1/chat/completions", {"content": b""}, 400, None, "empty"),
+        ("/v1/chat/completions", {"content": b"{"}, 400, None, "not valid JSON"),
+        ("/v1/chat/completions", {"content": b"[]"}, 400, None, "one JSON object"),
+        ("/v1/chat/completions", {"content": b"\xff"}, 400, None, "not valid JSON"),
+        ("/v1/chat/completions", {"json": {"model": "tiny/chat"}}, 400, None, "messages"),
+        ("/v1/chat/completions", {"json": CHAT | {"stream": "yes"}}, 400, None, "stream"),
+        ("/v1/chat/completions", {"json": CHAT | {"stream": 1}}, 400, None, "stream"),
+        ("/v1/chat/completions", {"json": CHAT | {"model": 5}}, 400, None, "model"),
+        ("/v1/chat/completions", {"json": CHAT | {"model": "no/such"}}, 404, "model_not_found", "pull no/such"),
+        ("/v1/chat/completions", {"json": CHAT | {"model": "no/such", "stream": True}}, 404, "model_not_found", "pull"),
+        ("/v1/chat/completions", {"json": CHAT | {"model": "tiny/rerank"}}, 400, None, "tiny/chat"),
+        ("/v1/embeddings", {"json": {"model": "tiny/embeddings"}}, 400, None, "input"),
+        ("/v1/chat/completionz", {"json": CHAT}, 404, "unknown_url", "POST /v1/chat/completionz"),
+        ("/v1/models", {"json": {}}, 405, "method_not_allowed", "GET"),
+        ("/v1/audio/translations", {"content": b"x", "headers": FORM}, 400, None, "form"),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_openais_error_object(
+    client: httpx.Client, path: str, options: dict[str, object], status: int, code: str | None, part: str
+) -> None:
+    answer = post(client, path, **options)
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    error = answer.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert error["code"] == code
+    assert part in error["message"]
+
+
+def test_v3_is_the_same_as_v1(client: httpx.Client) -> None:
+    assert client.get("/v3/models").json() == client.get("/v1/models").json()
+    assert client.post("/v3/chat/completions", json=CHAT).status_code == 200
+
+
+def test_null_counts_as_absent(client: httpx.Client) -> None:
+    fields = CHAT | {"stream": None, "max_tokens": None, "stop": None, "tools": None, "response_format": None}
+    assert client.post("/v1/chat/completions", json=fields).status_code == 200
+    fields = {"model": "tiny/embeddings", "input": "x", "encoding_format": None, "dimensions": None}
+    assert client.post("/v1/embeddings", json=fields).status_code == 200
+
+
+def test_a_body_beyond_the_limit_is_refused_before_it_is_read(start) -> None:
+    with start(max_body=2000) as served, served.client() as client:
+        assert client.post("/v1/chat/completions", json=CHAT).status_code == 200
+        large = CHAT | {"user": "x" * 3000}
+        refused = client.post("/v1/chat/completions", json=large)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (413, "request_too_large")
+
+        def pieces():
+            yield b'{"user": "'
+            for _ in range(5):
+                yield b"x" * 1000
+
+        refused = client.post("/v1/chat/completions", content=pieces())
+        assert refused.status_code == 413
+        host, port = served.url.removeprefix("http://").split(":")
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nx-api-key: {served.key}\r\n"
+        with socket.create_connection((host, int(port)), timeout=10) as declared:
+            declared.sendall(f"{head}content-length: 100000000000\r\n\r\n".encode())
+            assert declared.recv(1000).startswith(b"HTTP/1.1 413 ")
+
+
+def test_request_ids_are_in_answer_and_log_and_prompts_are_in_none(start) -> None:
+    secret = "the password is swordfish"
+    with start() as served, served.client() as client:
+        answer = client.post("/v1/chat/completions", json=CHAT, headers={"x-request-id": "mine-1"})
+        assert answer.headers["x-request-id"] == "mine-1"
+        assert client.get("/health").headers["x-request-id"].startswith("req_")
+        assert "\n" not in client.get("/health", headers={"x-request-id": "a b"}).headers["x-request-id"]
+        fields = {"model": "tiny/chat", "messages": [{"role": "user", "content": secret}], "max_tokens": "many"}
+        client.post("/v1/chat/completions?q=swordfish", json=fields)
+        client.post("/v1/chat/completions", content=f'{{"messages": "{secret}"'.encode())
+    logs = [each.read_text() for each in served.data_dir.glob("logs/*.log")]
+    logs.append(served.data_dir.with_name("data.serve.log").read_text())
+    assert not [each for each in logs if "swordfish" in each]
+
+
+def test_a_client_that_leaves_ends_its_generation(start) -> None:
+    counting = CHAT | {"messages": [{"role": "user", "content": "Count to a hundred"}]}
+    with start() as served, served.client() as client:
+        client.post("/v1/chat/completions", json=CHAT)  # loads it
+
+        def busy() -> float:
+            import psutil
+
+            engine = json.loads((served.data_dir / "run" / "engine.json").read_text())
+            processes = [psutil.Process(engine["pid"]), *psutil.Process(engine["pid"]).children(recursive=True)]
+            return sum(sum(each.cpu_times()[:2]) for each in processes)
+
+        for stream in (True, False):
+            body = json.dumps(counting | {"stream": stream, "max_tokens": 1900, "ignore_eos": True}).encode()
+            host, port = served.url.removeprefix("http://").split(":")
+            with socket.create_connection((host, int(port)), timeout=10) as leaving:
+                head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nx-api-key: {served.key}\r\n"
+                leaving.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+                if stream:
+                    assert leaving.recv(100)
+                else:
+                    time.sleep(0.3)
+            time.sleep(0.7)
+            before = busy()
+            time.sleep(0.5)
+            assert busy() - before < 0.2, "the engine still works for nobody"
