@@ -21,8 +21,8 @@ import typer
 import yaml
 
 from ovms_cli.app import make_app
-from ovms_cli.session import EXIT_CODES
 from ovms_kernel import settings
+from ovms_kernel.commands import EXIT_CODES
 
 ROOT = Path(__file__).parents[1]
 DOCS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]

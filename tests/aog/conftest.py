@@ -1,5 +1,6 @@
 """The AOG face over a kernel that does as it is told, and the plugin as a process of its own."""
 
+import asyncio
 import inspect
 import os
 import shutil
@@ -16,8 +17,8 @@ import psutil
 import pytest
 
 from ovms_face_aog.client import PluginHost, ProviderClient, connect, plugin_command
-from ovms_face_aog.habits import AogProvider
 from ovms_face_aog.provider import Provider
+from ovms_face_aog.quirks import AogProvider
 from ovms_kernel.api.faces import Answer, KernelApi, LocalModel, NotFound, ServiceDefinition
 
 TINY = LocalModel(
@@ -40,7 +41,9 @@ class FakeKernel:
     """
 
     def __init__(self) -> None:
-        self.settings = SimpleNamespace(models_dir=Path("/data/models"))
+        self.settings = SimpleNamespace(
+            models_dir=Path("/data/models"), logs_dir=Path("/data/logs"), section=lambda *_: {}
+        )
         self.host = SimpleNamespace(devices=("CPU",))
         self.services = {each.name: SimpleNamespace(definition=each) for each in SERVICES}
         self.does: dict[str, Any] = {"check_engine": True, "engine_version": "2026.3", "load_model": TINY}
@@ -84,58 +87,59 @@ class FakeKernel:
 class Face(ProviderClient):
     """A client of the face, and the kernel behind it."""
 
-    def __init__(self, kernel: FakeKernel, provider: Provider, channel: grpc.aio.Channel) -> None:
+    def __init__(self, kernel: FakeKernel, composed: "asyncio.Future[Any]", channel: grpc.aio.Channel) -> None:
         self.kernel = kernel
-        self.provider = provider
+        self.composed = composed
         self.channel = channel
 
 
 @asynccontextmanager
-async def serve(provider: Provider) -> AsyncIterator[Face]:
+async def serve(make: Callable[[Any], Provider]) -> AsyncIterator[Face]:
     kernel = FakeKernel()
+    composed = asyncio.get_running_loop().create_future()
     folder = tempfile.mkdtemp(prefix="ovms-")
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)])
-    server.add_generic_rpc_handlers((provider.handler(),))
-    server.add_insecure_port(f"unix:{folder}/s")
-    await server.start()
-    channel = connect(f"unix:{folder}/s")
-    try:
-        yield Face(kernel, provider, channel)
-    finally:
-        await channel.close()
-        await server.stop(0)
-        shutil.rmtree(folder)
+    async with make(composed) as provider:
+        server.add_generic_rpc_handlers((provider.handler(),))
+        server.add_insecure_port(f"unix:{folder}/s")
+        await server.start()
+        channel = connect(f"unix:{folder}/s")
+        try:
+            yield Face(kernel, composed, channel)
+        finally:
+            await channel.close()
+            await server.stop(0)
+            shutil.rmtree(folder)
 
 
 @pytest.fixture
 async def aog() -> AsyncIterator[Face]:
     """The face as AOG sees it."""
-    async with serve(AogProvider()) as face:
-        face.provider.use(face.kernel)  # type: ignore[arg-type]
+    async with serve(AogProvider) as face:
+        face.composed.set_result(face.kernel)
         yield face
 
 
 @pytest.fixture
 async def full() -> AsyncIterator[Face]:
     """The face as AOG sees it after ``deploy --bodies full``."""
-    async with serve(AogProvider()) as face:
-        face.provider.passed = {"chat", "embed"}
-        face.provider.use(face.kernel)  # type: ignore[arg-type]
+    async with serve(lambda kernel: AogProvider(kernel, lambda: {"chat", "embed"})) as face:
+        face.composed.set_result(face.kernel)
         yield face
 
 
 @pytest.fixture
 async def other() -> AsyncIterator[Face]:
     """The face as any other host sees it."""
-    async with serve(Provider()) as face:
-        face.provider.use(face.kernel)  # type: ignore[arg-type]
+    async with serve(Provider) as face:
+        face.composed.set_result(face.kernel)
         yield face
 
 
 @pytest.fixture
 async def uncomposed() -> AsyncIterator[Face]:
     """The face before there is a kernel."""
-    async with serve(AogProvider()) as face:
+    async with serve(AogProvider) as face:
         yield face
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ovms_face_aog import habits, sessions
+from ovms_face_aog import quirks, sessions
 from ovms_face_aog.client import bidi_request
 from ovms_face_aog.framing import reframe_event
 from ovms_face_aog.manifest import FLAVORS, PROVIDER
@@ -68,7 +68,7 @@ async def test_d1_4_no_error_whatever_ends_the_process(aog: Any) -> None:
 
 
 async def test_d1_4_a_kernel_that_cannot_be_composed_is_told_by_every_rpc(uncomposed: Any) -> None:
-    uncomposed.provider.fail(OvmsError("The config file is broken; mend it."))
+    uncomposed.composed.set_exception(OvmsError("The config file is broken; mend it."))
     for method in ("CheckEngine", "StartEngine", "ListModels", "HealthCheck", "GetManifest", "UpgradeEngine"):
         response = await uncomposed.call(method, timeout=5)
         assert (response.code, response.message) == (500, "The config file is broken; mend it.")
@@ -83,7 +83,7 @@ async def test_d1_6_rpcs_before_the_kernel_is_composed_wait_for_it(uncomposed: A
     await asyncio.wait([asked], timeout=0.1)
     withdrawn.cancel()
     assert not asked.done()
-    uncomposed.provider.use(uncomposed.kernel)
+    uncomposed.composed.set_result(uncomposed.kernel)
     assert (await asked).installed
 
 
@@ -157,8 +157,8 @@ async def test_d1_15_a_load_that_failed_is_told_by_the_next_request(aog: Any) ->
 async def test_d1_15_d2_24_load_model_returns_long_before_aog_s_limit(
     aog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert habits.LOAD_LIMIT < 240
-    monkeypatch.setattr(habits, "LOAD_LIMIT", 0.05)
+    assert quirks.LOAD_LIMIT < 240
+    monkeypatch.setattr(quirks, "LOAD_LIMIT", 0.05)
     aog.kernel.does["load_model"] = lambda _: asyncio.Event().wait()
     assert (await load(aog, "slow")).code == 0
     assert (await load(aog, "slow")).code == 0
@@ -208,7 +208,7 @@ def test_d1_21_d1_22_every_service_has_a_template_that_aog_knows() -> None:
     definitions = [each.definition for each in extensions.services.values()]
     assert len(definitions) >= 8
     for each in definitions:
-        for reference in (each.extras["aog"]["config_ref"], each.extras["aog"]["config_ref_full"]):
+        for reference in filter(None, (each.extras["aog"]["config_ref"], each.extras["aog"].get("config_ref_full"))):
             flavor, _, service = reference.partition(":")
             assert flavor in FLAVORS
             assert service
@@ -299,6 +299,20 @@ async def test_d1_33_d1_34_d1_35_streams_are_framed_exactly(aog: Any) -> None:
     assert json.loads(data.chunk_data[6:]) == chunk | {"created": "2023-11-14T22:13:20Z"}
 
 
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")], ids=["as engines write it", "with spaces"])
+def test_d1_37_d1_33_an_event_is_one_that_aog_s_clients_can_add_up(separators: tuple[str, str]) -> None:
+    # A client that adds `message.content` to its text prints "null" otherwise.
+    text = 'not "created":1700000001, "content":null nor "error":'
+    first = {"created": 1700000000, "choices": [{"index": 0, "delta": {"content": None, "role": "assistant"}}]}
+    more = {"created": 1700000000, "choices": [{"index": 0, "delta": {"content": text}}]}
+    for event, content in ((first, ""), (more, text)):
+        framed = reframe_event(b"data: " + json.dumps(event, separators=separators).encode() + b"\n\n")
+        assert framed.startswith(b"data: {")
+        read = json.loads(framed[6:])
+        assert read["created"] == "2023-11-14T22:13:20Z"
+        assert read["choices"][0]["delta"]["content"] == content
+
+
 async def test_other_hosts_get_streams_byte_for_byte(other: Any) -> None:
     events = [b'data: {"created":1}\n\n', b'data: {"choices":[]}\n\n', b"data: [DONE]\n\n"]
 
@@ -308,7 +322,10 @@ async def test_other_hosts_get_streams_byte_for_byte(other: Any) -> None:
 
     other.kernel.does |= {"stream": stream, "invoke": b'{"created": 1}'}
     call = other.stream("InvokeServiceStream", service_name="chat", request_data=b"{}")
-    assert [each.chunk_data async for each in call] == [*events, b""]
+    answers = [each async for each in call]
+    assert b"".join(each.chunk_data for each in answers) == b"".join(events)
+    assert answers[0].chunk_data == events[0]  # what somebody waits for is sent alone
+    assert [each.is_final for each in answers[-2:]] == [False, True]
     answer = await other.call("InvokeService", service_name="chat", request_data=b"{}")
     assert answer.response_data == b'{"created": 1}'
 
@@ -451,6 +468,48 @@ async def test_d1_39_d2_35_actions_that_aog_lost_are_put_back(aog: Any) -> None:
     assert json.loads(again.data)["model"] == "m"
     assert json.loads(again.data)["parameters"] == {"language": "en", "format": "pcm", "sample_rate": 16000}
     assert {each.metadata["ws_conn_id"] for each in talk.heard} == {"c7"}
+    talk.call.cancel()
+
+
+async def test_d1_39_a_task_whose_run_task_was_lost_begins_with_its_sound_every_time(aog: Any) -> None:
+    talk = Talk(aog)
+    later = {"metadata": {"model": "m", "sample_rate": "16000", "format": "pcm", "language": "en"}}
+    talk.say(b"\0\1", "binary", **(FIRST | {"metadata": FIRST["metadata"] | later["metadata"]}))
+    assert await talk.next() == ("result-generated", "text")
+    talk.say(body(model="m"), **later)
+    assert await talk.next() == ("task-finished", "text")
+    talk.say(b"\0\2", "binary", **later)  # and not "Audio came while no task runs"
+    assert await talk.next() == ("result-generated", "text")
+    run, audio, finish, again, more = talk.heard
+    assert [audio.data, more.data] == [b"\0\1", b"\0\2"]
+    assert json.loads(finish.data)["action"] == "finish-task"
+    for each in (run, again):
+        task = json.loads(each.data)
+        assert (task["action"], task["model"]) == ("run-task", "m")
+        assert task["parameters"] == {"language": "en", "format": "pcm", "sample_rate": 16000}
+    talk.call.cancel()
+
+
+async def test_d1_39_a_task_whose_finish_task_was_lost_is_finished_after_silence(
+    aog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "SILENCE", 0.3)
+    talk = Talk(aog)
+    talk.say(b"{}", **FIRST)
+    talk.say(b"\0", "binary")
+    assert await talk.next() == ("result-generated", "text")
+    assert await talk.next() == ("task-finished", "text")
+    assert json.loads(talk.heard[-1].data)["action"] == "finish-task"
+    talk.say(b"\0", "binary")
+    assert await talk.next() == ("result-generated", "text")  # the session is as good as before
+    talk.call.cancel()
+
+
+async def test_d1_39_a_task_whose_sound_was_lost_is_finished(aog: Any) -> None:
+    talk = Talk(aog)
+    talk.say(b"{}", **FIRST)
+    talk.say(b"{}")
+    assert await talk.next() == ("task-finished", "text")
     talk.call.cancel()
 
 

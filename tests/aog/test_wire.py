@@ -180,7 +180,11 @@ async def test_d2_7_nothing_but_the_handshake_on_stdout_and_no_child_holds_the_p
     (info / "entry_points.txt").write_text("[ovms.observers]\nnoisy = noisy:Noisy\n")
     async with PluginHost(plugin_command(), environment) as host:
         assert (await host.call("CheckEngine")).code == 0
-        stragglers = [each for each in psutil.Process(host.pid).children() if "straggler" in " ".join(each.cmdline())]
+        stragglers = [
+            each
+            for each in psutil.Process(host.pid).children(recursive=True)
+            if "straggler" in " ".join(each.cmdline())
+        ]
         assert len(stragglers) == 1
         try:
             await host.kill()  # raises if a pipe is still held after 2 s
@@ -333,7 +337,7 @@ async def test_what_is_no_plugin_is_told(tmp_path: Path) -> None:
 
 
 async def test_d1_1_the_manifest_is_found_from_the_launcher_and_not_from_the_working_directory(tmp_path: Path) -> None:
-    from ovms_face_aog.serve import passed_by, read_manifest, resources_of
+    from ovms_face_aog.process import data_dir_of, passed_by, read_manifest
 
     folder = tmp_path / "plugins" / "ovms-plugin"
     launcher = folder / "bin" / "linux-amd64" / "ovms-plugin"
@@ -341,12 +345,13 @@ async def test_d1_1_the_manifest_is_found_from_the_launcher_and_not_from_the_wor
     services = (
         "services:\n- {service_name: chat, config_ref: 'openai:chat'}\n- {service_name: embed, config_ref: 'aog:embed'}"
     )
-    (folder / "plugin.yaml").write_text(f"resources:\n  data_dir: /somewhere\n{services}\n")
-    manifest = read_manifest(str(launcher))
-    assert resources_of(manifest) == {"data_dir": "/somewhere"}
+    (folder / "plugin.yaml").write_text(f"resources:\n  data_dir: ${{AOG_DATA_DIR}}/somewhere\n{services}\n")
+    manifest = read_manifest(launcher)
+    assert data_dir_of(manifest, {"AOG_DATA_DIR": "/data"}) == "/data/somewhere"
+    assert data_dir_of(manifest, {}) == ""  # AOG sets none, and half a path must not be used
     assert passed_by(manifest) == {"embed"}
-    assert read_manifest(str(tmp_path / "elsewhere" / "ovms-plugin")) == {}
+    assert read_manifest(tmp_path / "elsewhere" / "ovms-plugin") == {}
     for broken in ("resources: [broken", "[]", "resources: 5\nservices: 5", "services: [5]"):
         (folder / "plugin.yaml").write_text(broken)
-        assert resources_of(read_manifest(str(launcher))) == {}
-        assert passed_by(read_manifest(str(launcher))) == frozenset()
+        assert data_dir_of(read_manifest(launcher), {}) == ""
+        assert passed_by(read_manifest(launcher)) == frozenset()

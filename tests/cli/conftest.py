@@ -39,6 +39,7 @@ def acme(tmp_path: Path) -> Callable[..., str]:
         info = tmp_path / "acme-1.0.dist-info"
         info.mkdir()
         (tmp_path / "acme.py").write_text(module)
+        sys.modules.pop("acme", None)  # another test's
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text(entry_points)
         return str(tmp_path)

@@ -95,3 +95,56 @@ def test_extensions_and_manifest_are_printed(here: Any, environment: dict[str, s
     full = json.loads(here("manifest", "--json", "--bodies", "full").stdout)["services"]
     assert next(each for each in full if each["service_name"] == "chat")["config_ref"] == "openai:chat"
     assert here("manifest").stdout.startswith("# AOG's manifest")
+
+
+PAINTER = """
+from ovms_kernel.api.services import ServiceDefinition
+class Paint:
+    definition = ServiceDefinition("translate", "text_generation", "/v3/x", extras={"aog": {"config_ref": "acme:x"}})
+    def __init__(self, section): pass
+    async def invoke(self, call, engine): pass
+"""
+
+
+def test_a_service_with_a_template_that_aog_lacks_is_served_and_said_not_to_be_offered_to_aog(
+    here: Any, acme: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(acme("[ovms.services]\ntranslate = acme:Paint\n", PAINTER))
+    [found] = [each for each in json.loads(here("extensions", "--json").stdout) if each["name"] == "translate"]
+    assert (found["state"], found["cause"]) == ("loaded", "not offered by aog: AOG has no template acme:x")
+    assert "translate" not in here("manifest").stdout
+
+
+GREETER = """
+import typer
+from ovms_kernel.api.commands import NotFound, say
+class Greet:
+    def __init__(self, section):
+        self.app = typer.Typer()
+        @self.app.command()
+        async def greet(session, name: str) -> None:
+            "Greet somebody."
+            if name == "nobody":
+                raise NotFound("There is nobody; name somebody.")
+            say(f"Hello {name} in {session.settings.data_dir.name}.")
+"""
+
+
+def test_a_command_of_an_extension_is_one_of_the_program_s_commands(
+    here: Any, acme: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(acme("[ovms.commands]\ngreet = acme:Greet\n", GREETER))
+    assert "Greet somebody." in here("--help").stdout
+    assert here("greet", "Ada", "--data-dir", str(tmp_path / "own")).stderr == "Hello Ada in own.\n"
+    assert here("greet", "nobody", code=3).stderr == "There is nobody; name somebody.\n"
+    assert {"commands.greet", "faces.aog"} <= {
+        f"{each['kind']}.{each['name']}" for each in json.loads(here("extensions", "--json").stdout)
+    }
+
+
+def test_a_command_that_does_not_load_costs_only_itself(here: Any, acme: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(acme("[ovms.commands]\ngreet = acme:Greet\n", "raise RuntimeError('no good')"))
+    told = here("--help")
+    assert "doctor" in told.stdout
+    assert "greet" not in told.stdout
+    assert here("greet", code=2).stderr

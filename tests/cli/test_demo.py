@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
-from ovms_cli.demo import find_models
-from ovms_cli.story import cosine
-from ovms_cli.traces import Traces
+from ovms_face_aog.demo import find_models
+from ovms_face_aog.demo.story import cosine
+from ovms_face_aog.demo.traces import Traces
 from ovms_kernel.errors import NotFound
 
 STEPS = [
@@ -197,7 +197,9 @@ def test_without_the_tiny_models_it_says_where_they_are(place: Place, tmp_path: 
 
 
 def test_installed_from_a_wheel_it_asks_for_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ovms_cli.demo.__file__", str(tmp_path / "a/b/c/d/e/site-packages/ovms_cli/demo.py"))
+    monkeypatch.setattr(
+        "ovms_face_aog.demo.__file__", str(tmp_path / "a/b/c/d/e/f/site-packages/ovms_face_aog/demo/__init__.py")
+    )
     with pytest.raises(NotFound, match="tests/fixtures of the source"):
         find_models(None)
 

@@ -28,23 +28,11 @@ def test_environment_wins_over_the_file_which_wins_over_defaults(tmp_path: Path)
     assert read_settings({}, data_dir=tmp_path, rest_port=9).rest_port == 9
 
 
-def test_the_data_folder_follows_aog_unless_it_is_set(tmp_path: Path) -> None:
-    aog = {"AOG_DATA_DIR": str(tmp_path)}
-    assert read_settings(aog).data_dir == tmp_path / "engine" / "ovms-plugin"
-    resources = {"data_dir": "${AOG_DATA_DIR}/elsewhere"}
-    assert read_settings(aog, resources).data_dir == tmp_path / "elsewhere"
-    own = read_settings({"OVMS_PLUGIN_DATA_DIR": str(tmp_path / "own")}, resources)
-    assert own.data_dir == tmp_path / "own"
-
-
-def test_a_variable_that_aog_never_sets_does_not_leave_half_a_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    settings = read_settings({}, {"data_dir": "${AOG_DATA_DIR}/engine/ovms-plugin"})
-    assert settings.data_dir.is_relative_to(tmp_path)
+def test_a_face_s_own_defaults_give_way_to_every_layer(tmp_path: Path) -> None:
+    defaults = {"data_dir": tmp_path / "face", "rest_port": 5}
+    assert read_settings({}, defaults).data_dir == tmp_path / "face"
+    own = read_settings({"OVMS_PLUGIN_DATA_DIR": str(tmp_path / "own"), "OVMS_PLUGIN_REST_PORT": "6"}, defaults)
+    assert (own.data_dir, own.rest_port) == (tmp_path / "own", 6)
 
 
 @pytest.mark.parametrize(

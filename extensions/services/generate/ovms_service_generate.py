@@ -30,7 +30,8 @@ class Generate:
             default_model=section.get("default_model", "OpenVINO/Qwen3-8B-int4-ov"),
             support_models=("OpenVINO/Qwen3-8B-int4-ov", "OpenVINO/Phi-3.5-mini-instruct-int4-ov"),
             streaming=True,
-            extras={"aog": {"config_ref": "openvino:generate", "config_ref_full": "aog:generate"}},
+            # AOG's template without conversions loses the text of its /v3/completions.
+            extras={"aog": {"config_ref": "openvino:generate"}},
         )
         self._kind = Completions(self.definition, "cmpl", "text_completion", prepare, pieces)
 

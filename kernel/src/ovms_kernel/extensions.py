@@ -69,18 +69,26 @@ class Extensions:
 
 
 def compose(
-    settings: Settings, host: Host, *, kinds: Iterable[str] = KERNEL_KINDS, events: Events | None = None
+    settings: Settings,
+    host: Host,
+    *,
+    kinds: Iterable[str] = KERNEL_KINDS,
+    names: Iterable[str] | None = None,
+    events: Events | None = None,
 ) -> Extensions:
     """Find, load and construct the extensions of these kinds and register them for events.
+
+    :param names: only those of these names; ``None`` means all.
 
     Whatever is wrong with an extension costs that extension alone and is said in its report.
     """
     drivers: dict[str, dict[str, Any]] = {kind: {} for kind in DRIVER_PROTOCOLS}
     installed = metadata.entry_points()
     offered = {each: tuple(installed.select(group=each)) for each in installed.groups if each.startswith("ovms.")}
-    reports = list(_misplaced(offered))
+    reports = list(_misplaced(offered)) if names is None else []
     for kind in kinds:
-        for report, entry_point in _candidates(kind, offered.get(f"ovms.{kind}", ()), settings, host):
+        wanted = [each for each in offered.get(f"ovms.{kind}", ()) if names is None or each.name in names]
+        for report, entry_point in _candidates(kind, wanted, settings, host):
             if entry_point is None:
                 reports.append(report)
                 continue
@@ -194,6 +202,8 @@ def _origin(entry_point: metadata.EntryPoint) -> tuple[str, str]:
 
 def _load(kind: str, name: str, entry_point: metadata.EntryPoint) -> Any:  # noqa: ANN401 - a driver's class
     """Import one driver through stevedore; its errors come out as they are."""
+    if kind not in KERNEL_KINDS:
+        return entry_point.load()  # help lists the commands, and must not wait for stevedore
     from stevedore import NamedExtensionManager
 
     errors: list[BaseException] = []

@@ -1,4 +1,4 @@
-"""Settings, from defaults < ``plugin.yaml`` resources < config file < environment, and every path of ours.
+"""Settings, from defaults < the face's own defaults < config file < environment, and every path of ours.
 
 A setting is declared once, as a field of :class:`Settings`; its default, type and docstring there are all there is to
 know. The config file is ``config.yaml`` in the data folder (or ``OVMS_PLUGIN_CONFIG``). In the environment a setting is
@@ -149,10 +149,8 @@ class Settings:
         return self.data_dir / "run"
 
 
-def default_data_dir(environment: Mapping[str, str]) -> Path:
-    """Return ``$AOG_DATA_DIR/engine/ovms-plugin``, else the platform's folder for user data."""
-    if root := environment.get("AOG_DATA_DIR"):
-        return Path(root) / "engine" / "ovms-plugin"
+def default_data_dir() -> Path:
+    """Return the platform's folder for user data."""
     import platformdirs
 
     return platformdirs.user_data_path("ovms-plugin", appauthor=False)
@@ -160,26 +158,23 @@ def default_data_dir(environment: Mapping[str, str]) -> Path:
 
 def read_settings(
     environment: Mapping[str, str] | None = None,
-    resources: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
     **overrides: Any,  # noqa: ANN401 - values of fields, checked below
 ) -> Settings:
     """Read all layers and return the settings.
 
     :param environment: instead of ``os.environ``.
-    :param resources: the ``resources`` block of ``plugin.yaml``.
+    :param defaults: what a face puts in the place of defaults here; every other layer wins over it.
     :param overrides: fields that win over every layer.
     :raises BadRequest: a value has the wrong type or a key is unknown; the sentence names where it was set.
     """
     environment = os.environ if environment is None else environment
-    values: dict[str, Any] = {"data_dir": default_data_dir(environment)}
-    resources = resources or {}
-    if folder := _expand(str(resources.get("data_dir") or ""), environment):
-        values["data_dir"] = Path(folder)
+    values: dict[str, Any] = {"data_dir": default_data_dir(), **(defaults or {})}
     if chosen := environment.get(PREFIX + "DATA_DIR"):
         values["data_dir"] = Path(chosen).expanduser()
     if "data_dir" in overrides:
         values["data_dir"] = Path(overrides["data_dir"])
-    # AOG starts plugins in a folder that is not theirs, so a relative folder is made absolute at once.
+    # A host may start us in any folder, so a relative one is made absolute at once.
     values["data_dir"] = overrides["data_dir"] = Path(values["data_dir"]).absolute()
     _check_folder(values["data_dir"])
     named = environment.get(PREFIX + "CONFIG")
@@ -228,16 +223,6 @@ def _join(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     """Lay one tree of tables over another."""
     both = {key: _join(lower[key], upper[key]) for key in lower.keys() & upper.keys() if isinstance(upper[key], dict)}
     return lower | upper | both
-
-
-def _expand(text: str, environment: Mapping[str, str]) -> str:
-    """Replace ``${NAME}``; a name that is not set makes the whole text empty, as AOG sets few of those it documents."""
-    import string
-
-    try:
-        return string.Template(text).substitute(environment)
-    except (KeyError, ValueError):
-        return ""
 
 
 def _read_file(path: Path) -> dict[str, Any]:

@@ -1,31 +1,29 @@
-"""Decides what this process is: a go-plugin plugin, or a command that a person typed.
+"""Decides what this process is: a face that a host started, or a command that a person typed.
 
-A host tells a plugin by an environment variable and no arguments, and waits for its handshake line, so nothing heavy
-may be imported before that is decided.
+A host starts a face with an environment variable and no arguments and may wait for its first line, so nothing heavy is
+imported before that is decided.
 """
 
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import sys
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from types import FrameType
 
-COOKIE = "AOG_PLUGIN"
-"""The variable in which AOG, as every go-plugin host, says that it is the one who starts us."""
 COMPLETION = "_OVMS_PLUGIN_COMPLETE"
 
 
 def main() -> None:
     """Run what was asked for and exit."""
     arguments = sys.argv[1:]
-    if not arguments and COOKIE in os.environ:
-        from ovms_face_aog.serve import main as serve
-
-        serve()
+    if not arguments and (face := _started_by_a_host()):
+        runpy.run_module(face, run_name="__main__")
         return
     from pathlib import Path
 
@@ -42,6 +40,15 @@ def main() -> None:
     # A shell that completes a command says so in the environment and gives no arguments either.
     code = run(arguments) if arguments or COMPLETION in os.environ else _explain()
     sys.exit(_flushed(code))
+
+
+def _started_by_a_host() -> str:
+    """Return the package of the face that is meant, if a host started this process; see docs/extensions.md.
+
+    A face whose host starts it by itself names in its entry point's brackets the variable that such a host sets.
+    """
+    faces = metadata.entry_points(group="ovms.faces")
+    return next((each.module for each in faces if any(name in os.environ for name in each.extras)), "")
 
 
 def _interrupted(_number: int, _frame: FrameType | None) -> None:
@@ -72,8 +79,7 @@ def _explain() -> int:
     with redirect_stdout(sys.stderr):
         run(["--help"])
     print(
-        "\nThis program is also a go-plugin plugin that AOG starts by itself, without arguments; "
-        "at a terminal, name a command.",
+        "\nA host such as AOG starts this program by itself, without arguments; at a terminal, name a command.",
         file=sys.stderr,
     )
     return 1

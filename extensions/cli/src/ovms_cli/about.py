@@ -1,18 +1,18 @@
-"""Commands that report: what is installed, what AOG is told, and what is wrong."""
+"""Commands that report: what is installed, and what is wrong."""
 
 import os
 import shutil
-import sys
 from dataclasses import replace
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
+import anyio.to_thread
 import typer
 
 from ovms_cli import output
 from ovms_cli.session import Json, Session, add
-from ovms_kernel.engine.platform_selection import explain
+from ovms_kernel.drivers import DRIVER_PROTOCOLS, KERNEL_KINDS
 from ovms_kernel.errors import OvmsError
+from ovms_kernel.extensions import ExtensionReport, Extensions, compose
 from ovms_kernel.settings import ELSEWHERE
 from ovms_kernel.values import Finding
 
@@ -20,28 +20,26 @@ if TYPE_CHECKING:
     from ovms_kernel.kernel import Kernel
     from ovms_kernel.values import Installation
 
+OTHERS = [each for each in DRIVER_PROTOCOLS if each not in KERNEL_KINDS]
+"""Kinds of extension that a kernel is not composed of."""
 ROOM = 5 << 30
 """Bytes that an engine and a small model need at least."""
 MARKS = {"ok": "✓", "warning": "!", "error": "✗"}
 COLORS = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
-class Bodies(StrEnum):
-    """Which conversion templates the manifest names."""
-
-    openvino = "openvino"
-    full = "full"
-
-
 def add_to(app: typer.Typer) -> None:
     """Add these commands."""
-    add(app, doctor, extensions, manifest)
+    add(app, doctor, extensions)
 
 
 async def extensions(session: Session, *, json: Json = False) -> None:
     """List the extensions, and why one is not used."""
     async with session.kernel() as kernel:
-        reports = kernel.extensions.reports
+        others = await anyio.to_thread.run_sync(lambda: compose(session.settings, kernel.host, kinds=OTHERS))
+        known = {each.key for each in kernel.reports}
+        reports = [*kernel.reports, *(each for each in others.reports if each.key not in known)]
+        reports = [replace(each, cause=each.cause or _declined(each, kernel, others)) for each in reports]
     if json:
         output.print_json(reports)
         return
@@ -49,23 +47,13 @@ async def extensions(session: Session, *, json: Json = False) -> None:
     output.print_table(("EXTENSION", "STATE", "FROM", ""), rows)
 
 
-async def manifest(
-    session: Session,
-    *,
-    bodies: Annotated[
-        Bodies, typer.Option(help="Templates of AOG's own engine, or those that keep every field.")
-    ] = Bodies.openvino,
-    json: Json = False,
-) -> None:
-    """Print plugin.yaml, AOG's manifest of the services."""
-    async with session.kernel() as kernel:
-        from ovms_face_aog.manifest import manifest_of
-
-        made = replace(manifest_of(kernel.services), bodies=bodies.value)
-    if json:
-        output.print_json(made.as_dict())
-    else:
-        sys.stdout.write(made.as_yaml())
+def _declined(report: ExtensionReport, kernel: "Kernel", others: Extensions) -> str:
+    """Return which faces do not offer a service, and why."""
+    if report.kind != "services" or report.name not in kernel.services:
+        return ""
+    definition = kernel.services[report.name].definition
+    causes = {name: face.why_not(definition) for name, face in others.faces.items() if hasattr(face, "why_not")}
+    return "; ".join(f"not offered by {name}: {cause}" for name, cause in causes.items() if cause)
 
 
 async def doctor(session: Session, *, json: Json = False) -> None:
@@ -118,6 +106,8 @@ def _extensions(kernel: "Kernel") -> list[Finding]:
 
 
 async def _platform(kernel: "Kernel") -> list[Finding]:
+    from ovms_kernel.engine.platform_selection import explain
+
     installation = kernel.installations.active()
     chosen = explain(kernel.host, kernel.extensions.platforms, kernel.settings.platform, installation)
     skipped = [

@@ -1,12 +1,19 @@
 """The command line as a whole: which commands there are and in which order help lists them."""
 
-from importlib import import_module
+import os
+from collections.abc import Sequence
+from importlib import import_module, metadata
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ovms_cli import about, demo, engines, models, services
+from ovms_cli import about, engines, models, services
+from ovms_cli.session import adopt
+
+COMPLETION = "_OVMS_PLUGIN_COMPLETE"
+"""Set by a shell that asks for what could be typed next."""
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer's way of calling
@@ -17,8 +24,11 @@ def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer's way of calli
         raise typer.Exit
 
 
-def make_app() -> typer.Typer:
-    """Return the program's commands."""
+def make_app(wanted: str = "") -> typer.Typer:
+    """Return the program's commands, and after them those of extensions.
+
+    :param wanted: the command that is to run; extensions that do not offer it are not imported. Empty means all.
+    """
     # Help in plain text: rich's takes a fifth of a second more than all the rest.
     app = typer.Typer(
         name="ovms-plugin",
@@ -30,16 +40,38 @@ def make_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_options)
-    demo.add_to(app)
     models.add_to(app)
     services.add_to(app)
     engines.add_to(app)
     about.add_to(app)
     if find_spec("ovms_face_http"):
         import_module("ovms_face_http.commands").add_to(app)
-    if find_spec("ovms_face_aog.deploy"):
-        import_module("ovms_face_aog.deploy").add_to(app)
+    ours = {each.name for each in app.registered_commands} | {each.name for each in app.registered_groups}
+    offered = {each.name for each in metadata.entry_points(group="ovms.commands")} - ours
+    if wanted not in ours:
+        _add_extensions(app, [wanted] if wanted in offered else sorted(offered))
     return app
+
+
+def _add_extensions(app: typer.Typer, names: Sequence[str]) -> None:
+    """Add the commands of these names that extensions offer; why one cannot be used is logged as an error."""
+    from ovms_kernel.engine.host import read_host
+    from ovms_kernel.errors import OvmsError
+    from ovms_kernel.extensions import compose
+    from ovms_kernel.settings import Settings, read_settings
+
+    try:
+        settings = read_settings()
+    except OvmsError:
+        settings = Settings(Path())  # the command itself says what is wrong with them; help works without
+    for name, driver in sorted(compose(settings, read_host(), kinds=["commands"], names=names).commands.items()):
+        adopt(driver.app)
+        if len(driver.app.registered_commands) == 1 and not driver.app.registered_groups:
+            [only] = driver.app.registered_commands
+            only.name = name
+            app.registered_commands.append(only)
+        else:
+            app.add_typer(driver.app, name=name)
 
 
 def _options(
@@ -54,7 +86,8 @@ def _options(
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
     try:
-        make_app()(arguments, prog_name="ovms-plugin")
+        words = [each for each in arguments if not each.startswith("-")]
+        make_app("" if COMPLETION in os.environ else next(iter(words), ""))(arguments, prog_name="ovms-plugin")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     return 0

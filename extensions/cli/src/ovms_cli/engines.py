@@ -12,7 +12,8 @@ import anyio
 import typer
 
 from ovms_cli import output
-from ovms_cli.session import Json, Session, add, running
+from ovms_cli.session import Json, Session, add
+from ovms_kernel.commands import running
 from ovms_kernel.errors import NotFound
 
 if TYPE_CHECKING:

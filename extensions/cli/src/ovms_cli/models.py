@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ovms_cli import output
-from ovms_cli.session import Json, Session, add, need_engine, running
+from ovms_cli.session import Json, Session, add
+from ovms_kernel.commands import need_engine, running
 from ovms_kernel.errors import BadRequest
 
 if TYPE_CHECKING:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import sys
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ovms_kernel.commands import plain, print_json, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +16,8 @@ if TYPE_CHECKING:
 
     from ovms_kernel.values import Progress
 
+__all__ = ["ago", "plain", "print_facts", "print_json", "print_table", "progress", "say", "size", "stderr", "stdout"]
+
 PLAIN_STEP = 5.0
 """Seconds between two lines of progress where there is no terminal."""
 QUICK = 1.0
@@ -25,30 +25,6 @@ QUICK = 1.0
 
 NUMBERS = 36
 """Columns of a terminal that bytes, speed and time need beside a name, such as `999.9/999.9 MB 999.9 MB/s 0:59:59`."""
-
-
-def say(text: str) -> None:
-    """Print a notice: anything that is not the result."""
-    # In one write: events are told in threads of their own, and two lines must not become one.
-    print(f"{text}\n", end="", file=sys.stderr, flush=True)
-
-
-def print_json(value: Any) -> None:  # noqa: ANN401 - whatever a command reports
-    """Print a result as JSON."""
-    print(json.dumps(plain(value), indent=2, ensure_ascii=False))
-
-
-def plain(value: Any) -> Any:  # noqa: ANN401 - any value to its JSON
-    """Return values of the kernel as what JSON knows: dataclasses as objects, paths and times as strings."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {each.name: plain(getattr(value, each.name)) for each in dataclasses.fields(value) if each.repr}
-    if isinstance(value, dict):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return str(value) if isinstance(value, Path) else value
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:

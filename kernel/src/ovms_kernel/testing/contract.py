@@ -8,12 +8,24 @@ Name the class ``Test…`` in a test module and set ``driver`` to the class unde
 
 from __future__ import annotations
 
+import inspect
 import re
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from ovms_kernel.drivers import ConversingService, GraphTemplate, Platform, Service, StreamingService
+from ovms_kernel.drivers import (
+    Command,
+    ConversingService,
+    Dialect,
+    Face,
+    GraphTemplate,
+    Platform,
+    Service,
+    StreamingService,
+)
 from ovms_kernel.values import Call, GraphOptions, Host, Installation, ModelFiles, Ports
 
 if TYPE_CHECKING:
@@ -34,7 +46,7 @@ class ServiceContract:
         assert isinstance(self.driver({}), Service)
 
     def test_its_name_is_one_for_the_wire(self) -> None:
-        """Lower case and dashes, as on AOG's wire."""
+        """Lower case and dashes, as faces offer it."""
         assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.driver({}).definition.name)
 
     def test_it_does_what_its_definition_says(self) -> None:
@@ -104,6 +116,69 @@ class PlatformContract:
             monkeypatch.setenv(name, "/foreign")
         plan = self.driver({}).launch(Installation("1", tmp_path, "any"), Ports(1, 2))
         assert "/foreign" not in plan.env.values()
+
+
+class FaceContract:
+    """A face is constructed with nothing set, and is served until it is cancelled."""
+
+    driver: ClassVar[Any]
+
+    def test_it_is_constructed_with_an_empty_section(self) -> None:
+        """Nothing has to be set."""
+        face = self.driver({})
+        assert isinstance(face, Face)
+        assert inspect.iscoroutinefunction(face.serve)
+
+    def test_its_module_is_quick_to_import(self) -> None:
+        """A host waits for the handshake, and a command line only wants to list what there is."""
+        code = f"import sys, {self.driver.__module__}; print(*sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        assert not {"grpc", "starlette", "httpx", "typer", "openvino"} & set(done.stdout.split())
+
+
+class DialectContract:
+    """A dialect has a name and routes of its own."""
+
+    driver: ClassVar[Any]
+    kernel: ClassVar[Any] = None
+    """What ``routes`` is given: an object with what it asks of a kernel; a test of what requests do brings a real one.
+    """
+
+    def test_it_is_constructed_with_an_empty_section(self) -> None:
+        """Nothing has to be set."""
+        dialect = self.driver({})
+        assert isinstance(dialect, Dialect)
+        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", dialect.name)
+
+    def test_its_routes_are_starlettes_and_do_not_stand_in_each_others_way(self) -> None:
+        """One path and method, one route."""
+        from starlette.routing import BaseRoute
+
+        routes = list(self.driver({}).routes(self.kernel))
+        assert routes
+        assert all(isinstance(each, BaseRoute) for each in routes)
+        claimed = [(each.path, method) for each in routes for method in getattr(each, "methods", None) or ("",)]
+        assert len(claimed) == len(set(claimed))
+
+
+class CommandsContract:
+    """A command has a typer app, says in its help what it does, and can be called with --help."""
+
+    driver: ClassVar[Any]
+
+    def test_it_has_an_app_with_commands(self) -> None:
+        """Each tells what it does."""
+        command = self.driver({})
+        assert isinstance(command, Command)
+        registered = command.app.registered_commands
+        assert registered or command.app.registered_groups
+        assert all(each.callback.__doc__ or each.help for each in registered)
+
+    def test_coroutine_functions_take_the_session_first(self) -> None:
+        """The command line hands it over."""
+        for each in self.driver({}).app.registered_commands:
+            if inspect.iscoroutinefunction(each.callback):
+                assert next(iter(inspect.signature(each.callback).parameters)) == "session"
 
 
 def make_call(service: str = "test", model: str = "m", **body: object) -> Call:

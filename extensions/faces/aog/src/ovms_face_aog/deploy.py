@@ -6,23 +6,19 @@ import shlex
 import shutil
 import site
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
-import typer
 
-from ovms_cli import output
-from ovms_cli.about import Bodies
-from ovms_cli.session import Session, add
-from ovms_face_aog.manifest import MARK, PROVIDER, SYSTEMS, executable, manifest_of
-from ovms_kernel.errors import BadRequest, NotFound, NotSupported, OvmsError, PreconditionFailed
+from ovms_face_aog.manifest import MARK, PROVIDER, SYSTEMS, Bodies, executable, manifest_of
+from ovms_kernel.api.commands import BadRequest, NotFound, NotSupported, OvmsError, PreconditionFailed, Session, say
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ovms_kernel.values import Host, ServiceDefinition
+    from ovms_kernel.api.platforms import Host
+    from ovms_kernel.api.services import ServiceDefinition
 
 MACHINES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 """GOARCH by what Python calls the machine."""
@@ -39,31 +35,9 @@ exec "$python" {flags} -m ovms_face_aog "$0"
 """
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add this command."""
-    add(app, deploy)
-
-
-async def deploy(
-    session: Session,
-    *,
-    plugin_dir: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="AOG's folder of plugins, if it is not the usual one.", show_default=False),
-    ] = None,
-    bodies: Annotated[
-        Bodies, typer.Option(help="Templates of AOG's own engine, or those that keep every field.")
-    ] = Bodies.openvino,
-    remove: Annotated[
-        bool, typer.Option("--remove", help="Take the plugin away again; models and engine stay.")
-    ] = False,
-) -> None:
-    """Make AOG find this plugin.
-
-    Writes a folder with plugin.yaml and a launcher that starts this very environment, starts it once as AOG would, and
-    says what to do next.
-    """
-    plugins = plugin_dir.expanduser().absolute() if plugin_dir else usual_folder(os.environ)
+async def deploy(session: Session, plugin_dir: Path | None, bodies: Bodies, *, remove: bool) -> None:
+    """Write the plugin's folder and start the plugin once from there, or remove the folder."""
+    plugins = plugin_dir.expanduser().absolute() if plugin_dir else usual_folder(os.environ)  # noqa: ASYNC240 - nothing else waits
     folder = plugins / PROVIDER
     check_ours(folder)
     try:
@@ -71,7 +45,7 @@ async def deploy(
             _remove(folder)
             return
         async with session.kernel() as kernel:
-            manifest = replace(manifest_of(kernel.services), bodies=bodies.value)
+            manifest = manifest_of(kernel.services, bodies=bodies)
             # What people try first.
             example = min(manifest.services, key=lambda each: each.name != "chat", default=None)
             trouble = trouble_of_aog(kernel.host)
@@ -96,7 +70,7 @@ async def deploy(
         raise
     _say_next(session, folder, plugins, example, seconds)
     if trouble:
-        output.say(trouble)
+        say(trouble)
 
 
 def usual_folder(environment: "Mapping[str, str]") -> Path:
@@ -195,9 +169,9 @@ def _replace(path: Path, data: bytes, mode: int = 0o644) -> None:
 def _remove(folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
-        output.say(f"Removed {folder}; restart AOG to make it forget the plugin.")
+        say(f"Removed {folder}; restart AOG to make it forget the plugin.")
     else:
-        output.say(f"There is nothing to remove: {folder} is not there.")
+        say(f"There is nothing to remove: {folder} is not there.")
 
 
 async def start_once(launcher: Path) -> float:
@@ -221,13 +195,13 @@ async def start_once(launcher: Path) -> float:
 
 
 def _say_next(session: Session, folder: Path, plugins: Path, service: "ServiceDefinition", seconds: float) -> None:
-    output.say(f"Written to {folder} and started once from there: it answered after {seconds * 1000:.0f} ms.")
-    output.say(f"Models and engine are kept in {session.settings.data_dir}.")
-    output.say("")
-    output.say("Next, restart AOG, which looks for plugins only when it starts, and install a service:")
-    output.say("  aog server stop; aog server start -d")
+    say(f"Written to {folder} and started once from there: it answered after {seconds * 1000:.0f} ms.")
+    say(f"Models and engine are kept in {session.settings.data_dir}.")
+    say("")
+    say("Next, restart AOG, which looks for plugins only when it starts, and install a service:")
+    say("  aog server stop; aog server start -d")
     model = service.default_model or "<owner>/<name>"
-    output.say(f"  aog install {service.name} --flavor {PROVIDER} --model {model}")
-    output.say("")
-    output.say(f"AOG must read {plugins}: started in a folder that has a folder `plugins`, it reads that one instead.")
-    output.say("Get more models with `aog install` or over its HTTP API: `aog pull` crashes with any plugin.")
+    say(f"  aog install {service.name} --flavor {PROVIDER} --model {model}")
+    say("")
+    say(f"AOG must read {plugins}: started in a folder that has a folder `plugins`, it reads that one instead.")
+    say("Get more models with `aog install` or over its HTTP API: `aog pull` crashes with any plugin.")

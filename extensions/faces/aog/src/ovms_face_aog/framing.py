@@ -4,28 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from contextlib import aclosing
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ovms_face_aog.payloads import write
 from ovms_kernel.errors import EngineFailed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from ovms_kernel.errors import OvmsError
 
-TOGETHER = 256
-"""Events that are put into one message at most; a host that reads slowly holds up the engine beyond them."""
+PLAIN = re.compile(rb"data: \{[^\r\n]*\}\n\n")
+"""An event as engines write it."""
+CREATED = re.compile(rb'"created":(\d{1,10})(?=[,}])')
+TOGETHER = 64 << 10
+"""Bytes of events that wait for their turn at most; a host that reads slowly holds up the engine beyond them."""
 
 
-def timestamped(answer: dict[str, Any]) -> dict[str, Any]:
-    """Return an answer with ``created`` as RFC 3339 text: AOG's templates fail on a number."""
-    created = answer.get("created")
+@lru_cache(maxsize=16)
+def time_text(seconds: float) -> str:
+    """Return a time as RFC 3339 text: AOG's templates fail on a number."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+def as_aog_reads(value: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer or event with ``created`` as text, and the text of a first event empty instead of null."""
+    created = value.get("created")
     if isinstance(created, (int, float)) and not isinstance(created, bool):
-        answer = answer | {"created": datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z")}
-    return answer
+        value = value | {"created": time_text(created)}
+    for choice in value.get("choices") or ():
+        delta = choice.get("delta") if isinstance(choice, dict) else None
+        if isinstance(delta, dict) and delta.get("content", "") is None:
+            choice["delta"] = delta | {"content": ""}
+    return value
+
+
+def _created_as_text(found: re.Match[bytes]) -> bytes:
+    return b'"created":"%s"' % time_text(int(found[1])).encode()
 
 
 def reframe_answer(answer: bytes) -> bytes:
@@ -36,7 +55,7 @@ def reframe_answer(answer: bytes) -> bytes:
         return answer
     if not isinstance(value, dict) or not isinstance(value.get("created"), (int, float)):
         return answer
-    return write(timestamped(value))
+    return write(as_aog_reads(value))
 
 
 def with_embeddings(answer: bytes) -> bytes:
@@ -57,6 +76,11 @@ def reframe_event(event: bytes) -> bytes:
 
     :raises EngineFailed: the event is an error.
     """
+    if PLAIN.fullmatch(event) and b'"error":' not in event and b'"choices":[]' not in event:
+        # Nothing but bytes to replace; a quote within a text is escaped, so that these are found in no text.
+        changed, count = CREATED.subn(_created_as_text, event, 1)
+        if count:
+            return changed.replace(b'"content":null', b'"content":""')
     payload = b"".join(
         line[5:].strip() for line in event.replace(b"\r\n", b"\n").split(b"\n") if line.startswith(b"data:")
     )
@@ -72,48 +96,48 @@ def reframe_event(event: bytes) -> bytes:
         # AOG would make an ordinary event of it and lose the text; a code reaches the client.
         text = error.get("message") if isinstance(error, dict) else error
         raise EngineFailed(str(text))
-    return b"data: " + write(timestamped(value)) + b"\n\n"
+    return b"data: " + write(as_aog_reads(value)) + b"\n\n"
 
 
-async def together(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """Yield at once what has arrived, joined: AOG does not look at the borders of messages, and each costs its time."""
-    waiting: list[bytes] = []
-    first = True
+async def send_together(events: AsyncGenerator[bytes, None], send: Callable[[bytes], Awaitable[None]]) -> None:
+    """Send what has arrived, joined, as long as events come; hosts do not look at the borders, and each costs time.
+
+    The first event, which somebody waits for, is sent at once and alone.
+    """
+    waiting = bytearray()
     arrived, taken = asyncio.Event(), asyncio.Event()
+    ended = False
 
-    async def read() -> None:
-        nonlocal first
-        async with aclosing(events):
+    async def write() -> None:
+        while not ended or waiting:
+            await arrived.wait()
+            arrived.clear()
+            if waiting:
+                data = bytes(waiting)
+                waiting.clear()
+                taken.set()
+                await send(data)
+
+    async with aclosing(events), asyncio.TaskGroup() as group:
+        first = await anext(events, None)
+        if first is None:
+            return
+        await send(first)
+        writing = group.create_task(write())
+        try:
             async for event in events:
-                waiting.append(event)
+                waiting += event
                 arrived.set()
-                if first:  # is what a person waits for, so it does not wait for those behind it
-                    first = False
-                    await asyncio.sleep(0)
                 if len(waiting) >= TOGETHER:
                     taken.clear()
                     await taken.wait()
-
-    reading = asyncio.create_task(read())
-    reading.add_done_callback(lambda _: arrived.set())
-    try:
-        while True:
-            await arrived.wait()
-            arrived.clear()
-            ended = reading.done()
-            if waiting:
-                data = b"".join(waiting)
-                waiting.clear()
-                taken.set()
-                yield data
-            if ended:
-                reading.result()
-                return
-    finally:
-        reading.cancel()
-        await asyncio.wait([reading])
-        if not reading.cancelled():
-            reading.exception()
+        except Exception:
+            ended = True
+            arrived.set()
+            await writing  # what came before the error
+            raise
+        ended = True
+        arrived.set()
 
 
 def pull_failed(code: int, message: str) -> bytes:

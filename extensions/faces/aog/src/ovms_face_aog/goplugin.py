@@ -23,11 +23,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ovms_face_aog.parent import PUBLIC, WAITING
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     import grpc
     from google.protobuf.descriptor import ServiceDescriptor
+
+    from ovms_face_aog.parent import Seat
+    from ovms_face_aog.protos import goplugin_pb2
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +51,6 @@ EXIT_LIMIT = 1.5
 """Seconds from the shutdown's answer to the process's end; the host kills after 2."""
 GRACE = 0.3
 """Seconds that calls in flight have to end once the server stops."""
-NOTHING: tuple[Any, ...] = ()
-"""What a stream yields that is only held open."""
 FOLDER = "ovms-plugin-"
 """The beginning of the name of the socket's folder; our pid follows."""
 
@@ -126,25 +129,10 @@ def _log_output(descriptor: int) -> None:
                 stray.warning("%s", text)
 
 
-def handler_of(descriptor: ServiceDescriptor, methods: Mapping[str, Any], *, lenient: bool = False) -> Any:
-    """Return gRPC's handler for a service from the methods' implementations.
-
-    :param lenient: a request that cannot be decoded reaches the method as ``None`` instead of ending as INTERNAL.
-    """
+def handler_of(descriptor: ServiceDescriptor, methods: Mapping[str, Callable[..., Any]]) -> grpc.GenericRpcHandler:
+    """Return gRPC's handler of a service whose requests are decoded before its methods see them."""
     import grpc
-    from google.protobuf.message import DecodeError
     from google.protobuf.message_factory import GetMessageClass
-
-    def parser(message: Any) -> Callable[[bytes], Any]:
-        def parse(raw: bytes) -> Any:
-            try:
-                return message.FromString(raw)
-            except DecodeError:
-                if not lenient:
-                    raise
-                return Undecodable
-
-        return parse
 
     handlers = {}
     for method in descriptor.methods:
@@ -152,14 +140,47 @@ def handler_of(descriptor: ServiceDescriptor, methods: Mapping[str, Any], *, len
         make = getattr(grpc, f"{ways[0]}_{ways[1]}_rpc_method_handler")
         handlers[method.name] = make(
             methods[method.name],
-            request_deserializer=parser(GetMessageClass(method.input_type)),
+            request_deserializer=GetMessageClass(method.input_type).FromString,
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
         )
     return grpc.method_handlers_generic_handler(descriptor.full_name, handlers)
 
 
-class Undecodable:
-    """Stands for a request whose bytes are not the message they should be."""
+def make_folder(environment: Mapping[str, str]) -> Path | None:
+    """Make a folder for sockets that this user, or the group that the host names, may use; ``None`` if none can be."""
+    if sys.platform == "win32":
+        return None
+    wanted = environment.get("PLUGIN_UNIX_SOCKET_DIR")
+    for parent in [wanted] if wanted else [tempfile.gettempdir(), "/tmp"]:  # noqa: S108 - a folder in it is made
+        with contextlib.suppress(OSError):
+            folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir=parent))
+            try:
+                if len(os.fsencode(folder / WAITING)) > PATH_LIMIT or re.search(r"[|\s]", str(folder)):
+                    raise OSError("No socket can have that path.")
+                if (group := group_of(environment)) is not None:
+                    os.chown(folder, -1, group)
+                    folder.chmod(0o710)
+            except OSError:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            return folder
+    return None
+
+
+def group_of(environment: Mapping[str, str]) -> int | None:
+    """Return the id of the group that the host wants sockets to belong to.
+
+    :raises OSError: there is no such group.
+    """
+    group = environment.get("PLUGIN_UNIX_SOCKET_GROUP", "")
+    if not group or sys.platform == "win32":
+        return None
+    import grp
+
+    try:
+        return int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+    except KeyError as error:
+        raise OSError(f"There is no group {group}.") from error
 
 
 class Host:
@@ -169,8 +190,8 @@ class Host:
     """
 
     def __init__(self, stderr: int) -> None:
+        self.stderr = stderr
         self._parent = os.getppid()
-        self._stderr = stderr
 
     def is_gone(self) -> bool:
         """Tell whether the host is known to be gone; on Windows only its streams tell, as our parent is a launcher."""
@@ -178,7 +199,7 @@ class Host:
             return False
         # A host that died before we knew its pid has left us to another parent, but nobody reads the pipe any more.
         pipe = select.poll()
-        pipe.register(self._stderr, 0)
+        pipe.register(self.stderr, 0)
         return os.getppid() != self._parent or bool(pipe.poll(0))
 
 
@@ -186,18 +207,24 @@ class Server:
     """Serves one host, from the handshake to the host's end or its wish.
 
     :param handlers: gRPC's handlers of the services that the plugin is for.
-    :param stop: called once when the end has come, before that is told to the host; must be done within ``STOP_LIMIT``.
+    :param stop: called once when the end has come, before the host knows; must be done within ``STOP_LIMIT``.
     :param host: what the host is known by, as it was when the process began.
+    :param seat: where to serve, if a parent process keeps the socket.
     """
 
     def __init__(
-        self, handlers: Sequence[grpc.GenericRpcHandler], stop: Callable[[str], Awaitable[None]], host: Host
+        self,
+        handlers: Sequence[grpc.GenericRpcHandler],
+        stop: Callable[[str], Awaitable[None]],
+        host: Host,
+        seat: Seat | None = None,
     ) -> None:
-        self.ended = asyncio.Event()
+        self._seat = seat
+        self.stopped = asyncio.Event()
         """Everything was stopped; all that is left is to close the server and exit."""
         self._handlers = tuple(handlers)
         self._stop = stop
-        self._ending: asyncio.Task[None] | None = None
+        self._ending: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._folder: Path | None = None
         self._host = host
         self._opened: set[str] = set()
@@ -205,7 +232,10 @@ class Server:
         self._closed_at = 0.0
 
     async def start(self, version: int, handshake: int, environment: Mapping[str, str]) -> None:
-        """Listen, and tell the host where, on a descriptor that is closed afterwards."""
+        """Listen, and tell the host where.
+
+        :param handshake: a descriptor, which is closed when the host has its line.
+        """
         import grpc.aio
         from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
@@ -232,28 +262,35 @@ class Server:
         ))  # fmt: skip
         network, address = self._bind(environment)
         await self._server.start()
-        line = f"{CORE_VERSION}|{version}|{network}|{address}|grpc|\n"
-        with contextlib.suppress(BrokenPipeError):  # the host has gone already, which the watch will find
-            os.write(handshake, line.encode())
-        os.close(handshake)
-        self._watch = asyncio.create_task(self._watch_host())
         _catch_signals(self.end)
+        if self._seat:
+            self._seat.take()
+        if self._seat is None or self._seat.first:
+            line = f"{CORE_VERSION}|{version}|{network}|{address}|grpc|\n"
+            with contextlib.suppress(BrokenPipeError):  # the host has gone already, which the watch will find
+                os.write(handshake, line.encode())
+        os.close(handshake)
 
-    def end(self, reason: str) -> asyncio.Task[None]:
-        """Begin the end, once whoever asks for it; return the task that does it."""
-        if self._ending is None:
-            log.info("The plugin ends: %s", reason)
-            self._ending = asyncio.create_task(self._end(reason))
-        return self._ending
+    async def serve(self) -> None:
+        """Serve the started server, and return when the end has come and everything is stopped."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                watch = group.create_task(self._watch_host())
+                reason = await self._ending
+                log.info("The plugin ends: %s", reason)
+                watch.cancel()
+                await self._stop_all(reason)
+        finally:
+            self.stopped.set()
+            await self._server.stop(GRACE)
+            self._remove_folder()
 
-    async def close(self) -> None:
-        """Let calls in flight end, stop listening and remove the socket."""
-        self._watch.cancel()
-        await self._server.stop(GRACE)
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+    def end(self, reason: str) -> None:
+        """Begin the end; only the first reason counts."""
+        if not self._ending.done():
+            self._ending.set_result(reason)
 
-    async def _end(self, reason: str) -> None:
+    async def _stop_all(self, reason: str) -> None:
         try:
             async with asyncio.timeout(STOP_LIMIT):
                 await self._stop(reason)
@@ -263,42 +300,35 @@ class Server:
         last = threading.Timer(EXIT_LIMIT, self._exit)
         last.daemon = True
         last.start()
-        self.ended.set()
 
     def _exit(self) -> None:
+        self._remove_folder()
+        os._exit(0)
+
+    def _remove_folder(self) -> None:
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
-        os._exit(0)
 
     # -- listening -------------------------------------------------------------------------------------------------
 
     def _bind(self, environment: Mapping[str, str]) -> tuple[str, str]:
-        if sys.platform != "win32":
-            wanted = environment.get("PLUGIN_UNIX_SOCKET_DIR")
-            for folder in [wanted] if wanted else [tempfile.gettempdir(), "/tmp"]:  # noqa: S108 - a folder in it is made
-                with contextlib.suppress(OSError, RuntimeError):
-                    return "unix", self._bind_unix(folder, environment.get("PLUGIN_UNIX_SOCKET_GROUP", ""))
+        if self._seat:
+            self._folder = self._seat.folder
+            self._listen_at(self._seat.private, environment)
+            return "unix", str(self._seat.public)
+        self._folder = make_folder(environment)
+        if self._folder:
+            with contextlib.suppress(OSError, RuntimeError):
+                self._listen_at(self._folder / PUBLIC, environment)
+                return "unix", str(self._folder / PUBLIC)
+            self._remove_folder()
         return "tcp", self._bind_tcp(environment)
 
-    def _bind_unix(self, parent: str, group: str) -> str:
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir=parent))
-        path = str(self._folder / "grpc")
-        try:
-            if len(os.fsencode(path)) > PATH_LIMIT or re.search(r"[|\s]", path):
-                raise OSError("No socket can have that path.")
-            self._server.add_insecure_port(f"unix:{path}")
-            if group:
-                import grp
-
-                gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
-                for each, mode in ((self._folder, 0o710), (Path(path), 0o660)):
-                    os.chown(each, -1, gid)
-                    each.chmod(mode)
-        except BaseException:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
-            raise
-        return path
+    def _listen_at(self, path: Path, environment: Mapping[str, str]) -> None:
+        self._server.add_insecure_port(f"unix:{path}")
+        if (group := group_of(environment)) is not None:
+            os.chown(path, -1, group)
+            path.chmod(0o660)
 
     def _bind_tcp(self, environment: Mapping[str, str]) -> str:
         first, last = PORTS
@@ -315,28 +345,25 @@ class Server:
 
     # -- go-plugin's own services ----------------------------------------------------------------------------------
 
-    async def _shutdown(self, _request: object, _context: object) -> Any:
+    async def _shutdown(self, _request: object, _context: object) -> goplugin_pb2.Empty:
         from ovms_face_aog.protos import goplugin_pb2
 
         # The host waits for this answer as long as it takes, but for our exit only 2 s.
-        await asyncio.shield(self.end("the host asked for it"))
+        self.end("the host asked for it")
+        await self.stopped.wait()
         return goplugin_pb2.Empty()
 
-    async def _broker(self, requests: AsyncIterator[Any], _context: object) -> AsyncIterator[Any]:
+    async def _broker(self, _requests: object, _context: object) -> None:
+        # Nothing is asked over it. That the host ends it or is gone cancels this.
         with self._held("broker"):
-            async for _ in requests:
-                pass
-        for each in NOTHING:
-            yield each
+            await self.stopped.wait()
 
-    async def _stdio(self, _request: object, _context: object) -> AsyncIterator[Any]:
+    async def _stdio(self, _request: object, _context: object) -> None:
         with self._held("stdio"):
-            await self.ended.wait()
-        for each in NOTHING:
-            yield each
+            await self.stopped.wait()
 
     @contextlib.contextmanager
-    def _held(self, name: str) -> Any:
+    def _held(self, name: str) -> Iterator[None]:
         """Note that the host holds one of the two streams that it keeps open for its whole life."""
         self._opened.add(name)
         self._open.add(name)

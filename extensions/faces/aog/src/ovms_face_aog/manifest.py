@@ -28,6 +28,17 @@ PROVIDER = "ovms-plugin"
 FLAVORS = frozenset({"aog", "aliyun", "baidu", "deepseek", "ollama", "openai", "openvino", "tencent"})
 """The conversion templates built into AOG; naming another one makes AOG panic at its start."""
 
+SERVICES = frozenset({
+    "chat", "embed", "generate", "image-to-image", "image-to-video", "rerank", "speech-to-text", "speech-to-text-ws",
+    "text-to-image", "text-to-speech",
+})  # fmt: skip
+"""The names of services that AOG knows."""
+
+TIMEOUT = 3600
+"""Seconds that AOG gives a request. With 0 it gives a whole answer 60 and a stream 300, which a large model on a slow
+machine exceeds; AOG's own engine has no limit. Without any, an engine that hangs would block AOG's only queue for good.
+"""
+
 SYSTEMS = ("darwin_amd64", "darwin_arm64", "linux_amd64", "linux_arm64", "windows_amd64")
 """``<GOOS>_<GOARCH>`` of the systems that have a launcher."""
 
@@ -48,7 +59,7 @@ class Manifest:
     """What AOG reads of a plugin."""
 
     services: tuple[ServiceDefinition, ...]
-    engine_host: str = "http://127.0.0.1:16666"
+    engine_host: str = "http://127.0.0.1:17666"
     bodies: Bodies = "openvino"
     """``openvino`` names the conversion templates of AOG's own engine, ``full`` those that keep every field."""
 
@@ -88,7 +99,7 @@ class Manifest:
             "default_model": definition.default_model,
             "support_models": list(definition.support_models),
             "config_ref": (self.bodies == "full" and extras.get("config_ref_full")) or extras["config_ref"],
-            "timeout": extras.get("timeout", 0),
+            "timeout": extras.get("timeout", TIMEOUT),
             "capabilities": {
                 "support_streaming": extras.get("streaming", definition.streaming),
                 "support_bidirectional": definition.bidirectional,
@@ -104,25 +115,30 @@ class Manifest:
 
 
 def make_manifest(definitions: Iterable[ServiceDefinition], *, bodies: Bodies = "openvino") -> Manifest:
-    """Return the manifest of these services, sorted by name.
-
-    A service that AOG could not convert for is left out: one without a template would cost AOG the whole plugin.
-    """
+    """Return the manifest of those of these services that AOG can offer, sorted by name."""
     offered = []
     for each in sorted(definitions, key=lambda each: each.name):
-        if template := unknown_template(each):
-            log.error("Service %s is not offered to AOG, which has no template %s.", each.name, template)
-        elif each.extras.get(FACE, {}).get("config_ref"):
+        if cause := why_not_offered(each):
+            log.warning("Service %s is not offered to AOG: %s.", each.name, cause)
+        else:
             offered.append(each)
     return Manifest(tuple(offered), bodies=bodies)
 
 
-def unknown_template(definition: ServiceDefinition) -> str:
-    """Return the template that a service names and AOG does not have; empty if there is none such."""
+def why_not_offered(definition: ServiceDefinition) -> str:
+    """Return what keeps AOG from offering a service, as the end of a sentence; empty if nothing does.
+
+    One service that names no template costs AOG the whole plugin, and an unknown template ends AOG (D1-21, D1-22).
+    """
     extras = definition.extras.get(FACE, {})
-    for reference in (extras.get("config_ref"), extras.get("config_ref_full")):
-        if isinstance(reference, str) and reference.partition(":")[0] not in FLAVORS:
-            return reference
+    reference, full = extras.get("config_ref"), extras.get("config_ref_full")
+    if not reference:
+        return f"it names no template of AOG's (extras {FACE}.config_ref)"
+    for each in (reference, full):
+        if each and str(each).partition(":")[0] not in FLAVORS:
+            return f"AOG has no template {each}"
+    if definition.name not in SERVICES:
+        return f"AOG has no service {definition.name}"
     return ""
 
 

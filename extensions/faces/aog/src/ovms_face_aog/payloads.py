@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from ovms_kernel.errors import BadRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
+    from ovms_kernel.api.services import Service
     from ovms_kernel.settings import Settings
     from ovms_kernel.values import EngineStatus, Host, LocalModel, Progress
 
@@ -49,6 +50,19 @@ def read_models(raw: bytes) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(each, str) and each for each in names):
         raise BadRequest('The request names no models; send {"models": ["<owner>/<name>"]}.')
     return names
+
+
+def read_pull(raw: bytes, services: Mapping[str, Service]) -> tuple[str, str]:
+    """Return model and model type of a pull; AOG puts a service's name into ``model_type``.
+
+    :raises BadRequest: a field is missing or of the wrong type.
+    """
+    model_type = read_request(raw).get("model_type") or ""
+    if not isinstance(model_type, str):
+        raise BadRequest("The field model_type must be a text.")
+    if service := services.get(model_type):
+        model_type = service.definition.model_type
+    return read_model(raw), model_type
 
 
 def write(value: object) -> bytes:

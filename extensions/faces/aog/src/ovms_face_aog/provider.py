@@ -1,38 +1,32 @@
 """AOG's ``ProviderService`` over the kernel, a few lines for each rpc, as any host of it expects.
 
-What only AOG itself needs is in :mod:`ovms_face_aog.habits`. Here and nowhere else errors become codes: gRPC's own
-status stays OK, the answer carries ``code`` and ``message``.
+What only AOG itself needs is in :mod:`ovms_face_aog.quirks`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from contextlib import aclosing, contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, NoReturn, Self
 
-from ovms_face_aog import payloads
-from ovms_face_aog.goplugin import Undecodable, handler_of
+import grpc
+
+from ovms_face_aog import payloads, rpcs
+from ovms_face_aog.framing import send_together
 from ovms_face_aog.manifest import manifest_of
+from ovms_face_aog.protos import aog_provider_pb2 as pb
 from ovms_face_aog.shapes import invoke_shaped
-from ovms_kernel.errors import BadRequest, NotSupported, OvmsError
-from ovms_kernel.settings import refused_by_system
-from ovms_kernel.values import Message, Progress, Request
+from ovms_kernel.api.faces import BadRequest, Message, NotSupported, OvmsError, Progress, Request
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+    from types import TracebackType
 
-    import grpc
-
-    from ovms_kernel.api.faces import KernelApi
-    from ovms_kernel.values import Answer, LocalModel
+    from ovms_face_aog.rpcs import Context
+    from ovms_kernel.api.faces import Answer, KernelApi, LocalModel
 
 log = logging.getLogger(__name__)
-
-Fields = dict[str, Any]
-"""What a message of an answer is made of, by field."""
 
 MODES = {"": "", "auto": "", "daemon": "", "standard": "", "cpu": "CPU", "gpu": "GPU"}
 """The modes of StartEngine and the device that each means for models that name none; AOG sends daemon or standard."""
@@ -42,112 +36,127 @@ PROGRESS_PERIOD = 0.1
 
 
 class Provider:
-    """Answers the rpcs once the kernel is composed; until then they wait."""
+    """Answers the rpcs once the kernel is composed; until then they wait.
 
-    def __init__(self) -> None:
-        self.passed: Collection[str] = ()
-        """Services whose bodies the host hands on as they are, by the manifest that it reads (``--bodies full``)."""
-        self.section: Mapping[str, Any] = {}
-        """The face's settings, ``faces.aog``."""
-        self._composed: asyncio.Future[KernelApi] = asyncio.get_running_loop().create_future()
-        self._log_file: Path | None = None
+    An async context manager, which owns the tasks that outlive the rpc that began them.
+
+    :param kernel: without it every rpc is answered with the error that it raises.
+    """
+
+    def __init__(self, kernel: Awaitable[KernelApi]) -> None:
+        self._awaited = kernel
+        self._composing: asyncio.Future[KernelApi] | None = None
+        self._kernel: KernelApi | None = None
         self._operate_status = 1
         """1 = normal, 0 = busy installing."""
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self.tasks = asyncio.TaskGroup()
+        self._working: set[asyncio.Task[None]] = set()
 
-    def use(self, kernel: KernelApi, log_file: Path | None = None) -> None:
-        """Begin to answer.
+    async def __aenter__(self) -> Self:
+        await self.tasks.__aenter__()
+        return self
 
-        :param log_file: what a user is pointed to when something unforeseen happens.
-        """
-        self._log_file = log_file
-        self._composed.set_result(kernel)
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+        await self.tasks.__aexit__(kind, error, trace)
 
-    def fail(self, error: OvmsError) -> None:
-        """Answer everything with this error, as there is no kernel."""
-        self._composed.set_exception(error)
-        self._composed.exception()  # nobody need ask for it
+    def begin(self, work: Callable[[], Awaitable[object]], where: str) -> asyncio.Task[None]:
+        """Do something that goes on when the rpc that began it has ended; its errors are logged."""
+
+        async def guarded() -> None:
+            try:
+                await work()
+            except Exception as error:  # noqa: BLE001 - nobody waits for it
+                self.told(error, where)
+
+        task = self.tasks.create_task(guarded())
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
+        return task
+
+    async def stop(self) -> None:
+        """Cancel what goes on, and return when it has ended."""
+        working = set(self._working)
+        for each in working:
+            each.cancel()
+        if working:
+            await asyncio.wait(working)
 
     async def kernel(self) -> KernelApi:
         """Return the kernel; a caller that gives up takes nothing with it."""
-        return await asyncio.shield(self._composed)
+        if self._kernel is None:
+            if self._composing is None:
+                self._composing = asyncio.ensure_future(self._awaited)
+            self._kernel = await asyncio.shield(self._composing)
+        return self._kernel
+
+    def told(self, error: BaseException, where: str) -> OvmsError:
+        """Return an error as code and sentence; see :func:`ovms_face_aog.rpcs.told`."""
+        return rpcs.told(error, where, self._kernel.settings.logs_dir / "plugin.log" if self._kernel else None)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return gRPC's handler of all rpcs."""
-        from google.protobuf.message_factory import GetMessageClass
-
-        from ovms_face_aog.protos import aog_provider_pb2
-
-        descriptor = aog_provider_pb2.DESCRIPTOR.services_by_name["ProviderService"]
-        methods = {}
-        for method in descriptor.methods:
-            implementation = getattr(self, re.sub(r"\B([A-Z])", r"_\1", method.name).lower())
-            guard = self._guard_stream if method.server_streaming else self._guard
-            methods[method.name] = guard(implementation, GetMessageClass(method.output_type))
-        return cast("grpc.GenericRpcHandler", handler_of(descriptor, methods, lenient=True))
-
-    # -- errors become codes ---------------------------------------------------------------------------------------
-
-    def _guard(self, method: Callable[..., Awaitable[Fields]], response: Any) -> Callable[..., Awaitable[Any]]:
-        async def call(request: Any, context: Any) -> Any:
-            try:
-                return response(**await method(_decoded(request), context))
-            except Exception as error:  # noqa: BLE001 - the last frame of ours
-                problem = self.problem(error, method.__name__)
-                return response(**problem) if "code" in response.DESCRIPTOR.fields_by_name else response()
-
-        return call
-
-    def _guard_stream(
-        self,
-        method: Callable[..., AsyncGenerator[Fields, None]],
-        response: Any,
-    ) -> Callable[..., AsyncGenerator[Any, None]]:
-        async def call(request: Any, context: Any) -> AsyncGenerator[Any, None]:
-            try:
-                async with aclosing(method(_decoded(request), context)) as answers:
-                    async for fields in answers:
-                        yield response(**fields)
-            except Exception as error:  # noqa: BLE001 - the last frame of ours
-                yield response(**self.problem(error, method.__name__))
-
-        return call
-
-    def problem(self, error: Exception, where: str) -> Fields:
-        """Return code and message for an error; the traceback of one that nobody foresaw goes to the log."""
-        if isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-            return self.problem(error.exceptions[0], where)
-        error = refused_by_system(error) or error
-        if isinstance(error, OvmsError):
-            log.info("%s: %d %s", where, error.code, error.message)
-            return {"code": error.code, "message": error.message}
-        from ovms_kernel.extensions import blame
-
-        log.error("%s failed", where, exc_info=error)
-        more = f"the log {self._log_file} tells more" if self._log_file else "the log tells more"
-        return {"code": 500, "message": f"{blame(error)} ({type(error).__name__}); {more}."}
+        make = rpcs.Rpcs(self.told)
+        unary, stream, session = make.unary, make.stream, make.session
+        methods = {
+            "GetManifest": unary(pb.GetManifestRequest, pb.GetManifestResponse, self.get_manifest),
+            "InvokeService": unary(pb.InvokeServiceRequest, pb.InvokeServiceResponse, self.invoke_service),
+            "InvokeServiceStream": stream(
+                pb.InvokeServiceRequest, pb.InvokeServiceStreamResponse, self.invoke_service_stream
+            ),
+            "InvokeServiceBidi": session(
+                pb.InvokeServiceBidiRequest, pb.InvokeServiceBidiResponse, self.invoke_service_bidi
+            ),
+            "HealthCheck": unary(pb.HealthCheckRequest, pb.HealthCheckResponse, self.health_check),
+            "GetOperateStatus": unary(pb.GetOperateStatusRequest, pb.GetOperateStatusResponse, self.get_operate_status),
+            "SetOperateStatus": unary(pb.SetOperateStatusRequest, pb.SetOperateStatusResponse, self.set_operate_status),
+            "SetAuth": unary(pb.SetAuthRequest, pb.SetAuthResponse, self.no_credentials),
+            "ValidateAuth": unary(pb.ValidateAuthRequest, pb.ValidateAuthResponse, self.no_credentials),
+            "RefreshAuth": unary(pb.RefreshAuthRequest, pb.RefreshAuthResponse, self.no_credentials),
+            "StartEngine": unary(pb.StartEngineRequest, pb.StartEngineResponse, self.start_engine),
+            "StopEngine": unary(pb.StopEngineRequest, pb.StopEngineResponse, self.stop_engine),
+            "GetConfig": unary(pb.GetConfigRequest, pb.GetConfigResponse, self.get_config),
+            "CheckEngine": unary(pb.CheckEngineRequest, pb.CheckEngineResponse, self.check_engine),
+            "InstallEngine": unary(pb.InstallEngineRequest, pb.InstallEngineResponse, self.install_engine),
+            "InitEnv": unary(pb.InitEnvRequest, pb.InitEnvResponse, self.init_env),
+            "UpgradeEngine": unary(pb.UpgradeEngineRequest, pb.UpgradeEngineResponse, self.upgrade_engine),
+            "PullModel": unary(pb.PullModelRequest, pb.PullModelResponse, self.pull_model),
+            "PullModelStream": stream(pb.PullModelStreamRequest, pb.PullModelStreamResponse, self.pull_model_stream),
+            "DeleteModel": unary(pb.DeleteModelRequest, pb.DeleteModelResponse, self.delete_model),
+            "ListModels": unary(pb.ListModelsRequest, pb.ListModelsResponse, self.list_models),
+            "LoadModel": unary(pb.LoadModelRequest, pb.LoadModelResponse, self.load_model),
+            "UnloadModel": unary(pb.UnloadModelRequest, pb.UnloadModelResponse, self.unload_model),
+            "GetRunningModels": unary(pb.GetRunningModelsRequest, pb.GetRunningModelsResponse, self.get_running_models),
+            "GetVersion": unary(pb.GetVersionRequest, pb.GetVersionResponse, self.get_version),
+        }
+        return grpc.method_handlers_generic_handler("protocol.ProviderService", methods)
 
     # -- services --------------------------------------------------------------------------------------------------
 
-    async def invoke_service(self, request: Any, context: Any) -> Fields:
+    async def invoke_service(self, request: pb.InvokeServiceRequest, context: Context) -> pb.InvokeServiceResponse:
         """Answer one request."""
         answer = await self.invoke(await self.kernel(), request.service_name, request.request_data, time_left(context))
-        return {"response_data": answer}
+        return pb.InvokeServiceResponse(response_data=answer)
 
-    async def invoke_service_stream(self, request: Any, context: Any) -> AsyncGenerator[Fields, None]:
-        """Answer one request piece by piece."""
-        kernel = await self.kernel()
-        stream = self.stream(kernel, request.service_name, request.request_data, time_left(context))
-        async with aclosing(stream) as chunks:
-            async for chunk in chunks:
-                yield {"chunk_data": chunk}
-        yield {"is_final": True}
+    async def invoke_service_stream(self, request: pb.InvokeServiceRequest, context: Context) -> None:
+        """Answer one request piece by piece; events that have arrived already share a message."""
 
-    async def invoke_service_bidi(self, requests: AsyncIterator[Any], context: Any) -> AsyncGenerator[Fields, None]:
+        async def send(data: bytes) -> None:
+            await context.write(pb.InvokeServiceStreamResponse(chunk_data=data))
+
+        events = self.stream(await self.kernel(), request.service_name, request.request_data, time_left(context))
+        await send_together(events, send)
+        await context.write(pb.InvokeServiceStreamResponse(is_final=True))
+
+    async def invoke_service_bidi(
+        self, requests: AsyncIterator[pb.InvokeServiceBidiRequest], context: Context
+    ) -> AsyncGenerator[pb.InvokeServiceBidiResponse, None]:
         """Hold a session of messages; the first of them names the service."""
         del context
         kernel = await self.kernel()
-        first = await anext(requests, None)
+        first = await anext(aiter(requests), None)
         if first is None:
             return
 
@@ -156,9 +165,11 @@ class Provider:
             async for request in requests:
                 yield _message(request)
 
-        async with aclosing(self.converse(kernel, _decoded(first).service_name, inbound())) as messages:
+        async with aclosing(self.converse(kernel, first.service_name, inbound())) as messages:
             async for message in messages:
-                yield {"data": message.data, "message_type": message.kind, "metadata": message.metadata}
+                yield pb.InvokeServiceBidiResponse(
+                    data=message.data, message_type=message.kind, metadata=message.metadata
+                )
 
     async def invoke(self, kernel: KernelApi, service: str, body: bytes, timeout: float | None) -> bytes:
         """Answer one request with one JSON object."""
@@ -166,7 +177,7 @@ class Provider:
         async def ask(asked: bytes) -> Answer:
             return await kernel.invoke(service, Request(asked, timeout=timeout, caller="aog", local_files=True))
 
-        return await invoke_shaped(service, body, self.section, ask)
+        return await invoke_shaped(service, body, kernel.settings.section("faces", "aog"), ask)
 
     def stream(
         self, kernel: KernelApi, service: str, body: bytes, timeout: float | None
@@ -182,23 +193,28 @@ class Provider:
 
     # -- the engine ------------------------------------------------------------------------------------------------
 
-    async def get_manifest(self, request: Any, context: Any) -> Fields:
-        """Tell what ``plugin.yaml`` tells."""
-        return {"manifest_json": payloads.write(manifest_of((await self.kernel()).services).as_dict())}
+    async def get_manifest(self, request: pb.GetManifestRequest, context: Context) -> pb.GetManifestResponse:
+        """Return what ``plugin.yaml`` says, as JSON."""
+        manifest = manifest_of((await self.kernel()).services)
+        return pb.GetManifestResponse(manifest_json=payloads.write(manifest.as_dict()))
 
-    async def health_check(self, request: Any, context: Any) -> Fields:
-        """Tell whether the engine answers."""
+    async def health_check(self, request: pb.HealthCheckRequest, context: Context) -> pb.HealthCheckResponse:
+        """Return whether the engine answers."""
         await (await self.kernel()).health()
-        return {}
+        return pb.HealthCheckResponse()
 
-    async def get_operate_status(self, request: Any, context: Any) -> Fields:
-        """Tell whether the engine may be looked after (1) or is being installed (0)."""
-        return {"status": self._operate_status}
+    async def get_operate_status(
+        self, request: pb.GetOperateStatusRequest, context: Context
+    ) -> pb.GetOperateStatusResponse:
+        """Return whether the engine may be looked after (1) or is being installed (0)."""
+        return pb.GetOperateStatusResponse(status=self._operate_status)
 
-    async def set_operate_status(self, request: Any, context: Any) -> Fields:
-        """Set what ``GetOperateStatus`` tells."""
+    async def set_operate_status(
+        self, request: pb.SetOperateStatusRequest, context: Context
+    ) -> pb.SetOperateStatusResponse:
+        """Set what ``GetOperateStatus`` returns."""
         self._operate_status = request.status
-        return {}
+        return pb.SetOperateStatusResponse()
 
     @contextmanager
     def _installing(self) -> Iterator[None]:
@@ -209,80 +225,76 @@ class Provider:
         finally:
             self._operate_status = 1
 
-    async def start_engine(self, request: Any, context: Any) -> Fields:
+    async def start_engine(self, request: pb.StartEngineRequest, context: Context) -> pb.StartEngineResponse:
         """Begin to start the engine."""
         if request.mode not in MODES:
             raise BadRequest(f"{request.mode!r} is no mode of the engine; use one of {', '.join(filter(None, MODES))}.")
         await (await self.kernel()).start_engine(MODES[request.mode])
-        return {}
+        return pb.StartEngineResponse()
 
-    async def stop_engine(self, request: Any, context: Any) -> Fields:
+    async def stop_engine(self, request: pb.StopEngineRequest, context: Context) -> pb.StopEngineResponse:
         """Stop the engine."""
         await (await self.kernel()).stop_engine("the host asked for it")
-        return {}
+        return pb.StopEngineResponse()
 
-    async def get_config(self, request: Any, context: Any) -> Fields:
-        """Tell where the engine is."""
+    async def get_config(self, request: pb.GetConfigRequest, context: Context) -> pb.GetConfigResponse:
+        """Return where the engine is."""
         kernel = await self.kernel()
-        return {"config_json": payloads.write_config(await kernel.engine_status(), kernel.settings, kernel.host)}
+        return pb.GetConfigResponse(
+            config_json=payloads.write_config(await kernel.engine_status(), kernel.settings, kernel.host)
+        )
 
-    async def check_engine(self, request: Any, context: Any) -> Fields:
-        """Tell whether an engine is installed."""
-        return {"installed": await (await self.kernel()).check_engine()}
+    async def check_engine(self, request: pb.CheckEngineRequest, context: Context) -> pb.CheckEngineResponse:
+        """Return whether an engine is installed."""
+        return pb.CheckEngineResponse(installed=await (await self.kernel()).check_engine())
 
-    async def install_engine(self, request: Any, context: Any) -> Fields:
+    async def install_engine(self, request: pb.InstallEngineRequest, context: Context) -> pb.InstallEngineResponse:
         """Install the engine; the field ``cover`` is set by no host, and what is up to date stays."""
         kernel = await self.kernel()
         with self._installing():
             await kernel.install_engine()
-        return {}
+        return pb.InstallEngineResponse()
 
-    async def init_env(self, request: Any, context: Any) -> Fields:
+    async def init_env(self, request: pb.InitEnvRequest, context: Context) -> pb.InitEnvResponse:
         """Make the folders and the engine's configuration."""
         await (await self.kernel()).init_environment()
-        return {}
+        return pb.InitEnvResponse()
 
-    async def upgrade_engine(self, request: Any, context: Any) -> Fields:
+    async def upgrade_engine(self, request: pb.UpgradeEngineRequest, context: Context) -> pb.UpgradeEngineResponse:
         """Bring the engine to the version that the settings ask for; up to date means that nothing happens."""
         kernel = await self.kernel()
         with self._installing():
             await kernel.upgrade_engine()
-        return {}
+        return pb.UpgradeEngineResponse()
 
-    async def get_version(self, request: Any, context: Any) -> Fields:
-        """Tell the engine's version."""
-        return {"response_json": payloads.write({"version": await (await self.kernel()).engine_version()})}
+    async def get_version(self, request: pb.GetVersionRequest, context: Context) -> pb.GetVersionResponse:
+        """Return the engine's version."""
+        version = await (await self.kernel()).engine_version()
+        return pb.GetVersionResponse(response_json=payloads.write({"version": version}))
 
     # -- models ----------------------------------------------------------------------------------------------------
 
-    async def pull_model(self, request: Any, context: Any) -> Fields:
+    async def pull_model(self, request: pb.PullModelRequest, context: Context) -> pb.PullModelResponse:
         """Pull a model and answer when it is here."""
-        kernel, (model, model_type) = await self.kernel(), _pull_request(request, await self.kernel())
+        kernel = await self.kernel()
+        model, model_type = payloads.read_pull(request.request_json, kernel.services)
         await self.pull(kernel, model, model_type, lambda _: None)
-        return {"response_json": payloads.write({"status": "success"})}
+        return pb.PullModelResponse(response_json=payloads.write({"status": "success"}))
 
-    async def pull_model_stream(self, request: Any, context: Any) -> AsyncGenerator[Fields, None]:
+    async def pull_model_stream(self, request: pb.PullModelStreamRequest, context: Context) -> None:
         """Pull a model and report on it; the work never waits for the host to read."""
-        kernel, (model, model_type) = await self.kernel(), _pull_request(request, await self.kernel())
-        latest = Progress("starting")
-
-        def report(progress: Progress) -> None:
-            nonlocal latest
-            latest = progress
-
-        pulling = asyncio.create_task(self.pull(kernel, model, model_type, report))
-        told: Progress | None = None
+        kernel = await self.kernel()
+        model, model_type = payloads.read_pull(request.request_json, kernel.services)
+        pulling = Pulling()
+        task = self.begin(lambda: pulling.run(self.pull(kernel, model, model_type, pulling.report)), "PullModelStream")
         try:
-            while not pulling.done():
-                # That the library says success is not yet that the pull returned.
-                if latest is not told and latest.status != "success":
-                    told = latest
-                    yield {"data": payloads.write_progress(told)}
-                await asyncio.wait([pulling], timeout=PROGRESS_PERIOD)
+            while not task.done():
+                if (progress := pulling.news()) is not None:
+                    await context.write(pb.PullModelStreamResponse(data=payloads.write_progress(progress)))
+                await asyncio.wait([task], timeout=PROGRESS_PERIOD)
         finally:
-            await self.leave(pulling)
-        done = pulling.result()
-        yield {"data": payloads.write_progress(Progress("success", done.size, done.size, digest=done.digest))}
+            await self.leave(task)
+        await context.write(pb.PullModelStreamResponse(data=payloads.write_progress(pulling.done())))
 
     async def pull(
         self, kernel: KernelApi, model: str, model_type: str, report: Callable[[Progress], None]
@@ -290,68 +302,91 @@ class Provider:
         """Pull a model."""
         return await kernel.pull_model(model, model_type=model_type, report=report)
 
-    async def leave(self, pulling: asyncio.Task[Any]) -> None:
+    async def leave(self, pulling: asyncio.Task[None]) -> None:
         """Do what is right with a pull that nobody listens to any more."""
         if not pulling.done():
             pulling.cancel()
             await asyncio.wait([pulling])
 
-    async def delete_model(self, request: Any, context: Any) -> Fields:
+    async def delete_model(self, request: pb.DeleteModelRequest, context: Context) -> pb.DeleteModelResponse:
         """Remove a model from disk."""
         await (await self.kernel()).delete_model(payloads.read_model(request.request_json))
-        return {}
+        return pb.DeleteModelResponse()
 
-    async def list_models(self, request: Any, context: Any) -> Fields:
+    async def list_models(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         """List the models on disk."""
-        return {"response_json": payloads.write_models(await (await self.kernel()).list_models())}
+        return pb.ListModelsResponse(response_json=payloads.write_models(await (await self.kernel()).list_models()))
 
-    async def get_running_models(self, request: Any, context: Any) -> Fields:
+    async def get_running_models(
+        self, request: pb.GetRunningModelsRequest, context: Context
+    ) -> pb.GetRunningModelsResponse:
         """List the models that the engine serves."""
-        return {"response_json": payloads.write_models(await (await self.kernel()).running_models())}
+        models = await (await self.kernel()).running_models()
+        return pb.GetRunningModelsResponse(response_json=payloads.write_models(models))
 
-    async def load_model(self, request: Any, context: Any) -> Fields:
+    async def load_model(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:
         """Make the engine serve a model."""
         await (await self.kernel()).load_model(payloads.read_model(request.request_json))
-        return {}
+        return pb.LoadModelResponse()
 
-    async def unload_model(self, request: Any, context: Any) -> Fields:
-        """Make the engine let go of models."""
+    async def unload_model(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
+        """Unload models."""
         await (await self.kernel()).unload_models(payloads.read_models(request.request_json))
-        return {}
+        return pb.UnloadModelResponse()
 
     # -- what only providers of remote services have ---------------------------------------------------------------
 
-    async def set_auth(self, request: Any, context: Any) -> Fields:
-        """Refuse credentials: the engine is local and its key is our own."""
+    async def no_credentials(
+        self, request: pb.SetAuthRequest | pb.ValidateAuthRequest | pb.RefreshAuthRequest, context: Context
+    ) -> NoReturn:
+        """Refuse credentials: the engine is local and its key is the kernel's own."""
         raise NotSupported("This plugin runs its engine on this machine and takes no credentials; leave them out.")
 
-    validate_auth = refresh_auth = set_auth
+
+class Pulling:
+    """A pull that is under way, and what is still to be reported of it."""
+
+    def __init__(self) -> None:
+        self._latest: Progress | None = Progress("starting")
+        self._model: LocalModel | None = None
+        self._error: Exception | None = None
+
+    async def run(self, pull: Awaitable[LocalModel]) -> None:
+        """Do it."""
+        try:
+            self._model = await pull
+        except Exception as error:
+            self._error = error
+            raise
+
+    def report(self, progress: Progress) -> None:
+        """Note how far it is; that the kernel says success is not yet that the pull returned."""
+        if progress.status != "success":
+            self._latest = progress
+
+    def news(self) -> Progress | None:
+        """Return what was noted since the last time, if anything."""
+        latest, self._latest = self._latest, None
+        return latest
+
+    def done(self) -> Progress:
+        """Return the last word on it.
+
+        :raises Exception: whatever the pull raised.
+        """
+        if self._error:
+            raise self._error
+        if self._model is None:
+            raise OvmsError("The pull was stopped; ask for it again.")
+        return Progress("success", self._model.size, self._model.size, digest=self._model.digest)
 
 
-def time_left(context: Any) -> float | None:
+def time_left(context: Context) -> float | None:
     """Return the seconds that the caller gave, less what our own words about their end take to arrive."""
     left = context.time_remaining()
     return None if left is None else max(0.0, left - min(1.0, left * 0.2))
 
 
-def _decoded(request: Any) -> Any:
-    if request is Undecodable:
-        raise BadRequest("The request is not the protobuf message that this rpc takes.")
-    return request
-
-
-def _message(request: Any) -> Message:
-    _decoded(request)
+def _message(request: pb.InvokeServiceBidiRequest) -> Message:
     text = request.message_type == "text" or (not request.message_type and request.data[:1] == b"{")
     return Message(request.data, "text" if text else "binary", dict(request.metadata))
-
-
-def _pull_request(request: Any, kernel: KernelApi) -> tuple[str, str]:
-    fields = payloads.read_request(request.request_json)
-    model_type = fields.get("model_type") or ""
-    if not isinstance(model_type, str):
-        raise BadRequest("The field model_type must be a text.")
-    # AOG puts the service's name there.
-    if service := kernel.services.get(model_type):
-        model_type = service.definition.model_type
-    return payloads.read_model(request.request_json), model_type

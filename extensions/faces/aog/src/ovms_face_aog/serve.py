@@ -7,170 +7,193 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-    from typing import Any
+    import asyncio
+    from collections.abc import Awaitable, Callable, Generator, Mapping
 
-    from ovms_face_aog.goplugin import Host
-    from ovms_face_aog.provider import Provider
+    from ovms_face_aog.parent import Seat
+    from ovms_face_aog.process import PluginProcess
     from ovms_kernel.api.faces import KernelApi
-    from ovms_kernel.log import Log
+    from ovms_kernel.kernel import Kernel
 
-COOKIE = ("AOG_PLUGIN", "aog-provider-plugin-v1")
-VERSIONS = (1,)
-HOST = "AOG_VERSION"
-"""Set by AOG alone: its habits are met only then."""
+PORTS = {"rest_port": 17666, "grpc_port": 17900}
+"""The engine's ports where none are set.
+
+AOG's own OpenVINO engine wants 16666 and 9000; if ours were first to take them, AOG would ask ours for its health."""
 
 
 def main(launcher: str = "") -> None:
-    """Serve the host that started this process until it ends or asks us to, and exit.
+    """Serve the host that started this process until it ends or asks for the end, and exit.
 
-    :param launcher: the file that the host started, if that is not ``sys.argv[0]``; above it is ``plugin.yaml``.
+    On Linux the plugin's own process is a child, which is started again if it dies.
+
+    :param launcher: the file that the host started, if that is not ``sys.argv[0]``.
     """
     # grpc's own handlers for forks would meet the engine's start; and its chatter is nobody's business.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from ovms_face_aog import goplugin
+    from ovms_face_aog.goplugin import Refusal, make_folder
+    from ovms_face_aog.process import check_host
 
     try:
-        version = goplugin.read_environment(goplugin.Magic(*COOKIE, VERSIONS), os.environ)
-        stdout, stderr = goplugin.take_standard_streams()
-        host = goplugin.Host(stderr)
-    except goplugin.Refusal as refusal:
+        check_host()
+    except Refusal as refusal:
         # At the first column, so that a host's log shows it as an error.
         print(f"[ERROR] {refusal}", file=sys.stderr)  # noqa: T201 - there is no log yet
         sys.exit(1)
-    except OSError:
-        sys.exit(1)  # without standard streams there is nobody to tell
-    from ovms_kernel.log import Log
+    if sys.platform == "linux" and (folder := make_folder(os.environ)):
+        from ovms_face_aog.parent import serve_again_and_again
 
-    log = Log(stderr)
-    _log_crashes(stderr)
+        serve_again_and_again(folder, lambda seat: _be_the_plugin(launcher, seat))
+    _be_the_plugin(launcher)
+
+
+def _be_the_plugin(launcher: str, seat: Seat | None = None) -> NoReturn:
+    from ovms_face_aog.goplugin import Refusal
+    from ovms_face_aog.process import take_process
+
+    try:
+        process = take_process(launcher, seat)
+    except OSError:
+        os._exit(1)  # without standard streams there is nobody to tell
+    _log_crashes(process.host.stderr)
     code = 0
     try:
-        _run(version, stdout, host, log, launcher or sys.argv[0])
-    except goplugin.Refusal as refusal:
-        _log_error(str(refusal))
+        import asyncio
+
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_run(process))
+    except* Refusal as refusals:
+        cause: BaseException = refusals
+        while isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
+        _log_error(str(cause))
         code = 1
-    except Exception:  # noqa: BLE001 - the last frame: it is logged, and the code tells
+    except* Exception:  # noqa: BLE001 - the last frame: it is logged, and the code tells
         _log_error("The plugin could not go on", exc_info=True)
         code = 1
-    log.close()
+    process.log.close()
     # Threads that still work for requests nobody waits for must not hold us: the host kills after 2 s.
     os._exit(code)
 
 
-def _run(version: int, stdout: int, host: Host, log: Log, launcher: str) -> None:
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return uvloop's, which costs a request half of what asyncio's own does, where there is a uvloop."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+async def _run(process: PluginProcess) -> None:
+    """Serve the face, and compose the kernel that it waits for meanwhile."""
     import asyncio
 
-    asyncio.run(_serve(version, stdout, host, log, launcher))
-
-
-async def _serve(version: int, stdout: int, host: Host, log: Log, launcher: str) -> None:
-    import asyncio
-
-    from ovms_face_aog.goplugin import Server
-    from ovms_face_aog.provider import Provider
+    from ovms_face_aog import AogFace
 
     asyncio.get_running_loop().set_exception_handler(_log_unhandled)
-    if os.environ.get(HOST):
-        from ovms_face_aog.habits import AogProvider
+    composition = Composition()
+    async with asyncio.TaskGroup() as group:
+        composing = group.create_task(composition.hold(process))
+        await AogFace({}, process).serve(composition)
+        composition.ended.set()
+        if not composition.wanted.is_set():
+            composing.cancel()
 
-        provider: Provider = AogProvider()
+
+async def serve(process: PluginProcess, kernel: Awaitable[KernelApi]) -> None:
+    """Serve ProviderService to the host from the handshake to the end; everything is stopped before the host knows."""
+    from ovms_face_aog.goplugin import Server
+    from ovms_face_aog.process import passed_by
+    from ovms_face_aog.provider import Provider
+    from ovms_kernel.errors import OvmsError
+
+    if process.of_aog:
+        from ovms_face_aog.quirks import AogProvider
+
+        provider: Provider = AogProvider(kernel, lambda: passed_by(process.manifest))
     else:
-        provider = Provider()
+        provider = Provider(kernel)
 
     async def stop(reason: str) -> None:
+        await provider.stop()
         try:
             kernel = await provider.kernel()
-        except Exception:  # noqa: BLE001 - it was told when it happened
-            return
+        except OvmsError:
+            return  # it was told when it happened
         await kernel.stop(reason)
 
-    server = Server([provider.handler()], stop, host)
-    await server.start(version, stdout, os.environ)
-    try:
-        await _live(provider, server, log, launcher)
-    finally:
-        await server.close()
+    async with provider:
+        server = Server([provider.handler()], stop, process.host, process.seat)
+        await server.start(process.version, process.stdout, os.environ)
+        provider.begin(provider.kernel, "compose")
+        await server.serve()
 
 
-async def _live(provider: Provider, server: Any, log: Log, launcher: str) -> None:
-    """Compose the kernel and stay until the end; without a kernel every rpc tells why."""
-    import asyncio
+class Composition:
+    """The kernel, composed when it is first awaited and held until the end; without one every rpc says why."""
 
-    from ovms_face_aog.goplugin import remove_stale_folders
-    from ovms_kernel.errors import OvmsError
-    from ovms_kernel.log import set_level
+    def __init__(self) -> None:
+        import asyncio
 
-    try:
-        from ovms_kernel.compose import compose_kernel
-        from ovms_kernel.settings import read_settings
+        self.wanted, self.ended = asyncio.Event(), asyncio.Event()
+        self._composed: asyncio.Future[KernelApi] = asyncio.get_running_loop().create_future()
 
-        manifest = read_manifest(launcher)
-        provider.passed = passed_by(manifest)
-        settings = read_settings(resources=resources_of(manifest))
-        provider.section = settings.section("faces", "aog")
-        log_file = settings.logs_dir / "plugin.log"
-        log.add_file(log_file)
-        set_level(settings.log_level)
-        kernel = compose_kernel(settings)
-    except OvmsError as error:
-        _log_error(error.message)
-        provider.fail(error)
-    except Exception as error:  # noqa: BLE001 - the process must live, or AOG never starts it again
-        _log_error("The plugin could not be composed", exc_info=True)
-        provider.fail(OvmsError(f"The plugin could not be composed ({type(error).__name__}: {error}); mend that."))
-    else:
-        async with kernel:
-            provider.use(cast("KernelApi", kernel), log_file)
+    def __await__(self) -> Generator[Any, None, KernelApi]:
+        import asyncio
+
+        self.wanted.set()
+        return asyncio.shield(self._composed).__await__()
+
+    async def hold(self, process: PluginProcess) -> None:
+        """Compose it when it is wanted, and stop it at the end."""
+        import asyncio
+
+        from ovms_face_aog.goplugin import remove_stale_folders
+        from ovms_kernel.companions import serve_companions
+        from ovms_kernel.errors import OvmsError
+
+        await self.wanted.wait()
+        try:
+            kernel = _compose(process)
+        except OvmsError as error:
+            _log_error(error.message)
+            self._fail(error)
+            return
+        except Exception as error:  # noqa: BLE001 - the process must live, or AOG never starts it again
+            _log_error("The plugin could not be composed", exc_info=True)
+            self._fail(OvmsError(f"The plugin could not be composed ({type(error).__name__}: {error})."))
+            return
+        async with kernel, asyncio.TaskGroup() as group:
+            api = cast("KernelApi", kernel)
+            self._composed.set_result(api)
+            companions = group.create_task(serve_companions(api, "aog"))
             await asyncio.to_thread(remove_stale_folders)
-            await server.ended.wait()
-        return
-    await server.ended.wait()
+            await self.ended.wait()
+            companions.cancel()
+
+    def _fail(self, error: Exception) -> None:
+        self._composed.set_exception(error)
+        self._composed.exception()  # nobody need ask for it
 
 
-def read_manifest(launcher: str) -> Mapping[str, Any]:
-    """Return the ``plugin.yaml`` that the launcher belongs to; empty if there is none.
+def _compose(process: PluginProcess) -> Kernel:
+    from ovms_face_aog.process import data_dir_of
+    from ovms_kernel.compose import compose_kernel
+    from ovms_kernel.log import set_level
+    from ovms_kernel.settings import read_settings
 
-    AOG starts plugins in a folder that is not theirs, so the manifest is looked for above the launcher.
-    """
-    from pathlib import Path
-
-    path = manifest_above(Path(launcher).absolute())
-    if path is None:
-        return {}
-    import yaml
-
-    try:
-        value = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def resources_of(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the settings in a manifest."""
-    resources = manifest.get("resources")
-    return resources if isinstance(resources, dict) else {}
-
-
-def passed_by(manifest: Mapping[str, Any]) -> frozenset[str]:
-    """Return the services whose bodies AOG does not convert: those with its template that has no conversions."""
-    services = manifest.get("services")
-    listed = [each for each in services if isinstance(each, dict)] if isinstance(services, list) else []
-    return frozenset(str(each.get("service_name")) for each in listed if str(each.get("config_ref")).startswith("aog:"))
-
-
-def manifest_above(launcher: Path) -> Path | None:
-    """Return the manifest of the plugin folder that a launcher lies in, if it does in one."""
-    for folder in launcher.parents[:4]:
-        if (folder / "plugin.yaml").is_file() and (folder / "bin") in launcher.parents:
-            return folder / "plugin.yaml"
-    return None
+    defaults: dict[str, Any] = dict(PORTS) if process.of_aog else {}
+    if folder := data_dir_of(process.manifest, os.environ):
+        defaults["data_dir"] = Path(folder)
+    settings = read_settings(defaults=defaults)
+    process.log.add_file(settings.logs_dir / "plugin.log")
+    set_level(settings.log_level)
+    return compose_kernel(settings)
 
 
 def _log_crashes(stderr: int) -> None:
@@ -178,7 +201,7 @@ def _log_crashes(stderr: int) -> None:
     import faulthandler
     import threading
 
-    def log_uncaught(kind: Any, error: Any, trace: Any) -> None:
+    def log_uncaught(kind: Any, error: Any, trace: Any) -> None:  # noqa: ANN401 - as Python calls it
         import logging
 
         logging.getLogger(__name__).error("Unexpected error", exc_info=(kind, error, trace))

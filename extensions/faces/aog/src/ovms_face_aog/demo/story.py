@@ -8,19 +8,18 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from rich.filesize import decimal
 
-from ovms_cli import output
-from ovms_cli.services import answer
-from ovms_kernel.errors import EngineFailed
+from ovms_kernel.api.commands import EngineFailed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
-    from ovms_cli.demo import Place
-    from ovms_cli.steps import Steps
-    from ovms_cli.traces import Traces
     from ovms_face_aog.client import PluginHost
+    from ovms_face_aog.demo import Place
+    from ovms_face_aog.demo.steps import Steps
+    from ovms_face_aog.demo.traces import Traces
 
 CHAT, EMBED = "demo/tiny-chat", "demo/tiny-embeddings"
 SERVICES = {CHAT: "chat", EMBED: "embed"}
@@ -38,7 +37,7 @@ async def take_in(place: Place, model: str, source: Path) -> str:
     async with compose_kernel(read_settings(place.environment())) as kernel:
         taken = {each.id: each for each in await kernel.list_models()}.get(model)
         taken = taken or await kernel.import_model(source, model)
-    return f"{taken.model_type}, {output.size(taken.size)}"
+    return f"{taken.model_type}, {decimal(taken.size)}"
 
 
 async def tell(steps: Steps, traces: Traces, place: Place, sources: Mapping[str, Path], executable: Path) -> None:
@@ -135,12 +134,21 @@ async def _chat(steps: Steps, plugin: Plugin) -> None:
     request = {"model": CHAT, "messages": [{"role": "user", "content": QUESTION}], "stream": True, "temperature": 0}
     with steps.step("InvokeServiceStream", writes=True) as step, steps.quote():
         began, first, count = time.monotonic(), 0.0, 0
-        async for piece in answer(plugin.chunks("chat", request)):
+        async for piece in pieces(plugin.chunks("chat", request)):
             first = first or time.monotonic() - began
             count += 1
             steps.write(piece)
         step.note = f"chat, {count} pieces, the first after {first * 1000:.0f} ms"
     steps.line()
+
+
+async def pieces(chunks: AsyncIterator[bytes]) -> AsyncIterator[str]:
+    """Yield the texts in a stream's chunks; a chunk may hold several events."""
+    async for chunk in chunks:
+        for event in chunk.split(b"\n\n"):
+            for choice in json.loads(event[6:])["choices"] if event else ():
+                if text := choice["delta"].get("content"):
+                    yield text
 
 
 async def _compare(steps: Steps, plugin: Plugin) -> None:

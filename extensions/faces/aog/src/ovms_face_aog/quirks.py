@@ -9,20 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ovms_face_aog import framing, payloads
-from ovms_face_aog.provider import Fields, Provider
+from ovms_face_aog.protos import aog_provider_pb2 as pb
+from ovms_face_aog.provider import Provider
 from ovms_face_aog.sessions import hold_session
-from ovms_kernel.admission import decode_request
-from ovms_kernel.errors import BadRequest, NotFound
-from ovms_kernel.values import Request
+from ovms_kernel.api.faces import BadRequest, NotFound, Request, decode_request
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
 
-    from ovms_kernel.api.faces import KernelApi
-    from ovms_kernel.values import LocalModel, Message, Progress
+    from ovms_face_aog.rpcs import Context
+    from ovms_kernel.api.faces import KernelApi, LocalModel, Message, Progress
+    from ovms_kernel.api.services import Service
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,22 @@ VOICES = frozenset({"male", "female", "girl", "baby"})
 
 
 class AogProvider(Provider):
-    """Answers AOG."""
+    """Answers AOG.
+
+    :param passed: returns the services whose bodies AOG hands on as they are, by its manifest (``--bodies full``).
+    """
+
+    def __init__(self, kernel: Awaitable[KernelApi], passed: Callable[[], Collection[str]] = frozenset) -> None:
+        super().__init__(kernel)
+        self._passed_by = passed
+        self._passed: Collection[str] | None = None
+
+    @property
+    def passed(self) -> Collection[str]:
+        """Services whose bodies AOG hands on as they are."""
+        if self._passed is None:
+            self._passed = self._passed_by()
+        return self._passed
 
     # -- services --------------------------------------------------------------------------------------------------
 
@@ -56,23 +71,18 @@ class AogProvider(Provider):
         """Yield the events that AOG understands, framed as it wants them."""
         body = await self._addressed(kernel, service, body)
 
-        async def framed() -> AsyncGenerator[bytes, None]:
-            async with aclosing(kernel.stream(service, Request(body, timeout=timeout, caller="aog"))) as events:
-                async for event in events:
-                    if data := framing.reframe_event(event):
-                        # Without a conversion AOG takes the prefix away and puts none before (D1-35).
-                        yield b"data: " + data if service in self.passed else data
-
-        async with aclosing(framing.together(framed())) as messages:
-            async for message in messages:
-                yield message
+        async with aclosing(kernel.stream(service, Request(body, timeout=timeout, caller="aog"))) as events:
+            async for event in events:
+                if data := framing.reframe_event(event):
+                    # Without a conversion AOG takes the prefix away and puts none before (D1-35).
+                    yield b"data: " + data if service in self.passed else data
 
     async def converse(
         self, kernel: KernelApi, service: str, inbound: AsyncIterator[Message]
     ) -> AsyncGenerator[Message, None]:
         """Hold a session that AOG never closes, and tell failures as events."""
         converse = super().converse
-        session = hold_session(service, lambda messages: converse(kernel, service, messages), inbound)
+        session = hold_session(service, lambda messages: converse(kernel, service, messages), inbound, self.begin)
         async with aclosing(session) as messages:
             async for message in messages:
                 yield message
@@ -96,7 +106,7 @@ class AogProvider(Provider):
 
     # -- models ----------------------------------------------------------------------------------------------------
 
-    async def load_model(self, request: Any, context: Any) -> Fields:
+    async def load_model(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:
         """Load a model, but never fail and never take minutes, as both block all of AOG for good (D1-15).
 
         A load that takes longer goes on; why one fails is the answer to the next request.
@@ -108,24 +118,24 @@ class AogProvider(Provider):
         except TimeoutError:
             log.info("LoadModel: the model is still loading after %g s", LOAD_LIMIT)
         except Exception as error:  # noqa: BLE001 - whatever it is
-            self.problem(error, "LoadModel")
-        return {}
+            self.told(error, "LoadModel")
+        return pb.LoadModelResponse()
 
-    async def unload_model(self, request: Any, context: Any) -> Fields:
+    async def unload_model(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
         """Take it as a hint: AOG unloads models that are in use, and those of other engines (D1-17, D1-18)."""
         try:
             kernel = await self.kernel()
             await kernel.unload_models(payloads.read_models(request.request_json), hint=True)
         except Exception as error:  # noqa: BLE001 - AOG believes it unloaded in any case
-            self.problem(error, "UnloadModel")
-        return {}
+            self.told(error, "UnloadModel")
+        return pb.UnloadModelResponse()
 
-    async def delete_model(self, request: Any, context: Any) -> Fields:
+    async def delete_model(self, request: pb.DeleteModelRequest, context: Context) -> pb.DeleteModelResponse:
         """Remove a model; AOG keeps its own entry for ever if one that is gone already were an error."""
         try:
             return await super().delete_model(request, context)
         except NotFound:
-            return {}
+            return pb.DeleteModelResponse()
 
     async def pull(
         self, kernel: KernelApi, model: str, model_type: str, report: Callable[[Progress], None]
@@ -143,30 +153,20 @@ class AogProvider(Provider):
             log.warning("PullModel %s: %s", model, error.message)
             raise
 
-    async def pull_model_stream(self, request: Any, context: Any) -> AsyncGenerator[Fields, None]:
+    async def pull_model_stream(self, request: pb.PullModelStreamRequest, context: Context) -> None:
         """Pull a model; errors are data, as AOG swallows codes here and would say "downloading" for ever (D1-26)."""
         try:
-            async with aclosing(super().pull_model_stream(request, context)) as answers:
-                async for fields in answers:
-                    yield fields
+            await super().pull_model_stream(request, context)
         except Exception as error:  # noqa: BLE001 - told as data
-            problem = self.problem(error, "PullModelStream")
-            yield {"data": framing.pull_failed(problem["code"], problem["message"])}
+            known = self.told(error, "PullModelStream")
+            await context.write(pb.PullModelStreamResponse(data=framing.pull_failed(known.code, known.message)))
         await asyncio.sleep(LINGER)
 
-    async def leave(self, pulling: asyncio.Task[Any]) -> None:
+    async def leave(self, pulling: asyncio.Task[None]) -> None:
         """Go on: AOG withdraws a pull when its client closes a window; the next one joins or finds it done."""
-        if not pulling.done():
-            self._tasks.add(pulling)
-            pulling.add_done_callback(self._left)
-
-    def _left(self, pulling: asyncio.Task[Any]) -> None:
-        self._tasks.discard(pulling)
-        if not pulling.cancelled() and (error := pulling.exception()):
-            log.warning("The pull that nobody waited for failed: %s", error)
 
 
-def _models_of(service: Any, model_type: str) -> tuple[str, ...]:
+def _models_of(service: Service, model_type: str) -> tuple[str, ...]:
     definition = service.definition
     fits = not model_type or definition.model_type == model_type
     return (definition.default_model,) if fits and definition.default_model else ()

@@ -12,26 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import anyio
 import anyio.to_thread
-import typer
 
-from ovms_cli import output
-from ovms_cli.session import Session, add
-from ovms_cli.story import CHAT, EMBED, tell
-from ovms_kernel.errors import NotFound, OvmsError
+from ovms_face_aog.demo.story import CHAT, EMBED, tell
+from ovms_kernel.api.commands import NotFound, OvmsError, Session, say
 
 FOLDERS = {CHAT: "text_generation", EMBED: "embeddings"}
 """The tiny models' folders among the fixtures, by the id they are given here."""
 LOG_LINES = 15
 """How many of a log's last lines are shown when the demo fails."""
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add this command."""
-    add(app, demo)
 
 
 @dataclass(frozen=True)
@@ -49,26 +40,19 @@ class Place:
         return self.own / "tmp"
 
     def environment(self) -> dict[str, str]:
-        """Return ours, with this place in it; whoever set a platform keeps it."""
+        """Return ours, with this place in it; a platform that is set stays."""
         folders = dict.fromkeys(("TMPDIR", "TMP", "TEMP"), str(self.temporary))
         platform = os.environ.get("OVMS_PLUGIN_PLATFORM", "portable")
         return os.environ | folders | {"OVMS_PLUGIN_DATA_DIR": str(self.data), "OVMS_PLUGIN_PLATFORM": platform}
 
 
-async def demo(
-    session: Session,
-    *,
-    models: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the tiny models.", show_default=False)
-    ] = None,
-) -> None:
-    """See it work: from nothing to an answer, and all cleared away.
+async def run(session: Session, models: Path | None) -> None:
+    """Play the demo.
 
-    The plugin is started and asked as AOG would do it, with two tiny models, in a temporary folder (or in the one that
-    --data-dir names, which is kept).
+    :param models: folder of the tiny models; ``None`` means in the clone that this program runs from.
     """
-    from ovms_cli.steps import Steps
-    from ovms_cli.traces import Traces
+    from ovms_face_aog.demo.steps import Steps
+    from ovms_face_aog.demo.traces import Traces
 
     sources, executable = find_models(models), find_executable()
     session.kept = "Interrupted; all that was started is stopped, and the temporary folder is gone."
@@ -95,7 +79,7 @@ async def demo(
     steps.line()
     steps.line(f"Done in {steps.seconds:.1f} s.", "bold")
     if session.data_dir_given:
-        output.say(f"Models and engine are kept in {place.data}.")
+        say(f"Models and engine are kept in {place.data}.")
 
 
 @contextmanager
@@ -115,7 +99,7 @@ def find_models(folder: Path | None) -> dict[str, Path]:
 
     :param folder: where they are; ``None`` means in the clone that this program runs from.
     """
-    root = folder or Path(__file__).absolute().parents[4] / "tests" / "fixtures"
+    root = folder or Path(__file__).absolute().parents[6] / "tests" / "fixtures"
     found = {model: root / name for model, name in FOLDERS.items()}
     if not all(each.is_dir() for each in found.values()):
         what = f"{root} does not hold" if folder else "The demo needs"
@@ -140,7 +124,7 @@ def _show_logs(place: Place) -> None:
     for path in sorted((place.data / "logs").glob("*.log")):
         lines = path.read_text("utf-8", "replace").splitlines()[-LOG_LINES:]
         if lines:
-            output.say(f"\nThe end of {path}:")
+            say(f"\nThe end of {path}:")
             for line in lines:
-                output.say(f"  {line}")
-    output.say("")
+                say(f"  {line}")
+    say("")

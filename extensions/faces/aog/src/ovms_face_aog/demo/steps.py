@@ -6,9 +6,8 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.text import Text
-
-from ovms_cli import output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +28,7 @@ class Steps:
     """Prints steps, aligned; while one is being done a terminal shows its name and a spinner."""
 
     def __init__(self) -> None:
-        self._console = output.stdout()
+        self._console = Console(highlight=False, soft_wrap=True)
         self._began = time.monotonic()
 
     @property

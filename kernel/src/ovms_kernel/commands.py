@@ -1,0 +1,213 @@
+"""Running one command: its settings, a kernel, signals, and how an error ends. Knows no terminal library."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import logging
+import signal
+import sys
+import traceback
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from ovms_kernel.errors import OvmsError, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from types import FrameType
+
+    from ovms_kernel.kernel import Kernel
+    from ovms_kernel.settings import Settings
+
+FAILED, USAGE, NOT_FOUND, ENGINE, CREDENTIALS, TIME, UNSUPPORTED = 1, 2, 3, 4, 5, 6, 7
+EXIT_CODES = {
+    400: USAGE,
+    401: CREDENTIALS,
+    404: NOT_FOUND,
+    408: TIME,
+    412: ENGINE,
+    499: 130,
+    501: UNSUPPORTED,
+    503: ENGINE,
+}
+"""Exit codes by code of the error; what is not listed ends with 1. A signal ends with 128 and its number."""
+
+TOLD_OTHERWISE = ("ovms_kernel.engine", "ovms_kernel.models")
+"""Loggers whose errors also reach the command, as an exception or an event."""
+
+
+@dataclass
+class Session:
+    """One run of one command."""
+
+    settings: Settings
+    data_dir_given: bool = False
+    kept: str = "Interrupted; nothing was changed."
+    """What is said when a signal ends the command. A command sets it when it begins what leaves something behind."""
+    code: int = 0
+    """The exit code of a command that ends by itself."""
+    received: list[signal.Signals] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def kernel(self, **overrides: Any) -> AsyncIterator[Kernel]:  # noqa: ANN401 - as read_settings takes them
+        """Compose the kernel, with settings that win over all others; an engine that it starts ends with it."""
+        from ovms_kernel.compose import compose_kernel
+        from ovms_kernel.settings import read_settings
+
+        settings = read_settings(data_dir=self.settings.data_dir, **overrides) if overrides else self.settings
+        async with compose_kernel(settings) as kernel:
+            yield kernel
+
+
+def say(text: str) -> None:
+    """Print a notice on stderr: anything that is not the command's result."""
+    # In one write: events are told in threads of their own, and two lines must not become one.
+    print(f"{text}\n", end="", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def print_json(value: Any) -> None:  # noqa: ANN401 - whatever a command reports
+    """Print a result as JSON."""
+    print(json.dumps(plain(value), indent=2, ensure_ascii=False))  # noqa: T201
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 - any value to its JSON
+    """Return values of the kernel as what JSON knows: dataclasses as objects, paths and times as strings."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {each.name: plain(getattr(value, each.name)) for each in dataclasses.fields(value) if each.repr}
+    if isinstance(value, dict):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return str(value) if isinstance(value, Path) else value
+
+
+def run_command(
+    work: Callable[[Session], Awaitable[None]], data_dir: Path | None = None, *, debug: bool = False
+) -> int:
+    """Run a command to its end and return its exit code; an error is one sentence on stderr.
+
+    :param work: called with the session within an event loop; cancelled by the first signal to end.
+    :param data_dir: wins over every other setting of it.
+    :param debug: log in detail, and show tracebacks.
+    :raises BrokenPipeError: whoever read the output has gone.
+    """
+    from ovms_kernel.settings import read_settings
+
+    _log(debug=debug)
+    received: list[signal.Signals] = []
+    kept = Session.kept
+    caught: BaseException | None = None
+    code = 0
+    try:
+        overrides: dict[str, Any] = {} if data_dir is None else {"data_dir": data_dir.expanduser()}
+        session = Session(read_settings(**overrides), data_dir is not None, received=received)
+        try:
+            anyio.run(_until_signal, work, session)
+        finally:
+            # All is done and cleared away; a signal from now on would only spoil the exit code.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            kept, code = session.kept, session.code
+    except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it is, it is told
+        caught = error
+    if isinstance(caught, KeyboardInterrupt):
+        received.append(signal.SIGINT)
+    if received:
+        # Whatever error the cancel may have turned into, the signal is what ended the command.
+        print(kept, file=sys.stderr)  # noqa: T201
+        code = 128 + received[0]
+    elif isinstance(caught, BrokenPipeError):
+        raise caught
+    elif caught is not None:
+        code = report(caught)
+    if caught is not None and debug:
+        traceback.print_exception(caught)
+    return code
+
+
+def report(error: BaseException) -> int:
+    """Tell an error in one sentence and return its exit code."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, OvmsError):
+        print(error.message, file=sys.stderr)  # noqa: T201
+        return EXIT_CODES.get(error.code, FAILED)
+    from ovms_kernel.extensions import blame
+    from ovms_kernel.settings import refused_by_system
+
+    if told := refused_by_system(error):
+        return report(told)
+    cause = " ".join(f"{type(error).__name__}: {error}".split())
+    print(f"{blame(error)} ({cause}); --debug shows where.", file=sys.stderr)  # noqa: T201
+    return FAILED
+
+
+async def running(kernel: Kernel) -> bool:
+    """Use the engine that runs for this data folder, whoever started it; return whether there is one."""
+    if not kernel.engine_runs():
+        return False
+    await kernel.engine()
+    return True
+
+
+async def need_engine(kernel: Kernel) -> None:
+    """Use the engine that runs for this data folder.
+
+    :raises Unavailable: there is none.
+    """
+    if not await running(kernel):
+        raise Unavailable("No engine runs here; start one with `ovms-plugin serve` in another terminal.")
+
+
+class _Notices(logging.Handler):
+    """Prints what is logged as commands print their notices."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record))
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Tell what nobody else tells: warnings of ours, and errors that do not end the command."""
+    if record.levelno < logging.ERROR:
+        return record.name.startswith("ovms_")
+    return not record.name.startswith(TOLD_OTHERWISE)
+
+
+def _log(*, debug: bool) -> None:
+    if debug:
+        from ovms_kernel.log import set_up
+
+        set_up("DEBUG")
+        return
+    handler = _Notices()
+    handler.addFilter(_is_news)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+
+
+async def _until_signal(work: Callable[[Session], Awaitable[None]], session: Session) -> None:
+    """Run a command; the first signal to end cancels it, further ones must not disturb its cleaning up."""
+    loop = asyncio.get_running_loop()
+    with anyio.CancelScope() as scope:
+
+        def end(number: signal.Signals) -> None:
+            session.received.append(number)
+            scope.cancel()
+
+        def noted(number: int, _frame: FrameType | None) -> None:
+            loop.call_soon_threadsafe(end, signal.Signals(number))
+
+        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
+            if number := getattr(signal, name, None):
+                try:
+                    loop.add_signal_handler(number, end, number)
+                except NotImplementedError:  # Windows
+                    signal.signal(number, noted)
+        await work(session)
