@@ -1,9 +1,10 @@
-"""Asking services: through `ovms-plugin serve` where it runs for this data folder, else through a kernel of our own."""
+"""Where requests go: to `ovms-plugin serve` where it runs for this data folder, else to a kernel in this process."""
 
 from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,7 +20,7 @@ from ovms_kernel.errors import (
     Unavailable,
 )
 from ovms_kernel.hookspecs import hookimpl
-from ovms_kernel.values import Answer, Request
+from ovms_kernel.values import Answer, LocalModel
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
 
     from ovms_cli.session import Session
     from ovms_kernel.drivers import Service
-    from ovms_kernel.kernel import Kernel
-    from ovms_kernel.values import Upload
+    from ovms_kernel.values import Request
 
 ERRORS: dict[int, type[OvmsError]] = {
     400: BadRequest,
@@ -45,36 +45,45 @@ CONNECT = 5.0
 """Seconds for a connection to this machine."""
 
 
-class Asker(Protocol):
-    """Where requests go."""
+class Services(Protocol):
+    """What commands need of a kernel to ask services; see ``KernelApi``."""
 
-    async def models(self, model_type: str) -> list[str]:
-        """Return the ids of the installed models of a type."""
+    def service(self, name: str) -> Service:
+        """Return one service."""
         ...
 
-    async def invoke(self, service: str, fields: Mapping[str, Any], files: Mapping[str, Upload] = ...) -> Answer:
+    async def list_models(self) -> list[LocalModel]:
+        """Return the installed models, by id."""
+        ...
+
+    async def invoke(self, service: str, request: Request) -> Answer:
         """Answer one request as a whole."""
         ...
 
-    def stream(self, service: str, fields: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
+    def stream(self, service: str, request: Request) -> AsyncGenerator[bytes, None]:
         """Answer one request piece by piece."""
         ...
 
 
 @asynccontextmanager
-async def asker(session: Session) -> AsyncIterator[Asker]:
-    """Give where requests go: the server of this data folder if one runs, so that it counts every use of a model."""
-    if server := _server_of(session.settings.data_dir):
-        from ovms_kernel.extensions import compose
-
-        services = compose(session.settings, kinds=["services"]).services
-        async with _client(*server) as client:
-            yield ServerAsker(client, services)
+async def services_of(session: Session) -> AsyncIterator[Services]:
+    """Give where requests go. A server that runs gets them, so that it knows which models are in use."""
+    if (server := server_of(session.settings.data_dir)) is None:
+        async with session.kernel() as kernel:
+            if not await kernel.check_engine():
+                output.say("No engine is installed yet; it is installed first.")
+                with output.progress("engine") as report:
+                    await kernel.install_engine(report=report)
+            if not kernel.engine_runs():
+                kernel.register("terminal", Starting())
+            yield kernel
         return
-    async with session.kernel() as kernel:
-        if not kernel.engine_runs():
-            kernel.events.register({"terminal": Starting()})
-        yield KernelAsker(kernel)
+    from ovms_kernel.engine.host import read_host
+    from ovms_kernel.extensions import compose
+
+    installed = compose(session.settings, read_host(), kinds=["services"]).services
+    async with _client(*server) as client:
+        yield ServerServices(client, installed)
 
 
 class Starting:
@@ -90,81 +99,74 @@ class Starting:
             output.say("Starting the engine for this request; `ovms-plugin serve` keeps one running.")
 
 
-class KernelAsker:
-    """Asks a kernel of this process."""
+class ServerServices:
+    """The services of the server that runs for this data folder.
 
-    def __init__(self, kernel: Kernel) -> None:
-        self._kernel = kernel
+    :param installed: the services of this environment, which say at which path each is offered.
+    """
 
-    async def models(self, model_type: str) -> list[str]:
-        """Return the ids of the installed models of a type."""
-        return [each.id for each in await self._kernel.list_models() if each.model_type == model_type]
-
-    async def invoke(
-        self, service: str, fields: Mapping[str, Any], files: Mapping[str, Upload] | None = None
-    ) -> Answer:
-        """Answer one request as a whole."""
-        request = Request(json.dumps(fields, ensure_ascii=False).encode(), files=files or {}, caller="cli")
-        return await self._kernel.invoke(service, request)
-
-    def stream(self, service: str, fields: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
-        """Answer one request piece by piece.
-
-        :raises NotSupported: the service answers only as a whole.
-        """
-        request = Request(json.dumps(fields, ensure_ascii=False).encode(), caller="cli")
-        return self._kernel.stream(service, request)
-
-
-class ServerAsker:
-    """Asks the server that runs for this data folder."""
-
-    def __init__(self, client: httpx.AsyncClient, services: Mapping[str, Service]) -> None:
+    def __init__(self, client: httpx.AsyncClient, installed: Mapping[str, Service]) -> None:
         self._client = client
-        self._services = services
+        self._installed = installed
 
-    async def models(self, model_type: str) -> list[str]:
-        """Return the ids of the installed models of a type."""
-        answer = await self._send("GET", "/v1/models")
-        return [each["id"] for each in json.loads(answer.body)["data"] if each.get("model_type") == model_type]
+    def service(self, name: str) -> Service:
+        """Return one service.
 
-    async def invoke(
-        self, service: str, fields: Mapping[str, Any], files: Mapping[str, Upload] | None = None
-    ) -> Answer:
-        """Answer one request as a whole."""
-        if not files:
-            return await self._send("POST", self._path(service), json=dict(fields))
-        form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
-        uploads = {name: (each.name, each.data, each.content_type) for name, each in files.items()}
-        return await self._send("POST", self._path(service, files=True), data=form, files=uploads)
-
-    async def stream(self, service: str, fields: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
-        """Answer one request piece by piece.
-
-        :raises NotSupported: the service answers only as a whole.
+        :raises NotFound: there is none of that name.
         """
-        if not self._services[service].definition.streaming:
-            raise NotSupported(f"The service {service} does not stream; ask for the whole answer.")
-        body = dict(fields) | {"stream": True}
         try:
-            async with self._client.stream("POST", self._path(service), json=body) as response:
+            return self._installed[name]
+        except KeyError:
+            offered = ", ".join(sorted(self._installed)) or "none"
+            raise NotFound(f"There is no service {name!r}; installed: {offered}.") from None
+
+    async def list_models(self) -> list[LocalModel]:
+        """Return the installed models, by id; of each only what the server says."""
+        found = json.loads((await self._send("GET", "/v1/models")).body)["data"]
+        return [
+            LocalModel(
+                each["id"], Path(), each.get("type", ""), each.get("size", 0), "",
+                datetime.fromtimestamp(each["created"], UTC),
+            )
+            for each in found
+        ]  # fmt: skip
+
+    async def invoke(self, service: str, request: Request) -> Answer:
+        """Answer one request as a whole."""
+        if not request.files:
+            content = request.body if request.fields is None else json.dumps(dict(request.fields)).encode()
+            headers = {"content-type": "application/json"}
+            return await self._send("POST", self._path(service), content=content, headers=headers)
+        fields = request.fields or json.loads(request.body)
+        form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
+        uploads = {name: (each.name, each.data, each.content_type) for name, each in request.files.items()}
+        return await self._send("POST", self._path(service, "/edits"), data=form, files=uploads)
+
+    async def stream(self, service: str, request: Request) -> AsyncGenerator[bytes, None]:
+        """Answer one request piece by piece: whole server-sent events, or the bytes of a sound."""
+        fields = dict(request.fields) if request.fields is not None else json.loads(request.body)
+        body = json.dumps(fields | {"stream": True}).encode()
+        headers = {"content-type": "application/json"}
+        try:
+            async with self._client.stream("POST", self._path(service), content=body, headers=headers) as response:
                 if response.is_error:
                     raise _error(response.status_code, await response.aread())
+                if not response.headers.get("content-type", "").startswith("text/event-stream"):
+                    async for data in response.aiter_bytes():
+                        yield data
+                    return
                 async for line in response.aiter_lines():
                     if line.startswith("data:"):
                         yield f"{line}\n\n".encode()
-        except OSError as error:
-            raise _gone(error) from error
         except Exception as error:
             raise _told(error) from error
 
-    def _path(self, service: str, *, files: bool = False) -> str:
-        definition = self._services[service].definition if service in self._services else None
-        if definition is None or not definition.paths:
-            raise NotFound(f"The server offers no service {service!r} over HTTP.")
-        # Pictures that come with files are edited; there is one path for each.
-        edits = [each for each in definition.paths if each.endswith("/edits")]
-        return edits[0] if files and edits else definition.paths[0]
+    def _path(self, service: str, ending: str = "") -> str:
+        """Return the path of a service, the one with an ending where it has one."""
+        paths = self.service(service).definition.paths
+        if not paths:
+            raise NotSupported(f"The server does not offer {service} over HTTP; stop it to ask the service from here.")
+        return next((each for each in paths if ending and each.endswith(ending)), paths[0])
 
     async def _send(self, method: str, path: str, **body: Any) -> Answer:  # noqa: ANN401 - as httpx takes it
         try:
@@ -180,34 +182,32 @@ def _told(error: Exception) -> Exception:
     """Return an error of the connection as one with a sentence; any other as it is."""
     import httpx
 
-    return _gone(error) if isinstance(error, httpx.TransportError) else error
-
-
-def _gone(error: Exception) -> Unavailable:
-    return Unavailable(f"The server ended while it answered ({type(error).__name__}); `ovms-plugin serve` starts it.")
+    if not isinstance(error, httpx.TransportError):
+        return error
+    kind = type(error).__name__
+    return Unavailable(f"The server does not answer any more ({kind}); `ovms-plugin serve` starts it again.")
 
 
 def _error(status: int, body: bytes) -> OvmsError:
     try:
-        message = json.loads(body)["error"]["message"]
+        message = str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = f"The server answered with status {status}."
-    kind = ERRORS.get(status, EngineFailed if status >= 500 else BadRequest)
-    return kind(message)
+    return ERRORS.get(status, EngineFailed if status >= 500 else BadRequest)(message)
 
 
 @asynccontextmanager
 async def _client(url: str, key: str) -> AsyncIterator[httpx.AsyncClient]:
     import httpx
 
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    headers = {"authorization": f"Bearer {key}"} if key else {}
     limits = httpx.Timeout(None, connect=CONNECT)
-    # The server is on this machine: no proxy is meant for it, and its certificate may be the user's own.
+    # The server is on this machine: no proxy is meant for it.
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=limits, trust_env=False) as client:
         yield client
 
 
-def _server_of(data_dir: Path) -> tuple[str, str] | None:
+def server_of(data_dir: Path) -> tuple[str, str] | None:
     """Return the base URL and the key of the server that runs for a data folder."""
     import psutil
 
@@ -219,6 +219,6 @@ def _server_of(data_dir: Path) -> tuple[str, str] | None:
     if not psutil.pid_exists(pid):
         return None
     try:
-        return url, Path(key_file).read_text("ascii").strip()
+        return url, Path(key_file).read_text("ascii").strip() if key_file else ""
     except OSError:
         return url, ""

@@ -14,13 +14,14 @@ import anyio
 import typer
 
 from ovms_cli import output
-from ovms_cli.asking import asker
+from ovms_cli.asking import services_of
 from ovms_cli.conversation import Stats, pieces
 from ovms_cli.session import Json, Session, add
 from ovms_kernel.errors import BadRequest, EngineFailed
+from ovms_kernel.values import Request
 
 if TYPE_CHECKING:
-    from ovms_cli.asking import Asker
+    from ovms_cli.asking import Services
 
 WORDS = "The quick brown fox jumps over the lazy dog while seven wise owls watch from a tall old tree. "
 """What prompts are made of."""
@@ -60,7 +61,7 @@ async def bench(
     counts = _counts(streams)
     session.kept = "Interrupted; nothing was measured."
     rows: list[Row] = []
-    async with asker(session) as services:
+    async with services_of(session) as services:
         with output.waiting(f"warming up {model}"):
             words = await _prompt(services, model, prompt)
         for count in counts:
@@ -103,7 +104,7 @@ def _request(model: str, text: str, tokens: int) -> dict[str, Any]:
     }
 
 
-async def _prompt(services: "Asker", model: str, tokens: int) -> str:
+async def _prompt(services: "Services", model: str, tokens: int) -> str:
     """Return a text of about so many tokens, as the model itself counts them."""
     one = (await _ask(services, _request(model, WORDS, 2))).prompt_tokens
     two = (await _ask(services, _request(model, WORDS * 2, 2))).prompt_tokens
@@ -113,9 +114,9 @@ async def _prompt(services: "Asker", model: str, tokens: int) -> str:
     return text[: max(1, len(WORDS) * max(tokens - around, 1) // length)]
 
 
-async def _ask(services: "Asker", request: dict[str, Any]) -> Stats:
+async def _ask(services: "Services", request: dict[str, Any]) -> Stats:
     stats = Stats()
-    async with aclosing(services.stream("chat", request)) as events:
+    async with aclosing(services.stream("chat", Request(fields=request, caller="cli"))) as events:
         async for _ in pieces(events, stats):
             pass
     if not stats.completion_tokens:
@@ -123,7 +124,7 @@ async def _ask(services: "Asker", request: dict[str, Any]) -> Stats:
     return stats
 
 
-async def _measure(services: "Asker", model: str, words: str, count: int, tokens: int) -> Row:
+async def _measure(services: "Services", model: str, words: str, count: int, tokens: int) -> Row:
     found: list[Stats] = []
 
     async def one(number: int) -> None:

@@ -9,14 +9,14 @@ import anyio
 import typer
 
 from ovms_cli import output
-from ovms_cli.asking import asker
+from ovms_cli.asking import services_of
 from ovms_cli.conversation import Conversation, read_file
 from ovms_cli.services import WITHDRAWN
 from ovms_cli.session import Session, add
 from ovms_kernel.errors import BadRequest, NotFound
 
 if TYPE_CHECKING:
-    from ovms_cli.asking import Asker
+    from ovms_cli.asking import Services
 
 TYPE = "text_generation"
 """The model type that chats."""
@@ -100,7 +100,7 @@ async def _talk(session: Session, conversation: Conversation, question: str | No
     from ovms_cli.repl import Repl, ask_once
 
     session.kept = WITHDRAWN
-    async with asker(session) as services:
+    async with services_of(session) as services:
         if not conversation.model:
             conversation.model = await _default_of(session, services)
         if question is None:
@@ -113,12 +113,12 @@ async def _talk(session: Session, conversation: Conversation, question: str | No
             raise BadRequest('There is nothing to ask; give a text, such as `ovms-plugin chat "Hello"`.')
 
 
-async def _default_of(session: Session, services: "Asker") -> str:
+async def _default_of(session: Session, services: "Services") -> str:
     """Return the model of a chat that names none.
 
     :raises NotFound: none is installed, or several and none of them is the default.
     """
-    installed = await services.models(TYPE)
+    installed = [each.id for each in await services.list_models() if each.model_type == TYPE]
     default = str(session.settings.section("services", "chat").get("default_model", ""))
     if default in installed:
         return default

@@ -13,12 +13,12 @@ import anyio
 import typer
 
 from ovms_cli import output
-from ovms_cli.asking import asker
+from ovms_cli.asking import services_of
 from ovms_cli.conversation import read_file
-from ovms_cli.services import WITHDRAWN, piped
+from ovms_cli.services import WITHDRAWN, piped, sink
 from ovms_cli.session import Json, Session, add
 from ovms_kernel.errors import BadRequest, EngineFailed
-from ovms_kernel.values import Upload
+from ovms_kernel.values import Request, Upload
 
 Model = Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help="As owner/name.", show_default=False)]
 SPOKEN = ("wav", "mp3", "opus", "flac", "aac", "pcm")
@@ -67,9 +67,9 @@ async def transcribe(
         fields["task"] = "translate"
     kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
     session.kept = WITHDRAWN
-    async with asker(session) as services:
+    async with services_of(session) as services:
         with output.waiting(f"transcribing {name}"):
-            answer = await services.invoke("speech-to-text", fields, {"file": Upload(name, data, kind)})
+            answer = await services.invoke("speech-to-text", _request(fields, {"file": Upload(name, data, kind)}))
     _write(out, answer.body if answer.body.endswith(b"\n") else answer.body + b"\n")
 
 
@@ -90,9 +90,9 @@ async def say(
         raise BadRequest(f"{out.name} does not end in a format of sound; name a file that ends in {_any(SPOKEN)}.")
     fields = {"input": text, "response_format": ending, "speed": speed} | _named(model=model, voice=voice)
     session.kept = WITHDRAWN
-    async with asker(session) as services:
+    async with services_of(session) as services:
         with output.waiting("speaking"):
-            answer = await services.invoke("text-to-speech", fields)
+            answer = await services.invoke("text-to-speech", _request(fields))
     _write(out, answer.body)
     print(out)
 
@@ -123,9 +123,9 @@ async def imagine(
         kind = mimetypes.guess_type(image.name)[0] or "image/png"
         files["image"] = Upload(image.name, await anyio.to_thread.run_sync(read_file, image), kind)
     session.kept = WITHDRAWN
-    async with asker(session) as services:
+    async with services_of(session) as services:
         with output.waiting("painting"):
-            answer = await services.invoke("text-to-image", fields, files)
+            answer = await services.invoke("text-to-image", _request(fields, files))
     try:
         picture = base64.b64decode(json_.loads(answer.body)["data"][0]["b64_json"], validate=True)
     except (ValueError, KeyError, IndexError, TypeError) as error:
@@ -150,8 +150,8 @@ async def embed(
     if dimensions:
         fields["dimensions"] = dimensions
     session.kept = WITHDRAWN
-    async with asker(session) as services:
-        answer = await services.invoke("embed", fields)
+    async with services_of(session) as services:
+        answer = await services.invoke("embed", _request(fields))
     for each in json_.loads(answer.body)["data"]:
         print(json_.dumps(each["embedding"]))
 
@@ -179,8 +179,8 @@ async def rerank(
     if top:
         fields["top_n"] = top
     session.kept = WITHDRAWN
-    async with asker(session) as services:
-        answer = await services.invoke("rerank", fields)
+    async with services_of(session) as services:
+        answer = await services.invoke("rerank", _request(fields))
     found = [(each["relevance_score"], names[each["index"]]) for each in json_.loads(answer.body)["results"]]
     if json:
         output.print_json([{"score": score, "document": name} for score, name in found])
@@ -214,14 +214,11 @@ def _any(words: tuple[str, ...]) -> str:
     return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
+def _request(fields: dict[str, Any], files: dict[str, Upload] | None = None) -> Request:
+    return Request(fields=fields, files=files or {}, caller="cli")
+
+
 def _write(path: Path | None, data: bytes) -> None:
     """Write a result to a file, or to stdout where none is named."""
-    if path is None:
-        sys.stdout.buffer.write(data)
-        return
-    new = path.with_name(f".{path.name}.part")
-    try:
-        new.write_bytes(data)
-        new.replace(path)
-    except OSError as error:
-        raise BadRequest(f"{path} cannot be written ({error.strerror}).") from error
+    with sink(path) as file:
+        file.write(data)

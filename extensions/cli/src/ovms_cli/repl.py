@@ -14,13 +14,14 @@ from ovms_cli import output
 from ovms_cli.conversation import OPTIONS, Stats, pieces
 from ovms_cli.markdown import writer
 from ovms_kernel.errors import BadRequest, OvmsError
+from ovms_kernel.values import Request
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from prompt_toolkit import PromptSession
 
-    from ovms_cli.asking import Asker
+    from ovms_cli.asking import Services
     from ovms_cli.conversation import Conversation
     from ovms_cli.session import Session
 
@@ -47,10 +48,10 @@ class Repl:
     """
 
     def __init__(
-        self, session: Session, asker: Asker, conversation: Conversation, kept: Path, *, stats: bool = False
+        self, session: Session, services: Services, conversation: Conversation, kept: Path, *, stats: bool = False
     ) -> None:
         self._session = session
-        self._asker = asker
+        self._services = services
         self._conversation = conversation
         self._kept = kept
         self._stats = stats
@@ -99,7 +100,8 @@ class Repl:
         shown = writer(reasoning=self._reasoning)
         try:
             with _until_interrupted(self._session) as interrupted, shown:
-                async with aclosing(self._asker.stream("chat", self._conversation.ask(text))) as events:
+                request = Request(fields=self._conversation.ask(text), caller="cli")
+                async with aclosing(self._services.stream("chat", request)) as events:
                     async for piece in pieces(events, stats):
                         shown.write(piece)
         except OvmsError:
@@ -129,7 +131,7 @@ class Repl:
     # -- the commands ----------------------------------------------------------------------------------------------
 
     async def _model(self, name: str) -> None:
-        names = await self._asker.models("text_generation")
+        names = [each.id for each in await self._services.list_models() if each.model_type == "text_generation"]
         if not name:
             for each in names:
                 print(f"{'*' if each == self._conversation.model else ' '} {each}")
@@ -228,12 +230,13 @@ def _until_interrupted(session: Session) -> Iterator[Callable[[], bool]]:
 
 
 async def ask_once(
-    asker: Asker, conversation: Conversation, text: str, *, stats: bool = False, reasoning: bool = True
+    services: Services, conversation: Conversation, text: str, *, stats: bool = False, reasoning: bool = True
 ) -> None:
     """Ask one question and show its answer."""
     measured = Stats()
     with writer(plain=conversation.schema is not None, reasoning=reasoning) as shown:
-        async with aclosing(asker.stream("chat", conversation.ask(text))) as events:
+        request = Request(fields=conversation.ask(text), caller="cli")
+        async with aclosing(services.stream("chat", request)) as events:
             async for piece in pieces(events, measured):
                 shown.write(piece)
     if stats:

@@ -49,6 +49,11 @@ HINTS = {
 """What to do instead, by what was typed."""
 
 
+def meant(word: str) -> str:
+    """Return the command that a word means, as far as it is another program's."""
+    return ALIASES.get(word, word)
+
+
 class Verbs(TyperGroup):
     """The group of all commands, which understands other programs' words too."""
 
@@ -59,12 +64,12 @@ class Verbs(TyperGroup):
         if cmd_name in HINTS:
             print(HINTS[cmd_name], file=sys.stderr)
             ctx.exit(2)
-        return super().get_command(ctx, ALIASES.get(cmd_name, cmd_name))
+        return super().get_command(ctx, meant(cmd_name))
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         """Read ``help COMMAND`` as ``COMMAND --help``, and ``version`` as ``--version``."""
         if args[:1] == ["help"]:
-            args = [*args[1:2], "--help"]
+            args = [*(meant(each) for each in args[1:2]), "--help"]
         elif args == ["version"]:
             args = ["--version"]
         return super().parse_args(ctx, args)
