@@ -14,7 +14,7 @@ import time
 from io import BytesIO
 from pathlib import Path
 
-from ovms_kernel.engine.extract import extract
+from ovms_kernel.fetch.archive import extract
 
 ARCHIVE_SIZE = 300 << 20
 ROUNDS = 5

@@ -49,7 +49,8 @@ LEFT_EMPTY = """
 class Shelf:
     def __init__(self, section): pass
     async def list_files(self, ref): return [1 / 0]
-    async def download(self, ref, into, report, files=None): pass
+    def open(self, ref, file, start, end): pass
+    pace = None
 """
 
 

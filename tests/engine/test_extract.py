@@ -6,12 +6,13 @@ import subprocess
 import tarfile
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ovms_kernel.engine.extract import Limits, extract
 from ovms_kernel.errors import BadRequest
+from ovms_kernel.fetch.archive import ENGINE, extract
 from ovms_kernel.testing.archives import TOKENIZERS_LINK, linux_archive, windows_archive
 from ovms_kernel.values import Progress
 
@@ -96,12 +97,12 @@ ELSEWHERE = {
 def test_an_absolute_link_that_is_not_below_the_archives_own_folder_is_refused(tmp_path: Path, make, members) -> None:
     archive = make(tmp_path / ("a.zip" if make is zip_of else "a.tar.gz"), *members)
     with pytest.raises(BadRequest, match="not unpacked"):
-        extract(archive, tmp_path / "into", ignore, top="/ovms/")
+        extract(archive, tmp_path / "into", ignore)
 
 
 def test_an_absolute_link_in_a_zip_becomes_relative_too(tmp_path: Path) -> None:
     archive = zip_of(tmp_path / "a.zip", ("ovms/x", FILE, b"x"), ("ovms/a/b/l", LINK, b"/ovms/x"))
-    extract(archive, tmp_path / "into", ignore, top="/ovms/")
+    extract(archive, tmp_path / "into", ignore)
     assert (tmp_path / "into/ovms/a/b/l").readlink() == Path("../../x")
 
 
@@ -116,10 +117,10 @@ def test_bombs_by_size_count_and_ratio_are_refused(tmp_path: Path, make) -> None
     suffix = ".zip" if make is zip_of else ".tar.gz"
     many = make(tmp_path / f"many{suffix}", *((f"f{number}", FILE, b"x") for number in range(50)))
     with pytest.raises(BadRequest, match="more than 20 entries"):
-        extract(many, tmp_path / "1", ignore, Limits(count=20))
+        extract(many, tmp_path / "1", ignore, replace(ENGINE, count=20))
     big = make(tmp_path / f"big{suffix}", ("f", FILE, bytes(70 << 20)))
     with pytest.raises(BadRequest, match="more than 10 MiB"):
-        extract(big, tmp_path / "2", ignore, Limits(size=10 << 20))
+        extract(big, tmp_path / "2", ignore, replace(ENGINE, size=10 << 20))
     with pytest.raises(BadRequest, match="grows more than 200 fold"):
         extract(big, tmp_path / "3", ignore)
     for number in (2, 3):
@@ -147,7 +148,7 @@ def test_d2_5_a_linux_release_is_unpacked_with_its_links_and_modes(tmp_path: Pat
     linux_archive(tmp_path / "a.tar.gz", padding=20 << 20)
     told: list[Progress] = []
     into = tmp_path / "with space und ümlaut"
-    extract(tmp_path / "a.tar.gz", into, told.append, top="/ovms/")
+    extract(tmp_path / "a.tar.gz", into, told.append)
     library = into / "ovms/lib/libopenvino.so"
     assert library.is_symlink()
     assert library.read_bytes() == (into / "ovms/lib/libopenvino.so.2630").read_bytes()

@@ -17,7 +17,7 @@ import pytest
 
 from ovms_graph_text_generation import TextGeneration
 from ovms_kernel.compose import compose_kernel
-from ovms_kernel.engine import download, launch
+from ovms_kernel.engine import archives, launch
 from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, NotSupported, PreconditionFailed
 from ovms_kernel.extensions import Extensions
 from ovms_kernel.hookspecs import hookimpl
@@ -56,7 +56,7 @@ class Watcher:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ArchiveServer]:
-    monkeypatch.setattr(download, "BACK_OFF", 0.01)
+    monkeypatch.setattr(archives, "BACK_OFF", 0.01)
     folder = tmp_path / "mirror"
     folder.mkdir()
     with ArchiveServer(folder) as server:

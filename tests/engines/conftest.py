@@ -109,7 +109,8 @@ class Engine:
     def _start(self, *arguments: str, environment: dict[str, str] | None) -> Engine:
         command = [
             sys.executable, "-m", "ovms_embedded", "--rest_port", str(self.port), "--port", str(self.grpc_port),
-            "--rest_bind_address", "127.0.0.1", "--grpc_bind_address", "127.0.0.1", *arguments,
+            "--rest_bind_address", "127.0.0.1", "--grpc_bind_address", "127.0.0.1",
+            "--spare_worker", "false", *arguments,
         ]  # fmt: skip
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | (environment or {})

@@ -53,7 +53,8 @@ async def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     (tmp_path / "greedy.py").write_text(MODULE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(guards, "PATIENCE", 0.5)
-    started = await Worker.start("me/greedy", {"worker": "greedy"})
+    started = await Worker.spawn()
+    await started.load("me/greedy", {"worker": "greedy"})
     manager: Any = SimpleNamespace(servables={"me/greedy": SimpleNamespace(name="me/greedy", worker=started)})
     task = asyncio.create_task(guards.guard(manager))
     try:

@@ -306,8 +306,11 @@ def test_assisted_generation_gives_the_same_answers(
         ("draft", {"num_assistant_tokens": 3}),
         ("draft", {"assistant_confidence_threshold": 0.4}),
         ("lookup", {"num_assistant_tokens": 3, "max_ngram_size": 2}),
+        ("draft", {}),
+        ("draft", {"num_assistant_tokens": 0}),
+        ("lookup", {}),
     ):
         assert content(chat(engine, model=name, **fields)) == "1, 2, 3, 4, 5."
         streamed = chat(engine, model=name, stream=True, **fields).text
         assert '"content":"1' in streamed
-        assert chat(engine, model=name).status_code == 400
+    assert chat(engine, model="draft", num_assistant_tokens=-1).status_code == 400

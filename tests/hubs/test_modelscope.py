@@ -3,6 +3,7 @@
 import filecmp
 import ssl
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -13,10 +14,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from ovms_hub_modelscope import ModelScope
 from ovms_kernel.errors import BadRequest, NotFound, Unauthorized, Unavailable
-from ovms_kernel.models.journal import COUNT, HEADER, PARTIAL, present_bytes
+from ovms_kernel.fetch.partial import COUNT, HEADER, PARTIAL, present_bytes
+from ovms_kernel.fetch.transfer import fetch_files
 from ovms_kernel.testing.hub import FakeHub, Fault
-from ovms_kernel.values import ModelRef
+from ovms_kernel.values import ModelRef, Progress
 
 REF = ModelRef("me/model")
 BIG = "openvino_model.bin"
@@ -27,6 +30,12 @@ def assert_same(repo: Path, into: Path) -> None:
     matched, different, missing = filecmp.cmpfiles(repo, into, [str(name) for name in names], shallow=False)
     assert (different, missing) == ([], [])
     assert len(matched) == 6
+
+
+async def download(driver: ModelScope, into: Path, report: Callable[[Progress], None]) -> None:
+    """Fetch a model as the kernel does."""
+    files = await driver.list_files(REF)
+    await fetch_files(files, into, lambda *ranges: driver.open(REF, *ranges), report, driver.pace)
 
 
 @pytest.fixture
@@ -48,7 +57,7 @@ async def test_the_listing_has_sizes_and_digests(hub, driver, repo):
 async def test_a_model_arrives_in_parallel_ranges(hub, driver, repo, tmp_path):
     hub.add("me/model", repo)
     reports = []
-    await driver(part_size=200_000).download(REF, tmp_path / "into", reports.append)
+    await download(driver(part_size=200_000), tmp_path / "into", reports.append)
     assert_same(repo, tmp_path / "into")
     assert not any((tmp_path / "into" / PARTIAL).glob("*"))
     assert len([request for request in hub.requests if request.path == BIG]) == 15
@@ -60,8 +69,10 @@ async def test_progress_is_in_bytes_often_and_never_falls(hub, driver, repo, tmp
     hub.rate = 500_000
     hub.fault(BIG, Fault("corrupt"))
     reports = []
-    await driver(part_size=400_000, connections=8).download(
-        REF, tmp_path / "into", lambda progress: reports.append((time.monotonic(), progress.completed))
+    await download(
+        driver(part_size=400_000, connections=8),
+        tmp_path / "into",
+        lambda progress: reports.append((time.monotonic(), progress.completed)),
     )
     completed = [each for _, each in reports]
     assert completed == sorted(completed)
@@ -86,7 +97,7 @@ async def test_progress_is_in_bytes_often_and_never_falls(hub, driver, repo, tmp
 async def test_what_goes_wrong_once_is_mended(hub, driver, repo, tmp_path, no_report, faults):
     hub.add("me/model", repo)
     hub.fault(BIG, *faults)
-    await driver(part_size=300_000, stall_timeout=0.3).download(REF, tmp_path / "into", no_report)
+    await download(driver(part_size=300_000, stall_timeout=0.3), tmp_path / "into", no_report)
     assert_same(repo, tmp_path / "into")
 
 
@@ -105,7 +116,7 @@ async def test_what_stays_wrong_is_said(hub, driver, repo, tmp_path, no_report, 
     hub.add("me/model", repo)
     hub.fault(BIG, *faults)
     with pytest.raises(error, match=words):
-        await driver(part_size=3_000_000, retries=2).download(REF, tmp_path / "into", no_report)
+        await download(driver(part_size=3_000_000, retries=2), tmp_path / "into", no_report)
     assert not (tmp_path / "into" / BIG).exists()
 
 
@@ -113,7 +124,7 @@ async def test_a_wrong_digest_in_the_listing_is_no_success(hub, driver, repo, tm
     listed = hub.add("me/model", repo)
     next(entry for entry in listed if entry["Path"] == "config.json")["Sha256"] = "0" * 64
     with pytest.raises(Unavailable, match=r"config\.json"):
-        await driver().download(REF, tmp_path / "into", no_report)
+        await download(driver(), tmp_path / "into", no_report)
     assert not (tmp_path / "into" / "config.json").exists()
 
 
@@ -121,7 +132,7 @@ async def test_a_size_the_file_does_not_have_is_no_success(hub, driver, repo, tm
     listed = hub.add("me/model", repo)
     next(entry for entry in listed if entry["Path"] == BIG)["Size"] = 4_000_000
     with pytest.raises(Unavailable, match=BIG):
-        await driver(part_size=1_000_000).download(REF, tmp_path / "into", no_report)
+        await download(driver(part_size=1_000_000), tmp_path / "into", no_report)
 
 
 async def test_gated_models_need_their_token(hub, driver, repo, tmp_path, no_report):
@@ -130,7 +141,7 @@ async def test_gated_models_need_their_token(hub, driver, repo, tmp_path, no_rep
         await driver().list_files(REF)
     with pytest.raises(Unauthorized):
         await driver(token="wrong").list_files(REF)
-    await driver(token="secret").download(REF, tmp_path / "into", no_report)
+    await download(driver(token="secret"), tmp_path / "into", no_report)
     assert_same(repo, tmp_path / "into")
 
 
@@ -176,14 +187,14 @@ def test_settings_that_do_not_exist_are_refused(driver):
 async def test_the_rate_is_limited(hub, driver, repo, tmp_path, no_report):
     hub.add("me/model", {BIG: repo / BIG})
     began = time.monotonic()
-    await driver(max_rate=3_000_000, part_size=500_000).download(REF, tmp_path / "into", no_report)
+    await download(driver(max_rate=3_000_000, part_size=500_000), tmp_path / "into", no_report)
     assert 0.9 < time.monotonic() - began < 5
 
 
 async def test_connections_are_as_many_as_set(hub, driver, repo, tmp_path, no_report):
     hub.add("me/model", {BIG: repo / BIG})
     hub.rate = 2_000_000
-    await driver(connections=4, part_size=200_000).download(REF, tmp_path / "into", no_report)
+    await download(driver(connections=4, part_size=200_000), tmp_path / "into", no_report)
     assert hub.most_connections == 4
 
 
@@ -192,13 +203,13 @@ async def test_d2_22_a_cancel_stops_at_once_and_the_next_pull_goes_on(hub, drive
     hub.rate = 300_000
     into = tmp_path / "into"
     with anyio.move_on_after(0.6):
-        await driver(part_size=500_000).download(REF, into, no_report)
+        await download(driver(part_size=500_000), into, no_report)
     files = await driver().list_files(REF)
     present = present_bytes(files, into)
     assert 300_000 < present < 4_000_000
     before = len(hub.requests)
     hub.rate = 0
-    await driver(part_size=123_456).download(REF, into, no_report)
+    await download(driver(part_size=123_456), into, no_report)
     assert_same(repo, into)
     again = sum(request.end + 1 - request.start for request in hub.requests[before:])
     assert again == 4_030_801 - present
@@ -211,22 +222,22 @@ async def test_without_a_digest_only_what_was_synced_is_believed(hub, driver, re
     into = tmp_path / "into"
     with anyio.CancelScope() as scope:
         slow = driver(part_size=500_000, connections=4)
-        await slow.download(REF, into, lambda progress: scope.cancel() if progress.completed > 700_000 else None)
+        await download(slow, into, lambda progress: scope.cancel() if progress.completed > 700_000 else None)
     journal = next((into / PARTIAL).glob("*.journal"))
     counts = [each[0] for each in COUNT.iter_unpack(journal.read_bytes()[HEADER.size :])]
     assert any(0 < count < 500_000 for count in counts)
     files = await driver().list_files(REF)
     assert present_bytes(files, into) == 500_000 * counts.count(500_000)
     hub.rate = 0
-    await driver().download(REF, into, no_report)
+    await download(driver(), into, no_report)
     assert (into / BIG).read_bytes() == (repo / BIG).read_bytes()
 
 
 async def test_what_is_complete_is_not_asked_for_again(hub, driver, repo, tmp_path, no_report):
     hub.add("me/model", repo)
-    await driver().download(REF, tmp_path / "into", no_report)
+    await download(driver(), tmp_path / "into", no_report)
     before = len(hub.requests)
-    await driver().download(REF, tmp_path / "into", no_report)
+    await download(driver(), tmp_path / "into", no_report)
     assert len(hub.requests) == before
 
 
@@ -235,7 +246,7 @@ async def test_a_stall_in_the_middle_of_a_cancel_holds_nobody_up(hub, driver, re
     hub.fault(BIG, *[Fault("stall", 1000)] * 20)
     began = time.monotonic()
     with anyio.move_on_after(0.3):
-        await driver(part_size=300_000).download(REF, tmp_path / "into", no_report)
+        await download(driver(part_size=300_000), tmp_path / "into", no_report)
     assert time.monotonic() - began < 1.5
 
 
@@ -244,7 +255,7 @@ async def test_everything_goes_through_a_proxy(hub, driver, repo, tmp_path, no_r
     hub.add("me/model", repo)
     # The local hub takes the absolute addresses that a proxy is sent; nothing else could reach that endpoint.
     behind = driver(endpoint="http://modelscope.invalid", proxy=hub.url)
-    await behind.download(REF, tmp_path / "into", no_report)
+    await download(behind, tmp_path / "into", no_report)
     assert_same(repo, tmp_path / "into")
 
 
@@ -253,7 +264,7 @@ async def test_a_company_may_have_its_own_authority(driver, repo, tmp_path, no_r
     ca_file, tls = authority
     with FakeHub(tls=tls) as hub:
         hub.add("me/model", repo)
-        await driver(endpoint=hub.url, ca_file=str(ca_file)).download(REF, tmp_path / "into", no_report)
+        await download(driver(endpoint=hub.url, ca_file=str(ca_file)), tmp_path / "into", no_report)
     assert_same(repo, tmp_path / "into")
 
 
@@ -263,7 +274,7 @@ async def test_a_connection_that_is_given_up_brings_no_bytes_any_more(driver, re
         hub.add("me/model", repo)
         secure = driver(endpoint=hub.url, ca_file=str(ca_file))
         file = next(each for each in await secure.list_files(REF) if each.path == BIG)
-        body = secure._open(REF, file, 0, file.size - 1)
+        body = secure.open(REF, file, 0, file.size - 1)
         assert body.read(100_000)
         body.abort()
         with pytest.raises(Unavailable):

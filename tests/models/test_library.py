@@ -11,7 +11,7 @@ from dataclasses import replace
 import anyio
 import pytest
 
-from ovms_kernel.errors import BadRequest, NotFound, OvmsError, Refused, Unavailable
+from ovms_kernel.errors import BadRequest, NotFound, OvmsError, PreconditionFailed, Refused
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.models import publish
 from ovms_kernel.models.facts import parameter_size_of, quantization_of, weights_of
@@ -104,6 +104,38 @@ async def test_archives_that_reach_out_are_refused(world, tiny, tmp_path, evil):
     assert not (tmp_path / "escape.bin").exists()
 
 
+async def test_a_zip_made_by_a_mac_is_imported_without_what_the_mac_added(world, tiny, tmp_path):
+    path = tmp_path / "m.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(tiny("embeddings").iterdir()):
+            archive.write(file, f"m/{file.name}")
+            archive.writestr(f"__MACOSX/m/._{file.name}", b"\0\5\x16\7")
+        archive.writestr("m/.DS_Store", b"x")
+        archive.writestr("__MACOSX/._m", b"x")
+    model = await world.library.import_(path, "own/m")
+    left = {each.name for each in model.directory.rglob("*")}
+    assert left == {*(each.name for each in tiny("embeddings").iterdir()), "graph.pbtxt", ".ovms-plugin.json"}
+
+
+async def test_an_archive_that_would_grow_without_measure_is_refused(world, tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("openvino_model.xml", "<net/>")
+        archive.writestr("openvino_model.bin", bytes(100 << 20))
+    with pytest.raises(BadRequest, match="grows more than 200 fold"):
+        await world.library.import_(tmp_path / "bomb.zip", "own/m")
+    assert world.library.staging() == []
+
+
+async def test_an_imported_git_lfs_pointer_is_named_with_the_command(world, tiny, tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 4100000000\n"
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny("embeddings"), copy)
+    (copy / "openvino_model.bin").write_bytes(pointer)
+    with pytest.raises(BadRequest, match=r"openvino_model\.bin is a Git LFS pointer .*`git lfs pull`"):
+        await world.library.import_(copy, "own/m")
+    assert world.library.list() == []
+
+
 async def test_a_damaged_archive_changes_nothing(world, tmp_path):
     archive = tmp_path / "x.zip"
     with zipfile.ZipFile(archive, "w") as file:
@@ -161,8 +193,8 @@ async def test_an_owner_and_a_model_cannot_share_a_folder(world, tiny):
 
 async def test_the_disk_is_asked_first(world, tiny, monkeypatch):
     usage = shutil.disk_usage(tiny("embeddings"))
-    monkeypatch.setattr(publish.shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(Unavailable, match=r"needs .* more on disk and 1\.0 KB are free"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(PreconditionFailed, match=r"needs .* on disk and 1\.0 KB are free"):
         await world.library.import_(tiny("embeddings"), "a")
     assert world.library.staging() == []
 

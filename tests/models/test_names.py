@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovms_kernel.errors import BadRequest, NotFound, OvmsError
-from ovms_kernel.models.names import check_file_path, parse_model_id, parse_model_ref, staging_key
+from ovms_kernel.fetch.names import check_file_path
+from ovms_kernel.models.names import parse_model_id, parse_model_ref, staging_key
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.mark.timeout(SECONDS + 60)
 async def test_two_processes_end_in_a_consistent_state(make_puller, hub, repo, tmp_path):
     world = make_puller()
-    (repo / "openvino_model.bin").write_bytes(os.urandom(300_000))
+    (repo / "openvino_model.bin").write_bytes(os.urandom(900_000))
     for model_id in IDS:
         hub.add(model_id, repo)
     await world.servables.prepare()

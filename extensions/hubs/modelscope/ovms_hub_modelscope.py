@@ -1,14 +1,14 @@
-"""Models from ModelScope, through its own client: it lists, authenticates, redirects and opens ranges.
+"""Models from ModelScope, through its own client: it lists, searches and authenticates.
 
 Its own downloads are not used: they write every large file twice, give each at most an hour, let progress fall, and
-know no limit of rate and no cancel (modelscope-hub 0.5.1). The kernel's ``fetch_files`` does that part.
+know no limit of rate and no cancel (modelscope-hub 0.5.1). The kernel does that part for every hub.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from contextlib import suppress
+import threading
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
@@ -16,22 +16,23 @@ import anyio.to_thread
 
 from ovms_kernel.api.hubs import (
     BadRequest,
+    Body,
     FetchFailed,
+    FoundModel,
     ModelRef,
     NotFound,
     OvmsError,
-    Progress,
+    Pace,
     RemoteFile,
     Unauthorized,
-    fetch_files,
+    Web,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping
 
     from modelscope_hub import HubApi
-    from requests import Response, Session
+    from requests import PreparedRequest, Response, Session
 
 NUMBERS = {
     "connections": 8,
@@ -43,7 +44,12 @@ NUMBERS = {
 }
 TEXTS = ("endpoint", "token", "proxy", "ca_file")
 PATTERNS = ("allow_patterns", "ignore_patterns")
-CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+LISTING_LIMIT = 64 << 20
+"""Bytes of a listing, unpacked; one of ten thousand files has some 3 MB."""
+LISTING_TIME = 60.0
+"""Seconds for one answer of the API, however slowly it comes."""
+REACH_TIME = 2.0
+"""Seconds to connect, before the hub counts as unreachable."""
 
 
 class ModelScope:
@@ -62,26 +68,9 @@ class ModelScope:
         self._texts = {name: str(section.get(name) or "") for name in TEXTS}
         self._numbers = {name: _number(name, section.get(name, default), default) for name, default in NUMBERS.items()}
         self._allow, self._ignore = (_patterns(section.get(name)) for name in PATTERNS)
+        self._web = Web(proxy=self._texts["proxy"], ca_file=self._texts["ca_file"])
         self._api: HubApi | None = None
-
-    async def list_files(self, ref: ModelRef) -> list[RemoteFile]:
-        """Return every file of the model that the patterns let through."""
-        # The client tries a listing again for some seconds; whoever cancels need not wait for that.
-        return await anyio.to_thread.run_sync(self._list, ref, abandon_on_cancel=True)
-
-    async def download(
-        self, ref: ModelRef, into: Path, report: Callable[[Progress], None], files: list[RemoteFile] | None = None
-    ) -> None:
-        """Fetch the files into the folder, each verified before it appears there under its name."""
-
-        def open_range(file: RemoteFile, start: int, end: int) -> _Body:
-            return self._open(ref, file, start, end)
-
-        await fetch_files(
-            await self.list_files(ref) if files is None else files,
-            into,
-            open_range,
-            report,
+        self.pace = Pace(
             connections=int(self._numbers["connections"]),
             part_size=int(self._numbers["part_size"]),
             max_rate=int(self._numbers["max_rate"]),
@@ -89,6 +78,28 @@ class ModelScope:
             retries=int(self._numbers["retries"]),
             retry_delay=self._numbers["retry_delay"],
         )
+
+    async def list_files(self, ref: ModelRef) -> list[RemoteFile]:
+        """Return every file of the model that the patterns let through."""
+        # The client tries a listing again for some seconds; a cancel need not wait for that.
+        return await anyio.to_thread.run_sync(self._list, ref, abandon_on_cancel=True)
+
+    async def search(self, words: str, limit: int) -> list[FoundModel]:
+        """Return models that the words find."""
+        return await anyio.to_thread.run_sync(self._search, words, limit, abandon_on_cancel=True)
+
+    def open(self, ref: ModelRef, file: RemoteFile, start: int, end: int) -> Body:
+        """Ask for a range of a file."""
+        legacy = self._client().legacy
+        url = legacy.get_download_url(ref.id, "model", file.path, ref.revision or "master")
+        headers = {}
+        if token := self._texts["token"] or legacy._token:
+            # Older endpoints take the cookie, newer ones the header; the client sends both.
+            headers = {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"}
+        try:
+            return self._web.open(url, start=start, end=end, headers=headers)
+        except FetchFailed as error:
+            raise self._ours(error, ref, file.path) from error
 
     def _client(self) -> HubApi:
         if self._api is None:
@@ -119,43 +130,45 @@ class ModelScope:
         api = self._client()
         try:
             entries = api.list_repo_files(ref.id, "model", revision=ref.revision or None)
+            files = [
+                RemoteFile(str(entry.path), int(entry.size or 0), _digest(entry.sha256))
+                for entry in entries
+                if entry.type != "tree" and self._is_wanted(str(entry.path))
+            ]
         except (HubError, OSError) as error:
             raise self._ours(error, ref) from error
-        files = [
-            RemoteFile(entry.path, int(entry.size or 0), (entry.sha256 or "").lower())
-            for entry in entries
-            if entry.type != "tree" and self._is_wanted(entry.path)
-        ]
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            # The client believes whatever a page says that is JSON, such as a login page's.
+            raise FetchFailed(
+                f"{api.legacy.endpoint} answers with something that is no listing of files "
+                f"({type(error).__name__}); check the setting hubs.modelscope.endpoint and the proxy."
+            ) from error
         if not files:
             raise NotFound(f"{ref.id} on {api.legacy.endpoint} has no files that could be pulled; look at its page.")
         return files
 
+    def _search(self, words: str, limit: int) -> list[FoundModel]:
+        from modelscope_hub.errors import HubError
+
+        api = self._client()
+        try:
+            found = api.list_repos("model", search=words, page_size=limit)
+            return [FoundModel(str(each.id), int(getattr(each, "downloads", 0) or 0)) for each in found.items]
+        except (HubError, OSError) as error:
+            raise self._ours(error, ModelRef(words)) from error
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise FetchFailed(f"{api.legacy.endpoint} cannot be searched ({type(error).__name__}).") from error
+
     def _is_wanted(self, path: str) -> bool:
         allowed = not self._allow or any(fnmatch(path, each) for each in self._allow)
         return allowed and not any(fnmatch(path, each) for each in self._ignore)
-
-    def _open(self, ref: ModelRef, file: RemoteFile, start: int, end: int) -> _Body:
-        from modelscope_hub.errors import HubError
-
-        headers = {"Range": f"bytes={start}-{end}", "Accept-Encoding": "identity"}
-        try:
-            response = self._client().legacy.download_stream(
-                ref.id, "model", file.path, ref.revision or "master", headers=headers
-            )
-        except (HubError, OSError) as error:
-            raise self._ours(error, ref, file.path) from error
-        body = _Body(response)
-        if body.ranged and body.start != start:
-            body.close()
-            raise FetchFailed(f"The hub sent another part of {file.path} than it was asked for; try again later.")
-        return body
 
     def _ours(self, error: Exception, ref: ModelRef, path: str = "") -> OvmsError:
         """Return our error for one of the client's or of requests."""
         what = f"{path} of {ref.id}" if path else ref.id
         at = f" at revision {ref.revision}" if ref.revision else ""
         endpoint = self._client().legacy.endpoint
-        status = getattr(error, "status_code", None)
+        status = int(getattr(error, "status_code", 0) or getattr(error, "status", 0) or 0)
         if status in (401, 403):
             return Unauthorized(
                 f"{endpoint} does not give out {what} with these credentials; set hubs.modelscope.token to a token "
@@ -166,57 +179,28 @@ class ModelScope:
         if status == 416:
             message = f"The hub has fewer bytes of {what} than it lists; try another mirror or revision."
             return FetchFailed(message, contradiction=True)
-        reason = f"it answers with status {status}" if status else f"{type(error).__name__}"
+        if isinstance(error, FetchFailed) and not status:
+            return error
+        reason = f"it answers with status {status}" if status else _cause(error)
         message = f"{endpoint} cannot be reached for {what} now ({reason}); check the network or try later."
-        return FetchFailed(message, retry_after=getattr(error, "retry_after", None))
-
-
-class _Body:
-    """One answer of the hub, or of the store that it redirects to."""
-
-    def __init__(self, response: Response) -> None:
-        self._response = response
-        self._aborted = False
-        self.ranged = response.status_code == 206
-        self.start = 0
-        total = response.headers.get("Content-Length", "")
-        if self.ranged:
-            found = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-            self.start, total = (int(found[1]), found[3]) if found else (-1, "")
-        self.total = int(total) if total.isdigit() else None
-
-    def read(self, size: int) -> bytes:
-        """Return what has arrived, at most so many bytes; nothing at the end."""
-        from urllib3.exceptions import HTTPError
-
-        try:
-            piece = bytes(self._response.raw.read1(size))
-        except (HTTPError, OSError, ValueError, AttributeError) as error:
-            # The last two come of a connection that was shut down by ``abort`` in the middle of a read.
-            raise FetchFailed(f"The connection to the hub broke ({type(error).__name__}); try again later.") from error
-        if self._aborted:
-            # Python gives up TLS with the first shutdown and then reads what has arrived as it is, still encrypted.
-            raise FetchFailed("The connection to the hub was given up; try again later.")
-        return piece
-
-    def abort(self) -> None:
-        """Make every ``read`` from now on raise, and one that waits in another thread."""
-        self._aborted = True
-        # The last of these comes of a ``close`` in another thread at the same moment.
-        with suppress(OSError, RuntimeError, ValueError, TypeError):
-            self._response.raw.shutdown()
-
-    def close(self) -> None:
-        """Give the connection back, or close it if there is more to read."""
-        self._response.close()
+        return FetchFailed(message, status=status, retry_after=getattr(error, "retry_after", None))
 
 
 def _insist(session: Session, proxy: str, ca_file: str) -> None:
-    """Make a session of the client's use what is set here.
+    """Make a session of the client's use what is set here, and bound what it reads.
 
-    The client has no parameters for it, and what a session itself is told, requests gives up for the environment's
+    The client has no parameters for either. What a session itself is told, requests gives up for the environment's
     ``HTTPS_PROXY`` and ``REQUESTS_CA_BUNDLE``; what a single request is told wins over both.
     """
+    from requests.adapters import HTTPAdapter
+
+    class Bounded(HTTPAdapter):
+        def send(self, request: PreparedRequest, **how: Any) -> Response:  # type: ignore[override]  # noqa: ANN401
+            how["timeout"] = (REACH_TIME, LISTING_TIME)
+            response = super().send(request, **how)
+            response.raw.stream = _bounded(response.raw.stream, response)
+            return response
+
     merge = session.merge_environment_settings
     proxies = {"http": proxy, "https": proxy} if proxy else {}
 
@@ -224,6 +208,40 @@ def _insist(session: Session, proxy: str, ca_file: str) -> None:
         return merge(url, proxies | (given or {}), stream, ca_file or verify, cert)
 
     session.merge_environment_settings = told  # type: ignore[method-assign, assignment]
+    for scheme in ("https://", "http://"):
+        session.mount(scheme, Bounded())
+
+
+def _bounded(stream: Any, response: Response) -> Any:  # noqa: ANN401 - urllib3's, without types here
+    def pieces(*words: Any, **how: Any) -> Iterator[bytes]:  # noqa: ANN401
+        timer = threading.Timer(LISTING_TIME, response.raw.shutdown)
+        timer.daemon = True
+        timer.start()
+        size = 0
+        try:
+            for piece in stream(*words, **how):
+                size += len(piece)
+                if size > LISTING_LIMIT:
+                    raise OSError(f"an answer of more than {LISTING_LIMIT >> 20} MB")
+                yield piece
+        finally:
+            timer.cancel()
+
+    return pieces
+
+
+def _digest(value: object) -> str:
+    """Return a SHA-256 as the hub lists it; empty if that is none."""
+    return value.lower() if isinstance(value, str) and re.fullmatch(r"[0-9a-fA-F]{64}", value) else ""
+
+
+def _cause(error: Exception) -> str:
+    """Return the innermost cause in words."""
+    cause: BaseException = error
+    while inner := cause.__cause__ or cause.__context__:
+        cause = inner
+    words = re.sub(r"<[^>]*>:? ?", "", " ".join(str(cause).split()))
+    return words if 0 < len(words) < 160 else type(cause).__name__
 
 
 def _number(name: str, value: Any, default: float) -> float:  # noqa: ANN401 - whatever a setting holds

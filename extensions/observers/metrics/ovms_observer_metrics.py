@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -58,6 +60,29 @@ users = _gauge("model_users", "Requests that use a model now.", "model")
 memory = _gauge("model_memory_bytes", "Memory that a model takes, as far as known.", "model")
 
 
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """What is counted of one service and model; finding it by labels each time would cost more than counting."""
+
+    seconds: Histogram
+    first_byte: Histogram
+    sent: Counter
+    tokens_in: Counter
+    tokens_out: Counter
+
+
+@cache
+def _counts(service: str, model: str) -> _Counts:
+    # The model answered, so that this cannot grow with names that callers invent.
+    return _Counts(
+        seconds.labels(service, model),
+        first_byte.labels(service, model),
+        sent.labels(service),
+        tokens.labels(model, "in"),
+        tokens.labels(model, "out"),
+    )
+
+
 class Metrics:
     """Counts what happens.
 
@@ -82,15 +107,16 @@ class Metrics:
         if call.id in self._running:  # what another observer vetoed was not counted
             self._running.remove(call.id)
             in_progress.labels(call.service).dec()
+        counts = _counts(call.service, outcome.model)
         requests.labels(call.service, outcome.model, str(outcome.code)).inc()
-        seconds.labels(call.service, outcome.model).observe(outcome.seconds)
-        sent.labels(call.service).inc(outcome.bytes_out)
+        counts.seconds.observe(outcome.seconds)
+        counts.sent.inc(outcome.bytes_out)
         if outcome.first_byte is not None:
-            first_byte.labels(call.service, outcome.model).observe(outcome.first_byte)
+            counts.first_byte.observe(outcome.first_byte)
         if outcome.prompt_tokens:
-            tokens.labels(outcome.model, "in").inc(outcome.prompt_tokens)
+            counts.tokens_in.inc(outcome.prompt_tokens)
         if outcome.completion_tokens:
-            tokens.labels(outcome.model, "out").inc(outcome.completion_tokens)
+            counts.tokens_out.inc(outcome.completion_tokens)
 
     @hookimpl
     async def ovms_engine_ready(self, engine: EngineInfo) -> None:

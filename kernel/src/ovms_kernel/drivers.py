@@ -10,15 +10,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
-    from pathlib import Path
 
     from ovms_kernel.api.faces import KernelApi
+    from ovms_kernel.fetch.http import Body
+    from ovms_kernel.fetch.transfer import Pace
     from ovms_kernel.models.protos.ovms_graph_pb2 import CalculatorGraphConfig
     from ovms_kernel.values import (
         Answer,
         Call,
+        FoundModel,
         GraphOptions,
         Host,
         Installation,
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
         ModelFiles,
         ModelRef,
         Ports,
-        Progress,
         Release,
         RemoteFile,
         Requirement,
@@ -175,12 +176,28 @@ class Hub(Protocol):
         """
         ...
 
-    async def download(
-        self, ref: ModelRef, into: Path, report: Callable[[Progress], None], files: list[RemoteFile] | None = None
-    ) -> None:
-        """Fetch the files (all of them, or those given) into the folder, resuming what is partly there, verified.
+    pace: Pace
+    """How many connections it takes, how large a part is, how long one may stall."""
 
-        Raises unless every file is complete and has its digest.
+    def open(self, ref: ModelRef, file: RemoteFile, start: int, end: int) -> Body:
+        """Ask for the bytes of a file from ``start`` to ``end``, both included; called in several threads at once.
+
+        The kernel does the rest: parts, resume, digests, progress, limits.
+
+        :raises FetchFailed: for the moment it does not work; it is asked again.
+        :raises OvmsError: any other error ends the pull.
+        """
+        ...
+
+
+@runtime_checkable
+class SearchableHub(Hub, Protocol):
+    """A hub that can be searched."""
+
+    async def search(self, words: str, limit: int) -> list[FoundModel]:
+        """Return models that the words find, the most used first.
+
+        :raises Unavailable: the hub cannot be reached.
         """
         ...
 

@@ -226,6 +226,8 @@ def _join(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_file(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
     import yaml
 
     try:

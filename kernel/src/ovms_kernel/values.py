@@ -195,6 +195,18 @@ class RemoteFile:
 
 
 @dataclass(frozen=True, slots=True)
+class FoundModel:
+    """One model that a search on a hub found."""
+
+    id: str
+    """As ``owner/name``."""
+    downloads: int = 0
+    """As the hub counts them; 0 if it does not tell."""
+    task: str = ""
+    """What the hub says it is for, such as ``text-generation``."""
+
+
+@dataclass(frozen=True, slots=True)
 class PullPlan:
     """What a pull is about to fetch."""
 

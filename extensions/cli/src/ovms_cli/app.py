@@ -2,8 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from importlib import import_module, metadata
-from importlib.util import find_spec
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -44,8 +43,6 @@ def make_app(wanted: str = "") -> typer.Typer:
     app.callback()(_options)
     for each in (chatting, models, people, services, engines, autostart, benchmark, about):
         each.add_to(app)
-    if find_spec("ovms_face_http"):
-        import_module("ovms_face_http.commands").add_to(app)
     ours = {each.name for each in app.registered_commands} | {each.name for each in app.registered_groups}
     offered = {each.name for each in metadata.entry_points(group="ovms.commands")} - ours
     if wanted not in ours:
@@ -55,16 +52,17 @@ def make_app(wanted: str = "") -> typer.Typer:
 
 def _add_extensions(app: typer.Typer, names: Sequence[str]) -> None:
     """Add the commands of these names that extensions offer; why one cannot be used is logged as an error."""
-    from ovms_kernel.engine.host import read_host
     from ovms_kernel.errors import OvmsError
     from ovms_kernel.extensions import compose
     from ovms_kernel.settings import Settings, read_settings
+    from ovms_kernel.values import Host
 
+    anywhere = Host("linux", "")  # only platforms ask where they are
     try:
         settings = read_settings()
     except OvmsError:
         settings = Settings(Path())  # the command itself says what is wrong with them; help works without
-    for name, driver in sorted(compose(settings, read_host(), kinds=["commands"], names=names).commands.items()):
+    for name, driver in sorted(compose(settings, anywhere, kinds=["commands"], names=names).commands.items()):
         adopt(driver.app)
         if len(driver.app.registered_commands) == 1 and not driver.app.registered_groups:
             [only] = driver.app.registered_commands

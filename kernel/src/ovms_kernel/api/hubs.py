@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ovms_kernel.drivers import (
     Hub,
+    SearchableHub,
 )
 from ovms_kernel.errors import (
     BadRequest,
@@ -18,36 +19,43 @@ from ovms_kernel.errors import (
     Unauthorized,
     Unavailable,
 )
+from ovms_kernel.fetch.http import (
+    Body,
+    FetchFailed,
+    Web,
+)
+from ovms_kernel.fetch.transfer import (
+    Pace,
+)
 from ovms_kernel.hookspecs import (
     hookimpl,
 )
-from ovms_kernel.models.transfer import (
-    FetchFailed,
-    fetch_files,
-)
 from ovms_kernel.values import (
+    FoundModel,
     ModelRef,
-    Progress,
     RemoteFile,
 )
 
 __all__ = [
     "BadRequest",
+    "Body",
     "Cancelled",
     "EngineFailed",
     "FetchFailed",
+    "FoundModel",
     "Hub",
     "ModelRef",
     "NotFound",
     "NotSupported",
     "OvmsError",
+    "Pace",
     "PreconditionFailed",
-    "Progress",
     "Refused",
     "RemoteFile",
+    "SearchableHub",
     "TimedOut",
     "Unauthorized",
     "Unavailable",
-    "fetch_files",
+    "Web",
     "hookimpl",
 ]

@@ -1,13 +1,13 @@
-"""From a release to an unpacked folder: mirrors, digests, room on the disk, and what is kept when it is interrupted."""
+"""From a release to an unpacked folder: mirrors, digests, space, and what is kept when it is interrupted."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
+import random
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
@@ -16,16 +16,16 @@ from urllib.request import url2pathname
 import anyio
 import anyio.to_thread
 
-from ovms_kernel.engine.download import BLOCK, CONNECT_LIMIT, Download, open_client
-from ovms_kernel.engine.extract import extract
-from ovms_kernel.engine.ovms import FOLDER
 from ovms_kernel.errors import BadRequest, NotFound, OvmsError, PreconditionFailed, Unavailable
-from ovms_kernel.values import Progress
+from ovms_kernel.fetch.archive import extract
+from ovms_kernel.fetch.http import CONNECT_LIMIT, Body, FetchFailed, Web
+from ovms_kernel.fetch.partial import present_bytes
+from ovms_kernel.fetch.transfer import DigestMismatch, Pace, clean_up, fetch_files, rising
+from ovms_kernel.files import check_space, hash_file, read_json, write_atomically
+from ovms_kernel.values import Progress, RemoteFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import httpx
 
     from ovms_kernel.settings import Settings
     from ovms_kernel.values import Release
@@ -36,8 +36,15 @@ log = logging.getLogger(__name__)
 
 GROWTH = 4
 """How many times its own size an archive takes when unpacked; the Ubuntu releases take about three and a half."""
-RESERVE = 64 << 20
-"""Bytes that are left free on the disk."""
+PACE = Pace(connections=4, part_size=8 << 20)
+LOOKS = 3
+"""How often a mirror that does not answer is asked for the archive's size."""
+BACK_OFF = 0.5
+"""Seconds before it is asked again."""
+PAGE_LIMIT = 4 << 20
+"""Bytes of a release page or a file with a digest."""
+MAGIC = {".zip": b"PK", ".gz": b"\x1f\x8b"}
+"""How an archive begins; a page that asks for a password begins otherwise, whatever its status and type say."""
 
 
 class DigestUnknown(PreconditionFailed):
@@ -65,13 +72,14 @@ def discard_download(settings: Settings, release: Release) -> None:
     """Remove the archive of a release that is installed; one that lies elsewhere is not touched."""
     if release.archive:
         (settings.downloads_dir / release.archive).unlink(missing_ok=True)
+        clean_up(settings.downloads_dir)
 
 
 def _unpack(archive: Path, into: Path, report: Report) -> None:
     if into.exists():
         shutil.rmtree(into)
     try:
-        extract(archive, into, report, top=f"/{FOLDER}/")
+        extract(archive, into, report)
     except OvmsError:
         # A partial folder of an archive that will not do helps nobody, and it may be what filled the disk.
         shutil.rmtree(into, ignore_errors=True)
@@ -81,55 +89,105 @@ def _unpack(archive: Path, into: Path, report: Report) -> None:
 async def _fetch(settings: Settings, release: Release, report: Report) -> tuple[Path, str]:
     remote, local = _mirrors(settings, release)
     here = [path for path in (settings.downloads_dir / release.archive, *local) if path.is_file()]
-    async with open_client() as client:
-        known = await _known_digest(settings, release, client)
-        failures: list[OvmsError] = []
-        for path in here:
-            digest = await anyio.to_thread.run_sync(_digest_of, path, report)
-            try:
-                await anyio.to_thread.run_sync(_settle, settings, release, path, digest, known)
-            except BadRequest as error:
-                failures.append(error)
-                if path.parent == settings.downloads_dir:
-                    path.unlink()
-                continue
-            _check_room(settings, path.stat().st_size * GROWTH)
-            return path, digest
-        trusted = bool(known or _pinned(settings, release))
-        for url in remote:
-            try:
-                return await _download(settings, release, client, url, known, report, trusted=trusted)
-            except (BadRequest, NotFound, Unavailable) as error:
-                # Which mirror it was is what the user needs to know; the URL may hold a password.
-                failures.append(type(error)(f"{urlsplit(url).hostname}: {error.message.rstrip('.')}"))
+    web = Web()
+    known = await anyio.to_thread.run_sync(_known_digest, settings, release, web, abandon_on_cancel=True)
+    failures: list[OvmsError] = []
+    for path in here:
+        digest = await anyio.to_thread.run_sync(_digest_of, path, report)
+        try:
+            await anyio.to_thread.run_sync(_settle, settings, release, path, digest, known)
+        except BadRequest as error:
+            failures.append(error)
+            if path.parent == settings.downloads_dir:
+                path.unlink()
+            continue
+        check_space(settings.downloads_dir, path.stat().st_size * GROWTH, "Installing the engine")
+        return path, digest
+    report = rising(report)
+    for url in remote:
+        try:
+            return await _download(settings, release, web, url, known, report)
+        except (BadRequest, NotFound, Unavailable) as error:
+            # Which mirror it was is what the user needs to know; the URL may hold a password.
+            host = urlsplit(url).hostname or url
+            words = error.message if error.message.startswith(host) else f"{host}: {error.message}"
+            failures.append(type(error)(words))
     raise _joined(release, failures)
 
 
 async def _download(
-    settings: Settings,
-    release: Release,
-    client: httpx.AsyncClient,
-    url: str,
-    known: str,
-    report: Report,
-    *,
-    trusted: bool,
+    settings: Settings, release: Release, web: Web, url: str, known: str, report: Report
 ) -> tuple[Path, str]:
-    def room_for(missing: int) -> None:
-        _check_room(settings, missing + (missing or release.size or 0) * GROWTH)
+    """Fetch the archive from one mirror and return it with its SHA-256."""
+    folder = settings.downloads_dir
+    wanted = known or _pinned(settings, release)
+    found = await _look(web, url)
+    if release.size and found.size != release.size:
+        raise BadRequest(f"{release.archive} has {found.size} bytes instead of {release.size}")
+    file = RemoteFile(release.archive, found.size, wanted)
+    missing = found.size - await anyio.to_thread.run_sync(present_bytes, [file], folder, found.version)
+    check_space(folder, missing + found.size * GROWTH, "Installing the engine")
 
-    if release.size:
-        room_for(release.size)
-    download = Download(settings.downloads_dir / release.archive, report, room_for, trusted=trusted)
-    digest = await download.fetch(client, url)
+    def open_range(_: RemoteFile, start: int, end: int) -> Body:
+        return web.open(url, start=start, end=end, headers={"If-Range": found.etag} if found.etag else None)
+
     try:
-        await anyio.to_thread.run_sync(_settle, settings, release, download.partial, digest, known)
-    except BadRequest:
-        download.discard()
-        raise
-    download.finish()
+        await fetch_files([file], folder, open_range, report, PACE, version=found.version)
+    except DigestMismatch as error:
+        clean_up(folder)
+        raise BadRequest(f"{release.archive} does not have the SHA-256 {wanted}") from error
+    target = folder / release.archive
+    digest = wanted or await anyio.to_thread.run_sync(_digest_of, target, report)
+    await anyio.to_thread.run_sync(_settle, settings, release, target, digest, known)
     report(Progress("verified", subject=release.archive, digest=f"sha256:{digest}"))
-    return download.target, digest
+    return target, digest
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a mirror has."""
+
+    size: int
+    etag: str
+    """Strong, or empty."""
+    version: str
+    """Names these bytes on that server."""
+
+
+async def _look(web: Web, url: str) -> _Found:
+    """Return what a mirror has at a URL, from the first bytes of it.
+
+    :raises NotFound: it has nothing.
+    :raises FetchFailed: it does not answer, or gives something else.
+    """
+    for number in range(LOOKS):
+        try:
+            return await anyio.to_thread.run_sync(_look_once, web, url, abandon_on_cancel=True)
+        except FetchFailed as error:
+            if error.status in (404, 410):
+                raise NotFound(f"{url} does not exist") from error
+            if error.final or number + 1 == LOOKS:
+                raise
+            log.info("%s: %s", url, error.message)
+        await anyio.sleep(BACK_OFF * 2**number * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+    raise AssertionError  # the last try returns or raises
+
+
+def _look_once(web: Web, url: str) -> _Found:
+    body = web.open(url, start=0, end=3)
+    try:
+        # storage.openvinotoolkit.org answers 200 with a page for a missing file.
+        if "html" in body.headers.get("Content-Type", ""):
+            raise FetchFailed("gives a web page instead of the archive, perhaps one that asks to log in", final=True)
+        if not body.read(4).startswith(MAGIC.get(Path(urlsplit(url).path).suffix, b"")):
+            raise FetchFailed("gives something that is not an archive, perhaps a page that asks to log in", final=True)
+        if not body.total:
+            raise FetchFailed("does not say how large the archive is", final=True)
+        etag = body.headers.get("ETag", "")
+        etag = "" if etag.startswith("W/") else etag
+        return _Found(body.total, etag, f"{url} {etag or body.headers.get('Last-Modified', '')}")
+    finally:
+        body.close()
 
 
 def _joined(release: Release, failures: list[OvmsError]) -> OvmsError:
@@ -138,7 +196,7 @@ def _joined(release: Release, failures: list[OvmsError]) -> OvmsError:
     advice = "check the network and proxy, or name a mirror or a local folder in the setting engine_mirrors"
     for kind in (BadRequest, Unavailable, NotFound):
         if any(isinstance(error, kind) for error in failures):
-            return kind(f"The engine archive {release.archive} could not be had ({causes}); {advice}.")
+            return kind(f"The engine archive {release.archive} cannot be downloaded ({causes}); {advice}.")
     return NotFound(f"No mirror is known for the engine archive {release.archive}; {advice}.")
 
 
@@ -159,11 +217,11 @@ def _mirrors(settings: Settings, release: Release) -> tuple[list[str], list[Path
 # -- digests -------------------------------------------------------------------------------------------------------
 
 
-async def _known_digest(settings: Settings, release: Release, client: httpx.AsyncClient) -> str:
-    """Return the digest that was named beforehand: by setting, by our release data, or by the release's page."""
+def _known_digest(settings: Settings, release: Release, web: Web) -> str:
+    """Return the digest that was named beforehand: by setting, by the platform's data, or by the vendor's page."""
     known = settings.engine_sha256 or release.sha256 or ""
     if not known and release.asset_list:
-        known = await _digest_beside(release, client) or await _published_digest(release, client)
+        known = _digest_beside(release, web) or _published_digest(release, web)
     if not known and settings.engine_known_digest:
         raise DigestUnknown(
             f"No SHA-256 is known for {release.archive} and the setting engine_known_digest demands one; "
@@ -172,33 +230,30 @@ async def _known_digest(settings: Settings, release: Release, client: httpx.Asyn
     return known.lower()
 
 
-async def _published_digest(release: Release, client: httpx.AsyncClient) -> str:
-    import httpx
-
+def _published_digest(release: Release, web: Web) -> str:
     try:
-        answer = await client.get(release.asset_list, timeout=CONNECT_LIMIT)
-        assets = answer.json()["assets"] if answer.status_code == 200 else []
-        for asset in assets:
+        page = web.read(release.asset_list, limit=PAGE_LIMIT, seconds=CONNECT_LIMIT)
+        for asset in json.loads(page)["assets"]:
             kind, _, digest = str(asset.get("digest") or "").partition(":")
             if asset["name"] == release.archive and kind == "sha256" and len(digest) == 64:
                 return digest
-    except (httpx.HTTPError, OvmsError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OvmsError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         log.info("The release page %s cannot be read: %s", release.asset_list, error)
     return ""
 
 
-async def _digest_beside(release: Release, client: httpx.AsyncClient) -> str:
-    """Return the digest in the file ``<archive>.sha256`` that lies beside the archive on the vendor's page."""
-    import httpx
-
+def _digest_beside(release: Release, web: Web) -> str:
+    """Return the digest in the file ``<archive>.sha256`` that the vendor publishes beside the archive."""
     for mirror in release.mirrors:
         try:
-            answer = await client.get(f"{mirror.rstrip('/')}/{quote(release.archive)}.sha256", timeout=CONNECT_LIMIT)
-        except (httpx.HTTPError, httpx.InvalidURL, OvmsError) as error:
+            page = web.read(
+                f"{mirror.rstrip('/')}/{quote(release.archive)}.sha256", limit=PAGE_LIMIT, seconds=CONNECT_LIMIT
+            )
+        except OvmsError as error:
             log.info("%s names no digest: %s", mirror, error)
             continue
-        if answer.status_code == 200 and (found := re.match(r"([0-9a-fA-F]{64})(\s|$)", answer.text)):
-            return found[1]
+        if found := re.match(rb"([0-9a-fA-F]{64})(\s|$)", page):
+            return found[1].decode()
     return ""
 
 
@@ -220,17 +275,15 @@ def _pins(settings: Settings) -> Path:
     return settings.downloads_dir / "digests.json"
 
 
-def _read_pins(settings: Settings) -> dict[str, str]:
-    try:
-        pins = json.loads(_pins(settings).read_text("utf-8"))
-    except FileNotFoundError:
+def _read_pins(settings: Settings) -> dict[str, object]:
+    path = _pins(settings)
+    if not path.exists():
         return {}
-    except (OSError, ValueError) as error:
+    pins = read_json(path)
+    if pins is None:
         # Taking it for empty would accept any archive.
-        raise PreconditionFailed(
-            f"The pinned digests in {_pins(settings)} cannot be read; mend or remove it."
-        ) from error
-    return pins if isinstance(pins, dict) else {}
+        raise PreconditionFailed(f"The pinned digests in {path} cannot be read; fix or remove that file.")
+    return pins
 
 
 def _pinned(settings: Settings, release: Release) -> str:
@@ -239,35 +292,15 @@ def _pinned(settings: Settings, release: Release) -> str:
 
 def _pin(settings: Settings, release: Release, digest: str) -> None:
     pins = _read_pins(settings) | {release.archive: digest}
-    path = _pins(settings)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(pins, indent=1, sort_keys=True) + "\n", "utf-8")
-    partial.replace(path)
+    write_atomically(_pins(settings), (json.dumps(pins, indent=1, sort_keys=True) + "\n").encode())
 
 
 def _digest_of(path: Path, report: Report) -> str:
-    digest = hashlib.sha256()
-    total = path.stat().st_size
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-            report(Progress("verifying", file.tell(), total, path.name))
-    return digest.hexdigest()
+    total, read = path.stat().st_size, 0
 
+    def advance(count: int) -> None:
+        nonlocal read
+        read += count
+        report(Progress("verifying", read, total, path.name))
 
-def _check_room(settings: Settings, needed: int) -> None:
-    """Refuse to begin what the disk cannot hold."""
-    folder = settings.downloads_dir
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if needed + RESERVE > free:
-        raise PreconditionFailed(
-            f"{_mebibytes(needed + RESERVE)} MiB are needed in {settings.data_dir} to install the engine and "
-            f"{_mebibytes(free)} MiB are free; make room or choose another data folder."
-        )
-
-
-def _mebibytes(size: int) -> int:
-    return -(-size // (1 << 20))
+    return hash_file(path, advance)

@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
 import subprocess
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 
 from ovms_kernel.engine.record import Record, read_record, write_record
-from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, Unavailable
+from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, TimedOut, Unavailable
+from ovms_kernel.files import locked, write_atomically
 from ovms_kernel.values import Installation, Ports, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from ovms_kernel.drivers import Platform
@@ -98,7 +98,7 @@ class Installations:
         installation = await anyio.to_thread.run_sync(self._read, target)
         if installation is None:
             await self._events.ask("ovms_before_install", release=release, target=target)
-            with _only_one(self._settings):
+            async with _only_one(self._settings):
                 # Another process may have been quicker.
                 installation = self._read(target) or await self._make(name, platform, release, target, report)
         if activate:
@@ -191,42 +191,32 @@ class Installations:
             return None
 
     def _switch(self, version: str) -> None:
-        pointer = self._settings.active_file
-        pointer.parent.mkdir(parents=True, exist_ok=True)
-        partial = pointer.with_name(f"active.{os.getpid()}.partial")
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(version + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(pointer)
+        write_atomically(self._settings.active_file, f"{version}\n".encode())
 
 
 class AlreadyInstalling(Unavailable):
     """Another process installs an engine in this data folder."""
 
 
-@contextmanager
-def _only_one(settings: Settings) -> Iterator[None]:
+@asynccontextmanager
+async def _only_one(settings: Settings) -> AsyncIterator[None]:
     """Keep other processes from installing at the same time.
 
     :raises AlreadyInstalling: one is at it.
     """
-    import filelock
-
     settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = filelock.FileLock(settings.run_dir / "install.lock", timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise AlreadyInstalling("Another process is installing an engine in this data folder; wait for it.") from error
-    try:
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(locked(settings.run_dir / "install.lock", timeout=0))
+        except TimedOut as error:
+            raise AlreadyInstalling(
+                "Another process is installing an engine in this data folder; wait for it."
+            ) from error
         yield
-    finally:
-        lock.release()
 
 
 def _publish(partial: Path, target: Path, note: dict[str, str | None]) -> None:
-    (partial / NOTE).write_text(json.dumps(note, indent=1) + "\n", "utf-8")
+    write_atomically(partial / NOTE, (json.dumps(note, indent=1) + "\n").encode())
     if target.exists():  # a folder without a note in it: what was there is not an installation
         shutil.rmtree(target)
     partial.replace(target)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ovms_kernel.errors import Unavailable
 from ovms_kernel.events import merge
+from ovms_kernel.files import write_atomically
 from ovms_kernel.values import Endpoint, LaunchPlan, Ports
 
 if TYPE_CHECKING:
@@ -99,13 +100,7 @@ def key_file(settings: Settings) -> Path:
 def write_private(path: Path, text: str) -> None:
     """Replace a file that only this user may read, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_atomically(path, text.encode(), 0o600)
 
 
 def endpoint_of(ports: Ports, api_key: str) -> Endpoint:

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from ovms_kernel.models.files import read_json, write_atomically
+from ovms_kernel.files import read_json, write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path

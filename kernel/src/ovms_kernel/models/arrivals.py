@@ -14,18 +14,16 @@ import anyio
 import anyio.to_thread
 
 from ovms_kernel.errors import BadRequest
+from ovms_kernel.files import Meter, check_space, human, run_with_progress, sync_tree
 from ovms_kernel.models import facts
 from ovms_kernel.models import files as model_files
 from ovms_kernel.models import graph as graphs
 from ovms_kernel.models.importing import copy_into, open_source
 from ovms_kernel.models.metadata import Metadata, is_whole, local_model, read_metadata, write_metadata
-from ovms_kernel.models.names import check_file_path
 from ovms_kernel.models.properties import check_files, check_imported
 from ovms_kernel.models.publish import (
-    check_space,
     check_target,
     discard,
-    human,
     model_folder,
     open_staging,
     publish,
@@ -33,7 +31,7 @@ from ovms_kernel.models.publish import (
     staging_folder,
 )
 from ovms_kernel.models.pulling import Staging, check_format, choose_files
-from ovms_kernel.models.work import Meter, run_with_progress
+from ovms_kernel.models.soundness import check_sound
 from ovms_kernel.values import ModelFiles, Progress
 
 if TYPE_CHECKING:
@@ -107,7 +105,7 @@ class Arrivals:
             report(Progress("success", model.size, model.size, model.id, model.digest))
             return model
         plan = await anyio.to_thread.run_sync(staging.plan)
-        check_space(self._settings, plan.total - plan.present, f"Pulling {ref.id}")
+        check_space(self._settings.models_dir, plan.total - plan.present, f"Pulling {ref.id}")
         await self._events.ask("ovms_before_pull", model=ref, plan=plan)
         begun = await anyio.to_thread.run_sync(open_staging, self._settings, ref.id, staging.origin)
         try:
@@ -118,6 +116,7 @@ class Arrivals:
             check_files(described, ref.id)
             model_type = self._shaper.recognise(described, wish.declared, ref.id)
             await anyio.to_thread.run_sync(self._shaper.check, described, model_type, ref.id, wish.options)
+            await staging.check_gguf(hub)
         except BadRequest:
             if not begun:
                 await self._drop(wish)
@@ -136,11 +135,9 @@ class Arrivals:
         if self._settings.models_dir.absolute() in (found.path, *found.path.parents):
             raise BadRequest(f"{source} lies in this plugin's own models folder; import from somewhere else.")
         check_format(found.sizes, str(source))
-        for path in found.sizes:
-            check_file_path(path, str(source))
         check_target(self._settings, wish.id)
         total = sum(found.sizes.values())
-        check_space(self._settings, total, f"Importing {wish.id}")
+        check_space(self._settings.models_dir, total, f"Importing {wish.id}")
         # Copying is quick and cannot be resumed safely, as the source may have changed.
         await self._drop(wish)
         open_staging(self._settings, wish.id, {"import": str(source)})
@@ -160,14 +157,15 @@ class Arrivals:
         identifier = metadata.id.rsplit("/", 1)[-1]
         described = await anyio.to_thread.run_sync(model_files.read_files, staged, identifier)
         check_files(described, metadata.id)
+        header = await anyio.to_thread.run_sync(check_sound, staged, described.sizes)
         weights = await anyio.to_thread.run_sync(facts.weights_of, staged, described.sizes)
         metadata = replace(
             metadata,
             type=self._shaper.recognise(described, metadata.type, metadata.id),
             format=facts.format_of(described.sizes),
-            family=facts.family_of(described),
-            parameter_size=facts.parameter_size_of(described, weights),
-            quantization=facts.quantization_of(described, weights),
+            family=header.architecture if header else facts.family_of(described),
+            parameter_size=facts.parameter_size_of(described, weights) or (header.parameters if header else ""),
+            quantization=header.quantization if header else facts.quantization_of(described, weights),
         )
         folder = model_folder(self._settings, metadata.id)
         old = await anyio.to_thread.run_sync(read_metadata, folder)
@@ -180,7 +178,7 @@ class Arrivals:
                 log.info("Model %s keeps its graph.pbtxt as somebody else wrote it", metadata.id)
                 await anyio.to_thread.run_sync(shutil.copyfile, folder / model_files.GRAPH, staged / model_files.GRAPH)
         # The note says that everything else is there, so everything else has to survive whatever the note survives.
-        await anyio.to_thread.run_sync(model_files.sync_tree, staged)
+        await anyio.to_thread.run_sync(sync_tree, staged)
         if old is not None:
             await self._release(local_model(folder, old))
         with anyio.CancelScope(shield=True):

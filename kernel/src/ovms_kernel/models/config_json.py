@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 
-from ovms_kernel.models.files import read_json, write_atomically
-from ovms_kernel.models.work import locked
+from ovms_kernel.files import locked, read_json, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ovms_kernel.fetch.names import is_junk
 from ovms_kernel.values import ModelFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 GRAPH = "graph.pbtxt"
 METADATA = ".ovms-plugin.json"
@@ -22,7 +22,6 @@ OURS = frozenset({GRAPH, METADATA})
 MAX_TEXT = 1 << 20
 DATA = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json", "normalizer.json"})
 """Tables for tokenizers: JSON, but nothing that tells what a model is."""
-CHUNK = 1 << 20
 
 
 def is_text(path: str, size: int) -> bool:
@@ -33,14 +32,15 @@ def is_text(path: str, size: int) -> bool:
 def walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
     """Yield each regular file below the folder, as a relative path with forward slashes, in a fixed order.
 
-    Symbolic links to files are followed, those to folders are not; files of ours are left out.
+    Symbolic links to files are followed, those to folders are not; files of ours, and those that systems put beside
+    others, are left out.
     """
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(each for each in folders if not each.startswith("."))
         for name in sorted(names):
             path = Path(root, name)
             relative = path.relative_to(folder).as_posix()
-            if relative not in OURS and path.is_file():
+            if relative not in OURS and not is_junk(relative) and path.is_file():
                 yield relative, path.stat()
 
 
@@ -62,15 +62,6 @@ def read_texts(folder: Path, sizes: Mapping[str, int]) -> dict[str, str]:
     return texts
 
 
-def size_of(path: Path) -> int | None:
-    """Return the bytes of a regular file; ``None`` if there is none, or not any more."""
-    try:
-        status = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
-
-
 def is_served_format(paths: Iterable[str]) -> bool:
     """Tell whether an OpenVINO engine can use a model of those files: IR, or GGUF."""
     names = set(paths)
@@ -78,16 +69,6 @@ def is_served_format(paths: Iterable[str]) -> bool:
         path.endswith(".gguf") or (path.endswith(".xml") and path.removesuffix(".xml") + ".bin" in names)
         for path in names
     )
-
-
-def hash_file(path: Path, advance: Callable[[int], None] = lambda _: None) -> str:
-    """Return the SHA-256 of a file as hex; ``advance`` hears of every piece read, in bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while piece := file.read(CHUNK):
-            digest.update(piece)
-            advance(len(piece))
-    return digest.hexdigest()
 
 
 def manifest_digest(files: Mapping[str, tuple[int, str]]) -> str:
@@ -99,52 +80,6 @@ def manifest_digest(files: Mapping[str, tuple[int, str]]) -> str:
 def weight_bytes(sizes: Mapping[str, int]) -> int:
     """Return the bytes of weights: what a load brings into memory at least."""
     return sum(size for path, size in sizes.items() if path.endswith((".bin", ".gguf")) and "tokenizer" not in path)
-
-
-def read_json(path: Path) -> dict[str, object] | None:
-    """Return the JSON object in that file; ``None`` if it is absent, damaged or not an object."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file so that a reader or a crash sees the old bytes or the new ones, never a part."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Bring the bytes of a file, or the names in a folder, to the disk; a power cut spares nothing else."""
-    windows = os.name == "nt"
-    if windows and path.is_dir():
-        return  # it cannot be opened, and its names are in the file system's own journal
-    try:
-        descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
-    except FileNotFoundError:
-        return  # another process took the last model out of a folder, and the folder with it
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_tree(folder: Path) -> None:
-    """Bring a folder to the disk with everything below it; what is there already costs next to nothing."""
-    for root, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            sync(Path(root, name))
-        sync(Path(root))
 
 
 # -- for graph drivers ---------------------------------------------------------------------------------------------

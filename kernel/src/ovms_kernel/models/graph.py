@@ -10,7 +10,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ovms_kernel.errors import BadRequest, OvmsError
-from ovms_kernel.models.files import GRAPH, write_atomically
+from ovms_kernel.files import write_atomically
+from ovms_kernel.models.files import GRAPH
 from ovms_kernel.models.properties import PLUGIN_CONFIG, read_properties
 
 if TYPE_CHECKING:

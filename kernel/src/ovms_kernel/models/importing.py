@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import lzma
 import tarfile
 import zipfile
-import zlib
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
-from ovms_kernel.errors import BadRequest, OvmsError
-from ovms_kernel.models.files import CHUNK, GRAPH, METADATA, walk
-from ovms_kernel.models.names import check_file_path
+from ovms_kernel.errors import BadRequest
+from ovms_kernel.fetch.archive import MODEL, damage_in_words, opened
+from ovms_kernel.fetch.names import check_file_path, is_junk
+from ovms_kernel.files import CHUNK, disk_errors
+from ovms_kernel.models.files import GRAPH, METADATA, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from ovms_kernel.models.work import Meter
-
-MAX_MEMBERS = 10_000
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
+    from ovms_kernel.files import Meter
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +28,8 @@ class Source:
     path: Path
     sizes: Mapping[str, int]
     """Bytes by the relative path that a file is to have."""
-    members: Mapping[str, str] | None = None
-    """Names in the archive by relative path; ``None`` for a folder."""
+    prefix: str | None = None
+    """The folder in the archive, ending with a slash unless it is the top; ``None`` for a folder on disk."""
     graph: bool = False
     """It brings a graph of its own, which is kept."""
 
@@ -45,30 +41,43 @@ def open_source(path: Path) -> Source:
     """
     path = path.expanduser().absolute()
     if path.is_dir():
-        sizes = {name: status.st_size for name, status in walk(path) if not name.startswith(".")}
+        sizes = {name: status.st_size for name, status in walk(path) if _is_wanted(name)}
+        for name in sizes:
+            check_file_path(name, str(path))
         return Source(path, sizes, graph=(path / GRAPH).is_file())
     if not path.is_file():
         raise BadRequest(f"{path} does not exist; give a folder or an archive that holds a model.")
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                return _from_members(path, ((each.filename, each.file_size) for each in _plain_zip(archive, path)))
-        if tarfile.is_tarfile(path):
-            with tarfile.open(path) as archive:
-                return _from_members(path, ((each.name, each.size) for each in _plain_tar(archive, path)))
-    except (*DAMAGED, OSError, ValueError) as error:
-        raise BadRequest(f"{path} is damaged ({' '.join(str(error).split())}); get it again.") from error
-    raise BadRequest(f"{path} is neither a folder nor a zip or tar archive.")
+    with disk_errors(f"Reading {path}"):
+        if not (zipfile.is_zipfile(path) or tarfile.is_tarfile(path)):
+            raise BadRequest(f"{path} is neither a folder nor a zip or tar archive.")
+        with opened(path, MODEL) as archive:
+            found = {entry.path: entry.size for entry, _ in archive.entries() if entry.kind == "file"}
+    prefix = _common_folder(found)
+    inside = {name.removeprefix(prefix): size for name, size in found.items()}
+    return Source(path, {name: size for name, size in inside.items() if _is_wanted(name)}, prefix, GRAPH in inside)
+
+
+def _common_folder(names: Mapping[str, int]) -> str:
+    """Return the one folder that holds everything."""
+    first = min(names, default="").split("/")[:-1]
+    last = max(names, default="").split("/")[:-1]
+    same = 0
+    while same < min(len(first), len(last)) and first[same] == last[same]:
+        same += 1
+    return "".join(f"{part}/" for part in first[:same])
+
+
+def _is_wanted(name: str) -> bool:
+    return not (name in (GRAPH, METADATA) or name.startswith(".") or is_junk(name))
 
 
 def copy_into(source: Source, into: Path, meter: Meter) -> dict[str, tuple[int, str]]:
-    """Copy every file, and the graph if it brings one; return size and SHA-256 of each file but the graph."""
-    try:
+    """Copy every file, and the graph if it brings one; return size and SHA-256 of each file but the graph.
+
+    :raises BadRequest: the source is damaged, or changed meanwhile.
+    """
+    with damage_in_words(source.path, MODEL):  # what is read here is read outside of the generator
         return _copy(source, into, meter)
-    except DAMAGED as error:
-        raise BadRequest(f"{source.path} is damaged ({' '.join(str(error).split())}); get it again.") from error
-    except OSError as error:
-        raise OvmsError(f"{source.path} could not be copied ({error.strerror}); check the disk.") from error
 
 
 def _copy(source: Source, into: Path, meter: Meter) -> dict[str, tuple[int, str]]:
@@ -94,58 +103,15 @@ def _copy(source: Source, into: Path, meter: Meter) -> dict[str, tuple[int, str]
 
 
 def _streams(source: Source) -> Iterator[tuple[str, IO[bytes]]]:
-    names = [*source.sizes, GRAPH] if source.graph else [*source.sizes]
-    if source.members is None:
-        for name in names:
+    """Yield the files to copy; those of an archive in its order, as a compressed one cannot be read otherwise."""
+    wanted = {*source.sizes, *([GRAPH] if source.graph else [])}
+    if source.prefix is None:
+        for name in sorted(wanted):
             with (source.path / name).open("rb") as stream:
                 yield name, stream
-    elif zipfile.is_zipfile(source.path):
-        with zipfile.ZipFile(source.path) as archive:
-            for name in names:
-                with archive.open(source.members[name]) as content:
-                    yield name, content
-    else:
-        wanted = {member: name for name, member in source.members.items() if name in names}
-        with tarfile.open(source.path) as archive:
-            for member in archive:
-                # Only in the order of the archive: a compressed one cannot be read otherwise in good time.
-                if member.name in wanted and (unpacked := archive.extractfile(member)) is not None:
-                    with unpacked:
-                        yield wanted[member.name], unpacked
-
-
-def _plain_zip(archive: zipfile.ZipFile, path: Path) -> Iterator[zipfile.ZipInfo]:
-    for member in archive.infolist():
-        if member.flag_bits & 1:
-            raise BadRequest(f"{path} is encrypted; unpack it and import the folder.")
-        if (member.external_attr >> 16) & 0o170000 == 0o120000:
-            raise BadRequest(f"{member.filename!r} in {path} is a link; import the unpacked folder instead.")
-        if not member.is_dir():
-            yield member
-
-
-def _plain_tar(archive: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
-    for member in archive:
-        if member.isreg():
-            yield member
-        elif not member.isdir():
-            raise BadRequest(f"{member.name!r} in {path} is a link or device; import the unpacked folder instead.")
-
-
-def _from_members(path: Path, members: Iterator[tuple[str, int]]) -> Source:
-    """Find the one folder of the archive that holds the model, and check every name."""
-    names: dict[str, str] = {}
-    sizes: dict[str, int] = {}
-    for member, size in members:
-        name = check_file_path(member.removeprefix("./"), str(path))
-        if name in names:
-            raise BadRequest(f"{name!r} stands twice in {path}; get the archive again.")
-        names[name], sizes[name] = member, size
-        if len(sizes) > MAX_MEMBERS:
-            raise BadRequest(f"{path} holds more than {MAX_MEMBERS} files, too many for a model.")
-    while names and all("/" in name for name in names) and len({name.split("/", 1)[0] for name in names}) == 1:
-        names = {name.split("/", 1)[1]: member for name, member in names.items()}
-        sizes = {name.split("/", 1)[1]: size for name, size in sizes.items()}
-    kept = {name: size for name, size in sizes.items() if name not in (GRAPH, METADATA) and not name.startswith(".")}
-    wanted = {name: member for name, member in names.items() if name in kept or name == GRAPH}
-    return Source(path, kept, wanted, GRAPH in names)
+        return
+    with opened(source.path, MODEL) as archive:
+        for entry, content in archive.entries():
+            name = entry.path.removeprefix(source.prefix)
+            if content is not None and name in wanted:
+                yield name, content

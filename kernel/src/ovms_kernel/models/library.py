@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import anyio.to_thread
 
 from ovms_kernel.errors import BadRequest, NotFound, NotSupported
+from ovms_kernel.fetch.transfer import rising
+from ovms_kernel.files import Meter, disk_errors, free_space, hash_file, locked, run_with_progress
 from ovms_kernel.models import files as model_files
 from ovms_kernel.models.arrivals import Arrivals, Wish
 from ovms_kernel.models.metadata import Metadata, describe, is_whole, local_model, read_metadata, write_metadata
@@ -26,9 +27,9 @@ from ovms_kernel.models.publish import (
     staged_models,
     staging_folder,
 )
-from ovms_kernel.models.pulling import Pulls, rising, watch_staging
+from ovms_kernel.models.pulling import Pulls, watch_staging
 from ovms_kernel.models.shaping import Shaper
-from ovms_kernel.models.work import Meter, disk_errors, locked, run_with_progress
+from ovms_kernel.models.soundness import faults_of
 from ovms_kernel.values import ModelRef, Progress
 
 if TYPE_CHECKING:
@@ -110,8 +111,7 @@ class Library:
     def usage(self) -> Usage:
         """Return what models and staging occupy, and what is free."""
         staging = sum(each.size for each in self.staging())
-        self.settings.models_dir.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.settings.models_dir).free
+        free = free_space(self.settings.models_dir)
         return Usage({metadata.id: metadata.size for _, metadata in self._published()}, staging, free)
 
     def staging(self) -> Sequence[Staged]:
@@ -153,11 +153,12 @@ class Library:
                     actual = (folder / path).stat().st_size
                     if actual != size:
                         faults[path] = f"{path} has {actual} bytes instead of {size}."
-                    elif model_files.hash_file(folder / path, meter.advance) != sha256:
+                    elif hash_file(folder / path, meter.advance) != sha256:
                         faults[path] = f"{path} is not what was pulled: its SHA-256 differs."
                 except OSError as error:
                     faults[path] = f"{path} cannot be read ({error.strerror})."
-            return faults
+            there = {path: size for path, (size, _) in metadata.files.items() if path not in faults}
+            return faults | faults_of(folder, there)
 
         def note() -> None:
             # Meanwhile the model may have been replaced or deleted, or its graph written anew.

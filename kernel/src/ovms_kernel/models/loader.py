@@ -188,7 +188,9 @@ class Loader:
 
     def _mark_loaded(self, resident: Resident, model: LocalModel, wanted: Wanted) -> None:
         resident.state, resident.model = State.LOADED, model
-        resident.loaded_at = resident.last_used = time.monotonic()
+        resident.loaded_at = time.monotonic()
+        resident.note_use(resident.loaded_at)
+        resident.last_used = resident.loaded_at
         resident.graph = graph_of(model)
         resident.failure, resident.closing, resident.hinted = None, False, False
         resident.bytes, resident.device = wanted.bytes, wanted.device

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.models.files import GRAPH, METADATA, manifest_digest, read_json, size_of, write_atomically
+from ovms_kernel.files import read_json, size_of, write_atomically
+from ovms_kernel.models.files import GRAPH, METADATA, manifest_digest
 from ovms_kernel.models.graph import is_edited
 from ovms_kernel.values import LocalModel
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import chain, combinations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from ovms_kernel.errors import OvmsError
     from ovms_kernel.values import LocalModel
 
+WEIGHT = 0.2
+"""What the latest interval between two uses of a model counts in its average."""
+WEIGHED = 10
+"""Models that are weighed against each other in every combination."""
 HINTED_IDLE = 60.0
 """Seconds without a request after which a model that a host called unneeded is unloaded."""
 
@@ -45,6 +50,8 @@ class Resident:
     users: int = 0
     """Requests that use it now."""
     last_used: float = 0.0
+    interval: float = 0.0
+    """Average time from one use to the next, the latest counting most; 0 = it was used once at most."""
     loaded_at: float = 0.0
     load_seconds: float = 0.0
     """What its last load took."""
@@ -68,6 +75,20 @@ class Resident:
     def stays(self) -> bool:
         """Whether it is unloaded only if a person asks for it."""
         return self.pinned or self.by_hand
+
+    def note_use(self, now: float) -> None:
+        """Note that a request begins to use it."""
+        if self.last_used and not self.users:
+            gap = now - self.last_used
+            self.interval = gap if not self.interval else (1 - WEIGHT) * self.interval + WEIGHT * gap
+
+    def stays_unused(self, now: float) -> float:
+        """Return for how many seconds it is probably not used: as usual, or as long as it already was not used.
+
+        Of a model that was used once, all that is known is that it was not needed again since.
+        """
+        unused = now - self.last_used
+        return max(self.interval, unused) if self.interval else 2 * unused
 
     def is_busy(self, now: float, grace: float) -> bool:
         """Tell whether it works, or did so a moment ago.
@@ -130,9 +151,10 @@ class Decision:
 
 
 def plan(table: Mapping[str, Resident], wanted: Wanted, budget: Budget, now: float) -> Decision:
-    """Decide what goes for a model: hints first, then the longest unused, and only as many as it needs.
+    """Decide what goes for a model: hints first, then what is used the least, and only as many as it needs.
 
-    What is pinned never goes, what is in use is waited for.
+    The less often a model is used, and the longer it was not, the sooner it goes. What is pinned never goes, what is in
+    use is waited for.
     """
     if wanted.forced:
         return Decision()
@@ -148,30 +170,49 @@ def plan(table: Mapping[str, Resident], wanted: Wanted, budget: Budget, now: flo
         return freed >= bytes_needed and len(chosen) >= places_needed
 
     movable = [each for each in others if not each.stays and each.state is State.LOADED]
-    order = sorted(movable, key=lambda each: (not each.hinted, each.last_used, each.id))
+    order = sorted(movable, key=lambda each: (not each.hinted, -each.stays_unused(now), each.id))
     idle = [each for each in order if not each.is_busy(now, budget.grace)]
     if suffices(idle):
-        return Decision(unload=tuple(each.id for each in _fewest(idle, suffices)))
+        return Decision(unload=tuple(each.id for each in _needed(_cheapest(idle, suffices, now), suffices)))
     busy = [each for each in order if each.is_busy(now, budget.grace)]
     loading = [each for each in others if each.state is State.LOADING and not each.stays]
     if not suffices([*idle, *busy, *loading]):
         freed = sum(each.bytes for each in movable if each.device == wanted.device)
         return Decision(missing=int(max(0, bytes_needed - freed)), crowded=len(movable) < places_needed)
-    chosen = _fewest([*idle, *busy, *loading], suffices)
+    chosen = _needed([*idle, *busy, *loading], suffices)
     free = {each.id for each in idle}
     return Decision(
         tuple(each.id for each in chosen if each.id in free), tuple(each.id for each in chosen if each.id not in free)
     )
 
 
-def _fewest(order: Sequence[Resident], suffices: Callable[[Collection[Resident]], bool]) -> list[Resident]:
-    """Return the first of the order that suffice together, without those that are not needed beside the others."""
-    chosen: list[Resident] = []
-    for each in order:
-        if suffices(chosen):
+def _cheapest(
+    order: Sequence[Resident], suffices: Callable[[Collection[Resident]], bool], now: float
+) -> list[Resident]:
+    """Return the models that suffice together and whose loss is probably felt the latest and the least often.
+
+    A model that will probably be used again in ten seconds costs as much as two that will in twenty. Of many models
+    only the first of the order are weighed against each other.
+    """
+    first = list(order)
+    for count in range(1, len(order)):
+        if suffices(order[:count]):
+            first = list(order[: max(count, WEIGHED)])
             break
-        chosen.append(each)
-    for each in reversed(chosen.copy()):
+    if len(first) > WEIGHED:
+        return _needed(first, suffices)
+    best, least = first, math.inf
+    for chosen in chain.from_iterable(combinations(first, count) for count in range(len(first) + 1)):
+        cost = sum(0.0 if each.hinted else 1 / (each.stays_unused(now) + 1) for each in chosen)
+        if cost < least and suffices(chosen):
+            best, least = list(chosen), cost
+    return best
+
+
+def _needed(order: Sequence[Resident], suffices: Callable[[Collection[Resident]], bool]) -> list[Resident]:
+    """Return models without those that are not needed beside the others, the last of the order first."""
+    chosen = list(order)
+    for each in reversed(order):
         without = [other for other in chosen if other is not each]
         if suffices(without):
             chosen = without

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ovms_kernel.errors import BadRequest, OvmsError, Unavailable
-from ovms_kernel.models.files import METADATA, read_json, sync, write_atomically
+from ovms_kernel.errors import BadRequest, OvmsError
+from ovms_kernel.files import read_json, sync, write_atomically
+from ovms_kernel.models.files import METADATA
 from ovms_kernel.models.metadata import read_metadata
 from ovms_kernel.models.names import staging_key
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 TRASH = ".trash-"
 JOURNAL = "staging.json"
-SPACE_MARGIN = 64 << 20
-"""Bytes that stay free beside a model: logs, the graph and the file system's own needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,21 +95,6 @@ def check_target(settings: Settings, model_id: str) -> None:
             raise BadRequest(f"{target.parent.name} is itself a model here, so {model_id} cannot be; delete it first.")
     elif target.is_dir() and not (target / METADATA).exists() and any(target.iterdir()):
         raise BadRequest(f"{model_id} is the folder of an owner's models here; choose a name such as {model_id}/model.")
-
-
-def check_space(settings: Settings, needed: int, what: str) -> None:
-    """Refuse to begin what the disk cannot hold.
-
-    :param needed: bytes still to be written.
-    :raises Unavailable: the sentence has the numbers.
-    """
-    settings.models_dir.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(settings.models_dir).free
-    if needed + SPACE_MARGIN > free:
-        raise Unavailable(
-            f"{what} needs {human(needed)} more on disk and {human(free)} are free in {settings.models_dir}; "
-            "delete models you no longer need, or move data_dir."
-        )
 
 
 def publish(settings: Settings, model_id: str) -> Path:
@@ -213,10 +197,3 @@ def _to_trash(settings: Settings, folder: Path) -> Path:
     trash = settings.staging_dir / f"{TRASH}{uuid.uuid4().hex}"
     folder.rename(trash)
     return trash
-
-
-def human(size: int) -> str:
-    """Return a number of bytes for a sentence."""
-    units = ("bytes", "KB", "MB", "GB", "TB")
-    power = max(0, min(len(units) - 1, (len(str(size)) - 1) // 3))
-    return f"{size / 1000**power:.{1 if power else 0}f} {units[power]}"

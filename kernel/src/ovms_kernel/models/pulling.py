@@ -18,12 +18,14 @@ import anyio
 import anyio.to_thread
 
 from ovms_kernel.errors import BadRequest, Unavailable
+from ovms_kernel.fetch.http import FetchFailed
+from ovms_kernel.fetch.names import check_file_path, is_junk, one_name, shown
+from ovms_kernel.fetch.partial import present_bytes
+from ovms_kernel.fetch.transfer import clean_up, fetch_files
+from ovms_kernel.files import Meter, hash_file, read_json, run_with_progress, size_of, write_atomically
 from ovms_kernel.models import files as model_files
-from ovms_kernel.models.journal import present_bytes
-from ovms_kernel.models.names import check_file_path
+from ovms_kernel.models import gguf
 from ovms_kernel.models.publish import JOURNAL, is_begun
-from ovms_kernel.models.transfer import clean_up
-from ovms_kernel.models.work import Meter, run_with_progress
 from ovms_kernel.values import Progress, PullPlan, RemoteFile
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ovms_kernel.drivers import Hub
+    from ovms_kernel.fetch.http import Body
     from ovms_kernel.models.metadata import Metadata
     from ovms_kernel.values import LocalModel, ModelRef
 
@@ -38,6 +41,7 @@ log = logging.getLogger(__name__)
 
 SPLIT = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
 FOREIGN_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".h5", ".onnx", ".msgpack", ".ckpt")
+MAX_FILES = 10_000
 WATCH_EVERY = 0.2
 PREFERRED_GGUF = re.compile(r"(?i)q4_k_m")
 
@@ -116,16 +120,36 @@ def choose_files(files: Sequence[RemoteFile], name: str) -> list[RemoteFile]:
 
     :raises BadRequest: it is no model that an OpenVINO engine can use, or a path is unsafe.
     """
+    if len(files) > MAX_FILES:
+        raise BadRequest(f"{name} lists {len(files)} files, more than the {MAX_FILES} that a model may have.")
     for file in files:
         check_file_path(file.path, name)
-    doubled, count = Counter(file.path.casefold() for file in files).most_common(1)[0] if files else ("", 0)
+        if file.size < 0:
+            raise BadRequest(f"{name} lists {file.path} with {file.size} bytes, which no file has.")
+    doubled, count = Counter(one_name(file.path) for file in files).most_common(1)[0] if files else ("", 0)
     if count > 1:
-        raise BadRequest(f"{name} has two files that differ only in case ({doubled}), which not every system can hold.")
-    chosen = [file for file in files if file.path not in model_files.OURS and not file.path.startswith(".")]
+        raise BadRequest(
+            f"{name} has two files that differ only in case or composition ({shown(doubled)}), "
+            "which not every system can hold."
+        )
+    folders = {one_name(parent) for file in files for parent in _parents(file.path)}
+    for file in files:
+        if one_name(file.path) in folders:
+            raise BadRequest(f"{name} lists {file.path} as a file and as a folder.")
+    chosen = [
+        file
+        for file in files
+        if file.path not in model_files.OURS and not file.path.startswith(".") and not is_junk(file.path)
+    ]
     check_format((file.path for file in chosen), name)
     if any(file.path.endswith(".xml") for file in chosen):
         return chosen
     return _one_variant(chosen, name)
+
+
+def _parents(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def check_format(paths: Any, name: str) -> None:  # noqa: ANN401 - any iterable of text
@@ -196,7 +220,7 @@ class Staging:
         noted = self._noted() if is_begun(self.folder.parent, self.origin) else {}
 
         def of(file: RemoteFile) -> int:
-            if file in self.same and model_files.size_of(self.published / file.path) == file.size:
+            if file in self.same and size_of(self.published / file.path) == file.size:
                 return file.size
             return present_bytes([file], self.folder) if noted.get(file.path) == [file.size, file.sha256] else 0
 
@@ -214,8 +238,8 @@ class Staging:
             if path not in now or before.get(path) != now[path] or status.st_nlink > 1:
                 (self.folder / path).unlink()
         note = self.folder.parent / JOURNAL
-        journal = (model_files.read_json(note) or {}) | {"files": now}
-        model_files.write_atomically(note, json.dumps(journal, ensure_ascii=False).encode())
+        journal = (read_json(note) or {}) | {"files": now}
+        write_atomically(note, json.dumps(journal, ensure_ascii=False).encode())
         for file in self.same:
             target = self.folder / file.path
             if not target.exists():
@@ -223,20 +247,48 @@ class Staging:
 
     def _noted(self) -> dict[str, Any]:
         """Return size and digest by path of the files that the folder was begun for."""
-        files = (model_files.read_json(self.folder.parent / JOURNAL) or {}).get("files")
+        files = (read_json(self.folder.parent / JOURNAL) or {}).get("files")
         return files if isinstance(files, dict) else {}
 
     async def fetch(self, hub: Hub, report: Callable[[Progress], None]) -> None:
         """Fetch all files; progress counts what was here before."""
-        await hub.download(self.ref, self.folder, self._within(report), list(self.files))
+        await self._fetch(hub, self.files, report)
+
+    async def _fetch(self, hub: Hub, files: Sequence[RemoteFile], report: Callable[[Progress], None]) -> None:
+        def open_range(file: RemoteFile, start: int, end: int) -> Body:
+            return hub.open(self.ref, file, start, end)
+
+        await fetch_files(files, self.folder, open_range, self._within(report), hub.pace)
 
     async def fetch_texts(self, hub: Hub, report: Callable[[Progress], None]) -> Mapping[str, str]:
         """Fetch the small files that tell what the model is, and return their content."""
         texts = [file for file in self.files if model_files.is_text(file.path, file.size)]
         if texts:
-            await hub.download(self.ref, self.folder, self._within(report), texts)
+            await self._fetch(hub, texts, report)
         sizes = {file.path: file.size for file in texts}
         return await anyio.to_thread.run_sync(model_files.read_texts, self.folder, sizes)
+
+    async def check_gguf(self, hub: Hub) -> None:
+        """Read the header of a GGUF model from the hub, and refuse what the engine cannot load.
+
+        :raises BadRequest: it cannot.
+        """
+        for file in self.files:
+            if file.path.endswith(".gguf") and "mmproj" not in file.path and not gguf.LATER_PART.search(file.path):
+
+                def read(file: RemoteFile = file) -> gguf.Gguf:
+                    body = hub.open(self.ref, file, 0, min(file.size, gguf.HEADER_LIMIT) - 1)
+                    try:
+                        return gguf.read_header(body.read, file.path)
+                    finally:
+                        body.close()
+
+                try:
+                    header = await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
+                except FetchFailed as error:
+                    log.info("The header of %s cannot be read yet: %s", file.path, error.message)
+                    return  # it is read again when all of it is here
+                gguf.check_loadable(header, file.path)
 
     async def digests(self, report: Callable[[Progress], None]) -> dict[str, tuple[int, str]]:
         """Return size and SHA-256 of every file, reading only those whose digest the hub did not say.
@@ -248,9 +300,9 @@ class Staging:
 
         def check() -> dict[str, tuple[int, str]]:
             for file in self.files:
-                if model_files.size_of(self.folder / file.path) != file.size:
+                if size_of(self.folder / file.path) != file.size:
                     raise Unavailable(f"{file.path} did not arrive whole; pull the model again.")
-            hashed = {file.path: model_files.hash_file(self.folder / file.path, meter.advance) for file in unknown}
+            hashed = {file.path: hash_file(self.folder / file.path, meter.advance) for file in unknown}
             clean_up(self.folder)
             return {file.path: (file.size, hashed.get(file.path) or file.sha256.lower()) for file in self.files}
 
@@ -274,7 +326,7 @@ def watch_staging(folder: Path, report: Callable[[Progress], None]) -> Callable[
         if time.monotonic() - last < WATCH_EVERY:
             return
         last = time.monotonic()
-        listed = (model_files.read_json(folder / JOURNAL) or {}).get("files")
+        listed = (read_json(folder / JOURNAL) or {}).get("files")
         files = [RemoteFile(path, *entry) for path, entry in listed.items()] if isinstance(listed, dict) else []
         total = sum(file.size for file in files)
         try:
@@ -286,25 +338,10 @@ def watch_staging(folder: Path, report: Callable[[Progress], None]) -> Callable[
     return look
 
 
-def rising(report: Callable[[Progress], None]) -> Callable[[Progress], None]:
-    """Return a report that passes on nothing lower than before."""
-    highest = 0
-
-    def forward(progress: Progress) -> None:
-        nonlocal highest
-        if progress.status != "downloading":
-            report(progress)
-            return
-        highest = max(highest, progress.completed)
-        report(replace(progress, completed=highest))
-
-    return forward
-
-
 def _take_over(source: Path, target: Path, file: RemoteFile, meter: Meter) -> None:
     """Give a published file a second name if it is sound, or copy it where the file system has no links."""
     try:
-        if source.stat().st_size != file.size or model_files.hash_file(source, meter.advance) != file.sha256.lower():
+        if source.stat().st_size != file.size or hash_file(source, meter.advance) != file.sha256.lower():
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

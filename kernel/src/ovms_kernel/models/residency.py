@@ -170,6 +170,7 @@ class Residency:
                 self._withdraw(resident.id, ticket)
             if ticket.admitted:
                 return resident
+        resident.note_use(time.monotonic())
         resident.users += 1
         resident.hinted = False
         return resident

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import anyio
 
 from ovms_kernel.errors import Unavailable
+from ovms_kernel.files import human
 from ovms_kernel.models.plan import Decision, Resident, State, Wanted, plan
-from ovms_kernel.models.publish import human
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -150,9 +150,11 @@ class Turns:
         wanted = want.wanted
         loaded = Resident(wanted.id, state=State.LOADED, pinned=True, bytes=wanted.bytes, device=wanted.device)
         ahead = self._table | {wanted.id: loaded}
-        return all(
-            plan(self._table, each.wanted, budget, now) == plan(ahead, each.wanted, budget, now) for each in earlier
-        )
+        for each in earlier:
+            before = plan(self._table, each.wanted, budget, now)
+            if before.is_ready or plan(ahead, each.wanted, budget, now) != before:
+                return False
+        return True
 
     def _wait_for(self, want: Want, decision: Decision, budget: Budget, now: float) -> float:
         """Close the models in the way once their time is up; return the seconds until something is due.

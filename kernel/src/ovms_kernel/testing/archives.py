@@ -106,6 +106,10 @@ def windows_archive(path: Path, *, backslashes: bool = False) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+LOOK = "bytes=0-3"
+"""The range by which an install finds out how large an archive is, and whether it is one."""
+
+
 @dataclass
 class ArchiveServer:
     """Serves a folder; what it does wrong is said per test.
@@ -115,7 +119,7 @@ class ArchiveServer:
 
     folder: Path
     cut_after: list[int] = field(default_factory=list)
-    """For each of the next answers: how many bytes before the connection breaks."""
+    """For each of the next answers with a part of a file: how many bytes before the connection breaks."""
     ranges: bool = True
     strong: bool = True
     """Whether it sends an ETag that can be resumed by."""
@@ -173,16 +177,19 @@ class ArchiveServer:
             return
         data = file.read_bytes()
         headers = {"content-type": "application/octet-stream", "etag": self._etag(data)}
-        begin = 0
+        begin, end = 0, len(data)
         status = 200
         if wanted and self.ranges and request.headers.get("if-range", headers["etag"]) == headers["etag"]:
-            begin = int(wanted.removeprefix("bytes=").partition("-")[0])
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            begin, end = int(first), min(int(last or len(data)) + 1, len(data))
             if begin >= len(data):
                 self._answer(request, 416, {"content-range": f"bytes */{len(data)}"}, b"")
                 return
-            headers["content-range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
+            headers["content-range"] = f"bytes {begin}-{end - 1}/{len(data)}"
             status = 206
-        self._answer(request, status, headers, data[begin:], self.cut_after.pop(0) if self.cut_after else None)
+        is_look = wanted == LOOK
+        cut = self.cut_after.pop(0) if self.cut_after and not is_look else None
+        self._answer(request, status, headers, data[begin:end], cut)
 
     def _etag(self, data: bytes) -> str:
         tag = f'"{hashlib.sha256(data).hexdigest()[:16]}"'

@@ -6,6 +6,8 @@
 
 import os
 
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # it would ask the internet
+
 import litellm
 
 ANSWER = "OpenVINO is an open source toolkit for running AI models fast on Intel CPUs, GPUs and NPUs."

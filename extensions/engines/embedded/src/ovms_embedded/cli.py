@@ -43,6 +43,7 @@ class Settings:
     log_level: str
     log_path: str | None
     cache_dir: str | None
+    spare_worker: bool
     api_key: str
     worker_memory: int
     """Megabytes that a worker may take; 0 for what suits its model."""
@@ -100,6 +101,7 @@ def parser() -> argparse.ArgumentParser:
     add("--log_level", default="INFO", help="TRACE, DEBUG, INFO, WARNING or ERROR")
     add("--log_path", help="log file, in addition to standard output")
     add("--cache_dir", help="folder for compiled models")
+    add("--spare_worker", nargs="?", const="true", default="true", help="keep a process ready for the next model")
     add("--api_key_file", help="file whose first line is the key that generative requests must bear")
     add("--worker_memory_limit", type=int, default=0, help="MB that a model's process may take, 0 = automatic")
     add("--metrics_enable", nargs="?", const="true", default="false", help="serve /metrics")
@@ -152,6 +154,7 @@ def parse(arguments: list[str]) -> Settings | str:
         log_level=given.log_level.upper(),
         log_path=given.log_path,
         cache_dir=given.cache_dir,
+        spare_worker=bool(given.config_path) and _flag(given.spare_worker, "spare_worker"),
         api_key=_api_key(given.api_key_file),
         worker_memory=given.worker_memory_limit,
         metrics=_flag(given.metrics_enable, "metrics_enable"),

@@ -19,7 +19,7 @@ from ovms_embedded.graphs import Graph, GraphInvalid, digest_of, read_graph
 from ovms_embedded.guard import memory_limit, memory_of
 from ovms_embedded.recognition import recognise
 from ovms_embedded.templates import ChatTemplate
-from ovms_embedded.workers import LoadFailed, Worker
+from ovms_embedded.workers import LoadFailed, Spare, Worker
 
 if TYPE_CHECKING:
     from ovms_embedded.cli import Settings
@@ -146,7 +146,9 @@ class Servable:
 class Manager:
     """Owns every servable; one change of the configuration at a time."""
 
-    def __init__(self, config_path: Path | None, cache_dir: str | None = None, worker_memory: int = 0) -> None:
+    def __init__(
+        self, config_path: Path | None, cache_dir: str | None = None, worker_memory: int = 0, *, spare: bool = False
+    ) -> None:
         self.servables: dict[str, Servable] = {}
         self.first_pass_done = False
         self._path = config_path
@@ -158,6 +160,7 @@ class Manager:
         self._calculators: Calculators | None = None
         """Found when the first graph is read."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._spare = Spare(wanted=spare)
         self._loads = asyncio.Semaphore(max(2, (os.cpu_count() or 2) // 2))
 
     def find(self, name: str) -> Servable | None:
@@ -246,6 +249,7 @@ class Manager:
         if different and self._calculators is None:
             self._calculators = await asyncio.to_thread(find_calculators)
         await asyncio.gather(*map(self._retire, gone), *map(self._bring, different))
+        await self._spare.refill()
         self._digest = config.digest
         failed = any(self.servables[entry.name].state is State.FAILED for entry in different)
         self._failed = failed or bool(config.duplicate)
@@ -289,9 +293,15 @@ class Manager:
                 "base_path": entry.base_path,
                 "cache_dir": _cache_folder(self._cache_dir, entry.name),
             }
-            async with self._loads:
-                worker = servable.worker = await Worker.start(entry.name, spec)
-                await self._load_template(servable, worker)
+            worker = await self._spare.take()
+            try:
+                async with self._loads:  # its imports go on while others load
+                    await worker.load(entry.name, spec)
+                    servable.worker = worker
+                    await self._load_template(servable, worker)
+            except BaseException:
+                await worker.close()
+                raise
         except Exception as error:  # noqa: BLE001 - an entry fails alone, whatever is wrong with it
             expected = isinstance(error, (GraphInvalid, LoadFailed, OSError))
             log.manager.error("Mediapipe: %s failed to load: %s", entry.name, error, exc_info=not expected)
@@ -359,7 +369,7 @@ class Manager:
         """Unload everything."""
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*(self._close(each) for each in self.servables.values()))
+        await asyncio.gather(self._spare.close(), *(self._close(each) for each in self.servables.values()))
 
 
 def _graph(entry: Entry, calculators: Calculators | None) -> Graph:

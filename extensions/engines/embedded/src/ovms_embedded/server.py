@@ -110,7 +110,7 @@ def _on_signals(stop: Callable[[], None]) -> None:
 
 
 async def _start(settings: Settings, stack: contextlib.AsyncExitStack, stopped: asyncio.Event) -> asyncio.Task[None]:
-    manager = Manager(settings.config_path, settings.cache_dir, settings.worker_memory)
+    manager = Manager(settings.config_path, settings.cache_dir, settings.worker_memory, spare=settings.spare_worker)
     config, metrics = await _read_configuration(settings, manager)
     stack.push_async_callback(_module, "ServableManager", manager.close)
     app = App(manager, settings, metrics)

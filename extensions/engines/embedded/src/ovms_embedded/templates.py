@@ -107,7 +107,8 @@ class ChatTemplate:
     async def _start(self) -> Worker:
         self._starting += 1
         try:
-            process = await Worker.start(f"{self._name}, chat template", self._spec, MODULE)
+            process = await Worker.spawn(MODULE)
+            await process.load(f"{self._name}, chat template", self._spec)
         except LoadFailed as error:
             raise Invalid(FAILED + str(error), wire.INTERNAL) from error
         finally:

@@ -100,13 +100,13 @@ class Call:
 class Worker(asyncio.SubprocessProtocol):
     """A running worker process."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self) -> None:
         self.info: dict[str, Any] = {}
         self.on_exit: Callable[[str], None] | None = None
         self.pid = 0
         self.memory_limit = 0
         """Bytes that it may take; 0 until its model is loaded."""
-        self._name = name
+        self._name = "no model"
         self._calls: dict[int, Call] = {}
         self._dropped: dict[int, float] = {}
         """When everybody left a call that the worker has not ended yet, by its number."""
@@ -124,22 +124,29 @@ class Worker(asyncio.SubprocessProtocol):
         self._input: asyncio.WriteTransport
 
     @classmethod
-    async def start(cls, name: str, spec: dict[str, Any], module: str = "ovms_embedded.worker") -> Worker:
-        """Start a worker and let it load a graph.
+    async def spawn(cls, module: str = "ovms_embedded.worker") -> Worker:
+        """Start the process: it imports what it needs and waits for its graph.
 
         :param module: the program that it runs.
-        :raises LoadFailed: it could not.
         """
         loop = asyncio.get_running_loop()
         command = (sys.executable, "-P", "-X", "utf8", "-m", module)
-        _, worker = await loop.subprocess_exec(lambda: cls(name), *command, stderr=None)
-        worker._send([wire.LOAD, spec])
-        try:
-            await worker._ready
-        except BaseException:
-            await worker.close()
-            raise
+        _, worker = await loop.subprocess_exec(cls, *command, stderr=None)
         return worker
+
+    async def load(self, name: str, spec: dict[str, Any]) -> None:
+        """Load a graph; the process ends if it cannot.
+
+        :param name: the model's, for messages.
+        :raises LoadFailed: it could not.
+        """
+        self._name = name
+        self._send([wire.LOAD, spec])
+        try:
+            await self._ready
+        except BaseException:
+            await self.close()
+            raise
 
     def call(self, operation: str, payload: dict[str, Any]) -> Call:
         """Start a call; close it when nobody waits for it any more."""
@@ -247,3 +254,36 @@ class Worker(asyncio.SubprocessProtocol):
             self._ready.set_result(None)
         else:
             self._ready.set_exception(LoadFailed(message[1]))
+
+
+class Spare:
+    """A worker that waits for the next graph, so that a load does not wait for a process and its imports.
+
+    :param wanted: whether there is one at all.
+    """
+
+    def __init__(self, *, wanted: bool) -> None:
+        self._wanted = wanted
+        self._worker: Worker | None = None
+        self._lock = asyncio.Lock()
+
+    async def take(self) -> Worker:
+        """Return the worker that waits, or else a new one."""
+        worker, self._worker = self._worker, None
+        if worker is not None and worker.alive:
+            return worker
+        return await Worker.spawn()
+
+    async def refill(self) -> None:
+        """Start the next one, unless one waits or none is wanted."""
+        async with self._lock:
+            if self._wanted and (self._worker is None or not self._worker.alive):
+                self._worker = await Worker.spawn()
+
+    async def close(self) -> None:
+        """End the one that waits; there is none any more."""
+        async with self._lock:
+            self._wanted = False
+            worker, self._worker = self._worker, None
+            if worker is not None:
+                await worker.close()

@@ -1,16 +1,15 @@
-"""``ovms-plugin serve``, ``key`` and ``connect``."""
+"""``ovms-plugin serve``, ``key`` and ``connect``.
 
-from typing import TYPE_CHECKING, Annotated, cast
+The annotations are read at run time; everything heavy is imported by the command that runs, as help lists them all.
+"""
 
-import anyio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
 import typer
 
-from ovms_cli import output
-from ovms_cli.session import Json, Session, add
-from ovms_face_http import config, running
 from ovms_face_http.clients import CLIENTS, Client, told
-from ovms_face_http.keys import DEFAULT
-from ovms_face_http.operation import operate
+from ovms_kernel.api.commands import Session, print_json, say
 
 if TYPE_CHECKING:
     from ovms_face_http.config import HttpSettings
@@ -19,12 +18,35 @@ if TYPE_CHECKING:
 Name = Annotated[str, typer.Argument(metavar="NAME", help="What the key is for.", show_default=False)]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add these commands, and the group ``key``."""
-    add(app, serve, connect)
-    group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Make, list and revoke API keys.")
-    add(group, add_, list_, remove)
-    app.add_typer(group, name="key")
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+class Serve:
+    """``ovms-plugin serve``."""
+
+    def __init__(self, section: Mapping[str, Any]) -> None:
+        del section
+        self.app = typer.Typer()
+        self.app.command()(serve)
+
+
+class Connect:
+    """``ovms-plugin connect``."""
+
+    def __init__(self, section: Mapping[str, Any]) -> None:
+        del section
+        self.app = typer.Typer()
+        self.app.command()(connect)
+
+
+class Key:
+    """``ovms-plugin key``, a group."""
+
+    def __init__(self, section: Mapping[str, Any]) -> None:
+        del section
+        self.app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Make, list and revoke API keys.")
+        for name, command in (("add", add_), ("list", list_), ("remove", remove)):
+            self.app.command(name)(command)
 
 
 async def serve(
@@ -39,11 +61,16 @@ async def serve(
 
     Other commands, and AOG, use the same engine meanwhile.
     """
+    from ovms_face_http.operation import STOPPED, operate
+
     given = ({"host": host} if host else {}) | ({"port": port} if port >= 0 else {})
     settings = read_settings(session, **given)
-    session.kept = "The server is stopped; models and settings are kept."
+    session.kept = STOPPED
     async with session.kernel() as kernel:
-        await operate(cast("KernelApi", kernel), settings, output.say)
+        await operate(cast("KernelApi", kernel), settings, say)
+
+
+serve.fast_loop = True  # type: ignore[attr-defined]
 
 
 async def connect(
@@ -55,7 +82,11 @@ async def connect(
         ),
     ] = None,
 ) -> None:
-    """Show what to type or paste to use the models from another program."""
+    """Show what another program needs to use the models."""
+    import anyio.to_thread
+
+    from ovms_face_http import config, running
+
     settings = read_settings(session)
     where = running.read(session.settings.data_dir)
     async with session.kernel() as kernel:
@@ -65,37 +96,51 @@ async def connect(
     if settings.keys == "required":
         key = await anyio.to_thread.run_sync(running.keys_of(session.settings).default)
     if where is None:
-        output.say("Nothing is served now; `ovms-plugin serve` starts that.")
+        say("Nothing is served now; `ovms-plugin serve` starts that.")
     chosen = [each.value for each in Client] if client is None else [client.value]
     print("\n\n".join(told(each, url, key, models) for each in chosen))
 
 
 async def add_(session: Session, name: Name) -> None:
     """Make a key and print it, this once; only a hash of it is kept."""
+    import anyio.to_thread
+
+    from ovms_face_http import running
+
     print(await anyio.to_thread.run_sync(running.keys_of(session.settings).add, name))
 
 
 async def list_(session: Session, *, json: Json = False) -> None:
     """List the keys by name."""
+    from ovms_face_http import running
+    from ovms_face_http.keys import DEFAULT
+
     keys = running.keys_of(session.settings)
     found = [{"name": name, "created": each.created} for name, each in sorted(keys.named().items())]
     if keys.file.exists():
         found.insert(0, {"name": DEFAULT, "file": str(keys.file)})
     if json:
-        output.print_json(found)
+        print_json(found)
     elif found:
-        rows = [(each["name"], each.get("created") or each.get("file", "")) for each in found]
-        output.print_table(("KEY", "CREATED, OR KEPT IN"), rows)
+        width = max(len(each["name"]) for each in found)
+        for each in found:
+            print(f"{each['name']:<{width}}   {each.get('created') or each.get('file', '')}")
     else:
-        output.say("There are no keys yet; `ovms-plugin serve` makes one, `ovms-plugin key add NAME` another.")
+        say("There are no keys yet; `ovms-plugin serve` makes one, `ovms-plugin key add NAME` another.")
 
 
 async def remove(session: Session, name: Name) -> None:
     """Revoke a key; a running server refuses it within a second."""
+    import anyio.to_thread
+
+    from ovms_face_http import running
+
     await anyio.to_thread.run_sync(running.keys_of(session.settings).remove, name)
     print(f"The key {name} is revoked.")
 
 
 def read_settings(session: Session, **given: object) -> "HttpSettings":
     """Return the face's settings, with options of a command that win over them."""
+    from ovms_face_http import config
+
     return config.read({**session.settings.section("faces", "http"), **given})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import anyio
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ovms_kernel.api.faces import KernelApi
     from ovms_kernel.api.observers import EngineExit, EngineInfo, LoadedModel, LocalModel
 
+STOPPED = "The server is stopped; models and settings are kept."
 LOOK = 1.0
 """Seconds between two looks at whether the engine was given up."""
 
@@ -93,3 +94,17 @@ async def _introduce(kernel: KernelApi, where: Running, say: Callable[[str], Non
     else:
         say("No model is installed yet; `ovms-plugin pull OWNER/NAME` fetches one.")
     say("`ovms-plugin connect` shows how to use them from other programs.")
+
+
+def run() -> int:
+    """Serve until a signal ends it, with the settings of the data folder and the environment; return the exit code."""
+    from ovms_face_http.config import read
+    from ovms_kernel.api.commands import Session, run_command
+    from ovms_kernel.api.commands import say as say_it
+
+    async def work(session: Session) -> None:
+        session.kept = STOPPED
+        async with session.kernel() as kernel:
+            await operate(cast("KernelApi", kernel), read(session.settings.section("faces", "http")), say_it)
+
+    return run_command(work, fast_loop=True)

@@ -16,6 +16,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from ovms_face_http.corked import Corked
 from ovms_kernel.api.faces import BadRequest, PreconditionFailed
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first head."""
-        super().connection_made(transport)
+        super().connection_made(Corked(transport, self.loop))
         self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
@@ -106,6 +107,7 @@ class Server:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             timeout_keep_alive=int(KEEP_ALIVE),
             backlog=BACKLOG,
             ssl_certfile=settings.tls_cert or None,

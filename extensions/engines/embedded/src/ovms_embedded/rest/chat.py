@@ -65,6 +65,11 @@ def usage(result: dict[str, Any]) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
+def finish_reason(cause: str, *, calls: bool) -> str:
+    """Return why an output ended: the engine's own cause, of which a stop behind calls is theirs."""
+    return "tool_calls" if calls and cause == "stop" else cause
+
+
 def _answer(result: dict[str, Any], model: str, new_parser: Callable[[], OutputParser]) -> dict[str, Any]:
     choices = []
     for index, choice in enumerate(result["choices"]):
@@ -75,7 +80,7 @@ def _answer(result: dict[str, Any], model: str, new_parser: Callable[[], OutputP
         message: dict[str, Any] = {"content": parsed.content, "role": "assistant", "tool_calls": parsed.tool_calls}
         if parsed.reasoning:
             message["reasoning_content"] = parsed.reasoning
-        reason = "tool_calls" if parsed.tool_calls else choice["finish_reason"]
+        reason = finish_reason(choice["finish_reason"], calls=bool(parsed.tool_calls))
         logprobs = choice.get("logprobs")
         choices.append(
             {
@@ -127,7 +132,7 @@ async def _chunks(call: Call, model: str, generation: Generation, parser: Output
         for delta in () if parser.passive else parser.end():
             called_tools = called_tools or "tool_calls" in delta
             yield head + encode(delta) + open_end
-        reason = "tool_calls" if called_tools else result["finish_reason"]
+        reason = finish_reason(result["finish_reason"], calls=called_tools)
         last = head + b'{},"finish_reason":' + encode(reason) + b"}]," + tail + b"}\n\n"
         if generation.include_usage:
             bare = tail.removesuffix(b',"usage":null')

@@ -9,6 +9,8 @@ from ovms_embedded.rest.errors import Invalid
 from ovms_embedded.rest.fields import Fields, as_float
 
 STOPS = 16
+ASSISTANT_TOKENS, NGRAM = 5, 3
+"""Drafted tokens, and the tokens that prompt lookup compares, where the request does not say."""
 NUMBERS = (
     ("temperature", 0.0, 2.0, False),
     ("top_p", 0.0, 1.0, False),
@@ -150,9 +152,11 @@ def _stops(value: object) -> list[str]:
 def _assistance(data: dict[str, Any], options: dict[str, Any], settings: dict[str, Any]) -> None:
     tokens, threshold = data.get("num_assistant_tokens"), data.get("assistant_confidence_threshold")
     ngram = data.get("max_ngram_size")
-    for name, value in (("num_assistant_tokens", tokens), ("max_ngram_size", ngram)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31):
-            raise Invalid(f"{name} must be a positive integer")
+    for name, value, least in (("num_assistant_tokens", tokens, 0), ("max_ngram_size", ngram, 1)):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or not least <= value < 1 << 31
+        ):
+            raise Invalid(f"{name} must be an integer of at least {least}")
     if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, (int, float))):
         raise Invalid("assistant_confidence_threshold must be a number")
     if tokens is not None and threshold is not None:
@@ -161,19 +165,16 @@ def _assistance(data: dict[str, Any], options: dict[str, Any], settings: dict[st
         )
     draft = bool(options.get("draft_models_path"))
     lookup = bool(options.get("properties", {}).get("prompt_lookup"))
-    if draft and tokens is None and threshold is None:
-        raise Invalid(
-            "Speculative decoding requires either num_assistant_tokens or assistant_confidence_threshold to be set."
-        )
-    if lookup and (tokens is None or ngram is None):
-        raise Invalid("Prompt lookup decoding requires both num_assistant_tokens and max_ngram_size to be set.")
+    if tokens is None and (lookup or threshold is None):
+        tokens = ASSISTANT_TOKENS
     if draft or lookup:
         if tokens is not None:
-            settings["num_assistant_tokens"] = tokens
+            # The library's batching pipeline cannot switch drafting off; one token is the least.
+            settings["num_assistant_tokens"] = tokens or 1
         if threshold is not None and draft:
             settings["assistant_confidence_threshold"] = as_float(threshold, "assistant_confidence_threshold")
         if lookup:
-            settings["max_ngram_size"] = ngram
+            settings["max_ngram_size"] = ngram or NGRAM
 
 
 def _modalities(fields: Fields) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from importlib import import_module
@@ -15,6 +16,8 @@ def main() -> None:
     """Run a worker."""
     pipe = open_pipe()
     sys.setswitchinterval(0.0005)
+    with contextlib.suppress(ImportError):  # a graph that needs the library says so when it loads
+        import_module("openvino_genai")
     spec = pipe.receive()[1]
     try:
         servable = import_module(spec["worker"]).load(spec, pipe)

@@ -10,11 +10,23 @@ from typing import TYPE_CHECKING, Any
 from ovms_embedded.worker.pipe import Refused
 
 if TYPE_CHECKING:
+    import openvino
     import openvino_genai
 
     from ovms_embedded.worker.encoder import Tokens
     from ovms_embedded.worker.pipe import Pipe
 
+CHARACTERS_PER_TOKEN = 64
+"""No text that anybody writes has more; only blanks do."""
+USUAL_CHARACTERS = 8
+"""Characters of a token, of texts with long words."""
+CHARACTERS = 1 << 22
+LEAST_CHARACTERS = 1 << 16
+"""Of any text, whatever the window: at most, and at least."""
+TOKENS = 1 << 22
+"""Tokens of an answer to tokenize, those that fill rows included."""
+SPECIALS = 64
+"""Special tokens around a text, at most."""
 WINDOW_KEYS = ("max_position_embeddings", "n_positions", "seq_len", "seq_length", "n_ctx", "sliding_window")
 ACCELERATORS = re.compile(r"(?<!\S)(GPU|NPU)(?:\.\d+)?(?!\S)")
 """Devices that are named by themselves; AUTO and its like do without those that are not there."""
@@ -80,6 +92,39 @@ def window(folder: Path) -> int | None:
     return next((value for value in values if isinstance(value, int) and not isinstance(value, bool)), None)
 
 
+def characters(window: int | None) -> int:
+    """Return how many characters a text may have for a model of that window, whatever its tokens are."""
+    return max(LEAST_CHARACTERS, min((window or CHARACTERS) * CHARACTERS_PER_TOKEN, CHARACTERS))
+
+
+def check_length(text: str, window: int | None) -> None:
+    """Refuse a text that cannot fit, before time is spent on its tokens.
+
+    :raises Refused: it has too many characters.
+    """
+    if len(text) > (most := characters(window)):
+        what = f"; it exceeds model max length: {window}" if window else ""
+        raise Refused(f"The text has {len(text)} characters, more than the {most} that this model can take{what}")
+
+
+def encode_prompt(
+    tokenizer: openvino_genai.Tokenizer, text: str, window: int | None, **options: bool
+) -> openvino.Tensor:
+    """Return the tokens of one text, (1, tokens); of one that is too long, not more than it takes to see that.
+
+    The tokenizer keeps Python's lock, so nothing else of the model moves meanwhile.
+
+    :raises Refused: the text does not fit into the window.
+    """
+    check_length(text, window)
+    usual = (window or 0) * USUAL_CHARACTERS
+    if window and len(text) > usual:
+        beginning: int = tokenizer.encode(text[:usual], **options).input_ids.shape[1]
+        if beginning > window:
+            raise Refused(f"Number of prompt tokens: more than {beginning} exceeds model max length: {window}")
+    return tokenizer.encode(text, **options).input_ids
+
+
 def encode(tokenizer: openvino_genai.Tokenizer, texts: list[str], **options: Any) -> tuple[Tokens, Tokens]:  # noqa: ANN401 - the library's
     """Return ids and mask of texts, (texts, tokens) both.
 
@@ -89,8 +134,24 @@ def encode(tokenizer: openvino_genai.Tokenizer, texts: list[str], **options: Any
     return encoded.input_ids.data[:-1], encoded.attention_mask.data[:-1]
 
 
-def tokenize(tokenizer: openvino_genai.Tokenizer, payload: dict[str, Any]) -> list[list[int]]:
-    """Return the tokens of texts as the tokenize endpoint wants them (spec E.9)."""
+def tokenize(tokenizer: openvino_genai.Tokenizer, payload: dict[str, Any], window: int | None) -> list[list[int]]:
+    """Return the tokens of texts as the tokenize endpoint wants them (spec E.9).
+
+    :raises Refused: there would be too many, or the options do not fit.
+    """
+    texts: list[str] = payload["texts"]
+    for text in texts:
+        check_length(text, window)
+    if (total := sum(map(len, texts))) > CHARACTERS:
+        raise Refused(f"The texts have {total} characters in all; send {CHARACTERS} at most")
+    # The library fills all rows up to the longest, and a token has a byte at least.
+    longest = max(len(text.encode()) for text in texts) + SPECIALS
+    if payload["pad_to_max_length"]:
+        longest = payload["max_length"] or longest
+        if longest * len(texts) > TOKENS:
+            raise Refused(f"The answer would have {longest * len(texts)} tokens, filled up; {TOKENS} are allowed")
+    elif longest * len(texts) > TOKENS and len(texts) > 1:
+        return [row for text in texts for row in tokenize(tokenizer, payload | {"texts": [text]}, window)]
     arguments: dict[str, Any] = {"add_special_tokens": payload["add_special_tokens"]}
     if (most := payload["max_length"]) is not None:
         arguments |= {"max_length": most, "truncation": True}

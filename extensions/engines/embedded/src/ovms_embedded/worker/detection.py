@@ -8,9 +8,9 @@ if TYPE_CHECKING:
     from ovms_embedded.worker.pipe import Pipe
 
 TOOL_PARSERS = {
-    "hermes3", "qwen3coder", "llama3", "phi4", "mistral", "devstral", "gptoss", "lfm2", "gemma4", "minicpm5",
+    "hermes3", "qwen3coder", "llama3", "phi4", "mistral", "devstral", "gptoss", "lfm2", "gemma4", "minicpm5", "onyx",
 }  # fmt: skip
-REASONING_PARSERS = {"qwen3", "gptoss", "lfm2", "gemma4", "minicpm5"}
+REASONING_PARSERS = {"qwen3", "gptoss", "lfm2", "gemma4", "minicpm5", "onyx"}
 
 
 def parsers(options: dict[str, Any], template: str, pipe: Pipe) -> dict[str, str]:
@@ -43,13 +43,15 @@ def detect(template: str) -> tuple[str, str]:
     def has(*words: str) -> bool:
         return all(word in template for word in words)
 
-    think = "qwen3" if "<think>" in template else ""
+    think = "qwen3" if has("<think>") or has("content.split('</think>')") else ""
     if has("<|channel|>"):
         return "gptoss", "gptoss"
+    if has("<|start|>", "<|message|>", "<|eom|>", "<|eot|>"):
+        return "onyx", "onyx"
     if has("<|tool_call>call:"):
         return "gemma4", "gemma4"
     if has("<parameter=", "</parameter>", "<function="):
-        return "qwen3coder", think
+        return "qwen3coder", think or ("qwen3" if has("</think>") else "")
     if has('<param name="'):
         return "minicpm5", "minicpm5"
     if has("<|assistant_tool_call|>") or has("<|tool_call_start|>") or has("keep_past_thinking"):

@@ -12,14 +12,16 @@ import orjson
 from openvino import opset13 as ops
 
 from ovms_embedded.worker import common
+from ovms_embedded.worker.batching import Work, serve_batches
 from ovms_embedded.worker.encoder import Encoder, answer, at_last_token, read
-from ovms_embedded.worker.pipe import Refused, serve
+from ovms_embedded.worker.pipe import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     import openvino
+    from numpy.typing import NDArray
 
     from ovms_embedded.worker.encoder import Tokens
     from ovms_embedded.worker.pipe import Pipe
@@ -33,7 +35,7 @@ POOLING_FILE_KEYS = {
 
 
 class Embeddings:
-    """One request at a time."""
+    """Requests share inferences."""
 
     def __init__(self, spec: dict[str, Any], pipe: Pipe) -> None:
         options = spec["options"]
@@ -49,12 +51,12 @@ class Embeddings:
 
     def run(self) -> None:
         """Take calls, for ever."""
-        serve(self.pipe, {"embed": self.embed, "tokenize": lambda _, p: common.tokenize(self.tokenizer, p)})
+        others = {"tokenize": lambda _, payload: common.tokenize(self.tokenizer, payload, self.window)}
+        serve_batches(self.pipe, self.encoder, {"embed": self.embed}, others)
 
-    def embed(self, number: int, payload: dict[str, Any]) -> dict[str, Any]:
-        """Return the answer's ``data`` as JSON, written here because the front process has no numpy, and the tokens."""
-        check = partial(self.pipe.check, number)
-        rows = self._read(payload, check)
+    def embed(self, number: int, payload: dict[str, Any]) -> Work:
+        """Return the texts' tokens, and how to make the answer of their vectors."""
+        rows = self._read(payload, partial(self.pipe.check, number))
         lengths = [len(row) for row in rows]
         if (longest := max(lengths)) > self.window:
             text = f"Input length {longest} longer than allowed {self.window}"
@@ -62,22 +64,32 @@ class Embeddings:
         if not longest:
             text = "Input is empty after tokenization"
             raise Refused(text)
-        data = [
-            {
-                "object": "embedding",
-                "embedding": base64.b64encode(vector).decode() if payload["base64"] else vector,
-                "index": index,
-            }
-            for index, vector in enumerate(self.encoder(rows, check))
-        ]
-        return {"data": orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY), "tokens": sum(lengths)}
+        return Work(rows, partial(_answer, as_text=payload["base64"], tokens=sum(lengths)))
 
     def _read(self, payload: dict[str, Any], check: Callable[[], None]) -> list[Tokens]:
         if payload["texts"]:
             options: dict[str, Any] = {"max_length": self.window, "truncation": True} if self.truncate else {}
-            return read(self.tokenizer, payload["texts"], check, **options)
+            texts: list[str] = payload["texts"]
+            if self.truncate:
+                texts = [text[: common.characters(self.window)] for text in texts]
+            for text in texts:
+                common.check_length(text, self.window)
+            return read(self.tokenizer, texts, check, **options)
         end = self.window if self.truncate else None
         return [np.array(row[:end], np.int64) for row in payload["tokens"]]
+
+
+def _answer(vectors: NDArray[np.float32], *, as_text: bool, tokens: int) -> dict[str, Any]:
+    """Return the answer's ``data`` as JSON, written here because the front process has no numpy, and the tokens."""
+    data = [
+        {
+            "object": "embedding",
+            "embedding": base64.b64encode(vector).decode() if as_text else vector,
+            "index": index,
+        }
+        for index, vector in enumerate(vectors)
+    ]
+    return {"data": orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY), "tokens": tokens}
 
 
 def _pool(model: openvino.Model, *, pooling: str, normalize: bool) -> openvino.Output:

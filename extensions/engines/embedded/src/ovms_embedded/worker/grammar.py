@@ -7,12 +7,24 @@ from typing import Any
 
 import openvino_genai as genai
 
+from ovms_embedded.worker.schemas import check_schemas
+
 WRITTEN = {
     "hermes3": ("<tool_call>", '<tool_call>\n{{"name": {name}, "arguments": ', "}\n</tool_call>"),
     "llama3": ('{"name": ', '{{"name": {name}, "parameters": ', "}"),
     "phi4": ("functools", 'functools[{{"name": {name}, "arguments": ', "}]"),
 }
 """What begins a call, what stands before and what after its arguments; by tool parser."""
+
+
+def check(grammar: str) -> None:
+    """Refuse a grammar that takes too long to compile, by what is in it.
+
+    :raises Refused: with what is too large.
+    """
+    wanted: dict[str, Any] = json.loads(grammar)
+    schemas = [wanted["schema"]] if "schema" in wanted else [each["function"] for each in wanted["tools"]]
+    check_schemas(grammar, schemas)
 
 
 def structured_output(grammar: str) -> genai.StructuredOutputConfig:

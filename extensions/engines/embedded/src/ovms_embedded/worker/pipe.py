@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import queue
+import select
+import sys
 import threading
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -19,9 +21,9 @@ READ_SIZE = 1 << 16
 class Pipe:
     """The worker's end of the pipe: calls come in one by one, answers go out under a lock.
 
-    A cancel must reach a call that runs. So servables whose calls take long let a thread listen; then a cancel is not
-    only queued behind the calls, and whoever runs one looks into ``cancelled``. The others do without the thread until
-    the first call that takes long, because waking it and then the servable takes time from every call.
+    A cancel must reach a call that runs. Servables that the library keeps for long let a thread listen, and look into
+    ``cancelled`` when the library calls them. The others do without the thread, because waking it and then the servable
+    takes time from every call; they ask for what has arrived between two steps.
     """
 
     def __init__(self, source: BinaryIO, sink: int) -> None:
@@ -46,12 +48,21 @@ class Pipe:
                 self._take()
         return self.inbox.get()
 
+    def arrived(self) -> list[Any] | None:
+        """Return the next message if there is one."""
+        if not self._listening:
+            while _readable(self._source):
+                self._take()
+        return None if self.inbox.empty() else self.inbox.get()
+
     def check(self, number: int) -> None:
         """Between two steps of a call that takes long: see whether anybody waits for it.
 
         :raises Dropped: nobody does.
         """
-        self.listen()
+        if not self._listening:
+            while _readable(self._source):
+                self._take()
         if number in self.cancelled:
             raise Dropped
 
@@ -80,6 +91,18 @@ class Pipe:
         self.send([wire.LOG, level, logger, text])
 
 
+def _readable(source: int) -> bool:
+    if sys.platform == "win32":
+        import _winapi
+        import msvcrt
+
+        try:
+            return bool(_winapi.PeekNamedPipe(msvcrt.get_osfhandle(source), 0)[0])
+        except OSError:  # closed at the other end, which reading tells
+            return True
+    return bool(select.select([source], [], [], 0)[0])
+
+
 def serve(pipe: Pipe, operations: dict[str, Callable[[int, dict[str, Any]], Any]], *, listen: bool = False) -> None:
     """Answer calls one after the other, for pipelines that do one thing at a time.
 
@@ -98,15 +121,20 @@ def serve(pipe: Pipe, operations: dict[str, Callable[[int, dict[str, Any]], Any]
             continue
         try:
             answer = [wire.END, number, operations[operation](number, payload)]
-        except Dropped:
-            answer = [wire.END, number, None]
-        except Refused as refused:
-            answer = [wire.ERROR, number, refused.kind, str(refused)]
         except Exception as error:  # noqa: BLE001 - whatever the library throws belongs to this call alone
-            # Runtime exceptions inside a calculator's Process() are its execution error: 400 (spec D.1).
-            pipe.log("error", "serving", f"{operation}: {error}")
-            answer = [wire.ERROR, number, wire.INVALID, tidy(error)]
+            answer = failure(pipe, number, operation, error)
         pipe.send(answer)
+
+
+def failure(pipe: Pipe, number: int, operation: str, error: Exception) -> list[Any]:
+    """Return the message that ends a call whose work threw."""
+    if isinstance(error, Dropped):
+        return [wire.END, number, None]
+    if isinstance(error, Refused):
+        return [wire.ERROR, number, error.kind, str(error)]
+    # Runtime exceptions inside a calculator's Process() are its execution error: 400 (spec D.1).
+    pipe.log("error", "serving", f"{operation}: {error}")
+    return [wire.ERROR, number, wire.INVALID, tidy(error)]
 
 
 class Dropped(Exception):

@@ -10,13 +10,15 @@ import openvino_genai as genai
 from openvino import opset13 as ops
 
 from ovms_embedded.worker import common
+from ovms_embedded.worker.batching import Work, serve_batches
 from ovms_embedded.worker.encoder import Encoder, answer, at_last_token, read
-from ovms_embedded.worker.pipe import Refused, serve
+from ovms_embedded.worker.pipe import Refused
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import openvino
+    from numpy.typing import NDArray
 
     from ovms_embedded.worker.encoder import Tokens
     from ovms_embedded.worker.pipe import Pipe
@@ -33,7 +35,7 @@ class Template(NamedTuple):
 
 
 class Rerank:
-    """One request at a time.
+    """Requests share inferences.
 
     The library's own pipeline is not used: its tokenizer of pairs writes beyond its memory when a query is longer than
     the documents, and nothing says whether it has cut one.
@@ -56,13 +58,15 @@ class Rerank:
 
     def run(self) -> None:
         """Take calls, for ever."""
-        serve(self.pipe, {"rerank": self.rerank, "tokenize": self._tokenize})
+        serve_batches(self.pipe, self.encoder, {"rerank": self.rerank}, {"tokenize": self._tokenize})
 
-    def rerank(self, number: int, payload: dict[str, Any]) -> list[tuple[int, float]]:
-        """Return index and score of every document, best first."""
+    def rerank(self, number: int, payload: dict[str, Any]) -> Work:
+        """Return the pairs' tokens, and how to make the ranking of their scores."""
         documents: list[str] = payload["documents"]
         if len(documents) > self.chunks:
             raise Refused(f"Number of documents exceeds max_allowed_chunks: {len(documents)} > {self.chunks}")
+        for text in (payload["query"], *documents):
+            common.check_length(text, self.window * self.chunks)
         check = partial(self.pipe.check, number)
         query, *bodies = read(self.tokenizer, [payload["query"], *documents], check, add_special_tokens=False)
         # OVMS cuts the query like this, too, and so leaves half of the window to the documents.
@@ -76,15 +80,20 @@ class Rerank:
                 rows.append(np.concatenate([head, body[at : at + room], self.template.after]))
         if len(rows) > self.chunks:
             raise Refused(f"Number of chunks exceeds max_allowed_chunks: {len(rows)} > {self.chunks}")
-        best = [0.0] * len(documents)
-        scores = 1 / (1 + np.exp(-self.encoder(rows, check, len(head)).astype(np.float64)))
-        for index, score in zip(owners, scores.tolist(), strict=True):
-            best[index] = max(score, best[index])
-        return sorted(enumerate(best), key=lambda each: -each[1])
+        return Work(rows, partial(_rank, owners=owners, count=len(documents)), len(head))
 
     def _tokenize(self, _: int, payload: dict[str, Any]) -> list[list[int]]:
         # OVMS never adds special tokens here: its pairs get them when they are put together.
-        return common.tokenize(self.tokenizer, payload | {"add_special_tokens": False})
+        return common.tokenize(self.tokenizer, payload | {"add_special_tokens": False}, self.window)
+
+
+def _rank(logits: NDArray[np.float32], *, owners: list[int], count: int) -> list[tuple[int, float]]:
+    """Return index and score of every document, best first; a document's score is that of its best part."""
+    best = [0.0] * count
+    scores = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    for index, score in zip(owners, scores.tolist(), strict=True):
+        best[index] = max(score, best[index])
+    return sorted(enumerate(best), key=lambda each: -each[1])
 
 
 def _template(folder: Path, tokenizer: genai.Tokenizer) -> Template:

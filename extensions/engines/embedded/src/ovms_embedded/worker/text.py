@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import openvino_genai as genai
 
 from ovms_embedded import wire
-from ovms_embedded.worker import common, detection, templates
+from ovms_embedded.worker import common, detection, grammar, templates
 from ovms_embedded.worker.byte_table import decoder_for
 from ovms_embedded.worker.detokenize import Running, flush
-from ovms_embedded.worker.grammar import structured_output
 from ovms_embedded.worker.pipe import Refused, tidy
 from ovms_embedded.worker.text_pipeline import build, generation_config, sees
 
@@ -89,23 +88,25 @@ class Text:
             self.waiting = deque(each for each in self.waiting if each[1] != number)
             self.pipe.send([wire.END, number, None])  # nobody takes it, but the watchdog sees that the call has ended
             return
-        if message[2] == "generate":
-            self.waiting.append(message)
-            return
-        _, number, _, payload = message
+        _, number, operation, payload = message
         try:
-            self.pipe.send([wire.END, number, common.tokenize(self.tokenizer, payload)])
+            if operation == "generate":
+                if payload["grammar"] and payload["grammar"] not in self.usable_grammars:
+                    grammar.check(payload["grammar"])
+                self.waiting.append(message)
+                return
+            self.pipe.send([wire.END, number, common.tokenize(self.tokenizer, payload, self.window)])
         except Refused as refused:
             self.pipe.send([wire.ERROR, number, refused.kind, str(refused)])
 
     def _admit(self) -> None:
         while self.waiting:
             _, number, _, payload = self.waiting[0]
-            grammar = payload["grammar"]
-            if grammar and grammar not in self.usable_grammars:
+            wanted = payload["grammar"]
+            if wanted and wanted not in self.usable_grammars:
                 if self.running or self.pipeline.has_non_finished_requests():
                     return  # wait until nothing runs: only then can a grammar be tried without harm to others
-                self._try(grammar)
+                self._try(wanted)
             self.waiting.popleft()
             try:
                 self._add(number, payload)
@@ -114,7 +115,7 @@ class Text:
             except Exception as error:  # noqa: BLE001 - what the library says about this request's parameters
                 self.pipe.send([wire.ERROR, number, wire.INVALID, tidy(error)])
 
-    def _try(self, grammar: str) -> None:
+    def _try(self, wanted: str) -> None:
         """Compile a grammar where its failure can be contained.
 
         The library compiles grammars while it steps, and a step that throws leaves it unusable; only ``generate``
@@ -124,28 +125,28 @@ class Text:
         if len(self.usable_grammars) >= REMEMBERED:
             self.usable_grammars.clear()
         try:
-            config.structured_output_config = structured_output(grammar)
+            config.structured_output_config = grammar.structured_output(wanted)
             if self.vision:
                 self.pipeline.generate(["a"], [[]], [config])
             else:
                 self.pipeline.generate([self.tokenizer.encode("a").input_ids], [config])
         except Exception as error:  # noqa: BLE001 - OVMS drops a schema that it cannot use (spec E.2)
             self.pipe.log("error", "llm_calculator", f"A schema is ignored: {tidy(error)}")
-            self.usable_grammars[grammar] = False
+            self.usable_grammars[wanted] = False
         else:
-            self.usable_grammars[grammar] = True
+            self.usable_grammars[wanted] = True
 
     def _add(self, number: int, payload: dict[str, Any]) -> None:
         prompt = payload["prompt"]
         chat = payload["chat"]  # then the template has written the special tokens
-        tokens = self.tokenizer.encode(prompt, add_special_tokens=not chat).input_ids
+        tokens = common.encode_prompt(self.tokenizer, prompt, self.window, add_special_tokens=not chat)
         length = tokens.shape[1]
         if not length:
             text = "Prompt is empty after tokenization"
             raise Refused(text)
         config = generation_config(self.pipeline.get_config(), payload, self.spec["options"], length, self.window)
         if payload["grammar"] and self.usable_grammars[payload["grammar"]]:
-            config.structured_output_config = structured_output(payload["grammar"])
+            config.structured_output_config = grammar.structured_output(payload["grammar"])
         if self.vision:
             from ovms_embedded.worker import pictures  # nothing of Pillow for the others
 

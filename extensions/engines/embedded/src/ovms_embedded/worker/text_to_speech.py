@@ -64,6 +64,7 @@ class TextToSpeech:
             voice = self.voices.get(name)
             if voice is None:
                 raise Refused(f"Requested voice: {name} is not available")
+        common.check_length(payload["input"], self.window)
         if self.tokenizer and (length := common.encode(self.tokenizer, [payload["input"]])[0].shape[1]) > self.window:
             raise Refused(f"Input length {length} longer than allowed {self.window}")
         settings: dict[str, Any] = {}

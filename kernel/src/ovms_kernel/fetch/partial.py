@@ -9,11 +9,10 @@ import threading
 import time
 from typing import TYPE_CHECKING, BinaryIO
 
-from ovms_kernel.models.files import size_of, sync
+from ovms_kernel.files import size_of, sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from io import FileIO
     from pathlib import Path
 
     from ovms_kernel.values import RemoteFile
@@ -28,12 +27,13 @@ COUNT = struct.Struct("<Q")
 class Partial:
     """A file on its way. ``counts`` holds the bytes that each part has, from its start without a gap.
 
-    Each part is changed by one thread at a time; the hash belongs to one thread.
+    Each part is changed by one thread at a time; the hash belongs to one thread. Counts are noted right after the bytes
+    are written, so that a kill costs no more than what was on its way.
 
-    :param note_every: bytes of a part between two notes of its count.
+    :param version: of the file on its server where no digest is known, such as an ETag.
     """
 
-    def __init__(self, remote: RemoteFile, into: Path, part_size: int, note_every: int = 1) -> None:
+    def __init__(self, remote: RemoteFile, into: Path, part_size: int, version: str = "") -> None:
         self.remote = remote
         self.done = False
         self.hashed = 0
@@ -41,16 +41,14 @@ class Partial:
         self.whole = threading.Lock()
         """Held by whoever takes the whole file from a server that knows no ranges."""
         self._target = into / remote.path
-        identity = f"{remote.path}\0{remote.size}\0{remote.sha256}"
+        identity = f"{remote.path}\0{remote.size}\0{remote.sha256 or version}"
         self._identity = hashlib.sha256(identity.encode()).digest()
         key = hashlib.sha256(remote.path.encode()).hexdigest()[:24]
         self._data = into / PARTIAL / f"{key}.data"
         self._journal = into / PARTIAL / f"{key}.journal"
         self._digest = hashlib.sha256()
-        self._note_every = note_every
         self._notes: BinaryIO | None = None
-        self._notes_lock = threading.Lock()
-        self._reader: FileIO | None = None
+        self._lock = threading.Lock()
         self._divide(part_size)
 
     def start(self, index: int) -> int:
@@ -74,15 +72,17 @@ class Partial:
             self._read_journal()
 
     def open(self) -> None:
-        """Get ready to fetch what is missing."""
-        self._data.parent.mkdir(parents=True, exist_ok=True)
-        if size_of(self._data) != self.remote.size:
-            with self._data.open("wb") as data:
-                data.truncate(self.remote.size)
-        if not any(self.counts):
-            self._journal.write_bytes(HEADER.pack(self._identity, self.part_size) + bytes(COUNT.size * self.parts))
-        self._notes = self._journal.open("r+b", buffering=0)
-        self._reader = self._data.open("rb", buffering=0)
+        """Get ready to fetch what is missing; nothing happens if it is."""
+        with self._lock:
+            if self._notes is not None or self.done:
+                return
+            self._data.parent.mkdir(parents=True, exist_ok=True)
+            if size_of(self._data) != self.remote.size:
+                with self._data.open("wb") as data:
+                    data.truncate(self.remote.size)
+            if not any(self.counts):
+                self._journal.write_bytes(HEADER.pack(self._identity, self.part_size) + bytes(COUNT.size * self.parts))
+            self._notes = self._journal.open("r+b", buffering=0)
 
     def open_data(self) -> BinaryIO:
         """Return the growing file for writing, with a position of its own."""
@@ -91,23 +91,26 @@ class Partial:
     def add(self, index: int, piece: bytes) -> None:
         """Count bytes that were written to a part."""
         count = min(self.counts[index] + len(piece), self.length(index))
-        if count - self._noted[index] >= self._note_every or count == self.length(index):
-            self._note(index, count)
+        self._note(index, count)
         # Last: once the last part is counted, the thread that hashes may finish the file and close its journal.
         self.counts[index] = count
+        if count == self.length(index) and self.completed == self.remote.size:
+            self.close()
 
     def hash_some(self, buffer: memoryview, steps: int = 64) -> bool:
         """Hash the next bytes, if they are here; return whether there is anything to do with the file now."""
         gap = self._first_gap()
-        if self.hashed == gap or self._reader is None:
+        if self.hashed == gap:
             return gap == self.remote.size
-        self._reader.seek(self.hashed)
-        for _ in range(steps):
-            count = self._reader.readinto(buffer[: gap - self.hashed])
-            self._digest.update(buffer[:count])
-            self.hashed += count
-            if self.hashed == gap:
-                break
+        # Opened anew each time: many files may wait for their hash, and a process may open a few hundred.
+        with self._data.open("rb", buffering=0) as reader:
+            reader.seek(self.hashed)
+            for _ in range(steps):
+                count = reader.readinto(buffer[: gap - self.hashed])
+                self._digest.update(buffer[:count])
+                self.hashed += count
+                if self.hashed == gap:
+                    break
         return True
 
     def finish(self) -> bool:
@@ -132,6 +135,7 @@ class Partial:
 
     def reset(self) -> None:
         """Forget everything that is here of the file."""
+        self.open()
         self.resets += 1
         self.hashed = 0
         self._digest = hashlib.sha256()
@@ -140,15 +144,11 @@ class Partial:
             self._note(index, 0)
 
     def close(self) -> None:
-        """Note every count and close the files."""
-        if self._notes is not None:
-            for index in range(self.parts):
-                if self.counts[index] != self._noted[index]:
-                    self._note(index, self.counts[index])
-            self._notes.close()
-        if self._reader is not None:
-            self._reader.close()
-        self._notes = self._reader = None
+        """Close the journal."""
+        with self._lock:
+            if self._notes is not None:
+                self._notes.close()
+            self._notes = None
 
     def _first_gap(self) -> int:
         for index, count in enumerate(self.counts):
@@ -163,16 +163,14 @@ class Partial:
         if hasattr(os, "pwrite"):
             os.pwrite(self._notes.fileno(), data, offset)
         else:
-            with self._notes_lock:
+            with self._lock:
                 self._notes.seek(offset)
                 self._notes.write(data)
-        self._noted[index] = count
 
     def _divide(self, part_size: int) -> None:
         self.part_size = part_size
         self.parts = max(1, -(-self.remote.size // part_size))
         self.counts = [0] * self.parts
-        self._noted = [0] * self.parts
 
     def _read_journal(self) -> None:
         """Take over the parts and counts of an earlier try, if that was for the same bytes."""
@@ -192,14 +190,13 @@ class Partial:
             count if count == self.length(index) or (count < self.length(index) and self.remote.sha256) else 0
             for index, count in enumerate(counts)
         ]
-        self._noted = [*self.counts]
 
 
-def present_bytes(files: Iterable[RemoteFile], into: Path) -> int:
+def present_bytes(files: Iterable[RemoteFile], into: Path, version: str = "") -> int:
     """Return how many bytes of the files are in the folder already, whole or in part."""
     present = 0
     for file in files:
-        partial = Partial(file, into, max(file.size, 1))
+        partial = Partial(file, into, max(file.size, 1), version)
         partial.look()
         present += partial.completed
     return present

@@ -1,9 +1,8 @@
-"""Fetching files in parallel ranges: resumable after any death, hashed on the way, limited in rate, stoppable.
+"""Fetches files in parallel ranges: resumed after a kill, hashed on the way, limited in rate, stopped at any time.
 
-A hub says how one range is opened; everything else is here, for every hub. Beside each unfinished file lies a journal
-with the bytes that every part of it has, written after the bytes themselves: whoever goes on after a kill fetches again
-what one write per connection may have lost, far less than a part. A part is synced when it is complete and before that
-is noted, a file before it gets its name.
+Hubs and engine installs say how one range is opened; everything else is here. Beside each unfinished file lies a
+journal with the bytes that every part of it has, written after the bytes themselves. A part is synced when it is
+complete and before that is noted, a file before it gets its name. At most one file per connection is open at a time.
 """
 
 from __future__ import annotations
@@ -15,14 +14,16 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import anyio
 import anyio.to_thread
 
-from ovms_kernel.errors import Cancelled, OvmsError, Unavailable
-from ovms_kernel.models.journal import PARTIAL, Partial
-from ovms_kernel.models.work import TICK
+from ovms_kernel.errors import Cancelled, Unavailable
+from ovms_kernel.fetch.http import Body, FetchFailed
+from ovms_kernel.fetch.partial import PARTIAL, Partial
+from ovms_kernel.files import TICK, disk_error
 from ovms_kernel.values import Progress
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from ovms_kernel.values import RemoteFile
 
 CHUNK = 512 << 10
-NOTE_EVERY = 256 << 10
+SLOWEST = 1024
+"""Bytes per second that a connection must bring, on average over ``stall`` seconds, or it is given up."""
 HASH_CHUNK = 1 << 20
 HASH_WAIT = 0.02
 MAX_DELAY = 20.0
@@ -42,54 +44,44 @@ STOP_TIME = 3.0
 """Seconds for which threads are waited for; one that still waits for an answer's first byte will write nothing."""
 
 
-class FetchFailed(Unavailable):
-    """A range could not be had; it is asked for again.
-
-    :param retry_after: seconds that the hub asks to wait.
-    :param contradiction: the answer does not fit the listing; the next one may come from a sounder copy, a third is not
-        asked for.
-    """
-
-    def __init__(self, message: str, *, retry_after: float | None = None, contradiction: bool = False) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-        self.contradiction = contradiction
-
-
-class Body(Protocol):
-    """One open answer of a hub, read by one thread."""
-
-    ranged: bool
-    """It is the range that was asked for; otherwise the whole file."""
-    total: int | None
-    """Bytes of the whole file, if the answer tells."""
-
-    def read(self, size: int) -> bytes:
-        """Return what has arrived, at most so many bytes; nothing at the end.
-
-        :raises FetchFailed: the connection broke.
-        """
-        ...
-
-    def abort(self) -> None:
-        """Make every ``read`` from now on raise, and one that waits in another thread."""
-        ...
-
-    def close(self) -> None:
-        """Give the connection back, or close it if there is more to read."""
-        ...
+class DigestMismatch(Unavailable):
+    """A file arrived twice with other bytes than it should have."""
 
 
 class Opener(Protocol):
     """How a hub opens a range."""
 
-    def __call__(self, file: RemoteFile, start: int, end: int) -> Body:
+    def __call__(self, file: RemoteFile, start: int, end: int, /) -> Body:
         """Ask for the bytes from ``start`` to ``end``, both included.
 
         :raises FetchFailed: for the moment it does not work.
-        :raises OvmsError: any other error of ours ends the transfer.
+        :raises OvmsError: any other error ends the transfer.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a transfer treats its server."""
+
+    connections: int = 8
+    """How many ranges are fetched at the same time."""
+    part_size: int = 16 << 20
+    """Bytes of a range."""
+    max_rate: int = 0
+    """Bytes per second over all connections; 0 = no limit."""
+    stall: float = 30.0
+    """Seconds after which a connection is given up that brought nothing, or next to nothing."""
+    retries: int = 5
+    """How often in a row a range may fail without bringing a byte."""
+    retry_delay: float = 0.5
+    """Seconds before the second try; it doubles from there."""
+
+    @property
+    def slowest(self) -> float:
+        """Bytes that a connection must bring within ``stall`` seconds."""
+        rate = min(SLOWEST, self.max_rate / self.connections / 4) if self.max_rate else SLOWEST
+        return rate * self.stall
 
 
 async def fetch_files(
@@ -97,32 +89,24 @@ async def fetch_files(
     into: Path,
     open_range: Opener,
     report: Callable[[Progress], None],
+    pace: Pace | None = None,
     *,
-    connections: int = 8,
-    part_size: int = 16 << 20,
-    max_rate: int = 0,
-    stall: float = 30.0,
-    retries: int = 5,
-    retry_delay: float = 0.5,
+    version: str = "",
 ) -> None:
     """Fetch the files into the folder; each appears there under its name once it is complete and has its digest.
 
-    :param connections: how many ranges are fetched at the same time.
-    :param part_size: bytes of a range.
-    :param max_rate: bytes per second over all connections; 0 = no limit.
-    :param stall: seconds without a byte after which a connection is given up.
-    :param retries: how often in a row a range may fail without bringing a byte.
-    :param retry_delay: seconds before the second try; it doubles from there.
-    :raises Unavailable: a file cannot be had, or arrives with other bytes than the hub says.
+    :param version: of the files on their server where no digest is known, such as an ETag.
+    :raises Unavailable: a file cannot be fetched, or arrives with other bytes than the hub lists.
     """
     # glibc gives large blocks back at once and asks for fresh, zeroed pages for the next one, which costs more than
     # hashing, until it has seen one of this size freed.
     bytearray(8 * CHUNK)
     loop, over = asyncio.get_running_loop(), anyio.Event()
-    transfer = _Transfer(files, into, open_range, connections, part_size, max_rate, stall, retries, retry_delay)
+    pace = pace or Pace()
+    transfer = _Transfer(files, into, open_range, pace, version)
     transfer.on_end = lambda: loop.call_soon_threadsafe(over.set)
     await anyio.to_thread.run_sync(transfer.prepare)
-    threads = [threading.Thread(target=transfer.work, name="ovms-pull", daemon=True) for _ in range(connections)]
+    threads = [threading.Thread(target=transfer.work, name="ovms-pull", daemon=True) for _ in range(pace.connections)]
     threads.append(threading.Thread(target=transfer.hash_along, name="ovms-pull-hash", daemon=True))
     try:
         for thread in threads:
@@ -140,6 +124,8 @@ async def fetch_files(
                 if thread.ident is not None:
                     await anyio.to_thread.run_sync(thread.join, max(0.0, deadline - time.monotonic()))
             await anyio.to_thread.run_sync(transfer.close)
+    if isinstance(transfer.error, OSError):
+        raise disk_error("The download", transfer.error) from transfer.error
     if transfer.error is not None:
         raise transfer.error
     report(transfer.progress())
@@ -148,32 +134,20 @@ async def fetch_files(
 class _Transfer:
     """The state that the threads of one call share."""
 
-    def __init__(
-        self,
-        files: Sequence[RemoteFile],
-        into: Path,
-        open_range: Opener,
-        connections: int,
-        part_size: int,
-        max_rate: int,
-        stall: float,
-        retries: int,
-        retry_delay: float,
-    ) -> None:
+    def __init__(self, files: Sequence[RemoteFile], into: Path, open_range: Opener, pace: Pace, version: str) -> None:
         self._open = open_range
-        self._stall, self._retries, self._retry_delay = stall, retries, retry_delay
-        # What a kill takes from all connections together, a piece each and what is not noted yet, is less than a part.
-        slack = max(4096, part_size // (4 * connections))
-        self._files = [Partial(file, into, part_size, min(slack, NOTE_EVERY)) for file in files]
+        self._pace = pace
+        self._files = [Partial(file, into, pace.part_size, version) for file in files]
         self._total = sum(file.size for file in files)
-        self._rate = _Rate(max_rate) if max_rate else None
-        chunk = min(CHUNK, 2 * slack)
-        self._chunk = max(1, min(chunk, max_rate // 16)) if max_rate else chunk
+        self._rate = _Rate(pace.max_rate) if pace.max_rate else None
+        self._chunk = max(1, min(CHUNK, pace.max_rate // 16)) if pace.max_rate else CHUNK
         self._queue: deque[tuple[Partial, int]] = deque()
+        self._unhashed: list[Partial] = []
+        """Files that were begun and are not finished."""
         self._left = 0
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        self._bodies: dict[Body, float] = {}
+        self._bodies: dict[Body, _Watch] = {}
         self._reported = 0
         self._ended = threading.Event()
         self.on_end: Callable[[], object] = lambda: None
@@ -185,7 +159,6 @@ class _Transfer:
         for file in sorted(self._files, key=lambda each: each.remote.size):
             file.look()
             if not file.done:
-                file.open()
                 self._left += 1
                 self._queue.extend((file, index) for index in range(file.parts))
         if not self._left:
@@ -212,10 +185,10 @@ class _Transfer:
             file.close()
 
     def give_up_stalled(self) -> None:
-        """Abort connections on which nothing has arrived for too long; their parts are tried again."""
-        limit = time.monotonic() - self._stall
+        """Abort connections that brought next to nothing for too long; their parts are tried again."""
+        now = time.monotonic()
         with self._lock:
-            stalled = [body for body, last in self._bodies.items() if last < limit]
+            stalled = [body for body, watch in self._bodies.items() if watch.is_stalled(now, self._pace)]
         for body in stalled:
             body.abort()
 
@@ -241,8 +214,10 @@ class _Transfer:
         try:
             while not self._ended.is_set():
                 idle = True
-                for file in self._files:
-                    if file.done or not file.hash_some(buffer):
+                with self._lock:
+                    begun = list(self._unhashed)
+                for file in begun:
+                    if not file.hash_some(buffer):
                         continue
                     idle = False
                     if file.hashed == file.remote.size:
@@ -255,13 +230,15 @@ class _Transfer:
     def _finish(self, file: Partial) -> None:
         if not file.finish():
             if file.resets:
-                raise Unavailable(
-                    f"{file.remote.path} arrived twice with another SHA-256 than the hub lists; "
+                raise DigestMismatch(
+                    f"{file.remote.path} arrived twice with another SHA-256 than it should have; "
                     "try another mirror or revision, or try again later."
                 )
             file.reset()
             self._queue.extend((file, index) for index in range(file.parts))
             return
+        with self._lock:
+            self._unhashed.remove(file)
         self._left -= 1
         if not self._left:
             self._end()
@@ -277,6 +254,10 @@ class _Transfer:
         self.stop()
 
     def _fetch_part(self, file: Partial, index: int) -> None:
+        with self._lock:
+            if file not in self._unhashed:
+                file.open()
+                self._unhashed.append(file)
         failures = 0
         while file.counts[index] < file.length(index) and not self._stopped.is_set():
             before = file.counts[index]
@@ -284,13 +265,15 @@ class _Transfer:
             try:
                 self._fetch_rest(file, index)
             except (FetchFailed, OSError) as error:
-                failures = 1 if file.counts[index] > before else failures + 1
+                # A few bytes now and then are no progress, or a slow server would never be given up.
+                brought = file.counts[index] - before
+                failures = 1 if brought >= min(self._pace.slowest, file.length(index) / 4) else failures + 1
                 told = error if isinstance(error, FetchFailed) else _explained(error, file.remote)
-                if failures > (1 if told.contradiction else self._retries):
+                if told.final or failures > (1 if told.contradiction else self._pace.retries):
                     raise told from error
                 if (delay := told.retry_after) is None:
                     # Spread out, so that all connections of a server that is just back do not ask at once.
-                    delay = self._retry_delay * 2 ** (failures - 1) * random.uniform(0.5, 1)  # noqa: S311
+                    delay = self._pace.retry_delay * 2 ** (failures - 1) * random.uniform(0.5, 1)  # noqa: S311
             if delay:
                 self._stopped.wait(min(delay, MAX_DELAY))
 
@@ -300,7 +283,7 @@ class _Transfer:
         end = file.start(index) + file.length(index) - 1
         body = self._open(file.remote, start, end)
         with self._lock:
-            self._bodies[body] = time.monotonic()
+            self._bodies[body] = _Watch(time.monotonic())
         try:
             if self._stopped.is_set():
                 return
@@ -353,10 +336,27 @@ class _Transfer:
         if self._stopped.is_set():
             raise Cancelled("The pull was cancelled; what is here of it is kept.")
         piece = body.read(size)
-        self._bodies[body] = time.monotonic()
+        self._bodies[body].bytes += len(piece)
         if self._rate is not None:
             self._stopped.wait(self._rate.delay(len(piece)))
         return piece
+
+
+@dataclass(slots=True)
+class _Watch:
+    """What one connection brought since it was last looked at."""
+
+    since: float
+    bytes: int = 0
+
+    def is_stalled(self, now: float, pace: Pace) -> bool:
+        """Tell whether too little arrived in the time that it has; begin anew if enough did."""
+        if now - self.since < pace.stall:
+            return False
+        if self.bytes < pace.slowest:
+            return True
+        self.since, self.bytes = now, 0
+        return False
 
 
 class _Rate:
@@ -387,9 +387,22 @@ def _write(data: BinaryIO, piece: bytes, *, sync: bool = False) -> None:
         if sync:
             FLUSH(data.fileno())
     except OSError as error:
-        raise OvmsError(
-            f"The disk does not take what is pulled ({error.strerror}); make room and pull again."
-        ) from error
+        raise disk_error("The download", error) from error
+
+
+def rising(report: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    """Return a report that passes on nothing lower than before."""
+    highest = 0
+
+    def forward(progress: Progress) -> None:
+        nonlocal highest
+        if progress.status != "downloading":
+            report(progress)
+            return
+        highest = max(highest, progress.completed)
+        report(replace(progress, completed=highest, total=max(progress.total, highest)))
+
+    return forward
 
 
 def clean_up(into: Path) -> None:

@@ -1,0 +1,273 @@
+"""Files on disk: written atomically and synced, locked between processes, measured, and errors of the disk in words."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import stat
+import threading
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from ovms_kernel.errors import Cancelled, OvmsError, PreconditionFailed, TimedOut
+from ovms_kernel.values import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+T = TypeVar("T")
+
+CHUNK = 1 << 20
+"""Bytes per read."""
+SPACE_MARGIN = 64 << 20
+"""Bytes that stay free on a disk: logs, small files and the file system's own needs."""
+TICK = 0.1
+"""Seconds between two reports of progress."""
+LOCK_TICK = 0.05
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+# -- reading -------------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> dict[str, object] | None:
+    """Return the JSON object in that file; ``None`` if it is absent, damaged or not an object."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def size_of(path: Path) -> int | None:
+    """Return the bytes of a regular file; ``None`` if there is none, or not any more."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def disk_usage(folder: Path) -> int:
+    """Return the bytes that a folder occupies; a sparse file counts with what is written of it."""
+    size = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                status = os.lstat(os.path.join(root, name))  # noqa: PTH118 - thousands of them
+            except FileNotFoundError:
+                continue
+            size += getattr(status, "st_blocks", (status.st_size + 511) // 512) * 512
+    return size
+
+
+def hash_file(path: Path, advance: Callable[[int], None] = lambda _: None) -> str:
+    """Return the SHA-256 of a file as hex; ``advance`` is called with the bytes of each piece."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(CHUNK):
+            digest.update(piece)
+            advance(len(piece))
+    return digest.hexdigest()
+
+
+# -- writing -------------------------------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Replace a file so that a reader or a crash sees the old bytes or the new ones, never a part.
+
+    :param mode: permissions, less the umask.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Bring the bytes of a file, or the names in a folder, to the disk; a power cut spares nothing else."""
+    windows = os.name == "nt"
+    if windows and path.is_dir():
+        return  # it cannot be opened, and its names are in the file system's own journal
+    try:
+        descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+    except FileNotFoundError:
+        return  # another process took the last model out of a folder, and the folder with it
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring a folder to the disk with everything below it; what is there already costs next to nothing."""
+    for root, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            sync(Path(root, name))
+        sync(Path(root))
+
+
+# -- room on the disk ----------------------------------------------------------------------------------------------
+
+
+def human(size: int) -> str:
+    """Return a number of bytes for a sentence, such as ``1.5 GB``."""
+    units = ("bytes", "KB", "MB", "GB", "TB")
+    power = max(0, min(len(units) - 1, (len(str(size)) - 1) // 3))
+    return f"{size / 1000**power:.{1 if power else 0}f} {units[power]}"
+
+
+def free_space(folder: Path) -> int:
+    """Return the bytes that are free where a folder is, or would be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def check_space(folder: Path, needed: int, what: str) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    :param needed: bytes still to be written.
+    :param what: what needs them, as the sentence begins.
+    :raises PreconditionFailed: the sentence has the numbers.
+    """
+    free = free_space(folder)
+    if needed + SPACE_MARGIN > free:
+        raise PreconditionFailed(
+            f"{what} needs {human(needed + SPACE_MARGIN)} on disk and {human(free)} are free in {folder}; "
+            "free some space, or change the setting data_dir."
+        )
+
+
+@contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Turn what the file system refuses into a sentence.
+
+    :param what: what was being done, as the sentence begins.
+    :raises PreconditionFailed: the disk is full.
+    :raises OvmsError: anything else.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(what, error) from error
+
+
+def disk_error(what: str, error: OSError) -> OvmsError:
+    """Return the sentence for what the file system refused."""
+    where = f" at {error.filename}" if error.filename else ""
+    if error.errno in FULL:
+        return PreconditionFailed(f"{what} failed because the disk is full{where}; free some space and try again.")
+    return OvmsError(
+        f"{what} failed because of the disk{where} ({error.strerror or type(error).__name__}); "
+        "check its space and permissions."
+    )
+
+
+# -- long work -----------------------------------------------------------------------------------------------------
+
+
+class Meter:
+    """Counts bytes in a thread; the reports are made elsewhere."""
+
+    def __init__(self, status: str, total: int, completed: int = 0) -> None:
+        self.status, self.total, self.subject = status, total, ""
+        self.completed = completed
+        self._stop = threading.Event()
+
+    def advance(self, count: int) -> None:
+        """Count some bytes.
+
+        :raises Cancelled: the work is to stop.
+        """
+        if self._stop.is_set():
+            raise Cancelled("The work was withdrawn.")
+        self.completed += count
+
+    def stop(self) -> None:
+        """Make the next ``advance`` raise."""
+        self._stop.set()
+
+    def progress(self) -> Progress:
+        """Return what is to be reported now."""
+        return Progress(self.status, min(self.completed, self.total), self.total, self.subject)
+
+
+async def run_with_progress(work: Callable[[], T], meter: Meter, report: Callable[[Progress], None]) -> T:
+    """Run blocking work in a thread and report its meter ten times a second.
+
+    A cancel stops the work at its next ``meter.advance`` and is passed on only when the thread has ended.
+    """
+    result: list[T] = []
+    errors: list[Exception] = []
+
+    async def tick() -> None:
+        try:
+            while True:
+                report(meter.progress())
+                await anyio.sleep(TICK)
+        finally:
+            meter.stop()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(tick)
+        try:
+            result.append(await anyio.to_thread.run_sync(work))
+        except Exception as error:  # noqa: BLE001 - raised below, outside of the group, as it is
+            errors.append(error)
+        group.cancel_scope.cancel()
+    if errors:
+        await anyio.lowlevel.checkpoint()  # a cancel from outside wins over the error that it caused
+        raise errors[0]
+    report(meter.progress())
+    return result[0]
+
+
+@asynccontextmanager
+async def locked(
+    path: Path, *, timeout: float | None = None, busy: str = "", waiting: Callable[[], None] | None = None
+) -> AsyncIterator[None]:
+    """Hold an OS lock, against other processes and other tasks alike; it ends when its holder dies.
+
+    :param timeout: seconds to wait; ``None`` = as long as it takes.
+    :param busy: the sentence if the time is up.
+    :param waiting: called now and then while another one holds it; what it raises ends the wait.
+    :raises TimedOut: the time is up.
+    """
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, thread_local=False, blocking=False)
+    deadline = None if timeout is None else anyio.current_time() + timeout
+    while True:
+        try:
+            lock.acquire(blocking=False)
+            break
+        except Timeout:
+            if deadline is not None and anyio.current_time() >= deadline:
+                raise TimedOut(
+                    busy or f"{path.name} is held by another process; try again when that is done."
+                ) from None
+            if waiting:
+                waiting()
+            await anyio.sleep(LOCK_TICK)
+    try:
+        yield
+    finally:
+        lock.release()
