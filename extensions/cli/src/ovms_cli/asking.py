@@ -70,7 +70,7 @@ async def services_of(session: Session) -> AsyncIterator[Services]:
     """Give where requests go. A server that runs gets them, so that it knows which models are in use."""
     if (server := server_of(session.settings.data_dir)) is None:
         async with session.kernel() as kernel:
-            if not await kernel.check_engine():
+            if not await kernel.check_engine() and await kernel.list_models():
                 output.say("No engine is installed yet; it is installed first.")
                 with output.progress("engine") as report:
                     await kernel.install_engine(report=report)

@@ -57,7 +57,10 @@ async def bench(
     tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of each answer.", min=2)] = 64,
     json: Json = False,
 ) -> None:
-    """Measure a model: tokens per second, and the time to the first one."""
+    """Measure how fast a model answers.
+
+    Tokens per second and the time to the first one, compared with the run before.
+    """
     counts = _counts(streams)
     session.kept = "Interrupted; nothing was measured."
     rows: list[Row] = []

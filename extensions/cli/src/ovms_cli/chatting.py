@@ -11,7 +11,7 @@ import typer
 from ovms_cli import output
 from ovms_cli.asking import services_of
 from ovms_cli.conversation import Conversation, read_file
-from ovms_cli.services import WITHDRAWN
+from ovms_cli.services import WITHDRAWN, piped
 from ovms_cli.session import Session, add
 from ovms_kernel.errors import BadRequest, NotFound
 
@@ -33,8 +33,21 @@ Schema = Annotated[
     Path | None, typer.Option(metavar="FILE", help="A JSON schema that the answer keeps.", show_default=False)
 ]
 Stats = Annotated[bool, typer.Option("--stats", help="Show speed after the answer.")]
+
+
+def typed(words: list[str]) -> list[str]:
+    """Return the question that was typed or piped, as one text; none for a conversation at a terminal.
+
+    Called before the event loop begins, whose signals a read of stdin would hold up.
+    """
+    if words == ["-"] or (not words and not sys.stdin.isatty()):
+        return [piped("-")]
+    return [piped(" ".join(words))] if words else []
+
+
 Text = Annotated[
-    list[str], typer.Argument(metavar="[TEXT]", help="One question; - reads it from stdin.", show_default=False)
+    list[str],
+    typer.Argument(metavar="TEXT", help="One question; - reads it from stdin.", callback=typed, show_default=False),
 ]
 
 
@@ -57,7 +70,7 @@ async def run(
     schema: Schema = None,
     stats: Stats = False,
 ) -> None:
-    """Talk to a model, which is pulled first if it is not here.
+    """Ask a model a question, or talk to it; it is pulled if it is not here.
 
     With a text, or one on stdin, it prints the answer; without, it goes on until you leave with /bye.
     """
@@ -66,7 +79,7 @@ async def run(
     for path in image:
         await anyio.to_thread.run_sync(conversation.add_image, path)
     await _need(session, model)
-    await _talk(session, conversation, _question(text), stats=stats)
+    await _talk(session, conversation, text, stats=stats)
 
 
 async def chat(
@@ -85,7 +98,9 @@ async def chat(
     schema: Schema = None,
     stats: Stats = False,
 ) -> None:
-    """Say something to the default model; without a text, talk until you leave with /bye.
+    """Ask the default model a question, or talk to it.
+
+    Without a text it goes on until you leave with /bye.
 
     The setting services.chat.default_model names the default; with one model for text, that is it.
     """
@@ -93,24 +108,24 @@ async def chat(
     _options(conversation, temperature=temperature, max_tokens=max_tokens, seed=seed)
     for path in image:
         await anyio.to_thread.run_sync(conversation.add_image, path)
-    await _talk(session, conversation, _question(text), stats=stats)
+    await _talk(session, conversation, text, stats=stats)
 
 
-async def _talk(session: Session, conversation: Conversation, question: str | None, *, stats: bool) -> None:
+async def _talk(session: Session, conversation: Conversation, text: list[str], *, stats: bool) -> None:
     from ovms_cli.repl import Repl, ask_once
 
     session.kept = WITHDRAWN
+    if text and not text[0].strip():
+        raise BadRequest('There is nothing to ask; give a text, such as `ovms-plugin chat "Hello"`.')
     async with services_of(session) as services:
         if not conversation.model:
             conversation.model = await _default_of(session, services)
-        if question is None:
+        if not text:
             session.kept = ""
             kept = session.settings.data_dir / "history" / "chat"
             await Repl(session, services, conversation, kept, stats=stats).run()
-        elif question.strip():
-            await ask_once(services, conversation, question, stats=stats)
         else:
-            raise BadRequest('There is nothing to ask; give a text, such as `ovms-plugin chat "Hello"`.')
+            await ask_once(services, conversation, text[0], stats=stats)
 
 
 async def _default_of(session: Session, services: "Services") -> str:
@@ -142,15 +157,6 @@ async def _need(session: Session, model: str) -> None:
         session.kept = f"Interrupted; what has arrived of {model} is kept, the same command goes on from there."
         with output.progress(model) as report:
             await kernel.pull_model(model, report=report)
-
-
-def _question(text: list[str]) -> str | None:
-    """Return the question that was typed or piped; ``None`` for a conversation."""
-    if text and text != ["-"]:
-        return " ".join(text)
-    if text or not sys.stdin.isatty():
-        return sys.stdin.buffer.read().decode(errors="replace")
-    return None
 
 
 def _options(conversation: Conversation, *, temperature: float | None, max_tokens: int, seed: int | None) -> None:

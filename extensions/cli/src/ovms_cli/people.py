@@ -138,7 +138,7 @@ async def imagine(
 async def embed(
     session: Session,
     texts: Annotated[
-        list[str], typer.Argument(metavar="TEXT...", help="One or more; - reads lines from stdin.", show_default=False)
+        list[str], typer.Argument(metavar="TEXT", help="One or more; - reads lines from stdin.", show_default=False)
     ],
     *,
     dimensions: Annotated[int, typer.Option(metavar="N", help="Cut vectors to N.", min=0, show_default=False)] = 0,
@@ -161,7 +161,7 @@ async def rerank(
     query: Annotated[str, typer.Argument(metavar="QUERY", help="What is looked for.", show_default=False)],
     files: Annotated[
         list[str],
-        typer.Argument(metavar="FILE...", help="Texts to sort; - takes each line of stdin.", show_default=False),
+        typer.Argument(metavar="FILE", help="Texts to sort; - takes each line of stdin.", show_default=False),
     ],
     *,
     top: Annotated[int, typer.Option(metavar="N", help="Only the best N.", min=0, show_default=False)] = 0,

@@ -119,7 +119,7 @@ def make_manifest(definitions: Iterable[ServiceDefinition], *, bodies: Bodies = 
     offered = []
     for each in sorted(definitions, key=lambda each: each.name):
         if cause := why_not_offered(each):
-            log.warning("Service %s is not offered to AOG: %s.", each.name, cause)
+            log.debug("Service %s is not offered to AOG: %s.", each.name, cause)
         else:
             offered.append(each)
     return Manifest(tuple(offered), bodies=bodies)
