@@ -109,6 +109,9 @@ class Simulated:
 
     # As ``Servables``
 
+    def is_running(self) -> bool:
+        return True
+
     def was_changed(self) -> bool:
         return False
 
