@@ -33,6 +33,7 @@ from ovms_kernel.api.services import (
 from ovms_kernel.compose import compose_kernel
 from ovms_kernel.extensions import Extensions
 from ovms_kernel.settings import Settings, read_settings
+from ovms_kernel.testing.contract import configured
 from ovms_kernel.testing.platform import MisbehavingPlatform
 from ovms_kernel.values import Answer, Host, Request
 
@@ -109,7 +110,7 @@ class Setup:
         from ovms_graph_embeddings import Embeddings
         from ovms_graph_text_generation import TextGeneration
 
-        self.platform, self.watcher = MisbehavingPlatform({}), Watcher()
+        self.platform, self.watcher = configured(MisbehavingPlatform), Watcher()
         self.extensions = Extensions(
             services={"chat": Chat(), "slow": Slow(), "careless": Careless(), "echo": Echo()},
             platforms={"misbehaving": self.platform},

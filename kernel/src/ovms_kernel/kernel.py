@@ -77,6 +77,7 @@ class Kernel:
     async def __aenter__(self) -> Self:
         await self._stack.enter_async_context(self.residency)
         await self._stack.enter_async_context(self.supervisor)
+        await anyio.to_thread.run_sync(self.library.empty_trash)
         await self.events.tell("ovms_kernel_started", extensions=self.extensions.reports)
         return self
 

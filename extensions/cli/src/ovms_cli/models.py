@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ovms_kernel.kernel import Kernel
-    from ovms_kernel.values import LocalModel, ModelRef, ResidentModel
+    from ovms_kernel.values import ModelRef, ResidentModel
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="As owner/name.", show_default=False)]
 Models = Annotated[list[str], typer.Argument(metavar="MODEL", help="One or more, as owner/name.", show_default=False)]
@@ -28,7 +28,29 @@ Type = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands, in the order in which help lists them."""
-    add(app, pull, import_, ls, show, verify, rm, df, load, unload, pin, unpin, ps)
+    add(app, search, pull, import_, ls, show, verify, rm, df, load, unload, pin, unpin, ps)
+
+
+async def search(
+    session: Session,
+    words: Annotated[list[str], typer.Argument(metavar="WORDS", help="Words of the name.", show_default=False)],
+    *,
+    hub: Annotated[
+        str, typer.Option(metavar="NAME", help="Such as hf or ms; else the setting hub.", show_default=False)
+    ] = "",
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many models at most.")] = 20,
+    json: Json = False,
+) -> None:
+    """Search a hub for models."""
+    async with session.kernel() as kernel:
+        found = await kernel.library.search(" ".join(words), hub, limit)
+    if json:
+        output.print_json(found)
+    elif found:
+        rows = [(each.id, each.task or "-", str(each.downloads or "-")) for each in found]
+        output.print_table(("MODEL", "TASK", "DOWNLOADS"), rows, right=("DOWNLOADS",))
+    else:
+        output.say("No model was found; try other words.")
 
 
 async def pull(
@@ -63,7 +85,6 @@ async def pull(
             await _tell_plan(kernel, ref, json=json)
             return
         session.kept = f"Interrupted; what has arrived of {ref.id} is kept, the same command goes on from there."
-        _tell_engine(kernel)
         with output.progress(ref.id) as report:
             pulled = await kernel.library.pull(ref, model_type=type_, refresh=refresh, report=report)
     if json:
@@ -78,20 +99,6 @@ def read_rate(text: str) -> int:
     if not found or not (rate := int(float(found[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[found[2]])):
         raise BadRequest(f"{text!r} is no rate; write bytes per second such as 5MB or 500k.")
     return rate
-
-
-def _tell_engine(kernel: "Kernel") -> None:
-    """See that an engine which runs lets go of a model before that is replaced.
-
-    It is looked for only then: whoever uses an engine takes over when its owner ends, and a pull may take long.
-    """
-    release = kernel.library.release
-
-    async def told(model: "LocalModel") -> None:
-        await running(kernel)
-        await release(model)
-
-    kernel.library.release = told
 
 
 async def _tell_plan(kernel: "Kernel", ref: "ModelRef", *, json: bool) -> None:
@@ -122,7 +129,6 @@ async def import_(
 ) -> None:
     """Take in a model from a folder or archive."""
     async with session.kernel() as kernel:
-        _tell_engine(kernel)
         with output.progress(model) as report:
             taken = await kernel.import_model(path, model, model_type=type_, report=report)
     if json:
@@ -135,6 +141,9 @@ async def ls(session: Session, *, json: Json = False) -> None:
     """List the models on this machine."""
     async with session.kernel() as kernel:
         models = await kernel.list_models()
+        damaged = kernel.library.damaged()
+    for name in damaged:
+        output.say(f"The record of {name} is damaged; `ovms-plugin pull {name}` fetches it again, `rm` removes it.")
     if json:
         output.print_json(models)
     elif models:
@@ -282,13 +291,16 @@ async def df(session: Session, *, json: Json = False) -> None:
             for each in kernel.installations.versions()
         }
     if json:
-        output.print_json({"models": usage.models, "staging": staging, "engines": engines, "free": usage.free})
+        sizes = {"models": usage.models, "staging": staging, "trash": usage.trash}
+        output.print_json(sizes | {"engines": engines, "free": usage.free})
         return
     rows = [(name, "model", output.size(count)) for name, count in usage.models.items()]
     rows += [
         (each.id, "old unfinished pull" if each.offered else "unfinished pull", output.size(each.size))
         for each in staging
     ]
+    if usage.trash:
+        rows.append(("removed models", "trash, emptied at the next start", output.size(usage.trash)))
     rows += [(name, "engine", output.size(count)) for name, count in engines.items()]
     rows.append(("free", str(session.settings.data_dir), output.size(usage.free)))
     output.print_table(("WHAT", "KIND", "SIZE"), rows, right=("SIZE",))

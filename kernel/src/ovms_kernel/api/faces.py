@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from ovms_kernel.admission import decode_request
+from ovms_kernel.declared import read_struct
 from ovms_kernel.drivers import Dialect, Face, Service
 from ovms_kernel.errors import (
     BadRequest,
@@ -74,6 +75,7 @@ __all__ = [
     "parse_duration",
     "parse_size",
     "read_events",
+    "read_struct",
 ]
 
 

@@ -29,6 +29,7 @@ from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.engine.ownership import take_ownership
 from ovms_kernel.engine.probe import no_probe
 from ovms_kernel.errors import EngineFailed, OvmsError, TimedOut, Unavailable
+from ovms_kernel.files import disk_error
 from ovms_kernel.values import EngineInfo, Ports
 
 if sys.platform == "win32":
@@ -215,6 +216,9 @@ class Supervisor:
             except OvmsError as error:
                 # What an extension vetoes or the system forbids does not get better by itself.
                 self._fail(error)
+                continue
+            except OSError as error:
+                self._fail(disk_error("Starting the engine", error))
                 continue
             except Exception as error:
                 log.exception("The engine could not be supervised")

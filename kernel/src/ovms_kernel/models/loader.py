@@ -194,15 +194,10 @@ class Loader:
 
     def idle_unload(self, model_id: str) -> float:
         """Return after how many idle seconds a model is unloaded; 0 = never."""
-        general = self._settings.idle_unload
-        limit = self._settings.section("models", model_id).get(
-            "idle_unload", general if general >= 0 else self.default_idle
-        )
-        try:
-            return max(0.0, float(limit))
-        except (TypeError, ValueError):
-            log.warning("idle_unload of model %s is not a number of seconds, so it is never unloaded", model_id)
-            return 0.0
+        own, general = self._settings.model(model_id).idle_unload, self._settings.idle_unload
+        if own is not None:
+            return own
+        return general if general >= 0 else self.default_idle
 
     def resident(self, model: LocalModel) -> Resident:
         """Return a model's row of the table, made if there is none."""
@@ -235,8 +230,7 @@ class Loader:
                     await self._library.note(name, keep=None)
 
     def _is_pinned(self, model_id: str) -> bool:
-        pinned = self._settings.section("models", model_id).get("pinned", False)
-        return model_id in self._settings.pinned or str(pinned).lower() in ("true", "1", "yes", "on")
+        return model_id in self._settings.pinned or self._settings.model(model_id).pinned
 
 
 def _note_memory(model: LocalModel, took: int) -> None:

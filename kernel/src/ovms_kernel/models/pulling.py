@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.to_thread
 
-from ovms_kernel.errors import BadRequest, Unavailable
+from ovms_kernel.errors import BadRequest, TimedOut, Unavailable
 from ovms_kernel.fetch.http import FetchFailed
 from ovms_kernel.fetch.names import check_file_path, is_junk, one_name, shown
 from ovms_kernel.fetch.partial import present_bytes
@@ -42,6 +42,8 @@ SPLIT = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
 FOREIGN_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".h5", ".onnx", ".msgpack", ".ckpt")
 MAX_FILES = 10_000
 WATCH_EVERY = 0.2
+STUCK = 120.0
+"""Seconds without progress after which a pull in another process is not waited for any longer."""
 PREFERRED_GGUF = re.compile(r"(?i)q4_k_m")
 
 
@@ -250,9 +252,10 @@ class Staging:
 def watch_staging(folder: Path, report: Callable[[Progress], None]) -> Callable[[], None]:
     """Return a function that reports, now and then, how far the pull of another process is, as its staging tells."""
     last = 0.0
+    before, changed = -1, time.monotonic()
 
     def look() -> None:
-        nonlocal last
+        nonlocal last, before, changed
         if time.monotonic() - last < WATCH_EVERY:
             return
         last = time.monotonic()
@@ -264,6 +267,13 @@ def watch_staging(folder: Path, report: Callable[[Progress], None]) -> Callable[
         except OSError:
             return  # a file was just finished, or all was just published
         report(Progress("downloading", present, total) if total else Progress("waiting"))
+        if present != before:
+            before, changed = present, time.monotonic()
+        elif time.monotonic() - changed > STUCK:
+            raise TimedOut(
+                f"Another process holds {folder.name.replace('@', '/')} and has made no progress for {STUCK:g} s; "
+                "end that process, then try again."
+            )
 
     return look
 

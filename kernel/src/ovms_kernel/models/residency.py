@@ -332,8 +332,11 @@ class Residency:
         await self._events.tell("ovms_model_ready", model=loaded)
         return loaded
 
-    async def release(self, model: LocalModel) -> None:
-        """Unload a model whose files are about to be replaced or removed."""
+    @hookimpl
+    async def ovms_before_replace(self, model: LocalModel) -> None:
+        """Unload a model whose files are about to be replaced or removed, from whichever process's engine runs."""
+        if self._engine_runs():
+            await self._connect()
         async with self._turns.change():
             gone = await self._loader.unload(model.id)
             self.table.pop(model.id, None) if model.id not in self._loads else None

@@ -12,6 +12,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import anyio
+import msgspec
 
 from ovms_face_aog import framing, payloads
 from ovms_face_aog.protos import aog_provider_pb2 as pb
@@ -34,6 +35,13 @@ LINGER = 0.5
 """Seconds that a pull's stream stays open after its last message, or AOG may lose that (D1-26, D1-30)."""
 VOICES = frozenset({"male", "female", "girl", "baby"})
 """What AOG's clients must name as voice, whatever the model has; its own templates drop it."""
+
+
+class Asked(msgspec.Struct):
+    """What of a request decides whether anything has to be added to it."""
+
+    model: object = None
+    voice: object = None
 
 
 class AogProvider(Provider):
@@ -92,9 +100,12 @@ class AogProvider(Provider):
     async def _addressed(self, kernel: KernelApi, service: str, body: bytes) -> bytes:
         """Return a request with the model that was loaded or used last in case it names none."""
         try:
+            asked = msgspec.json.decode(body, type=Asked)
+            if asked.model and asked.voice is None:
+                return body  # nearly every request; the kernel decodes all of it
             fields = decode_request(body)
-        except BadRequest:
-            return body  # the kernel says so, too
+        except (BadRequest, msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            return body  # the kernel says what is wrong with it
         if isinstance(voice := fields.get("voice"), str) and voice in VOICES:
             del fields["voice"]
             body = payloads.write(fields)
