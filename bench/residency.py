@@ -110,7 +110,7 @@ class Simulated:
     # As ``Servables``
 
     def is_running(self) -> bool:
-        return True
+        return False  # no other process loads anything, nor is any told
 
     def was_changed(self) -> bool:
         return False
