@@ -178,7 +178,7 @@ async def test_patterns_choose_files(hub, driver, repo):
 
 
 def test_settings_that_do_not_exist_are_refused(driver):
-    with pytest.raises(BadRequest, match="there are allow_patterns"):
+    with pytest.raises(BadRequest, match=r"did you mean connections\?"):
         driver(conections=3)
     with pytest.raises(BadRequest, match="connections"):
         driver(connections="many")

@@ -522,6 +522,7 @@ import os, sys
 import anyio, modelscope_hub, requests, filelock, urllib3, certifi
 from pathlib import Path
 from ovms_hub_modelscope import ModelScope
+from ovms_kernel.testing.contract import configured
 from ovms_kernel.events import Events
 from ovms_kernel.extensions import compose
 from ovms_kernel.models.library import Library
@@ -532,7 +533,7 @@ data, url, part_size = sys.argv[1:]
 settings = Settings(Path(data))
 host = Host(os="linux", machine="x86_64", memory=16 << 30)
 drivers = compose(settings, host, kinds=("graphs",))
-hub = ModelScope({"endpoint": url, "part_size": part_size, "retry_delay": 0.01})
+hub = configured(ModelScope, **{"endpoint": url, "part_size": part_size, "retry_delay": 0.01})
 library = Library(settings, Events(), {"modelscope": hub}, drivers.graphs, host)
 hub._client()
 print("ready", flush=True)

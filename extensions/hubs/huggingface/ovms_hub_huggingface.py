@@ -18,6 +18,7 @@ from ovms_kernel.api.hubs import (
     Body,
     FetchFailed,
     FoundModel,
+    HubSettings,
     ModelRef,
     NotFound,
     OvmsError,
@@ -25,7 +26,6 @@ from ovms_kernel.api.hubs import (
     Unauthorized,
     Web,
     check_reachable,
-    read_hub_section,
 )
 
 if TYPE_CHECKING:
@@ -38,20 +38,17 @@ LISTING_TIME = 60.0
 
 
 class HuggingFace:
-    """The hub driver.
-
-    Its section may set ``endpoint`` (a mirror; else ``HF_ENDPOINT``), ``token`` (else ``HF_TOKEN`` or what ``hf auth
-    login`` stored), and what every hub has: see :mod:`ovms_kernel.fetch.hub_section`.
-    """
+    """The hub driver. Without settings it uses ``HF_ENDPOINT``, and ``HF_TOKEN`` or that of ``hf auth login``."""
 
     alias = "hf"
+    settings_type = HubSettings
 
-    def __init__(self, section: Mapping[str, Any]) -> None:
-        self._section = read_hub_section(section, "huggingface")
-        self._web = Web(proxy=self._section.proxy, ca_file=self._section.ca_file)
+    def __init__(self, settings: HubSettings) -> None:
+        self._settings = settings
+        self._web = Web(proxy=settings.proxy, ca_file=settings.ca_file)
         self._commits: dict[ModelRef, str] = {}
         """The commit that was listed; its files are fetched, whatever the branch says by then."""
-        self.pace = self._section.pace
+        self.pace = settings.pace()
 
     async def list_files(self, ref: ModelRef) -> list[RemoteFile]:
         """Return every file of the model that the patterns let through."""
@@ -66,7 +63,7 @@ class HuggingFace:
             files = [_file(each) for each in listing["siblings"]]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise self._no_listing(error) from error
-        files = [file for file in files if self._section.is_wanted(file.path)]
+        files = [file for file in files if self._settings.is_wanted(file.path)]
         if not files:
             raise NotFound(f"{ref.id} on {self._endpoint()} has no files that could be pulled; look at its page.")
         return files
@@ -97,17 +94,17 @@ class HuggingFace:
     def _endpoint(self) -> str:
         from huggingface_hub import constants
 
-        return (self._section.endpoint or constants.ENDPOINT).rstrip("/")
+        return (self._settings.endpoint or constants.ENDPOINT).rstrip("/")
 
     def _headers(self) -> dict[str, str]:
         from huggingface_hub import get_token
 
-        token = self._section.token or get_token()
+        token = self._settings.token or get_token()
         return {"Authorization": f"Bearer {token}"} if token else {}
 
     async def _ask(self, path: str, ref: ModelRef) -> Any:  # noqa: ANN401 - JSON
         url = self._endpoint() + path
-        await check_reachable(url, self._section.proxy)
+        await check_reachable(url, self._settings.proxy)
 
         def read() -> bytes:
             return self._web.read(url, limit=LISTING_LIMIT, seconds=LISTING_TIME, headers=self._headers())

@@ -18,6 +18,7 @@ from ovms_kernel.api.hubs import (
     Body,
     FetchFailed,
     FoundModel,
+    HubSettings,
     ModelRef,
     NotFound,
     OvmsError,
@@ -25,11 +26,10 @@ from ovms_kernel.api.hubs import (
     Unauthorized,
     Web,
     check_reachable,
-    read_hub_section,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from modelscope_hub import HubApi
     from requests import PreparedRequest, Response, Session
@@ -43,29 +43,26 @@ REACH_TIME = 2.0
 
 
 class ModelScope:
-    """The hub driver.
-
-    Its section may set ``endpoint`` (a mirror), ``token`` (else ``MODELSCOPE_API_TOKEN`` or what ``modelscope login``
-    stored), and what every hub has: see :mod:`ovms_kernel.fetch.hub_section`.
-    """
+    """The hub driver. Without a token it uses ``MODELSCOPE_API_TOKEN``, or that of ``modelscope login``."""
 
     alias = "ms"
+    settings_type = HubSettings
 
-    def __init__(self, section: Mapping[str, Any]) -> None:
-        self._section = read_hub_section(section, "modelscope")
-        self._web = Web(proxy=self._section.proxy, ca_file=self._section.ca_file)
+    def __init__(self, settings: HubSettings) -> None:
+        self._settings = settings
+        self._web = Web(proxy=settings.proxy, ca_file=settings.ca_file)
         self._api: HubApi | None = None
-        self.pace = self._section.pace
+        self.pace = settings.pace()
 
     async def list_files(self, ref: ModelRef) -> list[RemoteFile]:
         """Return every file of the model that the patterns let through."""
-        await check_reachable(self._client().legacy.endpoint, self._section.proxy)
+        await check_reachable(self._client().legacy.endpoint, self._settings.proxy)
         # The client tries a listing again for some seconds; a cancel need not wait for that.
         return await anyio.to_thread.run_sync(self._list, ref, abandon_on_cancel=True)
 
     async def search(self, words: str, limit: int) -> list[FoundModel]:
         """Return models that the words find."""
-        await check_reachable(self._client().legacy.endpoint, self._section.proxy)
+        await check_reachable(self._client().legacy.endpoint, self._settings.proxy)
         return await anyio.to_thread.run_sync(self._search, words, limit, abandon_on_cancel=True)
 
     def open(self, ref: ModelRef, file: RemoteFile, start: int, end: int) -> Body:
@@ -73,7 +70,7 @@ class ModelScope:
         legacy = self._client().legacy
         url = legacy.get_download_url(ref.id, "model", file.path, ref.revision or "master")
         headers = {}
-        if token := self._section.token or legacy._token:
+        if token := self._settings.token or legacy._token:
             # Older endpoints take the cookie, newer ones the header; the client sends both.
             headers = {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"}
         try:
@@ -87,13 +84,13 @@ class ModelScope:
             from modelscope_hub import HubApi
 
             api = HubApi(
-                endpoint=self._section.endpoint or None,
-                token=self._section.token or None,
+                endpoint=self._settings.endpoint or None,
+                token=self._settings.token or None,
                 user_agent={"ovms-plugin": "1"},
             )
             for session in vars(api.legacy).values():
                 if isinstance(session, requests.Session):
-                    _insist(session, self._section.proxy, self._section.ca_file)
+                    _insist(session, self._settings.proxy, self._settings.ca_file)
             # It writes on stderr by itself; what it says goes where everything else goes.
             logger = logging.getLogger("modelscope_hub")
             logger.handlers.clear()
@@ -113,7 +110,7 @@ class ModelScope:
             files = [
                 RemoteFile(_path(entry.path), int(entry.size or 0), _digest(entry.sha256))
                 for entry in entries
-                if entry.type != "tree" and self._section.is_wanted(_path(entry.path))
+                if entry.type != "tree" and self._settings.is_wanted(_path(entry.path))
             ]
         except (HubError, OSError) as error:
             raise self._ours(error, ref) from error

@@ -71,6 +71,10 @@ class Events:
                 refused[name] = " ".join(str(error).split())
         return refused
 
+    def listens(self, hook: str) -> bool:
+        """Return whether anything implements a hook, so that nothing is made for an event that nobody hears."""
+        return bool(getattr(self._manager.hook, hook).get_hookimpls())
+
     async def ask(self, hook: str, **arguments: object) -> list[tuple[str, Any]]:
         """Call every implementation in order and return what they said, as pairs of extension and result.
 

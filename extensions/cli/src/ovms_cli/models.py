@@ -1,8 +1,9 @@
 """Commands about models: on disk and in the running engine."""
 
 import re
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,12 +11,13 @@ from ovms_cli import output
 from ovms_cli.session import Json, Session, add
 from ovms_kernel.commands import need_engine, running
 from ovms_kernel.errors import BadRequest
+from ovms_kernel.quantities import parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ovms_kernel.kernel import Kernel
-    from ovms_kernel.values import ModelRef
+    from ovms_kernel.values import ModelRef, ResidentModel
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="As owner/name.", show_default=False)]
 Models = Annotated[list[str], typer.Argument(metavar="MODEL", help="One or more, as owner/name.", show_default=False)]
@@ -26,7 +28,7 @@ Type = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands, in the order in which help lists them."""
-    add(app, search, pull, import_, ls, show, verify, rm, df, load, unload, ps)
+    add(app, search, pull, import_, ls, show, verify, rm, df, load, unload, pin, unpin, ps)
 
 
 async def search(
@@ -161,17 +163,60 @@ async def ls(session: Session, *, json: Json = False) -> None:
 
 
 async def ps(session: Session, *, json: Json = False) -> None:
-    """List the models that the engine serves now."""
+    """List the models that are loaded, who uses them, and what happens to them when."""
     async with session.kernel() as kernel:
-        models = await kernel.running_models() if await running(kernel) else []
+        models = await kernel.resident_models() if await running(kernel) else []
         state = kernel.supervisor.describe()
     if json:
-        output.print_json(models)
+        output.print_json([plain_resident(each) for each in models])
     elif models:
-        rows = [(each.id, each.model_type, output.size(each.size)) for each in models]
-        output.print_table(("MODEL", "TYPE", "SIZE"), rows, right=("SIZE",))
+        rows = [
+            (
+                each.model.id,
+                each.model.model_type,
+                output.size(each.memory),
+                each.device,
+                str(each.users),
+                idle_time(each),
+                what_next(each),
+            )
+            for each in models
+        ]
+        titles = ("MODEL", "TYPE", "MEMORY", "DEVICE", "USERS", "IDLE", "NEXT")
+        output.print_table(titles, rows, right=("MEMORY", "USERS"))
     else:
-        output.say(f"The engine serves no model; it is {state}.")
+        output.say(f"No model is loaded; the engine is {state}.")
+
+
+def plain_resident(each: "ResidentModel") -> dict[str, Any]:
+    """Return a loaded model as JSON has it."""
+    fields = {name: value for name, value in output.plain(each).items() if name != "model"}
+    return {"id": each.model.id, "model_type": each.model.model_type} | fields
+
+
+def idle_time(each: "ResidentModel") -> str:
+    """Return for how long a model was not used."""
+    return "-" if each.users or not each.last_used else duration(time.time() - each.last_used)
+
+
+def what_next(each: "ResidentModel") -> str:
+    """Return what happens to a model, and when."""
+    if each.state != "loaded":
+        return f"failed: {each.failure}" if each.state == "failed" else f"{each.state} …"
+    if each.pinned:
+        return "stays: pinned"
+    if each.users:
+        return "in use"
+    if each.unload_at is None:
+        return "stays until memory is needed"
+    return f"unloaded in {duration(max(0.0, each.unload_at - time.time()))}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as ``45 s``, ``12 min`` or ``2.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 async def show(session: Session, model: Model, *, json: Json = False) -> None:
@@ -265,22 +310,49 @@ async def df(session: Session, *, json: Json = False) -> None:
     output.print_table(("WHAT", "KIND", "SIZE"), rows, right=("SIZE",))
 
 
-async def load(session: Session, models: Models) -> None:
-    """Make the running engine serve models."""
+async def load(
+    session: Session,
+    models: Models,
+    *,
+    keep: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            help="How long each stays after its last use: 90s, 5m, 2h, or -1 for ever.",
+            show_default=False,
+        ),
+    ] = "",
+) -> None:
+    """Load models into the running engine."""
+    keep_alive = parse_duration(keep) if keep else None
     async with session.kernel() as kernel:
         await need_engine(kernel)
         for model in models:
             session.kept = f"Interrupted; the engine may go on loading {model} by itself."
-            loaded = await kernel.load_model(model)
-            print(f"{loaded.id} is served.")
+            loaded = await kernel.load_model(model, keep_alive=keep_alive)
+            print(f"{loaded.id} is loaded.")
+
+
+async def pin(session: Session, models: Models) -> None:
+    """Keep models loaded: once loaded, they stay until you unpin or unload them."""
+    async with session.kernel() as kernel:
+        for model in models:
+            print(f"{(await kernel.pin_model(model)).id} is pinned.")
+
+
+async def unpin(session: Session, models: Models) -> None:
+    """Let models be unloaded again, when they are idle or their memory is needed."""
+    async with session.kernel() as kernel:
+        for model in models:
+            print(f"{(await kernel.pin_model(model, pinned=False)).id} is not pinned.")
 
 
 async def unload(session: Session, models: Models) -> None:
-    """Make the running engine let go of models."""
+    """Unload models from the running engine."""
     async with session.kernel() as kernel:
         await need_engine(kernel)
         for model in models:
             # Named first, because the kernel passes over what is not served and a typing error should not.
             found = kernel.library.find(model)
             await kernel.unload_models([found.id])
-            print(f"{found.id} is not served any more.")
+            print(f"{found.id} is unloaded.")

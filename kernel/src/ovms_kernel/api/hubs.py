@@ -26,8 +26,7 @@ from ovms_kernel.fetch.http import (
     check_reachable,
 )
 from ovms_kernel.fetch.hub_section import (
-    HubSection,
-    read_hub_section,
+    HubSettings,
 )
 from ovms_kernel.fetch.transfer import (
     Pace,
@@ -49,7 +48,7 @@ __all__ = [
     "FetchFailed",
     "FoundModel",
     "Hub",
-    "HubSection",
+    "HubSettings",
     "ModelRef",
     "NotFound",
     "NotSupported",
@@ -65,5 +64,4 @@ __all__ = [
     "Web",
     "check_reachable",
     "hookimpl",
-    "read_hub_section",
 ]

@@ -12,7 +12,6 @@ A second plugin on the same data folder attaches to the first one's engine, and 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import random
@@ -143,7 +142,7 @@ class Supervisor:
             return self.info
         limit = self._settings.start_timeout + BACK_OFF[0] if timeout is None else timeout
         try:
-            async with asyncio.timeout(limit):
+            with anyio.fail_after(limit):
                 while True:
                     # A request must not go to an engine that has ended a moment ago.
                     if self.info is not None and not (self._process and self._process.has_ended()):

@@ -31,9 +31,10 @@ from ovms_kernel.models.publish import (
     staging_folder,
     trash_size,
 )
-from ovms_kernel.models.pulling import Pulls, watch_staging
+from ovms_kernel.models.pulling import watch_staging
 from ovms_kernel.models.shaping import Shaper
 from ovms_kernel.models.soundness import faults_of
+from ovms_kernel.single_flight import Conflict, SingleFlight
 from ovms_kernel.values import LocalModel, ModelRef, Progress
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Library:
         self.settings = settings
         self._events = events
         self._hubs = hubs
-        self._pulls = Pulls()
+        self._pulls: SingleFlight[LocalModel, Progress] = SingleFlight(cancel_abandoned=True)
         self.shaper = Shaper(settings, events, drivers, host, lambda model_id: self._found(model_id)[0])
         self._arrivals = Arrivals(settings, events, self.shaper)
 
@@ -242,7 +243,12 @@ class Library:
                         return here
                     return await self._arrivals.pull(hub, Wish(ref, model_type, options or {}), rising(tell))
 
-        return await self._pulls.join(ref.id, wanted, work, report)
+        try:
+            return await self._pulls.join(ref.id, work, wanted=wanted, report=report)
+        except Conflict as error:
+            raise BadRequest(
+                f"{ref.id} is being pulled already, at another revision or type; wait for that or cancel it."
+            ) from error
 
     async def import_(
         self,

@@ -1,8 +1,7 @@
-"""Pulls: one per model at a time, joined by whoever asks for the same, stopped when the last one leaves."""
+"""What one pull fetches: which files of a hub, into which folder, and what of it is here already."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
@@ -10,7 +9,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +28,13 @@ from ovms_kernel.models.publish import JOURNAL, is_begun
 from ovms_kernel.values import Progress, PullPlan, RemoteFile
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from ovms_kernel.drivers import Hub
     from ovms_kernel.fetch.http import Body
     from ovms_kernel.models.metadata import Metadata
-    from ovms_kernel.values import LocalModel, ModelRef
+    from ovms_kernel.values import ModelRef
 
 log = logging.getLogger(__name__)
 
@@ -46,75 +45,6 @@ WATCH_EVERY = 0.2
 STUCK = 120.0
 """Seconds without progress after which a pull in another process is not waited for any longer."""
 PREFERRED_GGUF = re.compile(r"(?i)q4_k_m")
-
-
-@dataclass(eq=False)
-class _Running:
-    wanted: object
-    task: asyncio.Task[LocalModel]
-    listeners: dict[object, Callable[[Progress], None]] = field(default_factory=dict)
-    last: Progress | None = None
-    withdrawn: bool = False
-
-    def tell(self, progress: Progress) -> None:
-        self.last = progress
-        for listener in list(self.listeners.values()):
-            try:
-                listener(progress)
-            except Exception:
-                log.exception("A listener to a pull failed")
-
-
-class Pulls:
-    """The pulls that run in this process, by model id."""
-
-    def __init__(self) -> None:
-        self._running: dict[str, _Running] = {}
-
-    async def join(
-        self,
-        key: str,
-        wanted: object,
-        work: Callable[[Callable[[Progress], None]], Awaitable[LocalModel]],
-        report: Callable[[Progress], None],
-    ) -> LocalModel:
-        """Start the work, or join it if it runs; leave it when cancelled, and stop it if nobody is left.
-
-        :param wanted: whatever must be the same for two callers to want the same.
-        :raises BadRequest: something else is being pulled under that id.
-        """
-        while (running := self._running.get(key)) is not None and running.withdrawn:
-            await asyncio.wait([running.task])
-        if running is None:
-            running = self._start(key, wanted, work)
-        elif running.wanted != wanted:
-            raise BadRequest(f"{key} is being pulled already, at another revision or type; wait for that or cancel it.")
-        elif running.last is not None:
-            report(running.last)
-        me = object()
-        running.listeners[me] = report
-        try:
-            return await asyncio.shield(running.task)
-        finally:
-            del running.listeners[me]
-            if not running.listeners and not running.task.done():
-                running.withdrawn = True
-                running.task.cancel()
-                with anyio.CancelScope(shield=True):
-                    await asyncio.wait([running.task])
-
-    def _start(
-        self, key: str, wanted: object, work: Callable[[Callable[[Progress], None]], Awaitable[LocalModel]]
-    ) -> _Running:
-        async def run() -> LocalModel:
-            try:
-                return await work(running.tell)
-            finally:
-                del self._running[key]
-
-        running = _Running(wanted, asyncio.get_running_loop().create_task(run()))
-        self._running[key] = running
-        return running
 
 
 def choose_files(files: Sequence[RemoteFile], name: str) -> list[RemoteFile]:

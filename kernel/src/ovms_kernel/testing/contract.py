@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import anyio
 import pytest
 
+from ovms_kernel.declared import NoSettings, read_struct
 from ovms_kernel.drivers import (
     Command,
     ConversingService,
@@ -39,6 +40,19 @@ if TYPE_CHECKING:
 
 __test__ = False
 
+
+def configured(driver: Any, **values: Any) -> Any:  # noqa: ANN401 - any driver
+    """Return a driver with these settings, constructed as the kernel does it.
+
+    :raises BadRequest: one is unknown or has a wrong value.
+    """
+    declared = getattr(driver, "settings_type", NoSettings)
+    if declared is dict:
+        return driver(values)
+    read = read_struct(declared, values, lambda _: "the settings")
+    return driver({} if declared is NoSettings else read)
+
+
 ANY_HOST = Host("linux", "x86_64", "ubuntu", "24.04", memory=16 << 30)
 
 
@@ -47,23 +61,23 @@ class ServiceContract:
 
     driver: ClassVar[Any]
 
-    def test_it_is_constructed_with_an_empty_section(self) -> None:
-        """Nothing has to be set for a service to work."""
-        assert isinstance(self.driver({}), Service)
+    def test_nothing_has_to_be_set(self) -> None:
+        """Every setting has a default with which the service works."""
+        assert isinstance(configured(self.driver), Service)
 
     def test_its_name_is_one_for_the_wire(self) -> None:
         """Lower case and dashes, as faces offer it."""
-        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.driver({}).definition.name)
+        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", configured(self.driver).definition.name)
 
     def test_it_does_what_its_definition_says(self) -> None:
         """What is promised to hosts is there."""
-        service = self.driver({})
+        service = configured(self.driver)
         assert isinstance(service, StreamingService) or not service.definition.streaming
         assert isinstance(service, ConversingService) or not service.definition.bidirectional
 
     def test_its_default_model_is_a_setting(self) -> None:
         """Everybody has models of their own."""
-        assert self.driver({"default_model": "own/model"}).definition.default_model == "own/model"
+        assert configured(self.driver, default_model="own/model").definition.default_model == "own/model"
 
 
 class GraphContract:
@@ -75,7 +89,7 @@ class GraphContract:
 
     def test_it_recognises_its_own_files_and_not_an_empty_folder(self) -> None:
         """From files, not from names."""
-        graph = self.driver({})
+        graph = configured(self.driver)
         assert isinstance(graph, GraphTemplate)
         assert graph.recognises(self.files) > 0
         assert graph.recognises(ModelFiles("model", {}, {})) == 0
@@ -86,7 +100,7 @@ class GraphContract:
 
         from ovms_kernel.models.protos.ovms_graph_pb2 import CalculatorGraphConfig
 
-        built = self.driver({}).build(self.files, GraphOptions(ANY_HOST))
+        built = configured(self.driver).build(self.files, GraphOptions(ANY_HOST))
         assert text_format.Parse(text_format.MessageToString(built), CalculatorGraphConfig()) == built
         assert built.node
         assert all(node.name and node.calculator for node in built.node)
@@ -96,7 +110,7 @@ class GraphContract:
         from ovms_kernel.errors import BadRequest
 
         with pytest.raises(BadRequest):
-            self.driver({}).build(self.files, GraphOptions(ANY_HOST, {"no_such_option": 1}))
+            configured(self.driver).build(self.files, GraphOptions(ANY_HOST, {"no_such_option": 1}))
 
 
 class PlatformContract:
@@ -108,19 +122,19 @@ class PlatformContract:
 
     def test_it_matches_its_host(self) -> None:
         """Or nobody would choose it."""
-        platform = self.driver({})
+        platform = configured(self.driver)
         assert isinstance(platform, Platform)
         assert platform.matches(self.host) > 0
 
     def test_its_release_names_a_version(self) -> None:
         """Every installation has one."""
-        assert self.driver({}).release(self.host, "").version
+        assert configured(self.driver).release(self.host, "").version
 
     def test_its_environment_does_not_inherit_ours(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A foreign Python environment is the main cause of engines that do not start."""
         for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "API_KEY"):
             monkeypatch.setenv(name, "/foreign")
-        plan = self.driver({}).launch(Installation("1", tmp_path, "any"), Ports(1, 2))
+        plan = configured(self.driver).launch(Installation("1", tmp_path, "any"), Ports(1, 2))
         assert "/foreign" not in plan.env.values()
 
 
@@ -193,7 +207,7 @@ class FaceContract:
 
     def test_it_is_constructed_with_an_empty_section(self) -> None:
         """Nothing has to be set."""
-        face = self.driver({})
+        face = configured(self.driver)
         assert isinstance(face, Face)
         assert inspect.iscoroutinefunction(face.serve)
 
@@ -214,7 +228,7 @@ class DialectContract:
 
     def test_it_is_constructed_with_an_empty_section(self) -> None:
         """Nothing has to be set."""
-        dialect = self.driver({})
+        dialect = configured(self.driver)
         assert isinstance(dialect, Dialect)
         assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", dialect.name)
 
@@ -222,7 +236,7 @@ class DialectContract:
         """One path and method, one route."""
         from starlette.routing import BaseRoute
 
-        routes = list(self.driver({}).routes(self.kernel))
+        routes = list(configured(self.driver).routes(self.kernel))
         assert routes
         assert all(isinstance(each, BaseRoute) for each in routes)
         claimed = [(each.path, method) for each in routes for method in getattr(each, "methods", None) or ("",)]
@@ -236,7 +250,7 @@ class CommandsContract:
 
     def test_it_has_an_app_with_commands(self) -> None:
         """Each tells what it does."""
-        command = self.driver({})
+        command = configured(self.driver)
         assert isinstance(command, Command)
         registered = command.app.registered_commands
         assert registered or command.app.registered_groups
@@ -244,7 +258,7 @@ class CommandsContract:
 
     def test_coroutine_functions_take_the_session_first(self) -> None:
         """The command line hands it over."""
-        for each in self.driver({}).app.registered_commands:
+        for each in configured(self.driver).app.registered_commands:
             if inspect.iscoroutinefunction(each.callback):
                 assert next(iter(inspect.signature(each.callback).parameters)) == "session"
 
