@@ -41,8 +41,8 @@ class Embeddings:
             return ""
         return (
             f"How {files.identifier} makes one vector of its tokens is a guess ({pooling_of(files) or 'CLS'}), "
-            "as it has no 1_Pooling/config.json of sentence-transformers; if its vectors are wrong, import it again with "
-            "--pooling MEAN, CLS or LAST."
+            "as it has no 1_Pooling/config.json of sentence-transformers; if its vectors are wrong, import it again "
+            "with --pooling MEAN, CLS or LAST."
         )
 
     def build(self, files: ModelFiles, options: GraphOptions) -> CalculatorGraphConfig:
