@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import psutil
+from _smoke import sized
 
 from ovms_face_aog.client import plugin_command
 from ovms_kernel.compose import compose_kernel
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 GO = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
-CALLS, CALLERS, CHUNKS = 3000, 32, 200
-EARLY = 1000
+CALLS, CALLERS, CHUNKS = sized((3000, 32, 200), (20, 2, 20))
+EARLY = sized(1000, 10)
 """Calls after which memory is looked at first."""
 MEASURES = ["start", "ready", "calls", "streams", "memory"]
 PLATFORM = f"""
@@ -59,7 +60,7 @@ STREAM = json.dumps({"model": "bench/chat", "messages": [{"role": "user", "conte
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what a host gets of the plugin.")
     parser.add_argument("wanted", nargs="*", choices=[[], *MEASURES, "run"], metavar="|".join([*MEASURES, "run"]))
-    parser.add_argument("--calls", type=int, default=20_000, help="how many for `memory`")
+    parser.add_argument("--calls", type=int, default=sized(20_000, 50), help="how many for `memory`")
     options = parser.parse_args()
     wanted = options.wanted or MEASURES
     if GO is None:
@@ -87,14 +88,19 @@ def main() -> None:
         measure_run()
 
 
-def prepare(folder: Path) -> dict[str, str]:
-    """Make a data folder with a tiny model and an environment in which the quick engine is a platform."""
-    site = folder / "site"
+def install_platform(site: Path) -> Path:
+    """Write the distribution of a platform whose engine is the quick one, and return the folder for ``sys.path``."""
     info = site / "quick-1.0.dist-info"
     info.mkdir(parents=True)
     (site / "quick.py").write_text(PLATFORM)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: quick\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[ovms.platforms]\nquick = quick:Quick\n")
+    return site
+
+
+def prepare(folder: Path) -> dict[str, str]:
+    """Make a data folder with a tiny model and an environment in which the quick engine is a platform."""
+    site = install_platform(folder / "site")
     data = folder / "data"
 
     async def take_in() -> None:

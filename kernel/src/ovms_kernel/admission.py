@@ -37,20 +37,25 @@ def _finite(text: str) -> float:
 
 PROMPT_TOKENS = re.compile(rb'"(?:prompt|input)_tokens":\s*(\d+)')
 COMPLETION_TOKENS = re.compile(rb'"(?:completion|output)_tokens":\s*(\d+)')
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB]HH\\u[dD][c-fC-F]HH|(u[dD][89a-fA-F]HH)|.)".replace(b"H", rb"[0-9a-fA-F]"), re.DOTALL
+)
+"""An escape in JSON: both halves of a character, one half without the other (the group), or any other."""
 _DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse)
 
 
 def decode_request(raw: bytes) -> dict[str, Any]:
     """Return the JSON object in a request, or in a text message of a session.
 
-    Python would also take what no engine takes: NaN, numbers beyond a double, halves of characters, other encodings.
+    Python would also take what no engine takes: NaN, numbers beyond a double, other encodings. Half of a character,
+    which clients leave where they cut a text, becomes U+FFFD.
 
     :raises BadRequest: there is something else in it.
     """
     try:
-        body = _DECODER.decode(raw.decode())
         if re.search(rb"\\u[dD]", raw):
-            json.dumps(body, ensure_ascii=False).encode()  # raises if one half of a character lacks the other
+            raw = _ESCAPE.sub(lambda match: rb"\ufffd" if match[1] else match[0], raw)
+        body = _DECODER.decode(raw.decode())
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"The request is not valid JSON ({error}); send one JSON object.") from error
     if not isinstance(body, dict):
@@ -113,6 +118,7 @@ async def admitted(
         timeout=request.timeout,
         caller=request.caller,
         keep_alive=request.keep_alive,
+        trace=request.trace,
         local_files=request.local_files,
     )
     began = time.monotonic()

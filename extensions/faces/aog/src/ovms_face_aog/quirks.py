@@ -11,6 +11,7 @@ import logging
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+import anyio
 import msgspec
 
 from ovms_face_aog import framing, payloads
@@ -125,10 +126,10 @@ class AogProvider(Provider):
         """
         try:
             kernel, model = await self.kernel(), payloads.read_model(request.request_json)
-            async with asyncio.timeout(LOAD_LIMIT):
+            with anyio.move_on_after(LOAD_LIMIT) as limit:
                 await kernel.load_model(model)
-        except TimeoutError:
-            log.info("LoadModel: the model is still loading after %g s", LOAD_LIMIT)
+            if limit.cancelled_caught:
+                log.info("LoadModel: %s is still loading after %g s", model, LOAD_LIMIT)
         except Exception as error:  # noqa: BLE001 - whatever it is
             self.told(error, "LoadModel")
         return pb.LoadModelResponse()
