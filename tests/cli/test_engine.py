@@ -105,12 +105,12 @@ def test_an_engine_that_is_not_the_first_choice_is_no_secret(environment: dict[s
     )
 
 
-def test_without_an_engine_it_says_what_to_do(here: Any, fixtures: Path) -> None:
+def test_an_engine_is_installed_for_the_first_request(here: Any, fixtures: Path) -> None:
+    assert "No model for text is installed" in here("chat", "hello", code=3).stderr
     here("import", str(fixtures / "text_generation"), CHAT)
-    for words in (["chat", "hello"], ["call", "chat", "{}"], ["serve"]):
-        done = here(*words, code=4)
-        assert done.stdout == ""
-        assert done.stderr.splitlines() == ["The engine is not installed; run `ovms-plugin engine install`."]
+    done = here("chat", "What is OpenVINO?")
+    assert done.stdout == ANSWER + "\n"
+    assert done.stderr.splitlines()[0] == "No engine is installed yet; it is installed first."
     assert json.loads(here("status", "--json").stdout)["engine"] == "stopped"
     assert "No model is loaded" in here("ps").stderr
     assert "begins when the engine" in here("logs", code=3).stderr
