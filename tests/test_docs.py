@@ -27,7 +27,7 @@ from ovms_kernel.declared import settings_in
 from ovms_kernel.settings import KINDS, ModelSettings, Settings
 
 ROOT = Path(__file__).parents[1]
-DOCS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
+DOCS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_HERE = ("pull", "logs", "demo", "deploy")
 """Commands for users that need the internet or do not end; they are only parsed. The demo has tests of its own."""

@@ -211,7 +211,7 @@ async def test_d2_36_a_session_that_ends_without_finish_task_says_everything(stu
     [
         (b"{", "one JSON object"),
         (b"[]", "one JSON object"),
-        (b'{"action":"run-task","model":"\\ud83d"}', "one JSON object"),
+        (b'{"action":"run-task","model":"\\ud8"}', "one JSON object"),
         (b'{"action":"run-task","parameters":{"sample_rate":1e400}}', "one JSON object"),
         (b'{"action":"stop"}', "There is no action"),
         (b'{"action":"finish-task"}', "No task runs"),

@@ -340,7 +340,7 @@ class ServiceDefinition:
     probe: str = ""
     """The smallest request that shows that a model works, as JSON without ``model``; empty = it would cost too much."""
     extras: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What single faces need to offer it, by the face's name, such as ``{"aog": {"config_ref": "openvino:chat"}}``."""
+    """What single faces need to offer it, by the face's name, such as ``{"http": {"name": "value"}}``."""
 
 
 @dataclass(frozen=True, slots=True)

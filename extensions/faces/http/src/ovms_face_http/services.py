@@ -119,7 +119,10 @@ def wants_stream(request: Request) -> bool:
                 return False  # it is no object, which admission says
             stream = ""
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return False  # admission says what is wrong with it
+            try:  # half of a character is no error
+                stream = decode_request(request.body).get("stream")
+            except BadRequest:
+                return False  # admission says what is wrong with it
     if not isinstance(stream, bool | None):
         raise BadRequest("The field stream must be true or false.")
     return bool(stream)
