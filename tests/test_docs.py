@@ -190,6 +190,14 @@ def test_the_commands_for_users_run(tmp_path: Path, fixtures: Path) -> None:
     assert sum("embedding" in each for each in ran) >= 2
 
 
+def test_the_chinese_readme_shows_the_same_commands_and_output() -> None:
+    def shown(path: Path) -> list[str]:
+        lines = [line for _, text in BLOCK.findall(path.read_text("utf-8")) for line in text.splitlines()]
+        return [line.partition("#")[0].rstrip() for line in lines]
+
+    assert shown(ROOT / "README.zh-CN.md") == shown(ROOT / "README.md")
+
+
 if __name__ == "__main__":
     for path, (name, table) in TABLES.items():
         begin, end = f"<!-- {name} -->\n", "<!-- end -->\n"
