@@ -229,7 +229,18 @@ class Dialect(Protocol):
     """The entry point's name, such as ``anthropic``."""
 
     def routes(self, kernel: KernelApi) -> Sequence[Any]:
-        """Return starlette's ``BaseRoute`` objects; what they do is translate, ask the kernel and translate back."""
+        """Return starlette's ``BaseRoute`` objects; what they do is translate, ask the kernel and translate back.
+
+        An endpoint raises ``OvmsError``; an answer in pieces goes through ``api.faces.StreamedAnswer``.
+        """
+        ...
+
+    def error(self, status: int, message: str, code: str) -> Mapping[str, Any]:
+        """Return the body of an error as this API writes it.
+
+        :param status: the answer's HTTP status.
+        :param code: a word for programs, such as ``model_not_found``; empty if there is none.
+        """
         ...
 
 

@@ -135,11 +135,10 @@ def test_the_command_and_status_say_where_everything_is(server: Any) -> None:
     assert status["http"]["url"] == server.url
     assert Path(status["http"]["key_file"]).read_text().strip() == server.key
     assert server.url in run(server, "status")
-    for client in ("openai", "anthropic", "ollama", "continue", "open-webui", "codex", "claude-code", "llm", "env"):
-        told = run(server, "connect", client)
-        assert server.url in told
-        assert server.key in told
-        assert told in run(server, "connect")
+    everything = run(server, "connect")
+    assert everything.count(server.url) >= 9
+    assert everything.count(server.key) >= 9
+    assert run(server, "connect", "codex") in everything
 
 
 @pytest.mark.parametrize(

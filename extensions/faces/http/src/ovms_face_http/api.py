@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ovms_face_http import openapi, services
 from ovms_face_http.app import Routes
@@ -13,6 +13,7 @@ from ovms_face_http.models import Models
 from ovms_face_http.realtime import SERVICE as SPEECH
 from ovms_face_http.realtime import Realtime
 from ovms_face_http.response_endpoints import Responses
+from ovms_kernel.api.faces import Dialect
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,15 +62,20 @@ async def _healthy(exchange: Exchange) -> None:
     await exchange.json({"status": "ok"})
 
 
-def dialects(kernel: KernelApi) -> Mapping[str, Any]:
+def dialects(kernel: KernelApi) -> Mapping[str, Dialect]:
     """Return the installed dialects by name; one that does not load costs itself alone."""
-    found: dict[str, Any] = {}
+    found: dict[str, Dialect] = {}
     for each in metadata.entry_points(group="ovms.dialects"):
         if f"dialects.{each.name}" in kernel.settings.disabled:
             continue
         try:
             driver = each.load()
-            found[each.name] = driver(kernel.settings.for_driver(driver, "dialects", each.name))
+            dialect = driver(kernel.settings.for_driver(driver, "dialects", each.name))
         except Exception:
             log.exception("The dialect %s is left out", each.name)
+            continue
+        if isinstance(dialect, Dialect):
+            found[each.name] = dialect
+        else:
+            log.error("The dialect %s is left out: it needs name, routes and error", each.name)
     return found

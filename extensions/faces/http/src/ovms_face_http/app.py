@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from ovms_face_http.exchange import Receive, Send
     from ovms_face_http.guard import Guard
+    from ovms_kernel.api.faces import Dialect
 
     Scope = MutableMapping[str, Any]
     Endpoint = Callable[[Exchange], Awaitable[None]]
@@ -33,14 +34,6 @@ PING_PERIOD = 5.0
 """Seconds without a piece of an answer after which its client is shown that it is still being made."""
 OPEN = frozenset({"/health"})
 """Paths that need no key."""
-
-
-class Dialect(Protocol):
-    """Another API's shapes; see ``ovms.dialects``."""
-
-    def error(self, status: int, message: str, code: str) -> Mapping[str, Any]:
-        """Return the body of an error."""
-        ...
 
 
 @dataclass
