@@ -10,18 +10,17 @@ from typing import Any
 
 import ovms_embedded.worker  # noqa: F401 - importing OpenVINO sends no usage event after it
 
-FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
 PROMPT = [{"role": "user", "content": "Count to fifty"}]
 
 
 class Text:
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         import openvino_genai as genai
 
         scheduler = genai.SchedulerConfig()
         scheduler.enable_prefix_caching = True
         self.genai = genai
-        self.pipeline = genai.ContinuousBatchingPipeline(FIXTURES / "text_generation", scheduler, "CPU", {})
+        self.pipeline = genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", {})
         self.tokenizer = self.pipeline.get_tokenizer()
 
     def _config(self, tokens: int) -> Any:  # noqa: ANN401 - the library has no stubs
@@ -80,12 +79,12 @@ class Text:
 
 
 class Embeddings:
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         import openvino_genai as genai
 
         kinds = genai.TextEmbeddingPipeline
         config = kinds.Config(pooling_type=kinds.PoolingType.MEAN, normalize=True)
-        self.pipeline = kinds(FIXTURES / "embeddings", "CPU", config)
+        self.pipeline = kinds(folder, "CPU", config)
 
     def embed(self, texts: list[str]) -> dict[str, float]:
         began = time.perf_counter()
@@ -94,11 +93,11 @@ class Embeddings:
 
 
 class Rerank:
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         import openvino_genai as genai
 
         config = genai.TextRerankPipeline.Config(top_n=1000, max_length=512)
-        self.pipeline = genai.TextRerankPipeline(FIXTURES / "rerank", "CPU", config)
+        self.pipeline = genai.TextRerankPipeline(folder, "CPU", config)
 
     def rank(self, texts: list[str]) -> dict[str, float]:
         began = time.perf_counter()
@@ -107,7 +106,7 @@ class Rerank:
 
 
 def main() -> None:
-    servable = {"text_generation": Text, "embeddings": Embeddings, "rerank": Rerank}[sys.argv[1]]()
+    servable = {"text_generation": Text, "embeddings": Embeddings, "rerank": Rerank}[sys.argv[1]](Path(sys.argv[2]))
     print("{}", flush=True)
     for line in sys.stdin:
         name, arguments = json.loads(line)

@@ -19,7 +19,7 @@ class Engine(quick.Engine):
     config = Path()
 
     def data_received(self, data: bytes) -> None:
-        path = data.split(b" ", 2)[1]
+        path = data[:4096].partition(b" ")[2].partition(b" ")[0]
         if path.startswith(b"/v1/config"):
             entries = json.loads(self.config.read_text("utf-8"))["model_config_list"]
             quick.ANSWERS[path] = quick._json(

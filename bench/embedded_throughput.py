@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from _smoke import sized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,10 +38,12 @@ GRAPH = """input_stream: "HTTP_REQUEST_PAYLOAD:input" output_stream: "HTTP_RESPO
 node {{ name: "Executor" calculator: "{}" input_stream: "HTTP_REQUEST_PAYLOAD:input"
   output_stream: "HTTP_RESPONSE_PAYLOAD:output"
   node_options {{ [type.googleapis.com/mediapipe.{}] {{ models_path: "{}" {} }} }} }}"""
-TOKENS = 400
-STREAMS = 8
-BATCH = 32
-ROUNDS = 15
+TOKENS = sized(400, 20)
+STREAMS = sized(8, 2)
+BATCH = sized(32, 4)
+ROUNDS = sized(15, 1)
+SKIPPED = sized(5, 1)
+"""Rounds before those that count."""
 SENTENCE = "The quick cat sat on the mat and looked at the birds in the garden, number "
 LENGTHS = {"sentences": 1, "passages": 6}
 """How many sentences a text has: a question, or the piece of a document that is usual in retrieval."""
@@ -51,10 +54,13 @@ NO_PROSE = re.compile(r"```.*?```|^[|#>-].*?$", re.DOTALL | re.MULTILINE)
 
 
 class Direct:
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, model: Path | None = None) -> None:
         script = Path(__file__).with_name("_embedded_direct.py")
         self.process = subprocess.Popen(
-            [sys.executable, str(script), kind], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, str(script), kind, str(model or FIXTURES / kind)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         self._read()
 
@@ -74,11 +80,11 @@ class Direct:
 
 
 class Engine:
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, model: Path | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory()
         folder = Path(self._folder.name)
         calculator, options, extra = NODES[kind]
-        (folder / "graph.pbtxt").write_text(GRAPH.format(calculator, options, FIXTURES / kind, extra))
+        (folder / "graph.pbtxt").write_text(GRAPH.format(calculator, options, model or FIXTURES / kind, extra))
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -117,9 +123,9 @@ def request(method: str, path: str, fields: dict[str, Any] | None, *, close: boo
     return head.encode() + (b"Connection: close\r\n" if close else b"") + b"\r\n" + body
 
 
-def chat(*, streamed: bool) -> bytes:
+def chat(*, streamed: bool, tokens: int = TOKENS) -> bytes:
     messages = [{"role": "user", "content": "Count to fifty"}]
-    fields = {"model": "m", "messages": messages, "temperature": 0, "ignore_eos": True, "max_tokens": TOKENS}
+    fields = {"model": "m", "messages": messages, "temperature": 0, "ignore_eos": True, "max_tokens": tokens}
     return request("POST", "/v3/chat/completions", fields | {"stream": streamed})
 
 
@@ -256,11 +262,11 @@ def batches(kind: str, order: str, path: str, key: str, extra: dict[str, Any]) -
     for name, batch in given.items():
         ours: list[float] = []
         theirs: list[float] = []
-        for number in range(ROUNDS * 4 + 5):
+        for number in range(ROUNDS * 4 + SKIPPED):
             texts = next(batch)
             seconds = post(client, request("POST", path, {"model": "m", key: texts} | extra))
             rate = direct(order, texts)["rate"]
-            if number >= 5:
+            if number >= SKIPPED:
                 ours.append(BATCH / seconds)
                 theirs.append(rate)
         report(f"{kind}, {BATCH} {name}", ours, theirs, "0.9", "texts/s")

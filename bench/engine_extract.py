@@ -14,10 +14,12 @@ import time
 from io import BytesIO
 from pathlib import Path
 
+from _smoke import sized
+
 from ovms_kernel.fetch.archive import extract
 
-ARCHIVE_SIZE = 300 << 20
-ROUNDS = 5
+ARCHIVE_SIZE = sized(300 << 20, 1 << 20)
+ROUNDS = sized(5, 1)
 
 
 def make(path: Path) -> None:
@@ -26,7 +28,7 @@ def make(path: Path) -> None:
     with tarfile.open(path, "w:gz", compresslevel=6) as tar:
         number = 0
         while path.stat().st_size < ARCHIVE_SIZE:
-            blocks = [source.randbytes(2048) + source.randbytes(64) * 32 for _ in range(10_000)]
+            blocks = [source.randbytes(2048) + source.randbytes(64) * 32 for _ in range(sized(10_000, 100))]
             data = b"".join(blocks)
             info = tarfile.TarInfo(f"ovms/lib/lib{number}.so")
             info.size = len(data)

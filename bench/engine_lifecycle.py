@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import anyio
+from _smoke import sized
 
 from ovms_kernel.compose import compose_kernel
 from ovms_kernel.drivers import Platform
@@ -27,7 +28,7 @@ from ovms_kernel.values import Installation
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
 MODEL = "tiny/model"
-ROUNDS = 7
+ROUNDS = sized(7, 1)
 
 
 async def alone(settings: Settings, platform: Platform, installation: Installation) -> float:

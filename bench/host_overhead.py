@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import psutil
+from _smoke import sized
 
 from ovms_face_aog.client import plugin_command
 from ovms_kernel.compose import compose_kernel
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 GO = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
-CALLS, CALLERS, CHUNKS = 3000, 32, 200
-EARLY = 1000
+CALLS, CALLERS, CHUNKS = sized((3000, 32, 200), (20, 2, 20))
+EARLY = sized(1000, 10)
 """Calls after which memory is looked at first."""
 MEASURES = ["start", "ready", "calls", "streams", "memory"]
 PLATFORM = f"""
@@ -59,7 +60,7 @@ STREAM = json.dumps({"model": "bench/chat", "messages": [{"role": "user", "conte
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what a host gets of the plugin.")
     parser.add_argument("wanted", nargs="*", choices=[[], *MEASURES, "run"], metavar="|".join([*MEASURES, "run"]))
-    parser.add_argument("--calls", type=int, default=20_000, help="how many for `memory`")
+    parser.add_argument("--calls", type=int, default=sized(20_000, 50), help="how many for `memory`")
     options = parser.parse_args()
     wanted = options.wanted or MEASURES
     if GO is None:
@@ -87,14 +88,19 @@ def main() -> None:
         measure_run()
 
 
-def prepare(folder: Path) -> dict[str, str]:
-    """Make a data folder with a tiny model and an environment in which the quick engine is a platform."""
-    site = folder / "site"
+def install_platform(site: Path) -> Path:
+    """Write the distribution of a platform whose engine is the quick one, and return the folder for ``sys.path``."""
     info = site / "quick-1.0.dist-info"
     info.mkdir(parents=True)
     (site / "quick.py").write_text(PLATFORM)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: quick\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[ovms.platforms]\nquick = quick:Quick\n")
+    return site
+
+
+def prepare(folder: Path) -> dict[str, str]:
+    """Make a data folder with a tiny model and an environment in which the quick engine is a platform."""
+    site = install_platform(folder / "site")
     data = folder / "data"
 
     async def take_in() -> None:
@@ -118,7 +124,9 @@ class Host:
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         self.start = self._read()
-        self.plugin = psutil.Process(self.start["pid"])
+        self.parent = psutil.Process(self.start["pid"])
+        # On Linux a small parent process keeps the socket, and its child is the plugin.
+        self.plugin = next(iter(self.parent.children()), self.parent)
 
     def __enter__(self) -> Self:
         return self
@@ -164,13 +172,19 @@ def measure_start(program: Path, environment: dict[str, str]) -> None:
         with Host(program, dict(environment)) as host:
             seconds.append(host.start["seconds"])
             host.do("CheckEngine")
-            rests.append(host.plugin.memory_info().rss)
-    show("exec to handshake and connection", f"{statistics.median(seconds) * 1000:.0f} ms", "at most 400 ms")
-    for module, aim in (("ovms_kernel", "at most 60 ms"), ("ovms_kernel.api", "")):
+            rests.append(sum(resident(each) for each in {host.parent, host.plugin}))
+    show("exec to handshake and connection", f"{statistics.median(seconds) * 1000:.0f} ms", "at most 200 ms")
+    for module, aim in (("ovms_kernel", "at most 60 ms"), ("ovms_kernel.api.services", "")):
         code = f"import time; began = time.perf_counter(); import {module}; print(time.perf_counter() - began)"
         runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, check=True) for _ in range(7)]
         show(f"import {module}", f"{statistics.median(float(each.stdout) for each in runs) * 1000:.1f} ms", aim)
-    show("plugin at rest", f"{statistics.median(rests) / 1e6:.0f} MB resident", "at most 90 MB")
+    show("plugin at rest", f"{statistics.median(rests) / 1e6:.0f} MB resident", "at most 55 MB")
+
+
+def resident(process: psutil.Process) -> int:
+    """Return the bytes in memory, with those that it shares counted in part where the system tells."""
+    found = process.memory_full_info()
+    return int(getattr(found, "pss", 0) or found.rss)
 
 
 def measure_ready(program: Path, environment: dict[str, str], data: Path) -> None:

@@ -15,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 
 import anyio
+from _smoke import sized
 
 from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.errors import OvmsError
@@ -129,7 +130,7 @@ async def measure(model_type: str, repeat: int) -> None:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--repeat", type=int, default=7)
+    options.add_argument("--repeat", type=int, default=sized(7, 1))
     chosen = options.parse_args()
     for model_type in ("text_generation", "embeddings"):
         anyio.run(measure, model_type, chosen.repeat)

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Self
 
+from _smoke import SMOKE, sized
+
 FIXTURE = Path(__file__).parents[1] / "tests" / "fixtures" / "text_generation"
 PULL = """
 import resource, sys, time
@@ -98,15 +100,18 @@ def median(values: list[float]) -> float:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--repeat", type=int, default=5)
+    options.add_argument("--repeat", type=int, default=sized(5, 1))
     options.add_argument("--quick", action="store_true", help="smaller files")
     chosen = options.parse_args()
-    small, large, huge = (24 << 20, 256 << 20, 256 << 20) if chosen.quick else (48 << 20, 2 << 30, 2 << 30)
+    if SMOKE:
+        small = large = huge = 4 << 20
+    else:
+        small, large, huge = (24 << 20, 256 << 20, 256 << 20) if chosen.quick else (48 << 20, 2 << 30, 2 << 30)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with Hub(folder, small, rate=4 << 20) as hub:
             one = pull(folder, hub.url, connections=1, part_size=2 << 20)[0]
-            eight = median([pull(folder, hub.url, part_size=2 << 20)[0] for _ in range(3)])
+            eight = median([pull(folder, hub.url, part_size=2 << 20)[0] for _ in range(sized(3, 1))])
         print(f"limited to 4 MB/s for each connection: 8 parts are {one / eight:.1f} times one (target 4)")
         with Hub(folder, large) as hub:
             ours, theirs, ratios = [], [], []

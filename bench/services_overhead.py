@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+from _smoke import sized
+from host_overhead import install_platform
 
 from ovms_kernel.compose import compose_kernel
 from ovms_kernel.engine.transport import EngineTransport
 from ovms_kernel.settings import read_settings
-from ovms_kernel.testing.stub import StubClient
 from ovms_kernel.values import Endpoint, Message, Request
 
 if TYPE_CHECKING:
@@ -36,21 +37,23 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 SAMPLES = HERE.parent / "tests" / "fixtures" / "speech_to_text_samples"
-CALLS, CALLERS, STREAMS, CHUNKS = 800, 32, 50, 201
-MODELS = {kind: kind for kind in ("text_generation", "embeddings", "rerank", "image_generation", "speech_to_text")}
-MODELS["text_to_speech"] = "text_to_speech"
+CALLS, CALLERS, STREAMS, CHUNKS = sized((800, 32, 50, 201), (16, 2, 1, 201))
+KINDS = ("text_generation", "embeddings", "rerank", "image_generation", "speech_to_text", "text_to_speech")
 MESSAGES = [{"role": "user", "content": "What is OpenVINO?"}]
 AUDIO = base64.b64encode((SAMPLES / "en_turn_on_the_light.wav").read_bytes()).decode()
 BODIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "chat": ("/v3/chat/completions", {"model": "text_generation", "messages": MESSAGES}),
-    "generate": ("/v3/completions", {"model": "text_generation", "prompt": "Once upon a time"}),
-    "embed": ("/v3/embeddings", {"model": "embeddings", "input": ["a cat", "a dog"]}),
-    "rerank": ("/v3/rerank", {"model": "rerank", "query": "q", "documents": ["a", "b"]}),
-    "text-to-image": ("/v3/images/generations", {"model": "image_generation", "prompt": "a fox", "size": "64x64"}),
-    "speech-to-text": ("/v3/audio/transcriptions", {"model": "speech_to_text", "audio": AUDIO}),
+    "chat": ("/v3/chat/completions", {"model": "bench/text_generation", "messages": MESSAGES}),
+    "generate": ("/v3/completions", {"model": "bench/text_generation", "prompt": "Once upon a time"}),
+    "embed": ("/v3/embeddings", {"model": "bench/embeddings", "input": ["a cat", "a dog"]}),
+    "rerank": ("/v3/rerank", {"model": "bench/rerank", "query": "q", "documents": ["a", "b"]}),
+    "text-to-image": (
+        "/v3/images/generations",
+        {"model": "bench/image_generation", "prompt": "a fox", "size": "64x64"},
+    ),
+    "speech-to-text": ("/v3/audio/transcriptions", {"model": "bench/speech_to_text", "audio": AUDIO}),
     "text-to-speech": (
         "/v3/audio/speech",
-        {"model": "text_to_speech", "text": "Hello.", "response_format": "wav"},
+        {"model": "bench/text_to_speech", "text": "Hello.", "response_format": "wav"},
     ),
 }
 
@@ -68,19 +71,20 @@ def engine() -> Iterator[Endpoint]:
 
 
 @asynccontextmanager
-async def kernel(endpoint: Endpoint) -> AsyncIterator[Kernel]:
-    """The kernel with every installed service, and a client whose models are all served."""
-    with tempfile.TemporaryDirectory() as folder:
-        house = compose_kernel(read_settings({}, data_dir=folder))
-        client = StubClient(endpoint, MODELS)
-
-        async def served() -> StubClient:
-            return client
-
-        house.control.client = served  # type: ignore[assignment,method-assign]
-        async with house:
-            yield house
-        await client.aclose()
+async def kernel() -> AsyncIterator[Kernel]:
+    """The kernel with every installed service, the quick engine as its platform, and a tiny model of each kind."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sys.path.insert(0, str(install_platform(folder / "site")))
+        try:
+            settings = read_settings({}, data_dir=folder / "data", platform="quick")
+            async with compose_kernel(settings) as house:
+                await house.install_engine()
+                for kind in KINDS:
+                    await house.import_model(SAMPLES.parent / kind, f"bench/{kind}")
+                yield house
+        finally:
+            del sys.path[0]
 
 
 class Direct:
@@ -169,7 +173,7 @@ async def transports(endpoint: Endpoint) -> None:
 
 async def unary(endpoint: Endpoint) -> None:
     print(f"\n{'service':16} {'direct ms':>10} {'plugin ms':>10} {'added ms':>9} {'calls/s':>9}   ({CALLERS} callers)")
-    async with kernel(endpoint) as house:
+    async with kernel() as house:
         for service, (path, body) in BODIES.items():
             direct, data = await Direct().connect(endpoint), json.dumps(body).encode()
             sent = request(path, body)
@@ -188,7 +192,7 @@ async def unary(endpoint: Endpoint) -> None:
 
 
 async def stream(endpoint: Endpoint) -> None:
-    async with kernel(endpoint) as house:
+    async with kernel() as house:
         print(f"\n{'stream':16} {'chunks/s':>10} {'first later, ms':>16} {'added per chunk, us':>20}")
         for service in ("chat", "generate"):
             path, body = BODIES[service]
@@ -216,13 +220,13 @@ async def stream(endpoint: Endpoint) -> None:
             print(f"{service:16} {CHUNKS / middle['plugin']:10.0f} {later * 1e3:16.3f} {added * 1e6:20.1f}")
 
 
-async def live(endpoint: Endpoint) -> None:
+async def live(_: Endpoint) -> None:
     """First partial text after speech begins, and how many sessions one core keeps up with."""
     with wave.open(str(SAMPLES / "en_turn_on_the_light.wav")) as file:
         speech = file.readframes(file.getnframes())
     frame, begins = 640, 0.3
 
-    async with kernel(endpoint) as house:
+    async with kernel() as house:
 
         async def session(sound: bytes, *, paced: bool) -> float:
             began = time.perf_counter()
@@ -230,7 +234,7 @@ async def live(endpoint: Endpoint) -> None:
 
             async def inbound() -> AsyncIterator[Message]:
                 nonlocal began
-                yield Message(b'{"action":"run-task","model":"speech_to_text"}')
+                yield Message(b'{"action":"run-task","model":"bench/speech_to_text"}')
                 began = time.perf_counter()
                 for number, at in enumerate(range(0, len(sound), frame)):
                     if paced:
@@ -244,15 +248,17 @@ async def live(endpoint: Endpoint) -> None:
             return partial
 
         await session(speech, paced=True)
-        first = statistics.median([await session(speech + bytes(32000), paced=True) - begins for _ in range(5)])
-        minute = (speech + bytes(2 * 16000)) * (60 * 32000 // (len(speech) + 32000))
+        first = statistics.median(
+            [await session(speech + bytes(32000), paced=True) - begins for _ in range(sized(5, 1))]
+        )
+        minute = (speech + bytes(2 * 16000)) * (sized(60, 5) * 32000 // (len(speech) + 32000))
         began = time.process_time()
         await session(minute, paced=False)
         fast = len(minute) / 32000 / (time.process_time() - began)
-        count = 16
+        count, length = sized((16, 10), (1, 1))
         began = time.process_time()
-        await asyncio.gather(*(session(minute[: 10 * 32000], paced=True) for _ in range(count)))
-        busy = (time.process_time() - began) / 10
+        await asyncio.gather(*(session(minute[: length * 32000], paced=True) for _ in range(count)))
+        busy = (time.process_time() - began) / length
     print(f"\nlive speech: first partial text {first * 1e3:.0f} ms after speech begins")
     print(f"live speech: one core keeps up with {fast:.0f} sessions if they are fed as fast as they take it")
     print(f"live speech: {count} sessions at real speed take {busy:.0%} of a core: {count / busy:.0f} fill it")

@@ -21,12 +21,13 @@ import typer
 import yaml
 
 from ovms_cli.app import make_app
+from ovms_face_http.clients import TEXTS
 from ovms_kernel.commands import EXIT_CODES
 from ovms_kernel.declared import settings_in
 from ovms_kernel.settings import KINDS, ModelSettings, Settings
 
 ROOT = Path(__file__).parents[1]
-DOCS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
+DOCS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_HERE = ("pull", "logs", "demo", "deploy")
 """Commands for users that need the internet or do not end; they are only parsed. The demo has tests of its own."""
@@ -98,6 +99,12 @@ def shell_lines(*paths: Path) -> Iterator[list[str]]:
 @pytest.mark.parametrize("path", TABLES, ids=lambda each: each.name)
 def test_a_table_says_what_the_code_says(path: Path) -> None:
     assert TABLES[path][1]() in path.read_text("utf-8"), "run `python dev.py make` to write it again"
+
+
+@pytest.mark.parametrize("client", TEXTS)
+def test_how_to_connect_a_program_is_what_the_command_prints(client: str) -> None:
+    text = TEXTS[client].format(url="http://127.0.0.1:16680", key="KEY", chat="OWNER/NAME")
+    assert f"\n{text}\n```" in (ROOT / "docs" / "serve.md").read_text("utf-8")
 
 
 def test_every_exit_code_is_explained() -> None:

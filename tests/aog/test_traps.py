@@ -624,7 +624,7 @@ async def test_d1_50_a_stream_that_aog_reads_no_more_ends_with_its_deadline(aog:
 
     aog.kernel.does["stream"] = stream
     # AOG's client waits for ever to hand on what nobody takes; only its deadline of 300 s, here shorter, is left.
-    call = aog.stream("InvokeServiceStream", timeout=1, service_name="chat", request_data=body(model="m"))
+    call = aog.stream("InvokeServiceStream", timeout=4, service_name="chat", request_data=body(model="m"))
     assert (await call.read()).code == 0
     async with asyncio.timeout(5):
         await stopped.wait()

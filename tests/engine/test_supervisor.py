@@ -1,5 +1,7 @@
 """The engine process: started once, watched, restarted, ended; nothing of it is left, whatever happens."""
 
+import errno
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +13,7 @@ import psutil
 import pytest
 from msgspec import structs
 
-from ovms_kernel.api.observers import EngineFailed, Refused, TimedOut, Unavailable, hookimpl
+from ovms_kernel.api.observers import EngineFailed, PreconditionFailed, Refused, TimedOut, Unavailable, hookimpl
 from ovms_kernel.engine import launch
 from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.engine.supervisor import State, Supervisor
@@ -169,6 +171,49 @@ async def test_an_unwritable_log_folder_is_one_sentence(engine: Engine) -> None:
     with pytest.raises(Unavailable, match=r"log .* cannot be written"):
         await engine.supervisor.ensure_ready()
     engine.settings.logs_dir.unlink()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="these files are Linux's")
+@pytest.mark.parametrize("kind", ["fifo", "full"])
+async def test_a_log_that_is_no_file_is_replaced_by_one(engine: Engine, kind: str) -> None:
+    path = engine.settings.logs_dir / "engine.log"
+    path.parent.mkdir(parents=True)
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/full")
+    assert launch.log_lines(path) == []
+    with anyio.fail_after(20):
+        await engine.start()
+        await engine.supervisor.ensure_ready()
+    assert path.is_file()
+    assert not path.is_symlink()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"pid": -1}, {"pid": "text"}, {"pid": 0}, {"owner": None}, {"rest": 1.5}, {"started": "x"}, {"pid": True}],
+)
+async def test_a_damaged_note_of_the_running_engine_counts_as_none(engine: Engine, change: dict[str, object]) -> None:
+    await engine.start()
+    await engine.supervisor.ensure_ready()
+    note = engine.settings.run_dir / "engine.json"
+    assert launch.read_running(engine.settings)
+    note.write_text(json.dumps(json.loads(note.read_text()) | change))
+    assert launch.read_running(engine.settings) is None
+    await engine.supervisor.stop("test")
+    await engine.start()
+    assert (await engine.supervisor.ensure_ready()).pid
+
+
+async def test_a_full_disk_at_start_is_named(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(engine.settings.run_dir))
+
+    monkeypatch.setattr(launch, "write_key", full)
+    await engine.start()
+    with pytest.raises(PreconditionFailed, match=r"failed because the disk is full .*free some space"):
+        await engine.supervisor.ensure_ready()
 
 
 async def test_a_program_that_is_not_there_is_one_sentence(engine: Engine) -> None:

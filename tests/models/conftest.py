@@ -216,7 +216,7 @@ def make_world(tmp_path: Path, drivers: Extensions) -> Callable[..., World]:
             engine_runs=lambda: True,
             runs_elsewhere=lambda: False,
         )
-        library.release = residency.release
+        events.register({"residency": residency})
         events.register({"kernel.residency": residency})
         return World(chosen, events, recorder, library, engine, servables, memory, residency)
 

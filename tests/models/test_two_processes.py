@@ -54,7 +54,7 @@ async def main():
     servables = Servables(settings, connect, Log(), running=lambda: True)
     residency = Residency(settings, events, library, servables, Memory(settings, library), {}, connect=connect,
                           engine_runs=lambda: True, runs_elsewhere=lambda: True)
-    library.release = residency.release
+    events.register({"residency": residency})
     end = time.monotonic() + float(seconds)
 
     async def one():

@@ -345,7 +345,7 @@ async def test_d2_32_every_way_to_name_the_audio(stub, ask, tmp_path):
         {"audio": f"{stub.endpoint.rest}/a.wav"},
         {"file": text, "file_type": "base64"},
         {"file": str(path), "file_type": "path"},
-        {"image": str(path), "file_type": "path"},  # what AOG makes of a url (aog-plugin.md C7)
+        {"image": str(path), "file_type": "path"},  # what AOG makes of a url (docs/protocols/aog.md)
     ):
         await ask(service, model="listener", **given)
         assert stub.requests[-1].form["file"] == sound, given

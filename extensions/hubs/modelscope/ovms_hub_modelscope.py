@@ -9,24 +9,23 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
-import msgspec
 
 from ovms_kernel.api.hubs import (
     BadRequest,
     Body,
     FetchFailed,
     FoundModel,
+    HubSettings,
     ModelRef,
     NotFound,
     OvmsError,
-    Pace,
     RemoteFile,
     Unauthorized,
     Web,
+    check_reachable,
 )
 
 if TYPE_CHECKING:
@@ -43,60 +42,27 @@ REACH_TIME = 2.0
 """Seconds to connect, before the hub counts as unreachable."""
 
 
-class ModelScopeSettings(msgspec.Struct, frozen=True):
-    """What can be set."""
-
-    endpoint: str = ""
-    """Base URL of a mirror."""
-    token: str = ""
-    """Access token; empty = `MODELSCOPE_API_TOKEN`, or what `modelscope login` stored."""
-    proxy: str = ""
-    """URL of a proxy; empty = the usual variables."""
-    ca_file: str = ""
-    """File of a certificate authority; empty = the system's."""
-    allow_patterns: tuple[str, ...] = ()
-    """Only files that match one of these shell patterns are pulled; none = all."""
-    ignore_patterns: tuple[str, ...] = ()
-    """Files that match one of these shell patterns are not pulled."""
-    connections: Annotated[int, msgspec.Meta(ge=1)] = 8
-    """Connections at the same time."""
-    part_size: Annotated[int, msgspec.Meta(ge=1)] = 16 << 20
-    """Bytes that one connection fetches at a time."""
-    max_rate: Annotated[int, msgspec.Meta(ge=0)] = 0
-    """Bytes per second of all connections together; 0 = no limit."""
-    stall_timeout: Annotated[float, msgspec.Meta(ge=0.01)] = 30.0
-    """Time without a byte after which a connection is opened again."""
-    retries: Annotated[int, msgspec.Meta(ge=0)] = 5
-    """How often a part is tried again."""
-    retry_delay: Annotated[float, msgspec.Meta(ge=0)] = 0.5
-    """Time before the first of these; it doubles with each."""
-
-
 class ModelScope:
-    """The hub driver."""
+    """The hub driver. Without a token it uses ``MODELSCOPE_API_TOKEN``, or that of ``modelscope login``."""
 
-    settings_type = ModelScopeSettings
+    alias = "ms"
+    settings_type = HubSettings
 
-    def __init__(self, settings: ModelScopeSettings) -> None:
+    def __init__(self, settings: HubSettings) -> None:
         self._settings = settings
         self._web = Web(proxy=settings.proxy, ca_file=settings.ca_file)
         self._api: HubApi | None = None
-        self.pace = Pace(
-            connections=settings.connections,
-            part_size=settings.part_size,
-            max_rate=settings.max_rate,
-            stall=settings.stall_timeout,
-            retries=settings.retries,
-            retry_delay=settings.retry_delay,
-        )
+        self.pace = settings.pace()
 
     async def list_files(self, ref: ModelRef) -> list[RemoteFile]:
         """Return every file of the model that the patterns let through."""
+        await check_reachable(self._client().legacy.endpoint, self._settings.proxy)
         # The client tries a listing again for some seconds; a cancel need not wait for that.
         return await anyio.to_thread.run_sync(self._list, ref, abandon_on_cancel=True)
 
     async def search(self, words: str, limit: int) -> list[FoundModel]:
         """Return models that the words find."""
+        await check_reachable(self._client().legacy.endpoint, self._settings.proxy)
         return await anyio.to_thread.run_sync(self._search, words, limit, abandon_on_cancel=True)
 
     def open(self, ref: ModelRef, file: RemoteFile, start: int, end: int) -> Body:
@@ -142,9 +108,9 @@ class ModelScope:
         try:
             entries = api.list_repo_files(ref.id, "model", revision=ref.revision or None)
             files = [
-                RemoteFile(str(entry.path), int(entry.size or 0), _digest(entry.sha256))
+                RemoteFile(_path(entry.path), int(entry.size or 0), _digest(entry.sha256))
                 for entry in entries
-                if entry.type != "tree" and self._is_wanted(str(entry.path))
+                if entry.type != "tree" and self._settings.is_wanted(_path(entry.path))
             ]
         except (HubError, OSError) as error:
             raise self._ours(error, ref) from error
@@ -169,11 +135,6 @@ class ModelScope:
             raise self._ours(error, ModelRef(words)) from error
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise FetchFailed(f"{api.legacy.endpoint} cannot be searched ({type(error).__name__}).") from error
-
-    def _is_wanted(self, path: str) -> bool:
-        allow = self._settings.allow_patterns
-        allowed = not allow or any(fnmatch(path, each) for each in allow)
-        return allowed and not any(fnmatch(path, each) for each in self._settings.ignore_patterns)
 
     def _ours(self, error: Exception, ref: ModelRef, path: str = "") -> OvmsError:
         """Return our error for one of the client's or of requests."""
@@ -240,6 +201,12 @@ def _bounded(stream: Any, response: Response) -> Any:  # noqa: ANN401 - urllib3'
             timer.cancel()
 
     return pieces
+
+
+def _path(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a path that is no text")
+    return value
 
 
 def _digest(value: object) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import codecs
 import json
 import math
+import os
 import re
 import time
-import uuid
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -108,7 +108,7 @@ async def admitted(
     if not isinstance(body.get("model"), str | None):
         raise BadRequest("The field model must be a string; name an installed model or leave it out.")
     call = Call(
-        request.id or uuid.uuid4().hex,
+        request.id or os.urandom(16).hex(),
         service,
         str(body.get("model") or ""),
         body,
@@ -118,6 +118,7 @@ async def admitted(
         timeout=request.timeout,
         caller=request.caller,
         keep_alive=request.keep_alive,
+        trace=request.trace,
         local_files=request.local_files,
     )
     began = time.monotonic()
@@ -138,8 +139,9 @@ async def admitted(
         first_byte = sent.first - began if sent.first else None
         model = sent.model or (call.model if code == 200 else "")
         outcome = Outcome(code, time.monotonic() - began, sent.bytes_out, error, first_byte, model, *sent.tokens())
-        with anyio.CancelScope(shield=True):
-            await events.tell("ovms_request_finished", call=call, outcome=outcome)
+        if events.listens("ovms_request_finished"):
+            with anyio.CancelScope(shield=True):
+                await events.tell("ovms_request_finished", call=call, outcome=outcome)
 
 
 def checked(answer: object, kind: type[T], service: str) -> T:

@@ -177,6 +177,8 @@ class Hub(Protocol):
         """
         ...
 
+    alias: str
+    """Short name, as in ``hf:owner/name``."""
     pace: Pace
     """How many connections it takes, how large a part is, how long one may stall."""
 

@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -73,8 +73,8 @@ class Settings(msgspec.Struct, frozen=True):
     """Time a model has to load."""
     switch_patience: Seconds = 30.0
     """Time that a model in use may keep another one waiting for its memory before it admits no new request."""
-    idle_unload: Seconds = 0.0
-    """Time after which a model that nobody uses is unloaded; 0 = never. Per model: `idle_unload` in its section."""
+    idle_unload: Annotated[float, msgspec.Meta(ge=-1)] = -1.0
+    """Time after which an unused model is unloaded; 0 = never, -1 = 30 minutes under `serve` and else never."""
     pinned: tuple[str, ...] = ()
     """Models that are never unloaded for being idle nor for another model."""
     preload: tuple[str, ...] = ()

@@ -8,12 +8,16 @@ Name the class ``Test…`` in a test module and set ``driver`` to the class unde
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import re
 import subprocess
 import sys
+from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import anyio
 import pytest
 
 from ovms_kernel.declared import NoSettings, read_struct
@@ -23,13 +27,15 @@ from ovms_kernel.drivers import (
     Dialect,
     Face,
     GraphTemplate,
+    Hub,
     Platform,
     Service,
     StreamingService,
 )
-from ovms_kernel.values import Call, GraphOptions, Host, Installation, ModelFiles, Ports
+from ovms_kernel.values import Call, GraphOptions, Host, Installation, ModelFiles, ModelRef, Ports
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 __test__ = False
@@ -130,6 +136,68 @@ class PlatformContract:
             monkeypatch.setenv(name, "/foreign")
         plan = configured(self.driver).launch(Installation("1", tmp_path, "any"), Ports(1, 2))
         assert "/foreign" not in plan.env.values()
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that a hub offers, for :class:`HubContract`."""
+
+    driver: Any
+    """The driver under test, connected to that hub."""
+    unreachable: Any
+    """The same driver, with an endpoint where nothing listens."""
+    ref: ModelRef
+    files: Mapping[str, bytes]
+    """Content by path."""
+
+
+class HubContract:
+    """A hub lists whole and honestly, opens exact ranges, and fails in words.
+
+    Override the fixture ``served``.
+    """
+
+    @pytest.fixture
+    def served(self) -> ServedModel:
+        """Return a model and its driver."""
+        raise NotImplementedError
+
+    async def test_it_lists_every_file_with_its_size(self, served: ServedModel) -> None:
+        """And with a SHA-256, or none."""
+        assert isinstance(served.driver, Hub)
+        files = {file.path: file for file in await served.driver.list_files(served.ref)}
+        assert {path: file.size for path, file in files.items()} == {
+            path: len(content) for path, content in served.files.items()
+        }
+        for path, file in files.items():
+            assert file.sha256 in ("", hashlib.sha256(served.files[path]).hexdigest())
+
+    async def test_it_opens_the_range_that_is_asked_for_or_the_whole_file(self, served: ServedModel) -> None:
+        """A server may know no ranges; then it says so."""
+        for file in await served.driver.list_files(served.ref):
+            if file.size < 2:
+                continue
+            body = served.driver.open(served.ref, file, 1, file.size - 1)
+            with closing(body):
+                content = bytearray()
+                while piece := body.read(1 << 16):
+                    content += piece
+            assert content == served.files[file.path][1 if body.ranged else 0 :]
+            assert body.total in (None, file.size)
+
+    async def test_what_the_hub_does_not_have_is_not_found(self, served: ServedModel) -> None:
+        """Or needs a token: some hubs do not tell the two apart."""
+        from ovms_kernel.errors import NotFound, Unauthorized
+
+        with pytest.raises((NotFound, Unauthorized), match="none/such"):
+            await served.driver.list_files(ModelRef("none/such"))
+
+    async def test_a_hub_that_cannot_be_reached_is_said_within_two_seconds(self, served: ServedModel) -> None:
+        """With its cause."""
+        from ovms_kernel.errors import Unavailable
+
+        with anyio.fail_after(2), pytest.raises(Unavailable, match="cannot be reached"):
+            await served.unreachable.list_files(served.ref)
 
 
 class FaceContract:

@@ -15,7 +15,13 @@ from ovms_embedded import SERVER_NAME, SERVER_VERSION
 USAGE = 64
 PORTS = 65535
 WORKERS = (2, 10000)
-MANAGEMENT = ("list_models", "add_to_config", "remove_from_config", "pull", "configure")
+MANAGEMENT = {
+    "list_models": "list the models in --model_repository_path and exit",
+    "add_to_config": "add --model_name and --model_path to the configuration file and exit",
+    "remove_from_config": "remove --model_name from the configuration file and exit",
+    "configure": "write graph.pbtxt into --model_path and exit",
+    "pull": "not part of the embedded engine",
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,21 @@ class Media:
 
 
 @dataclass(frozen=True)
+class GraphFlags:
+    """What the graph of ``--model_path`` is to be, instead of the one in the folder."""
+
+    task: str = ""
+    """Detected in the folder when it is not given."""
+    device: str = ""
+    draft: str = ""
+    """Folder of the draft model, relative to the model's."""
+
+    def __bool__(self) -> bool:
+        """Tell whether any is given."""
+        return bool(self.task or self.device or self.draft)
+
+
+@dataclass(frozen=True)
 class Settings:
     """A checked command line."""
 
@@ -39,11 +60,14 @@ class Settings:
     config_path: Path | None
     model_name: str
     model_path: Path | None
+    graph: GraphFlags
     poll_seconds: float
     log_level: str
     log_path: str | None
     cache_dir: str | None
     spare_worker: bool
+    idle_seconds: float
+    """Seconds without a request after which a model is unloaded; 0 = never."""
     api_key: str
     worker_memory: int
     """Megabytes that a worker may take; 0 for what suits its model."""
@@ -97,11 +121,18 @@ def parser() -> argparse.ArgumentParser:
     add("--model_repository_path", help="folder whose config.json is used when --config_path is not given")
     add("--model_name", help="name of the only servable")
     add("--model_path", help="folder of the only servable, with graph.pbtxt or a model that is recognised")
+    add("--task", default="", help="what the model does, such as text_generation; detected when it is not given")
+    add("--target_device", default="", help="device of the model, such as CPU, GPU.1 or AUTO")
+    add("--draft_model_path", default="", help="draft model for speculative decoding, relative to --model_path")
+    add("--disable_input_count_validation", nargs="?", const="true", help="accepted for compatibility")
     add("--file_system_poll_wait_seconds", type=int, default=1, help="period of the configuration watcher, 0 = off")
     add("--log_level", default="INFO", help="TRACE, DEBUG, INFO, WARNING or ERROR")
     add("--log_path", help="log file, in addition to standard output")
     add("--cache_dir", help="folder for compiled models")
     add("--spare_worker", nargs="?", const="true", default="true", help="keep a process ready for the next model")
+    add(
+        "--idle_unload_timeout_seconds", type=int, default=0, help="unload a model after so long without use, 0 = never"
+    )
     add("--api_key_file", help="file whose first line is the key that generative requests must bear")
     add("--worker_memory_limit", type=int, default=0, help="MB that a model's process may take, 0 = automatic")
     add("--metrics_enable", nargs="?", const="true", default="false", help="serve /metrics")
@@ -120,8 +151,9 @@ def parser() -> argparse.ArgumentParser:
     add("--allowed_methods", default="*", help="CORS")
     add("--allowed_headers", default="*", help="CORS")
     add("--allow_credentials", nargs="?", const="true", default="false", help="CORS")
-    for name in MANAGEMENT:
-        add(f"--{name}", nargs="?", const="true", help=argparse.SUPPRESS)
+    for name, does in MANAGEMENT.items():
+        add(f"--{name}", nargs="?", const="true", help=does)
+    add("--group_name", help="group of the model that --add_to_config adds")
     return made
 
 
@@ -138,6 +170,11 @@ def parse(arguments: list[str]) -> Settings | str:
         return made.format_help()
     if given.version:
         return "\n".join(version_lines()) + "\n"
+    flags = GraphFlags(given.task, given.target_device, given.draft_model_path)
+    if any(getattr(given, name) for name in MANAGEMENT if name != "pull"):
+        from ovms_embedded.management import manage
+
+        return manage(given, flags)
     repository = given.model_repository_path or os.environ.get("OVMS_MODEL_REPOSITORY_PATH")
     if repository and not (given.config_path or given.model_name or given.model_path):
         given.config_path = os.path.join(repository, "config.json")  # noqa: PTH118 - a path as the user wrote it
@@ -150,11 +187,13 @@ def parse(arguments: list[str]) -> Settings | str:
         config_path=Path(given.config_path) if given.config_path else None,
         model_name=given.model_name or "",
         model_path=Path(given.model_path) if given.model_path else None,
+        graph=flags,
         poll_seconds=given.file_system_poll_wait_seconds,
         log_level=given.log_level.upper(),
         log_path=given.log_path,
         cache_dir=given.cache_dir,
         spare_worker=bool(given.config_path) and _flag(given.spare_worker, "spare_worker"),
+        idle_seconds=given.idle_unload_timeout_seconds,
         api_key=_api_key(given.api_key_file),
         worker_memory=given.worker_memory_limit,
         metrics=_flag(given.metrics_enable, "metrics_enable"),
@@ -173,9 +212,8 @@ def parse(arguments: list[str]) -> Settings | str:
 
 
 def _check(given: argparse.Namespace) -> None:
-    for name in MANAGEMENT:
-        if getattr(given, name) is not None:
-            raise WrongUsage(f"--{name} is not part of the embedded engine; use ovms-plugin or the OVMS of Intel")
+    if given.pull:
+        raise WrongUsage("--pull is not part of the embedded engine; use `ovms-plugin pull` or the OVMS of Intel")
     if given.cpu_extension:
         raise WrongUsage("--cpu_extension is not part of the embedded engine")
     for name in ("port", "rest_port"):
@@ -198,6 +236,10 @@ def _check(given: argparse.Namespace) -> None:
         raise WrongUsage("worker_memory_limit must not be negative")
     if given.file_system_poll_wait_seconds < 0:
         raise WrongUsage("file_system_poll_wait_seconds must not be negative")
+    if given.idle_unload_timeout_seconds < 0:
+        raise WrongUsage("idle_unload_timeout_seconds must not be negative")
+    if given.config_path and (given.task or given.target_device or given.draft_model_path):
+        raise WrongUsage("task, target_device and draft_model_path are for a start with model_path, not config_path")
     if given.config_path and (given.model_name or given.model_path):
         raise WrongUsage("Use either config_path or model_path with model_name")
     if not given.config_path and not (given.model_name and given.model_path):

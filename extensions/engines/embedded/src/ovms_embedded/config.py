@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ovms_embedded.cli import GraphFlags
 
 if TYPE_CHECKING:
     from ovms_embedded.cli import Settings
@@ -23,7 +25,7 @@ ROOT_KEYS = {
 }
 MODEL_KEYS = {
     "name", *PATHS, "target_device", "plugin_config", "nireq", "batch_size", "shape", "layout", "mean", "scale",
-    "color_format", "precision", "model_version_policy", "allow_cache", "custom_loader_options",
+    "color_format", "precision", "model_version_policy", "allow_cache", "custom_loader_options", "group_name",
 }  # fmt: skip
 
 
@@ -48,6 +50,10 @@ class Entry:
     graph_path: str
     recognise: bool = False
     """Without a graph file, find out from the model what its graph would be."""
+    flags: GraphFlags = field(default_factory=GraphFlags)
+    """What the command line says of the graph; if it does, the folder's own is not read."""
+    group: str = ""
+    """Its ``group_name``; models of the group ``permanent`` are never unloaded for being idle."""
     problem: str = ""
     """Why this entry cannot be served whatever its graph says, or nothing."""
 
@@ -96,9 +102,8 @@ def read_config(path: Path) -> Config:
             problem = "" if nested.exists() else (
                 "The embedded engine serves graphs only: there is no graph.pbtxt in " + entry.base_path
             )  # fmt: skip
-            entry = Entry(
-                entry.name, entry.base_path, str(nested if nested.exists() else entry.graph_path), problem=problem
-            )
+            path_there = str(nested) if nested.exists() else entry.graph_path
+            entry = replace(entry, graph_path=path_there, problem=problem)
         entries.append(entry)
     return Config(_unique(entries), digest, root.get("monitoring", {}).get("metrics"), duplicate)
 
@@ -106,7 +111,7 @@ def read_config(path: Path) -> Config:
 def single(settings: Settings) -> Config:
     """Return the configuration of a start with ``--model_name`` and ``--model_path``."""
     base = str((settings.model_path or Path()).absolute()).rstrip("/" + os.sep) + "/"
-    return Config((Entry(settings.model_name, base, base + "graph.pbtxt", recognise=True),), "")
+    return Config((Entry(settings.model_name, base, base + "graph.pbtxt", recognise=True, flags=settings.graph),), "")
 
 
 def _unique(entries: list[Entry]) -> tuple[Entry, ...]:
@@ -120,7 +125,8 @@ def _entry(config: dict[str, Any], folder: Path) -> Entry:
     base = str(folder / (config.get("base_path") or config["name"]))
     base = base.rstrip("/" + os.sep) + "/"
     graph = config.get("graph_path") or "graph.pbtxt"
-    return Entry(config["name"], base, os.path.join(base, graph))  # noqa: PTH118 - keeps what the file says, as OVMS does
+    path = os.path.join(base, graph)  # noqa: PTH118 - keeps what the file says, as OVMS does
+    return Entry(config["name"], base, path, group=config.get("group_name", ""))
 
 
 def _fail(what: str) -> None:
@@ -144,7 +150,7 @@ def _check(root: object) -> None:
             _fail("an item of model_config_list is not {config}")
         _check_entry(item["config"], MODEL_KEYS)
     for item in root.get("mediapipe_config_list", ()):
-        _check_entry(item, {"name", *PATHS})
+        _check_entry(item, {"name", "group_name", *PATHS})
     _check_monitoring(root.get("monitoring"))
 
 
@@ -155,7 +161,7 @@ def _check_entry(config: object, known: set[str]) -> None:
     for key, value in config.items():
         if key not in known:
             _fail(f"unknown key {key}")
-        if key in ("name", "target_device", *PATHS) and not isinstance(value, str):
+        if key in ("name", "target_device", "group_name", *PATHS) and not isinstance(value, str):
             _fail(f"{key} is not a string")
     if "name" not in config:
         _fail("an entry has no name")

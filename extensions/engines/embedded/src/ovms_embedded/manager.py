@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import time
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from ovms_embedded import log
 from ovms_embedded.calculators.discovery import Calculators, find_calculators
 from ovms_embedded.config import Config, ConfigError, Entry, read_config, single
-from ovms_embedded.graphs import Graph, GraphInvalid, digest_of, read_graph
+from ovms_embedded.entries import cache_folder, graph_of
+from ovms_embedded.graphs import Graph, GraphInvalid, digest_of
 from ovms_embedded.guard import memory_limit, memory_of
-from ovms_embedded.recognition import recognise
 from ovms_embedded.templates import ChatTemplate
 from ovms_embedded.workers import LoadFailed, Spare, Worker
 
@@ -74,6 +72,8 @@ class Servable:
     digest: str = ""
     """MD5 of the graph file that was tried last."""
     available_since: float = 0.0
+    used: float = 0.0
+    """When its last request ended, or it was loaded."""
     pause: float = 0.0
     """Seconds to wait before a worker that crashed is started again."""
     in_use: int = 0
@@ -120,6 +120,7 @@ class Servable:
     def leave(self) -> None:
         """End to use it."""
         self.in_use -= 1
+        self.used = time.monotonic()
         if not self.in_use:
             self.notify()
 
@@ -133,7 +134,7 @@ class Servable:
         self.state = state
         self.cause = cause
         if state is State.AVAILABLE:
-            self.available_since = time.monotonic()
+            self.available_since = self.used = time.monotonic()
         log.manager.info("Mediapipe: %s state changed to: %s after handling: %s", self.name, state.value, event)
         self.notify()
 
@@ -217,7 +218,7 @@ class Manager:
         log.manager.info("Started model manager thread")
         while True:
             await asyncio.sleep(period)
-            if self._path is None or await asyncio.to_thread(_digest, self._path) == self._digest:
+            if self._path is None or await asyncio.to_thread(digest_of, self._path) == self._digest:
                 continue
             try:
                 async with self._lock:
@@ -231,7 +232,7 @@ class Manager:
                 return await asyncio.to_thread(read_config, path)
             except ConfigError as error:
                 if attempt == PARSE_TRIES - 1:
-                    self._digest = await asyncio.to_thread(_digest, path)
+                    self._digest = await asyncio.to_thread(digest_of, path)
                     self._failed = True
                     log.manager.error("%s", error)
                     raise
@@ -265,7 +266,7 @@ class Manager:
             known is None
             or known.state is State.RETIRED
             or known.entry != entry
-            or known.digest != digest_of_entry(entry)
+            or known.digest != digest_of(Path(entry.graph_path))
         )
 
     async def _bring(self, entry: Entry) -> None:
@@ -281,17 +282,17 @@ class Manager:
     async def _load(self, servable: Servable) -> None:
         entry = servable.entry
         await self._close(servable)
-        servable.digest = digest_of_entry(entry)
+        servable.digest = digest_of(Path(entry.graph_path))
         try:
             if entry.problem:
                 raise GraphInvalid(entry.problem)
-            graph = await asyncio.to_thread(_graph, entry, self._calculators)
+            graph = await asyncio.to_thread(graph_of, entry, self._calculators)
             self._check_names(servable, graph)
             spec = {
                 "worker": graph.calculator.worker,
                 "options": graph.options,
                 "base_path": entry.base_path,
-                "cache_dir": _cache_folder(self._cache_dir, entry.name),
+                "cache_dir": cache_folder(self._cache_dir, entry.name),
             }
             worker = await self._spare.take()
             try:
@@ -337,6 +338,24 @@ class Manager:
         await servable.drained()
         await self._close(servable)
 
+    async def unload_idle(self, seconds: float) -> None:
+        """Unload models that nobody has used for so long; they stay AVAILABLE, and the next request loads them.
+
+        Models of the group ``permanent`` stay loaded.
+        """
+        for each in self.servables.values():
+            idle = each.worker is not None and each.state is State.AVAILABLE and not each.in_use
+            if idle and each.entry.group != "permanent" and time.monotonic() - each.used >= seconds:
+                log.manager.info("Mediapipe: %s is unloaded after %d s without a request", each.name, seconds)
+                await self._close(each)
+
+    async def wake(self, servable: Servable) -> None:
+        """Load a model that was unloaded because it was idle; others that ask for it meanwhile wait with this one."""
+        if servable.worker is None and servable.state is State.AVAILABLE:
+            async with self._lock:
+                if servable.worker is None and servable.state is State.AVAILABLE:
+                    await self._load(servable)
+
     async def _close(self, servable: Servable) -> None:
         worker, servable.worker = servable.worker, None
         template, servable.template = servable.template, None
@@ -370,34 +389,3 @@ class Manager:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(self._spare.close(), *(self._close(each) for each in self.servables.values()))
-
-
-def _graph(entry: Entry, calculators: Calculators | None) -> Graph:
-    if calculators is None:
-        raise AssertionError
-    path = Path(entry.graph_path)
-    if entry.recognise and not path.exists():
-        return recognise(Path(entry.base_path), entry.name, calculators)
-    graph = read_graph(path, calculators)
-    models = Path(entry.base_path, graph.options["models_path"])
-    if not models.exists():  # the worker would say so, too, but only after it has started
-        message = f"Path to the model does not exist: {models}"
-        raise GraphInvalid(message)
-    return graph
-
-
-def _cache_folder(cache_dir: str | None, name: str) -> str | None:
-    """Return where a model's compiled code is kept: a folder of its own, to be removed with the model."""
-    return str(Path(cache_dir, quote(name.replace("/", "@"), safe="@+"))) if cache_dir else None
-
-
-def digest_of_entry(entry: Entry) -> str:
-    """Return the MD5 of an entry's graph file, ``""`` when there is none."""
-    return digest_of(Path(entry.graph_path))
-
-
-def _digest(path: Path) -> str:
-    try:
-        return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-    except OSError:
-        return ""

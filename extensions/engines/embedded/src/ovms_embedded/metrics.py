@@ -30,6 +30,7 @@ DEFAULTS = (
     "ovms_streams",
     "ovms_current_requests",
     "ovms_current_graphs",
+    "ovms_graph_loaded",
     "ovms_requests_success",
     "ovms_requests_fail",
     "ovms_requests_accepted",
@@ -43,6 +44,7 @@ OPTIONAL = ("ovms_infer_req_queue_size", "ovms_infer_req_active")
 HELP = {
     "ovms_current_graphs": "Number of graphs currently in process.",
     "ovms_current_requests": "Number of requests currently in process.",
+    "ovms_graph_loaded": "Whether the graph is loaded (1) or unloaded because it was idle (0).",
     "ovms_requests_success": "Number of successful requests to a model or a DAG.",
     "ovms_requests_fail": "Number of failed requests to a model or a DAG.",
     "ovms_requests_accepted": "Number of requests accepted by the graph.",
@@ -50,7 +52,7 @@ HELP = {
     "ovms_responses": "Number of responses sent by the graph.",
     "ovms_request_time_us": "Processing time of requests to a model or a DAG.",
 }
-GAUGES = {"ovms_current_graphs", "ovms_current_requests"}
+GAUGES = {"ovms_current_graphs", "ovms_current_requests", "ovms_graph_loaded"}
 
 
 class Metrics:
@@ -72,6 +74,10 @@ class Metrics:
     def add(self, family: str, labels: str, amount: int = 1) -> None:
         """Count."""
         self._values[family][labels] += amount
+
+    def set(self, family: str, labels: str, value: int) -> None:
+        """Set a gauge."""
+        self._values[family][labels] = value
 
     def time(self, labels: str, seconds: float) -> None:
         """Enter the time that a request took."""

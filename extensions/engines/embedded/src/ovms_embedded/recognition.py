@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from ovms_embedded import log
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from ovms_embedded.calculators import Calculator
     from ovms_embedded.calculators.discovery import Calculators
+    from ovms_embedded.cli import GraphFlags
 
 TEXT = """input_stream: "HTTP_REQUEST_PAYLOAD:input" output_stream: "HTTP_RESPONSE_PAYLOAD:output"
 node {{ name: "{node}" calculator: "{name}"
@@ -21,11 +23,35 @@ node {{ name: "{node}" calculator: "{name}"
   node_options {{ [type.googleapis.com/{options}] {{ models_path: "./" {defaults} }} }} }}"""
 
 
-def recognise(folder: Path, name: str, calculators: Calculators) -> Graph:
+def recognise(folder: Path, name: str, calculators: Calculators, flags: GraphFlags) -> Graph:
     """Return the graph for a model folder.
 
-    :raises GraphInvalid: no installed calculator knows what is in it.
+    :param flags: what the command line says of it.
+    :raises GraphInvalid: no installed calculator knows what is in it, or none is for the task that is asked for.
     """
+    return parse_graph(text_for(folder, name, calculators, flags).encode(), calculators)
+
+
+def text_for(folder: Path, name: str, calculators: Calculators, flags: GraphFlags) -> str:
+    """Return the text of :func:`recognise`'s graph."""
+    calculator = _for_task(flags.task, calculators) if flags.task else _detect(folder, name, calculators)
+    return TEXT.format(
+        node=calculator.node,
+        name=calculator.name,
+        options=calculator.options.DESCRIPTOR.full_name,
+        defaults=f"{calculator.defaults} {_options(calculator, flags)}".strip(),
+    )
+
+
+def _for_task(task: str, calculators: Calculators) -> Calculator:
+    found = {each.task: each for each in calculators.in_order()}
+    if task not in found:
+        message = f"There is no task {task}; use one of {', '.join(sorted(found))}."
+        raise GraphInvalid(message)
+    return found[task]
+
+
+def _detect(folder: Path, name: str, calculators: Calculators) -> Calculator:
     files = read_files(folder, name)
     for each in calculators.in_order():
         try:
@@ -34,19 +60,17 @@ def recognise(folder: Path, name: str, calculators: Calculators) -> Graph:
             log.serving.error("Calculator %s cannot judge %s: %s: %s", each.name, folder, type(error).__name__, error)
             continue
         if found:
-            return parse_graph(graph_text(each).encode(), calculators)
-    message = f"There is no graph.pbtxt in {folder}, and the model in it is not recognised."
+            return each
+    message = f"There is no graph.pbtxt in {folder}, and the model in it is not recognised; name its --task."
     raise GraphInvalid(message)
 
 
-def graph_text(calculator: Calculator, options: str = "") -> str:
-    """Return the graph of a model in its own folder, as text.
-
-    :param options: further options in protobuf's text format.
-    """
-    return TEXT.format(
-        node=calculator.node,
-        name=calculator.name,
-        options=calculator.options.DESCRIPTOR.full_name,
-        defaults=f"{calculator.defaults} {options}",
-    )
+def _options(calculator: Calculator, flags: GraphFlags) -> str:
+    known = calculator.options.DESCRIPTOR.fields_by_name
+    device = "device" if "device" in known else "target_device"
+    wanted = {device: flags.device, "draft_models_path": flags.draft}
+    for option, value in wanted.items():
+        if value and option not in known:
+            message = f"Models for {calculator.task} take no {option}."
+            raise GraphInvalid(message)
+    return " ".join(f"{option}: {json.dumps(value, ensure_ascii=False)}" for option, value in wanted.items() if value)

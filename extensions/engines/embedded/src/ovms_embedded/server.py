@@ -123,6 +123,8 @@ async def _start(settings: Settings, stack: contextlib.AsyncExitStack, stopped: 
     background.add_done_callback(lambda task: stopped.set() if not task.cancelled() and task.exception() else None)
     stack.push_async_callback(_cancel, background)
     stack.push_async_callback(_cancel, asyncio.create_task(guard(manager)))
+    if settings.idle_seconds:
+        stack.push_async_callback(_cancel, asyncio.create_task(_unload_idle(manager, settings.idle_seconds)))
     return background
 
 
@@ -161,6 +163,12 @@ async def _manage(settings: Settings, manager: Manager, config: Config) -> None:
     log.serving.info("ServableManagerModule started")
     if settings.config_path and settings.poll_seconds:
         await manager.watch(settings.poll_seconds)
+
+
+async def _unload_idle(manager: Manager, seconds: float) -> None:
+    while True:
+        await asyncio.sleep(1)
+        await manager.unload_idle(seconds)
 
 
 async def _start_rest(settings: Settings, app: App, stack: contextlib.AsyncExitStack) -> None:

@@ -124,6 +124,8 @@ class App:
             _only(get)
             if self._metrics is None:
                 raise HttpError(400, "Metrics are disabled")
+            for name, servable in self._manager.servables.items():
+                self._metrics.set("ovms_graph_loaded", f'name="{name}"', int(servable.worker is not None))
             return Reply(self._metrics.text().encode(), b"text/plain")
         if CONFIG.fullmatch(path):
             return _only(get, Reply(encode(self._manager.status())))
@@ -217,6 +219,7 @@ class App:
         if servable is None:
             raise HttpError(404, "Mediapipe graph definition with requested name is not found")
         await self._manager.settle(servable)
+        await self._manager.wake(servable)
         await self._usable(servable)
         with self._counted(servable, request):
             watch = asyncio.create_task(_watch(receive, _current()))
@@ -269,7 +272,7 @@ class App:
     async def _usable(self, servable: Servable) -> None:
         if servable.state is State.RETIRED:
             raise HttpError(404, "Mediapipe graph definition with requested name is retired")
-        if servable.state is not State.AVAILABLE or servable.worker is None:
+        if servable.state is not State.AVAILABLE:
             raise HttpError(500, "Mediapipe graph definition with requested name is not loaded yet")
 
     @contextmanager

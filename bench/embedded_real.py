@@ -1,0 +1,181 @@
+"""The embedded engine against openvino-genai called directly, on models in the shape of real ones.
+
+    python bench/embedded_real.py [--models FOLDER] [--pairs 5] [chat embeddings start]
+
+The models are made here, with random weights of 8 bits: a Qwen3-0.6B (600 MB) and an all-MiniLM-L6-v2. Both sides stay
+loaded and take turns request by request. Each line is the median of the pairs' ratios, with the least and the greatest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from _real_models import make
+from _smoke import SMOKE, sized
+from embedded_throughput import Direct, Engine, chat, post, request
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+TOKENS = sized(48, 4)
+STREAMS = sized((1, 4, 8, 16), (1, 2))
+BATCH = sized(32, 4)
+SHORT = "The quick cat sat on the mat and looked at the birds, number "
+PASSAGE = f"{SHORT}one. " * 6
+BARE = """
+import sys, openvino_genai as genai
+scheduler = genai.SchedulerConfig()
+pipeline = genai.ContinuousBatchingPipeline(sys.argv[1], scheduler, "CPU", {})
+config = pipeline.get_config()
+config.max_new_tokens = 4
+config.ignore_eos = True
+pipeline.generate(["Hello"], [config])
+"""
+
+
+def say(what: str, unit: str, ours: list[float], theirs: list[float], target: str) -> None:
+    """Print the ratio of ours to theirs, pair by pair."""
+    ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
+    middle = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    values = f"ours {statistics.median(ours):8.2f}  direct {statistics.median(theirs):8.2f} {unit}"
+    print(f"{what:44s} {values:44s} -> {middle:22s} target {target}", flush=True)
+
+
+def at_once(clients: list[socket.socket], requests: list[bytes]) -> float:
+    """Return the seconds until every client has its answer."""
+    threads = [threading.Thread(target=post, args=each) for each in zip(clients, requests, strict=True)]
+    began = time.perf_counter()
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    return time.perf_counter() - began
+
+
+def streamed(client: socket.socket, number: int) -> None:
+    """Read one streamed chat to its end."""
+    del number
+    client.sendall(chat(streamed=True, tokens=TOKENS))
+    tail = b""
+    while not tail.endswith(b"0\r\n\r\n"):
+        tail = (tail + client.recv(1 << 16))[-64:]
+
+
+def streams(clients: list[socket.socket]) -> float:
+    """Return the tokens per second of streamed chats, one for each client."""
+    threads = [threading.Thread(target=streamed, args=(each, 0)) for each in clients]
+    began = time.perf_counter()
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    return TOKENS * len(clients) / (time.perf_counter() - began)
+
+
+def measure_chat(models: Path, pairs: int) -> None:
+    """Streams over REST against a call that does not stream, and against one that streams."""
+    model = make("text_generation", models, small=SMOKE)
+    engine, direct = Engine("text_generation", model), Direct("text_generation", model)
+    for count in STREAMS:
+        clients = [engine.connect() for _ in range(count)]
+        streams(clients)
+        direct("together", TOKENS, count)
+        ours: list[float] = []
+        plain: list[float] = []
+        written: list[float] = []
+        for _ in range(pairs):
+            ours.append(streams(clients))
+            plain.append(direct("together", TOKENS, count)["rate"])
+            written.append(direct("streams", TOKENS, count)["rate"])
+        say(f"chat, {count} streams, against no streaming", "tokens/s", ours, plain, ">= 0.95")
+        say(f"chat, {count} streams, against TextStreamer", "tokens/s", ours, written, ">= 1.1")
+        for each in clients:
+            each.close()
+    engine.close()
+    direct.close()
+
+
+def measure_texts(models: Path, pairs: int, kind: str, path: str, key: str, order: str, extra: dict[str, str]) -> None:
+    """One text, a batch of short ones and one of passages; and as many single requests at once as the batch has."""
+    model = make(kind, models, small=SMOKE)
+    engine, direct = Engine(kind, model), Direct(kind, model)
+    clients = [engine.connect() for _ in range(BATCH)]
+    sizes = {"1 short": [SHORT], f"{BATCH} short": [SHORT] * BATCH, f"{BATCH} passages": [PASSAGE] * BATCH}
+    for name, texts in sizes.items():
+        body = request("POST", path, {"model": "m", key: texts} | extra)
+        post(clients[0], body)
+        direct(order, texts)
+        ours: list[float] = []
+        theirs: list[float] = []
+        for _ in range(pairs * 3):
+            ours.append(len(texts) / post(clients[0], body))
+            theirs.append(direct(order, texts)["rate"])
+        say(f"{kind}, {name}", "texts/s", ours, theirs, ">= 0.95")
+    single = request("POST", path, {"model": "m", key: [SHORT]} | extra)
+    batch = request("POST", path, {"model": "m", key: [SHORT] * BATCH} | extra)
+    apart: list[float] = []
+    together: list[float] = []
+    for _ in range(pairs * 3):
+        apart.append(BATCH / at_once(clients, [single] * BATCH))
+        together.append(BATCH / post(clients[0], batch))
+    say(f"{kind}, {BATCH} requests at once, against one", "texts/s", apart, together, ">= 0.8")
+    for each in clients:
+        each.close()
+    engine.close()
+    direct.close()
+
+
+def measure_start(models: Path, pairs: int) -> None:
+    """From the start of the process to the end of a first short answer."""
+    model = make("text_generation", models, small=SMOKE)
+
+    def ours() -> float:
+        began = time.perf_counter()
+        engine = Engine("text_generation", model)
+        with engine.connect() as client:
+            post(client, chat(streamed=False, tokens=4))
+        seconds = time.perf_counter() - began
+        engine.close()
+        return seconds
+
+    def bare() -> float:
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", BARE, str(model)], check=True)
+        return time.perf_counter() - began
+
+    sides: list[Callable[[], float]] = [ours, bare]
+    times = [[side() for side in sides] for _ in range(pairs)]
+    say("start to first answer", "s", [each[0] for each in times], [each[1] for each in times], "<= 1.2")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("wanted", nargs="*", help="chat, embeddings, rerank, start; all of them if none is named")
+    options.add_argument("--models", type=Path, help="keep the models in this folder, for further runs")
+    options.add_argument("--pairs", type=int, default=sized(5, 1))
+    chosen = options.parse_args()
+    wanted = chosen.wanted or ["chat", "embeddings", "rerank", "start"]
+    with tempfile.TemporaryDirectory() as folder:
+        models = chosen.models or Path(folder)
+        if "chat" in wanted:
+            measure_chat(models, chosen.pairs)
+        if "embeddings" in wanted:
+            measure_texts(models, chosen.pairs, "embeddings", "/v3/embeddings", "input", "embed", {})
+        if "rerank" in wanted:
+            extra = {"query": "Which animal sat on the mat?"}
+            measure_texts(models, chosen.pairs, "rerank", "/v3/rerank", "documents", "rank", extra)
+        if "start" in wanted:
+            measure_start(models, chosen.pairs)
+
+
+if __name__ == "__main__":
+    main()
