@@ -5,7 +5,7 @@ python3 dev.py run      make an environment, install the workspace, run the demo
 python3 dev.py test     run the tests; further words go to pytest                  (7 minutes on 2 cores)
 python3 dev.py check    ruff, mypy --strict and import-linter                      (1 minute)
 python3 dev.py bench    run every benchmark; further words name some of them       (20 minutes; most take 1 or 2)
-python3 dev.py make     write the generated files again: protobuf code, plugin.yaml, docs/settings.md
+python3 dev.py make     write the generated files again: protobuf code, plugin.yaml, tables in docs
 """
 
 from __future__ import annotations
@@ -131,6 +131,7 @@ def make(words: list[str]) -> None:
         call(tool("python"), "-m", "grpc_tools.protoc", *options, *protos)
     text = subprocess.run([tool("ovms-plugin"), "manifest"], cwd=ROOT, check=True, capture_output=True).stdout
     (ROOT / "plugin.yaml").write_bytes(text)
+    call(tool("python"), str(ROOT / "tests" / "test_docs.py"))
 
 
 def sources() -> list[str]:

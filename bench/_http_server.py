@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from ovms_face_http import HttpFace
+from ovms_face_http import HttpFace, config
 from ovms_kernel.compose import compose_kernel
 from ovms_kernel.settings import read_settings
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 async def main(engine: str, folder: str) -> None:
     kernel = compose_kernel(read_settings({}, data_dir=Path(folder), platforms={"remote": {"url": engine}}))
-    face = HttpFace({"port": 0})
+    face = HttpFace(config.read({"port": 0}))
 
     def ready(where: Running) -> None:
         print(where.url.rpartition(":")[2], flush=True)

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ovms_embedded.worker  # noqa: F401 - importing OpenVINO sends no usage event after it
+
+# isort: split
 import numpy as np
 import openvino as ov
 from openvino import opset15 as ops

@@ -124,7 +124,9 @@ class Host:
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         self.start = self._read()
-        self.plugin = psutil.Process(self.start["pid"])
+        self.parent = psutil.Process(self.start["pid"])
+        # On Linux a small parent process keeps the socket, and its child is the plugin.
+        self.plugin = next(iter(self.parent.children()), self.parent)
 
     def __enter__(self) -> Self:
         return self
@@ -170,15 +172,21 @@ def measure_start(program: Path, environment: dict[str, str]) -> None:
         with Host(program, dict(environment)) as host:
             seconds.append(host.start["seconds"])
             host.do("CheckEngine")
-            rests.append(host.plugin.memory_info().rss)
-    show("exec to handshake and connection", f"{statistics.median(seconds) * 1000:.0f} ms", "at most 400 ms")
-    for module, aim in (("ovms_kernel", "at most 60 ms"), ("ovms_kernel.api", "")):
+            rests.append(sum(resident(each) for each in {host.parent, host.plugin}))
+    show("exec to handshake and connection", f"{statistics.median(seconds) * 1000:.0f} ms", "at most 200 ms")
+    for module, aim in (("ovms_kernel", "at most 60 ms"), ("ovms_kernel.api.services", "")):
         code = f"import time; began = time.perf_counter(); import {module}; print(time.perf_counter() - began)"
         runs = [
             subprocess.run([sys.executable, "-c", code], capture_output=True, check=True) for _ in range(sized(7, 1))
         ]
         show(f"import {module}", f"{statistics.median(float(each.stdout) for each in runs) * 1000:.1f} ms", aim)
-    show("plugin at rest", f"{statistics.median(rests) / 1e6:.0f} MB resident", "at most 90 MB")
+    show("plugin at rest", f"{statistics.median(rests) / 1e6:.0f} MB resident", "at most 55 MB")
+
+
+def resident(process: psutil.Process) -> int:
+    """Return the bytes in memory, with those that it shares counted in part where the system tells."""
+    found = process.memory_full_info()
+    return int(getattr(found, "pss", 0) or found.rss)
 
 
 def measure_ready(program: Path, environment: dict[str, str], data: Path) -> None:

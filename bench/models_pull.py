@@ -23,6 +23,7 @@ import resource, sys, time
 from pathlib import Path
 from typing import Self
 import anyio, modelscope_hub
+from ovms_kernel.testing.contract import configured
 from ovms_hub_modelscope import ModelScope
 from ovms_kernel.events import Events
 from ovms_kernel.extensions import compose
@@ -32,7 +33,7 @@ from ovms_kernel.values import Host, ModelRef
 
 data, url, connections, part_size = sys.argv[1:]
 settings, host = Settings(Path(data)), Host(os="linux", machine="x86_64", memory=16 << 30)
-hub = ModelScope({"endpoint": url, "connections": connections, "part_size": part_size})
+hub = configured(ModelScope, **{"endpoint": url, "connections": connections, "part_size": part_size})
 library = Library(settings, Events(), {"modelscope": hub}, compose(settings, host, kinds=("graphs",)).graphs, host)
 hub._client()
 began = time.perf_counter()

@@ -14,10 +14,13 @@ KERNEL = ROOT / "kernel" / "src" / "ovms_kernel"
 EXTENSIONS = [
     each.parent
     for each in sorted(ROOT.glob("extensions/*/*/pyproject.toml"))
-    if each.parents[1].name in ("services", "platforms", "graphs", "hubs")
+    if each.parents[1].name in ("services", "platforms", "graphs", "hubs", "dialects", "observers")
+    or each.parent.name == "http"
 ]
 # The name that is imported, where it is not the distribution's.
-MODULES = {"pyyaml": "yaml", "protobuf": "google", "grpcio": "grpc"}
+MODULES = {"pyyaml": "yaml", "protobuf": "google", "grpcio": "grpc"} | dict.fromkeys(
+    ("opentelemetry-api", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"), "opentelemetry"
+)
 ALONE = {
     "stevedore": {"extensions.py"},
     "pluggy": {"hookspecs.py", "events.py"},
@@ -40,7 +43,8 @@ def imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("folder", EXTENSIONS, ids=lambda each: f"{each.parent.name}/{each.name}")
 def test_an_extension_imports_what_it_declares_and_of_ours_only_the_api(folder: Path) -> None:
     project = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]
-    declared = [re.split(r"[\[<>=!~; ]", each)[0] for each in project["dependencies"]]
+    extras = [each for extra in project.get("optional-dependencies", {}).values() for each in extra]
+    declared = [re.split(r"[\[<>=!~; ]", each)[0] for each in project["dependencies"] + extras]
     allowed = {MODULES.get(each, each.replace("-", "_")) for each in declared} | {folder.name}
     modules = list(folder.rglob("*.py"))
     assert modules, "an extension has a module"

@@ -4,8 +4,6 @@ Run as a program, it writes the tables that are made from the code again.
 """
 
 import ast
-import dataclasses
-import itertools
 import json
 import os
 import re
@@ -14,50 +12,48 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
+import msgspec
 import pytest
 import typer
 import yaml
 
 from ovms_cli.app import make_app
-from ovms_kernel import settings
+from ovms_face_http.clients import TEXTS
 from ovms_kernel.commands import EXIT_CODES
+from ovms_kernel.declared import settings_in
+from ovms_kernel.settings import KINDS, ModelSettings, Settings
 
 ROOT = Path(__file__).parents[1]
-DOCS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
+DOCS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_HERE = ("pull", "logs", "demo", "deploy")
 """Commands for users that need the internet or do not end; they are only parsed. The demo has tests of its own."""
 
 
-def settings_table() -> str:
-    """Return the table of all settings, from the fields of Settings and the docstrings under them."""
-    tree = ast.parse(Path(settings.__file__).read_text("utf-8"))
-    body = next(each for each in tree.body if isinstance(each, ast.ClassDef) and each.name == "Settings").body
-    told = {
-        field.target.id: " ".join(str(doc.value.value).split())
-        for field, doc in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and isinstance(doc, ast.Expr)
-        and isinstance(doc.value, ast.Constant)
-    }
+def settings_tables() -> str:
+    """Return the tables of all settings: the kernel's, those of a model, and those of each extension here."""
+    parts = [_table(Settings), "### `models.<id>`\n", _table(ModelSettings)]
+    for group in sorted(f"ovms.{kind}" for kind in KINDS if kind != "models"):
+        for each in sorted(metadata.entry_points(group=group), key=lambda each: each.name):
+            if not each.dist or not each.dist.name.startswith("ovms-"):
+                continue
+            declared = getattr(each.load(), "settings_type", None)
+            if isinstance(declared, type(Settings)):
+                parts += [f"### `{group.removeprefix('ovms.')}.{each.name}`\n", _table(declared)]
+    return "\n".join(parts)
+
+
+def _table(struct: type[msgspec.Struct]) -> str:
     lines = ["| setting | default | meaning |", "|---|---|---|"]
-    lines += [
-        f"| `{field.name}` | {_shown(field.default)} | {told[field.name]} |"
-        for field in dataclasses.fields(settings.Settings)
-        if field.name != "sections"
-    ]
+    for each in settings_in(struct):
+        if each.name not in ("sections", "places"):
+            default = "see above" if each.name == "data_dir" else f"`{each.default}`" if each.default else ""
+            assert each.help, f"{struct.__name__}.{each.name} has no docstring"
+            lines.append(f"| `{each.name}` | {default} | {each.help} |")
     return "\n".join(lines) + "\n"
-
-
-def _shown(default: object) -> str:
-    if default is dataclasses.MISSING:
-        return "see above"
-    if isinstance(default, float):
-        return f"`{default:g}`"
-    return f"`{default}`" if default not in ("", ()) else ""
 
 
 def commands_table() -> str:
@@ -78,7 +74,7 @@ def _shown_operand(operand: typer.core.TyperArgument) -> str:
 
 
 TABLES = {
-    ROOT / "docs" / "settings.md": ("settings", settings_table),
+    ROOT / "docs" / "settings.md": ("settings", settings_tables),
     ROOT / "docs" / "users.md": ("commands", commands_table),
 }
 
@@ -102,7 +98,13 @@ def shell_lines(*paths: Path) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda each: each.name)
 def test_a_table_says_what_the_code_says(path: Path) -> None:
-    assert TABLES[path][1]() in path.read_text("utf-8"), "run `python tests/test_docs.py` to write it again"
+    assert TABLES[path][1]() in path.read_text("utf-8"), "run `python dev.py make` to write it again"
+
+
+@pytest.mark.parametrize("client", TEXTS)
+def test_how_to_connect_a_program_is_what_the_command_prints(client: str) -> None:
+    text = TEXTS[client].format(url="http://127.0.0.1:16680", key="KEY", chat="OWNER/NAME")
+    assert f"\n{text}\n```" in (ROOT / "docs" / "serve.md").read_text("utf-8")
 
 
 def test_every_exit_code_is_explained() -> None:
@@ -186,6 +188,14 @@ def test_the_commands_for_users_run(tmp_path: Path, fixtures: Path) -> None:
             stays.communicate()
     assert any("toolkit for running AI models" in each for each in ran)
     assert sum("embedding" in each for each in ran) >= 2
+
+
+def test_the_chinese_readme_shows_the_same_commands_and_output() -> None:
+    def shown(path: Path) -> list[str]:
+        lines = [line for _, text in BLOCK.findall(path.read_text("utf-8")) for line in text.splitlines()]
+        return [line.partition("#")[0].rstrip() for line in lines]
+
+    assert shown(ROOT / "README.zh-CN.md") == shown(ROOT / "README.md")
 
 
 if __name__ == "__main__":

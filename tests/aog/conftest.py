@@ -20,6 +20,7 @@ from ovms_face_aog.client import PluginHost, ProviderClient, connect, plugin_com
 from ovms_face_aog.provider import Provider
 from ovms_face_aog.quirks import AogProvider
 from ovms_kernel.api.faces import Answer, KernelApi, LocalModel, NotFound, ServiceDefinition
+from ovms_kernel.settings import Settings
 
 TINY = LocalModel(
     "tiny/chat", Path(), "text_generation", 1234, "ab" * 32, datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), family="qwen"
@@ -41,9 +42,7 @@ class FakeKernel:
     """
 
     def __init__(self) -> None:
-        self.settings = SimpleNamespace(
-            models_dir=Path("/data/models"), logs_dir=Path("/data/logs"), section=lambda *_: {}
-        )
+        self.settings = Settings(Path("/data"))
         self.host = SimpleNamespace(devices=("CPU",))
         self.services = {each.name: SimpleNamespace(definition=each) for each in SERVICES}
         self.does: dict[str, Any] = {"check_engine": True, "engine_version": "2026.3", "load_model": TINY}

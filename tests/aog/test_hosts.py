@@ -8,11 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import wave
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from google.protobuf import json_format, message_factory
 
@@ -334,6 +336,81 @@ def test_the_go_host_over_tcp(program: Path, environment: dict[str, str | None],
     assert outcomes[5]["responses"][0]["code"] == 400
     assert "messages" in outcomes[5]["responses"][0]["message"]
     assert not list(deep.iterdir())
+
+
+class GoHost:
+    """The host in Go, step by step."""
+
+    def __init__(self, program: Path, environment: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            [program, *plugin_command()], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )  # fmt: skip
+        self.pid = self.read()["pid"]
+
+    def read(self) -> dict[str, Any]:
+        assert self.process.stdout
+        return dict(json.loads(self.process.stdout.readline()))
+
+    def begin(self, step: Step) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(step).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def do(self, step: Step) -> dict[str, Any]:
+        self.begin(step)
+        return self.read()
+
+    def code(self, step: Step) -> int:
+        return int(self.do(step)["responses"][0].get("code", 0))
+
+    def wait_for_health(self) -> None:
+        deadline = time.monotonic() + 30
+        while self.code({"call": "HealthCheck"}):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def close(self) -> tuple[dict[str, Any], str]:
+        out, log = self.process.communicate(timeout=60)
+        return json.loads(out.splitlines()[-1]), log.decode()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a parent process keeps the socket")
+def test_the_go_host_knows_of_no_death_of_the_plugin_s_process(program: Path, real: dict[str, str | None]) -> None:
+    chat, _, rerank, *_ = MODELS
+    question = ask("chat", model=chat, messages=[{"role": "user", "content": "What is OpenVINO?"}], temperature=0)
+    documents = ask("rerank", model=rerank, query="kitten", documents=["a cat", "a car"], top_n=1)
+    host = GoHost(program, joined(real))
+    for step in ({"call": "InstallEngine"}, {"call": "StartEngine"}):
+        assert host.code(step) == 0
+    host.wait_for_health()
+    for model, service in ((chat, "chat"), (rerank, "rerank")):
+        assert host.code(about("PullModel", model=model, stream=False, model_type=service)) == 0
+    # Two models in turn, as AOG drives them: both fit, so neither is loaded twice.
+    for model, other, request in ((chat, rerank, question), (rerank, chat, documents), (chat, rerank, question)):
+        assert host.code(about("UnloadModel", models=[other])) == 0
+        assert host.code(about("LoadModel", model=model)) == 0
+        assert host.code(request) == 0
+    running = told(host.do({"call": "GetRunningModels"}))[0]["response_json"]["models"]
+    assert {each["name"] for each in running} == {chat, rerank}
+    for during in (False, True):
+        [process] = psutil.Process(host.pid).children()
+        if during:
+            host.begin(question | {"count": 1000})
+            time.sleep(0.3)  # any moment of it will do
+        process.kill()
+        if during:
+            assert "Unavailable" in host.read()["error"]
+        answer = host.do(question)
+        while answer.get("error"):  # gRPC in Go dials again after its first pause, of a second
+            assert "Unavailable" in answer["error"]
+            time.sleep(0.1)
+            answer = host.do(question)
+        assert decoded(answer["responses"][0]["response_data"])["choices"][0]["message"]["content"] == ANSWERS
+    kill, log = host.close()
+    assert kill["exited"]
+    assert "failed to exit gracefully" not in log
+    assert not psutil.pid_exists(host.pid)
 
 
 def test_the_go_host_says_why_a_plugin_does_not_start(program: Path, environment: dict[str, str | None]) -> None:

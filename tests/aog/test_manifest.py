@@ -40,7 +40,7 @@ def test_a_service_that_aog_cannot_convert_for_is_left_out(template: str) -> Non
 
 
 def test_the_providers_name_is_one_that_aog_handles() -> None:
-    # aog-plugin.md B4.1: some paths ask whether the name contains "plugin"; the command line splits at "_".
+    # docs/protocols/aog.md: some paths ask whether the name contains "plugin"; the command line splits at "_".
     assert "plugin" in PROVIDER
     assert "_" not in PROVIDER
 
@@ -66,7 +66,7 @@ AOGS_FIELDS = {
     "platforms.*": "executable dependencies",
     "resources": "data_dir ollama",
 }
-"""What AOG's Go types read of a manifest (aog-plugin.md B4); they drop everything else without a word."""
+"""What AOG's Go types read of a manifest (docs/protocols/aog.md); they drop everything else without a word."""
 
 
 def test_d2_40_aog_drops_nothing_of_the_committed_manifest() -> None:

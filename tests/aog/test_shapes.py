@@ -39,14 +39,14 @@ class Kernel:
         return self.answer
 
 
-async def shaped(kernel: Kernel, service: str, section: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    answer = await invoke_shaped(service, json.dumps(fields).encode(), section, kernel.invoke)
+async def shaped(kernel: Kernel, service: str, output_dir: str, **fields: Any) -> dict[str, Any]:
+    answer = await invoke_shaped(service, json.dumps(fields).encode(), output_dir, kernel.invoke)
     return dict(json.loads(answer))
 
 
 async def test_a_transcript_has_exactly_these_fields() -> None:
     kernel = Kernel(HEARD)
-    answer = await shaped(kernel, "speech-to-text", {}, audio="/a.wav", language="<|zh|>", response_format="text")
+    answer = await shaped(kernel, "speech-to-text", "", audio="/a.wav", language="<|zh|>", response_format="text")
     assert answer == {
         "text": "one two",
         "segments": [{"id": 0, "start": "00:00:00.000", "end": "00:00:03.500", "text": "one two"}],
@@ -71,19 +71,18 @@ def test_times(seconds: float, text: str) -> None:
 
 async def test_speech_is_a_file_that_any_player_opens(tmp_path: Path) -> None:
     kernel = Kernel(sound(), "speaker")
-    answer = await shaped(kernel, "text-to-speech", {"output_dir": str(tmp_path)}, text="hello")
+    answer = await shaped(kernel, "text-to-speech", str(tmp_path), text="hello")
     assert answer == {"url": str(next(tmp_path.iterdir())), "model": "speaker", "duration": 0.5}
     assert Path(answer["url"]).suffix == ".wav"
     assert Path(answer["url"]).read_bytes() == sound()
     assert kernel.asked == [{"text": "hello", "response_format": "wav"}]
-    other = await shaped(Kernel(b"ID3"), "text-to-speech", {"output_dir": str(tmp_path)}, response_format="mp3")
+    other = await shaped(Kernel(b"ID3"), "text-to-speech", str(tmp_path), response_format="mp3")
     assert Path(other["url"]).suffix == ".mp3"
     assert Path(other["url"]).read_bytes() == b"ID3"
 
 
 async def test_speech_inline_writes_nothing(tmp_path: Path) -> None:
-    section = {"output_dir": str(tmp_path)}
-    answer = await shaped(Kernel(sound(), "speaker"), "text-to-speech", section, response_format="b64_json")
+    answer = await shaped(Kernel(sound(), "speaker"), "text-to-speech", str(tmp_path), response_format="b64_json")
     assert answer.keys() == {"audio", "model", "duration"}
     assert base64.b64decode(answer["audio"]) == sound()
     assert not list(tmp_path.iterdir())
@@ -92,7 +91,7 @@ async def test_speech_inline_writes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("asked", ["path", "url"])
 async def test_images_are_files(tmp_path: Path, asked: str) -> None:
     folder, kernel = tmp_path / "new folder", Kernel(PAINTED)
-    answer = await shaped(kernel, "text-to-image", {"output_dir": str(folder)}, prompt="a fox", response_format=asked)
+    answer = await shaped(kernel, "text-to-image", str(folder), prompt="a fox", response_format=asked)
     paths = {each["url"] for each in answer["data"]}
     assert {Path(each).read_bytes() for each in paths} == {PNG}
     assert {str(each) for each in folder.iterdir()} == paths
@@ -102,33 +101,33 @@ async def test_images_are_files(tmp_path: Path, asked: str) -> None:
 
 async def test_what_needs_no_change_is_passed_on() -> None:
     for service, fields in (("text-to-image", {"prompt": "a"}), ("chat", {"messages": []})):
-        assert await shaped(Kernel(PAINTED), service, {}, **fields) == PAINTED
+        assert await shaped(Kernel(PAINTED), service, "", **fields) == PAINTED
     with pytest.raises(BadRequest, match="must be b64_json or path, not png"):
-        await shaped(Kernel(PAINTED), "text-to-image", {}, response_format="png")
+        await shaped(Kernel(PAINTED), "text-to-image", "", response_format="png")
 
 
 async def test_an_answer_without_an_image(tmp_path: Path) -> None:
     kernel = Kernel({"data": [{"b64_json": "!"}]})
     with pytest.raises(EngineFailed, match="no image"):
-        await shaped(kernel, "text-to-image", {"output_dir": str(tmp_path)}, response_format="path")
+        await shaped(kernel, "text-to-image", str(tmp_path), response_format="path")
 
 
 async def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Unavailable, match="set output_dir"):
-        await shaped(Kernel(PAINTED), "text-to-image", {"output_dir": str(tmp_path / "file")}, response_format="path")
+        await shaped(Kernel(PAINTED), "text-to-image", str(tmp_path / "file"), response_format="path")
 
 
-@pytest.mark.parametrize("folder", ["pictures", "~nobody-of-that-name/pictures", 7])
+@pytest.mark.parametrize("folder", ["pictures", "~nobody-of-that-name/pictures"])
 @pytest.mark.parametrize(
     ("service", "fields"), [("text-to-image", {"response_format": "path"}), ("text-to-speech", {"text": "x"})]
 )
 async def test_a_folder_that_depends_on_where_we_run_is_refused_before_any_work(
-    service: str, fields: dict[str, Any], folder: Any
+    service: str, fields: dict[str, Any], folder: str
 ) -> None:
     kernel = Kernel(b"")
     with pytest.raises(PreconditionFailed, match="output_dir must be an absolute path"):
-        await shaped(kernel, service, {"output_dir": folder}, **fields)
+        await shaped(kernel, service, folder, **fields)
     assert not kernel.asked
 
 
@@ -137,12 +136,12 @@ def test_the_default_folder_is_that_of_downloads(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     monkeypatch.delenv("XDG_DOWNLOAD_DIR", raising=False)
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
-    assert output_folder({}) == tmp_path
+    assert output_folder("") == tmp_path
     (tmp_path / "Downloads").mkdir()
-    assert output_folder({}) == tmp_path / "Downloads"
+    assert output_folder("") == tmp_path / "Downloads"
     if os.name == "posix":
         (tmp_path / "elsewhere").mkdir()
         monkeypatch.setenv("XDG_DOWNLOAD_DIR", str(tmp_path / "elsewhere"))
-        assert output_folder({}) == tmp_path / "elsewhere"
-    assert output_folder({"output_dir": str(tmp_path)}) == tmp_path
-    assert output_folder({"output_dir": "~/own"}) == tmp_path / "own"
+        assert output_folder("") == tmp_path / "elsewhere"
+    assert output_folder(str(tmp_path)) == tmp_path
+    assert output_folder("~/own") == tmp_path / "own"

@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -257,6 +258,39 @@ async def test_signals_end_it_with_its_engine(plugin: PluginHost, short_path: Pa
     assert not list(short_path.iterdir())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a parent process keeps the socket")
+async def test_a_process_that_dies_is_started_again_and_the_host_knows_of_nothing(
+    environment: Environment, short_path: Path
+) -> None:
+    async with PluginHost(plugin_command(), environment) as host:
+        await install_and_start(host)
+        for _ in range(2):
+            [process] = psutil.Process(host.pid).children()
+            [engine] = engines(host.pid)
+            process.kill()
+            assert await gone(process)
+            assert await gone(engine)
+            # What is asked meanwhile waits; only what was under way then is lost.
+            assert (await host.call("CheckEngine", timeout=10)).installed
+            await install_and_start(host)
+        assert host.process.returncode is None
+        assert len([line for line in host.stderr if "died of signal 9 and is started again" in line]) == 2
+        assert await host.kill() < 2
+    assert not list(short_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a parent process keeps the socket")
+async def test_a_process_that_always_dies_is_not_started_for_ever(environment: Environment) -> None:
+    async with PluginHost(plugin_command(), environment) as host:
+        async with asyncio.timeout(30):
+            while host.process.returncode is None:
+                with suppress(psutil.NoSuchProcess):
+                    for each in psutil.Process(host.pid).children():
+                        each.kill()
+                await asyncio.sleep(0.05)
+        assert 1 <= len([line for line in host.stderr if "is started again" in line]) <= 5
+
+
 HOST = """
 import asyncio, sys
 from ovms_face_aog.client import PluginHost, plugin_command
@@ -301,7 +335,10 @@ async def test_d1_47_a_socket_of_a_killed_plugin_is_removed_by_the_next(
 ) -> None:
     host = PluginHost(plugin_command(), environment)
     await host.start()
+    below = psutil.Process(host.pid).children(recursive=True)
     host.process.kill()
+    for each in below:
+        each.kill()
     await host.process.wait()
     assert len(list(short_path.iterdir())) == 1
     async with PluginHost(plugin_command(), environment) as following:

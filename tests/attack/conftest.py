@@ -67,7 +67,7 @@ def target(tmp_path_factory: pytest.TempPathFactory, fixtures: Path) -> Iterator
     yield made
     assert made.process
     assert made.process.poll() is None, "\n".join(made.log[-20:])
-    assert made.stop() == 0
+    assert made.stop() == 0, "\n".join(made.log[-40:])
     assert not [line for line in made.log if "crashed" in line or "Traceback" in line or "Ending the worker" in line]
     made.close()
 

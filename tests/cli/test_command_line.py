@@ -19,6 +19,7 @@ from ovms_cli.app import run as run_here
 from ovms_cli.output import progress, say
 from ovms_kernel import errors
 from ovms_kernel.commands import EXIT_CODES, report
+from ovms_kernel.testing.contract import configured
 from ovms_kernel.values import Progress
 
 
@@ -39,7 +40,7 @@ def test_every_command_explains_itself(words: list[str], capsys: pytest.CaptureF
     told = capsys.readouterr().out
     assert told.startswith(f"Usage: ovms-plugin {' '.join(words)} ")
     assert not re.search(r"\[\[|\.\.\..\.\.\.", told.splitlines()[0]), "what is optional or repeated is marked once"
-    assert words in (["engine"], ["key"]) or ("--data-dir" in told and "--debug" in told)
+    assert words in (["engine"], ["key"], ["service"]) or ("--data-dir" in told and "--debug" in told)
 
 
 def test_help_names_every_command_and_cuts_no_sentence(capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,7 +263,7 @@ def test_sound_is_not_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> No
     from ovms_cli.services import check_terminal, content_type_of
     from ovms_service_text_to_speech import TextToSpeech
 
-    kind = content_type_of(TextToSpeech({}), b'{"input": "hello", "response_format": "flac"}')
+    kind = content_type_of(configured(TextToSpeech), b'{"input": "hello", "response_format": "flac"}')
     check_terminal(kind, None)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     check_terminal(kind, Path("hello.flac"))

@@ -105,14 +105,14 @@ def test_an_engine_that_is_not_the_first_choice_is_no_secret(environment: dict[s
     )
 
 
-def test_without_an_engine_it_says_what_to_do(here: Any, fixtures: Path) -> None:
+def test_an_engine_is_installed_for_the_first_request(here: Any, fixtures: Path) -> None:
+    assert "No model for text is installed" in here("chat", "hello", code=3).stderr
     here("import", str(fixtures / "text_generation"), CHAT)
-    for words in (["chat", "hello"], ["call", "chat", "{}"], ["serve"]):
-        done = here(*words, code=4)
-        assert done.stdout == ""
-        assert done.stderr.splitlines() == ["The engine is not installed; run `ovms-plugin engine install`."]
+    done = here("chat", "What is OpenVINO?")
+    assert done.stdout == ANSWER + "\n"
+    assert done.stderr.splitlines()[0] == "No engine is installed yet; it is installed first."
     assert json.loads(here("status", "--json").stdout)["engine"] == "stopped"
-    assert "no model" in here("ps").stderr
+    assert "No model is loaded" in here("ps").stderr
     assert "begins when the engine" in here("logs", code=3).stderr
 
 
@@ -153,12 +153,12 @@ def test_others_use_the_engine_that_serve_runs(
     assert status["rest"].startswith("http://127.0.0.1:")
     assert installed("status").stdout.splitlines()[0].split() == ["engine", "ready"]
 
-    assert installed("load", CHAT, EMBED).stdout == f"{CHAT} is served.\n{EMBED} is served.\n"
+    assert installed("load", CHAT, EMBED).stdout == f"{CHAT} is loaded.\n{EMBED} is loaded.\n"
     assert {each["id"] for each in json.loads(installed("ps", "--json").stdout)} == {CHAT, EMBED}
     installed("import", str(fixtures / "text_generation"), CHAT)
     assert [each["id"] for each in json.loads(installed("ps", "--json").stdout)] == [EMBED], "the old files are let go"
     installed("load", CHAT)
-    assert installed("unload", EMBED).stdout == f"{EMBED} is not served any more.\n"
+    assert installed("unload", EMBED).stdout == f"{EMBED} is unloaded.\n"
     assert [line.split()[0] for line in installed("ps").stdout.splitlines()] == ["MODEL", CHAT]
     assert "not installed" in installed("load", "no/such", code=3).stderr
 

@@ -9,6 +9,7 @@ import pytest
 
 from ovms_kernel.engine.supervisor import Supervisor
 from ovms_kernel.settings import Settings, read_settings
+from ovms_kernel.testing.contract import configured
 from ovms_kernel.testing.events import EventRecorder
 from ovms_kernel.testing.platform import MisbehavingPlatform
 from ovms_kernel.values import Installation
@@ -23,7 +24,7 @@ class Engine:
         self.settings = settings
         self.events = EventRecorder()
         self.supervisor = Supervisor(settings, self.events)
-        self.platform = MisbehavingPlatform({})
+        self.platform = configured(MisbehavingPlatform)
 
     async def start(self, how: str = "") -> None:
         self.platform.how = how

@@ -31,6 +31,7 @@ from ovms_kernel.extensions import Extensions
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.models.plan import Resident, State
 from ovms_kernel.settings import Settings
+from ovms_kernel.testing.contract import configured
 from ovms_kernel.testing.events import EventRecorder
 from ovms_kernel.testing.platform import MisbehavingPlatform
 from ovms_kernel.values import Answer, EngineExit, EngineInfo, Host, Installation, LaunchPlan, Request
@@ -69,7 +70,7 @@ class Watcher:
 
 class Setup:
     def __init__(self, settings: Settings) -> None:
-        self.watcher, self.platform = Watcher(), MisbehavingPlatform({})
+        self.watcher, self.platform = Watcher(), configured(MisbehavingPlatform)
         extensions: Any = Extensions(
             services={"chat": Chat()},
             platforms={"misbehaving": self.platform},  # type: ignore[dict-item]
@@ -270,7 +271,7 @@ async def test_the_log_is_rotated_and_never_ours(settings: Settings, capfd: pyte
     log = settings.logs_dir / "engine.log"
     log.parent.mkdir(parents=True)
     log.write_bytes(b"x" * (launch.LOG_LIMIT + 1))
-    events, platform = EventRecorder(), MisbehavingPlatform({"how": "exit=1"})
+    events, platform = EventRecorder(), configured(MisbehavingPlatform, how="exit=1")
     async with Supervisor(settings, events) as supervisor:
         await supervisor.start(platform, INSTALLATION, trial=True)
         with pytest.raises(Unavailable, match="made of cheese"):
@@ -332,7 +333,7 @@ async def main():
     settings = read_settings({}, data_dir=sys.argv[1])
     async with Supervisor(settings, Events()) as supervisor:
         print("go", flush=True)
-        await supervisor.start(MisbehavingPlatform({}), Installation("1.0", Path(), "misbehaving"))
+        await supervisor.start(configured(MisbehavingPlatform), Installation("1.0", Path(), "misbehaving"))
         await anyio.sleep_forever()
 anyio.run(main)
 """

@@ -12,6 +12,7 @@ from ovms_graph_text_generation import TextGeneration
 from ovms_kernel.compose import compose_kernel
 from ovms_kernel.extensions import Extensions
 from ovms_kernel.settings import read_settings
+from ovms_kernel.testing.contract import configured
 from ovms_kernel.values import Host
 from ovms_platform_portable import Portable
 from ovms_service_chat import Chat
@@ -25,7 +26,7 @@ async def test_every_kind_of_model_answers_its_probe(
     tmp_path: Path, fixtures: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extensions = Extensions(
-        services={"chat": Chat({}), "embed": Embed({}), "rerank": Rerank({})},
+        services={"chat": configured(Chat), "embed": configured(Embed), "rerank": configured(Rerank)},
         platforms={"portable": Portable({})},
         graphs={"text_generation": TextGeneration({}), "embeddings": Embeddings({}), "rerank": RerankGraph({})},
     )

@@ -1,17 +1,19 @@
 """The engine process: started once, watched, restarted, ended; nothing of it is left, whatever happens."""
 
+import errno
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import anyio
 import psutil
 import pytest
+from msgspec import structs
 
-from ovms_kernel.api.observers import EngineFailed, Refused, TimedOut, Unavailable, hookimpl
+from ovms_kernel.api.observers import EngineFailed, PreconditionFailed, Refused, TimedOut, Unavailable, hookimpl
 from ovms_kernel.engine import launch
 from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.engine.supervisor import State, Supervisor
@@ -41,7 +43,7 @@ async def test_an_engine_is_ready_when_rest_and_grpc_answer_and_gone_after_stop(
 
 
 async def test_an_engine_without_grpc_is_not_ready(settings: Settings) -> None:
-    engine = Engine(replace(settings, start_timeout=1.0, restart_limit=1))
+    engine = Engine(structs.replace(settings, start_timeout=1.0, restart_limit=1))
     async with engine.supervisor:
         await engine.start("no-grpc")
         with pytest.raises(TimedOut, match="starting"):
@@ -78,7 +80,7 @@ async def test_a_killed_engine_is_told_with_its_cause_and_started_again(engine: 
 async def test_an_engine_that_exits_at_start_is_given_up_after_a_few_tries_with_its_own_words(
     settings: Settings,
 ) -> None:
-    engine = Engine(replace(settings, restart_limit=2))
+    engine = Engine(structs.replace(settings, restart_limit=2))
     async with engine.supervisor:
         await engine.start("exit=1")
         with pytest.raises(Unavailable) as caught:
@@ -93,7 +95,7 @@ async def test_an_engine_that_exits_at_start_is_given_up_after_a_few_tries_with_
 
 
 async def test_d2_9_an_engine_that_never_answers_in_the_time_that_is_set_is_given_up(settings: Settings) -> None:
-    engine = Engine(replace(settings, start_timeout=0.5, restart_limit=0))
+    engine = Engine(structs.replace(settings, start_timeout=0.5, restart_limit=0))
     async with engine.supervisor:
         await engine.start("never-ready")
         with pytest.raises(Unavailable, match="did not answer"):
@@ -102,7 +104,7 @@ async def test_d2_9_an_engine_that_never_answers_in_the_time_that_is_set_is_give
 
 
 async def test_d2_8_an_engine_that_ignores_sigterm_is_killed_with_its_children(settings: Settings) -> None:
-    engine = Engine(replace(settings, stop_timeout=0.3))
+    engine = Engine(structs.replace(settings, stop_timeout=0.3))
     async with engine.supervisor:
         await engine.start("ignore-sigterm,child")
         info = await engine.supervisor.ensure_ready()
@@ -171,6 +173,49 @@ async def test_an_unwritable_log_folder_is_one_sentence(engine: Engine) -> None:
     engine.settings.logs_dir.unlink()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="these files are Linux's")
+@pytest.mark.parametrize("kind", ["fifo", "full"])
+async def test_a_log_that_is_no_file_is_replaced_by_one(engine: Engine, kind: str) -> None:
+    path = engine.settings.logs_dir / "engine.log"
+    path.parent.mkdir(parents=True)
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/full")
+    assert launch.log_lines(path) == []
+    with anyio.fail_after(20):
+        await engine.start()
+        await engine.supervisor.ensure_ready()
+    assert path.is_file()
+    assert not path.is_symlink()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"pid": -1}, {"pid": "text"}, {"pid": 0}, {"owner": None}, {"rest": 1.5}, {"started": "x"}, {"pid": True}],
+)
+async def test_a_damaged_note_of_the_running_engine_counts_as_none(engine: Engine, change: dict[str, object]) -> None:
+    await engine.start()
+    await engine.supervisor.ensure_ready()
+    note = engine.settings.run_dir / "engine.json"
+    assert launch.read_running(engine.settings)
+    note.write_text(json.dumps(json.loads(note.read_text()) | change))
+    assert launch.read_running(engine.settings) is None
+    await engine.supervisor.stop("test")
+    await engine.start()
+    assert (await engine.supervisor.ensure_ready()).pid
+
+
+async def test_a_full_disk_at_start_is_named(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(engine.settings.run_dir))
+
+    monkeypatch.setattr(launch, "write_key", full)
+    await engine.start()
+    with pytest.raises(PreconditionFailed, match=r"failed because the disk is full .*free some space"):
+        await engine.supervisor.ensure_ready()
+
+
 async def test_a_program_that_is_not_there_is_one_sentence(engine: Engine) -> None:
     engine.platform.program = ("/no/such/program",)
     await engine.start()
@@ -229,13 +274,14 @@ from pathlib import Path
 from ovms_kernel.engine.supervisor import Supervisor
 from ovms_kernel.events import Events
 from ovms_kernel.settings import read_settings
-from ovms_kernel.testing.platform import MisbehavingPlatform
+from ovms_kernel.testing.platform import MisbehavingPlatform, MisbehavingSettings
 from ovms_kernel.values import Installation
 
 async def main():
     settings = read_settings({}, data_dir=sys.argv[1])
     async with Supervisor(settings, Events()) as supervisor:
-        await supervisor.start(MisbehavingPlatform({"how": sys.argv[2]}), Installation("1.0", Path(), "x"))
+        platform = MisbehavingPlatform(MisbehavingSettings(sys.argv[2]))
+        await supervisor.start(platform, Installation("1.0", Path(), "x"))
         print((await supervisor.ensure_ready()).pid, flush=True)
         await anyio.sleep_forever()
 anyio.run(main)
@@ -304,7 +350,9 @@ async def test_an_engine_of_somebody_else_on_the_chosen_port_is_not_taken_for_ou
     await engine.start()
     info = await engine.supervisor.ensure_ready()
     monkeypatch.setattr(launch, "choose_ports", lambda settings: launch.Ports(settings.rest_port, settings.grpc_port))
-    other = Engine(replace(engine.settings, data_dir=engine.settings.data_dir.with_name("other"), restart_limit=0))
+    other = Engine(
+        structs.replace(engine.settings, data_dir=engine.settings.data_dir.with_name("other"), restart_limit=0)
+    )
     other.settings.models_dir.mkdir(parents=True)
     other.settings.config_json.write_text('{"model_config_list": []}')
     async with other.supervisor:

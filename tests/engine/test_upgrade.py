@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 import psutil
 import pytest
+from msgspec import structs
 
 from ovms_graph_text_generation import TextGeneration
 from ovms_kernel.compose import compose_kernel
@@ -24,6 +25,7 @@ from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.kernel import Kernel
 from ovms_kernel.settings import Settings, read_settings
 from ovms_kernel.testing.archives import ArchiveServer, linux_archive
+from ovms_kernel.testing.contract import configured
 from ovms_kernel.testing.platform import MisbehavingPlatform, PackedPlatform
 from ovms_kernel.values import EngineExit, EngineInfo, Host, Installation, Release
 
@@ -143,9 +145,9 @@ async def test_a_version_that_is_not_healthy_is_rolled_back_with_everything(
     serving: Kernel, server: ArchiveServer, watcher: Watcher, monkeypatch: pytest.MonkeyPatch, how: str, cause: str
 ) -> None:
     limit = serving.settings.start_timeout
-    object.__setattr__(serving.settings, "start_timeout", 1.5)
+    structs.force_setattr(serving.settings, "start_timeout", 1.5)
     # The old one has all the time it needs to come back, however busy the machine is.
-    watcher.failed = lambda: object.__setattr__(serving.settings, "start_timeout", limit)
+    watcher.failed = lambda: structs.force_setattr(serving.settings, "start_timeout", limit)
     pack(server, "2026.4.0", how)
     with pytest.raises(EngineFailed, match=rf"2026\.4\.0 did not come up healthy, so version 2026\.3\.0 .*{cause}"):
         await serving.upgrade_engine("2026.4.0")
@@ -265,7 +267,7 @@ def _command(process: psutil.Process) -> list[str]:
 
 def embedded() -> MisbehavingPlatform:
     """A platform that needs no download and fits any host."""
-    platform = MisbehavingPlatform({})
+    platform = configured(MisbehavingPlatform)
     platform.matches = lambda _: 1  # type: ignore[method-assign, assignment]
     return platform
 
@@ -371,7 +373,7 @@ async def test_where_a_known_digest_is_demanded_the_version_that_has_one_is_inst
             known = digest if version == "2026.4.0" else None
             return replace(super().release(host, version), verified="2026.4.0", sha256=known)
 
-    strict = replace(settings, engine_known_digest=True)
+    strict = structs.replace(settings, engine_known_digest=True)
     async with compose(strict, watcher, vendor=Vendor(server.url)) as kernel:
         assert (await kernel.install_engine()).version == "2026.4.0"
         with pytest.raises(PreconditionFailed, match="engine_known_digest"):

@@ -222,6 +222,17 @@ def test_a_refusal_in_the_history_is_text(engine: Engine, message: dict[str, Any
     assert answer.json()["usage"]["prompt_tokens"] > silent.json()["usage"]["prompt_tokens"]
 
 
+def test_a_refusal_in_the_input_of_responses_is_text(engine: Engine) -> None:
+    refusal = {"role": "assistant", "content": [{"type": "refusal", "refusal": "I cannot."}]}
+    asked = {"model": "text_generation", "max_output_tokens": 3, "temperature": 0}
+    answer = engine.post("/v3/responses", input=[*HI, refusal, *HI], **asked)
+    assert answer.status_code == 200
+    assert (
+        answer.json()["usage"]["input_tokens"]
+        > engine.post("/v3/responses", input=[*HI, *HI], **asked).json()["usage"]["input_tokens"]
+    )
+
+
 @pytest.mark.parametrize("arguments", ['{"x": ', "not json", '{"a": 1}{"b": 2}', "{'a': 1}", '{"a": NaN,}', ""])
 def test_broken_arguments_in_the_history_do_not_end_the_conversation(engine: Engine, arguments: str) -> None:
     answer = ask(engine, "text_generation", messages=[*past(arguments), {"role": "tool", "content": "bad"}, *HI])

@@ -58,7 +58,7 @@ def test_a_load_sends_nothing_and_leaves_the_home_folder_alone(
     assert engine.post("/v3/embeddings", model="embeddings", input="Hi").status_code == 200
     assert engine.stop() == 0
     seen = notes.read_text().splitlines()
-    assert seen.count("worker begins") == len(KINDS), "the hook was not in every worker"
+    assert seen.count("worker begins") >= len(KINDS), "the hook was not in every worker"
     assert [line for line in seen if line.startswith("worker") and line != "worker begins"] == []
     assert [line for line in seen if "connect" in line or "sendto" in line] == []
     assert list(home.iterdir()) == []

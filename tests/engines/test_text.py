@@ -149,6 +149,50 @@ def test_limits_of_the_other_graphs(engine: Engine) -> None:
     assert 1 >= ranked[0]["relevance_score"] > ranked[1]["relevance_score"] >= 0
 
 
+def test_tokens_beyond_the_vocabulary_are_refused(engine: Engine, fixtures: Path) -> None:
+    size = json.loads((fixtures / "embeddings" / "config.json").read_text())["vocab_size"]
+
+    def embed(tokens: Any) -> httpx.Response:
+        return engine.post("/v3/embeddings", model="embeddings", input=tokens)
+
+    assert embed([size - 1]).status_code == 200
+    for tokens, wrong in (([size], size), ([[5], [5, 100257]], 100257), ([2147483647], 2147483647)):
+        answer = embed(tokens)
+        assert answer.status_code == 400
+        assert f"Token {wrong} is not in the vocabulary of this model, which has {size}" in answer.json()["error"]
+
+
+def test_vectors_are_as_short_as_the_client_asks(engine: Engine) -> None:
+    def embed(**fields: Any) -> httpx.Response:
+        return engine.post("/v3/embeddings", model="embeddings", input=["a cat", "a dog"], **fields)
+
+    whole = embed().json()["data"][1]["embedding"]
+    short = embed(dimensions=16).json()["data"][1]["embedding"]
+    assert len(short) == 16
+    assert sum(each * each for each in short) == pytest.approx(1, abs=1e-5)
+    assert short[0] / short[5] == pytest.approx(whole[0] / whole[5], rel=1e-3)
+    assert embed(dimensions=len(whole)).json()["data"][1]["embedding"] == whole
+    assert len(embed(dimensions=16, encoding_format="base64").json()["data"][0]["embedding"]) == 88
+    for wrong in (len(whole) + 1, 0, -1, "8", 1.5, True):
+        answer = embed(dimensions=wrong)
+        assert answer.status_code == 400
+        assert "dimensions" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("cut", ["cat \\ud83d", "\\ude00 cat", "\\ud83d\\ud83d\\ude00"])
+def test_half_a_character_is_replaced(engine: Engine, cut: str) -> None:
+    headers = {"content-type": "application/json"}
+    for path, body in (
+        (
+            CHAT,
+            f'{{"model": "text_generation", "max_tokens": 3, "messages": [{{"role": "user", "content": "{cut}"}}]}}',
+        ),
+        ("/v3/embeddings", f'{{"model": "embeddings", "input": "{cut}"}}'),
+        ("/v3/tokenize", f'{{"model": "embeddings", "text": "{cut}"}}'),
+    ):
+        assert engine.http.post(path, content=body.encode(), headers=headers).status_code == 200
+
+
 def test_tokens_fit_into_a_length_or_are_refused(engine: Engine) -> None:
     def tokenize(**fields: Any) -> httpx.Response:
         return engine.post("/v3/tokenize", model="embeddings", **fields)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ovms_hub_modelscope import ModelScope
+from ovms_kernel.testing.contract import configured
 from ovms_kernel.testing.hub import FakeHub
 
 
@@ -22,7 +23,7 @@ def driver(hub: FakeHub) -> Callable[..., ModelScope]:
     """Make the real driver, with the real client, against the local hub."""
 
     def make(**section: Any) -> ModelScope:
-        return ModelScope({"endpoint": hub.url, "retry_delay": 0.01} | section)
+        return configured(ModelScope, **({"endpoint": hub.url, "retry_delay": 0.01} | section))
 
     return make
 

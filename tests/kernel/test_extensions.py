@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ovms_kernel.api.observers import Host
+from ovms_kernel.errors import BadRequest
 from ovms_kernel.events import Events
 from ovms_kernel.extensions import ExtensionReport, compose
 from ovms_kernel.settings import read_settings
@@ -15,6 +16,7 @@ LINUX = Host("linux", "x86_64")
 GOOD = """
 from ovms_kernel.api.observers import hookimpl
 class Observer:
+    settings_type = dict
     def __init__(self, section): self.section = section
     @hookimpl
     def ovms_pulled(self, model): pass
@@ -37,6 +39,20 @@ class Site:
         return module
 
 
+DECLARED = """
+import msgspec
+from typing import Annotated
+class Settings(msgspec.Struct, frozen=True):
+    colour: str = "blue"
+    strict: bool = False
+    hosts: tuple[str, ...] = ()
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 80
+class Observer:
+    settings_type = Settings
+    def __init__(self, settings): self.settings = settings
+"""
+
+
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     folder = tmp_path / "site"
@@ -46,6 +62,59 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     yield Site(folder)
     for name in [each for each in sys.modules if each.startswith("acme_")]:
         del sys.modules[name]
+
+
+def test_an_extension_is_given_the_struct_that_declares_its_settings(site: Site, tmp_path: Path) -> None:
+    site.install("acme-declared", "ovms.observers", "two-words = acme_declared:Observer", DECLARED)
+    (tmp_path / "config.yaml").write_text("observers: {two-words: {strict: on, port: '81', colour: null}, other:}\n")
+    environment = {"OVMS_PLUGIN_OBSERVERS__TWO_WORDS__HOSTS": "a, b"}
+    extensions = compose(read_settings(environment, data_dir=tmp_path), LINUX, events=Events())
+    given = extensions.observers["two-words"].settings  # type: ignore[attr-defined]
+    assert (given.colour, given.strict, given.hosts, given.port) == ("blue", True, ("a", "b"), 81)
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "sentence"),
+    [
+        ("observers: {it: {color: red}}", {}, "observers.it.color is not a setting; did you mean observers.it.colour?"),
+        (
+            "observers: {it: {size: 3}}",
+            {},
+            "observers.it.size is not a setting; there are colour, hosts, port, strict.",
+        ),
+        ("observers: {it: {port: 0}}", {}, "observers.it.port must be a whole number from 1 to 65535, not 0."),
+        ("observers: {it: {strict: maybe}}", {}, "observers.it.strict must be true or false, not 'maybe'."),
+        (
+            "observers: {iit: {port: 1}}",
+            {},
+            "observers.iit names no extension that is installed; did you mean observers.it?",
+        ),
+        ("services: {chat: {defualt_model: x}}", {}, "did you mean services.chat.default_model?"),
+        ("platforms: {portable: {url: x}}", {}, "platforms.portable.url is not a setting; there are no settings here"),
+        ("", {"OBSERVERS__IT__COLOR": "x"}, "observers.it.color is not a setting; did you mean observers.it.colour?"),
+        ("", {"SERVICES__CHAT__DEFUALT_MODEL": "x"}, "did you mean services.chat.default_model?"),
+    ],
+)
+def test_a_typo_is_refused_with_the_place_and_what_was_meant(
+    site: Site, tmp_path: Path, text: str, environment: dict[str, str], sentence: str
+) -> None:
+    site.install("acme-declared", "ovms.observers", "it = acme_declared:Observer", DECLARED)
+    (tmp_path / "config.yaml").write_text(text)
+    place = f"In the config file {tmp_path / 'config.yaml'}, " if text else "In the environment, "
+    variables = {f"OVMS_PLUGIN_{name}": value for name, value in environment.items()}
+    settings = read_settings(variables, data_dir=tmp_path)
+    with pytest.raises(BadRequest) as caught:
+        compose(settings, LINUX, events=Events())
+    assert caught.value.message.startswith(place)
+    assert sentence in caught.value.message
+
+
+def test_the_settings_of_an_extension_that_was_uninstalled_are_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "config.yaml").write_text("services: {gardening: {hedge: 1}}")
+    compose(read_settings({}, data_dir=tmp_path), LINUX, events=Events())
+    assert "services.gardening in the config file" in caplog.text
 
 
 def reports(tmp_path: Path, **settings: object) -> dict[str, ExtensionReport]:

@@ -33,6 +33,7 @@ from ovms_kernel.api.services import (
 from ovms_kernel.compose import compose_kernel
 from ovms_kernel.extensions import Extensions
 from ovms_kernel.settings import Settings, read_settings
+from ovms_kernel.testing.contract import configured
 from ovms_kernel.testing.platform import MisbehavingPlatform
 from ovms_kernel.values import Answer, Host, Request
 
@@ -109,7 +110,7 @@ class Setup:
         from ovms_graph_embeddings import Embeddings
         from ovms_graph_text_generation import TextGeneration
 
-        self.platform, self.watcher = MisbehavingPlatform({}), Watcher()
+        self.platform, self.watcher = configured(MisbehavingPlatform), Watcher()
         self.extensions = Extensions(
             services={"chat": Chat(), "slow": Slow(), "careless": Careless(), "echo": Echo()},
             platforms={"misbehaving": self.platform},
@@ -372,3 +373,25 @@ async def test_a_session_is_a_request_that_is_told_and_can_be_refused(setup: Set
     with pytest.raises(Refused, match="forbidden"):
         await anext(setup.kernel.converse("echo", inbound()))
     assert setup.watcher.outcomes[-1].code == Refused.code
+
+
+async def test_a_request_waits_while_the_engine_loads_its_model_again(ready: Setup) -> None:
+    from ovms_kernel.engine.client import NotLoadedYet
+
+    kernel = ready.kernel
+    await kernel.load_model("tiny/text")
+    client, refused = await kernel.client(), 0
+    post = client.post
+
+    async def reloading(*arguments: Any, **more: Any) -> Any:
+        nonlocal refused
+        if refused < 3:
+            refused += 1
+            raise NotLoadedYet("The model is not loaded yet.")
+        return await post(*arguments, **more)
+
+    client.post = reloading  # type: ignore[method-assign]
+    assert json.loads((await kernel.invoke("chat", Request(ask()))).body)["object"] == "answer"
+    refused = -1000
+    with pytest.raises((NotLoadedYet, TimedOut)):
+        await kernel.invoke("chat", Request(ask(), timeout=0.5))

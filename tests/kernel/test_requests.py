@@ -16,8 +16,7 @@ from ovms_kernel.errors import BadRequest
         (b'{"n":NaN}', "NaN is no number"),
         (b'{"n":-Infinity}', "-Infinity is no number"),
         (b'{"n":1e400}', "1e400 is no number"),
-        (b'{"text":"\\ud83d"}', "surrogates not allowed"),
-        (b'{"\\uDE00":1}', "surrogates not allowed"),
+        (b'{"text":"\\ud8"}', "Invalid .uXXXX escape"),
         (b'{"text":"\xed\xa0\xbd"}', "invalid continuation byte"),
         ('{"text":"x"}'.encode("utf-16"), "'utf-8' codec"),
     ],
@@ -30,5 +29,7 @@ def test_what_no_engine_can_read_is_refused_in_one_sentence(raw, cause):
 
 
 def test_characters_and_numbers_stay_what_they_are():
+    halves = decode_request(rb'{"cut":"cat \ud83d","rest":"\ude00!","twice":"\ud83d\ud83d\ude00","\ud83d":"\\\ud83d"}')
+    assert halves == {"cut": "cat \ufffd", "rest": "\ufffd!", "twice": "\ufffd😀", "\ufffd": "\\\ufffd"}
     said = decode_request(rb'{"escaped":"\ud83d\ude00","plain":"\\ud83d","n":[1e300,-0.5,123456789012345678901]}')
     assert said == {"escaped": "😀", "plain": "\\ud83d", "n": [1e300, -0.5, 123456789012345678901]}

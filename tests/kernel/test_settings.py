@@ -52,7 +52,8 @@ def test_a_face_s_own_defaults_give_way_to_every_layer(tmp_path: Path) -> None:
         ("log_level: LOUD", "log_level must be DEBUG or INFO or WARNING or ERROR, not 'LOUD'"),
         ("engine_known_digest: perhaps", "engine_known_digest must be true or false, not 'perhaps'"),
         ("disabled: 5", "disabled must be a list, not 5"),
-        ("hub:", "hub must be a text, not None"),
+        ("hub: {}", "hub must be a text, not {}"),
+        ("sections: {}", "sections is not a setting"),
         ("services: {5: 6}", "services must be a table of tables"),
         ("rest_port: 1\n\tgrpc_port: 2", "cannot be read (line 2: found character"),
         ("services: chat", "services must be a table of tables"),
@@ -117,3 +118,42 @@ def test_a_config_file_that_was_named_must_be_there(tmp_path: Path) -> None:
         read_settings(named, data_dir=tmp_path)
     (tmp_path / "mine.yaml").write_text("hub: other")
     assert read_settings(named, data_dir=tmp_path).hub == "other"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("REST_PROT", "OVMS_PLUGIN_REST_PORT"),
+        ("REST_PORTS", "OVMS_PLUGIN_REST_PORT"),
+        ("SERVICE__CHAT__DEFAULT_MODEL", "OVMS_PLUGIN_SERVICES__CHAT__DEFAULT_MODEL"),
+    ],
+)
+def test_a_typo_in_the_environment_is_refused_with_the_variable_that_was_meant(
+    tmp_path: Path, name: str, meant: str
+) -> None:
+    with pytest.raises(BadRequest, match=rf"OVMS_PLUGIN_{name} is not a setting; did you mean {meant}\?"):
+        read_settings({f"OVMS_PLUGIN_{name}": "1"}, data_dir=tmp_path)
+
+
+def test_variables_that_resemble_no_setting_are_somebody_elses(tmp_path: Path) -> None:
+    assert read_settings({"OVMS_PLUGIN_SRC": "/src", "OVMS_PLUGIN_A__B": "c"}, data_dir=tmp_path).sections == {}
+
+
+def test_what_is_empty_counts_as_absent(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("rest_port:\nservices:\nhubs:\n  modelscope:\nobservers: {a: {b: }}\n")
+    settings = read_settings({}, data_dir=tmp_path)
+    assert settings.rest_port == 16666
+    assert not settings.section("hubs", "modelscope")
+
+
+def test_a_nested_key_in_the_environment(tmp_path: Path) -> None:
+    settings = read_settings({"OVMS_PLUGIN_GRAPHS__EMBEDDINGS__PLUGIN_CONFIG__NUM_STREAMS": "2"}, data_dir=tmp_path)
+    assert settings.section("graphs", "embeddings") == {"plugin_config": {"num_streams": "2"}}
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("on", True), ("Yes", True), (1, True), (True, True), ("off", False), ("0", False), ("no", False)],
+)
+def test_one_way_to_read_booleans(tmp_path: Path, written: object, meant: bool) -> None:
+    assert read_settings({}, data_dir=tmp_path, engine_known_digest=written).engine_known_digest is meant

@@ -23,6 +23,7 @@ from ovms_kernel.models.memory import Memory
 from ovms_kernel.models.residency import Residency
 from ovms_kernel.models.servables import Servables
 from ovms_kernel.settings import Settings
+from ovms_kernel.testing.contract import configured
 from ovms_kernel.testing.hub import FakeHub
 from ovms_kernel.values import Host
 
@@ -215,7 +216,7 @@ def make_world(tmp_path: Path, drivers: Extensions) -> Callable[..., World]:
             engine_runs=lambda: True,
             runs_elsewhere=lambda: False,
         )
-        library.release = residency.release
+        events.register({"residency": residency})
         events.register({"kernel.residency": residency})
         return World(chosen, events, recorder, library, engine, servables, memory, residency)
 
@@ -251,7 +252,7 @@ def make_puller(make_world: Callable[..., World], hub: FakeHub) -> Callable[...,
     """Make a world that pulls from the local hub through the real driver and client."""
 
     def make(**section: Any) -> World:
-        driver = ModelScope({"endpoint": hub.url, "retry_delay": 0.01, "part_size": 500_000} | section)
+        driver = configured(ModelScope, **({"endpoint": hub.url, "retry_delay": 0.01, "part_size": 500_000} | section))
         return make_world(hubs={"modelscope": driver})
 
     return make

@@ -376,7 +376,7 @@ async def test_a_crash_between_two_renames_is_mended(world, tiny):
 
 async def test_a_folder_without_our_note_is_no_model(world, tiny):
     model = await world.library.import_(tiny("embeddings"), "a")
-    (model.directory / METADATA).write_text("{broken")
+    (model.directory / METADATA).unlink()
     assert world.library.list() == []
     assert read_metadata(model.directory) is None
     with pytest.raises(NotFound):
@@ -451,3 +451,56 @@ def test_the_weights_are_those_that_the_ir_describes(fixtures):
     # The rest of the file are indices and the like.
     assert 0.95 < sum(weights.values()) / (folder / "openvino_model.bin").stat().st_size <= 1
     assert quantization_of(files, weights) == "fp16"
+
+
+# -- faults --------------------------------------------------------------------------------------------------------
+
+
+async def test_trash_of_a_killed_delete_is_counted_and_emptied_by_the_next_one(world, tiny):
+    await world.library.import_(tiny("embeddings"), "me/a")
+    trash = world.settings.staging_dir / ".trash-0123"
+    shutil.copytree(world.library.find("me/a").directory, trash)
+    assert world.library.usage().trash >= 1000
+    await world.library.delete("me/a")
+    assert not trash.exists()
+    assert world.library.usage().trash == 0
+
+
+async def test_locks_of_names_that_were_only_asked_for_do_not_stay(world, tiny):
+    await world.library.import_(tiny("embeddings"), "me/a")
+    for name in ("me/none", "other"):
+        with pytest.raises(NotFound):
+            await world.library.delete(name)
+        async with world.library.hold(name):
+            pass
+    assert [each.name for each in world.settings.staging_dir.glob("*.lock")] == ["me@a.lock"]
+    await world.library.delete("me/a")
+    assert list(world.settings.staging_dir.glob("*")) == []
+
+
+async def test_a_lock_that_its_holder_removed_still_keeps_two_apart(world):
+    inside = []
+
+    async def enter(number: int) -> None:
+        async with world.library.hold("me/none"):
+            inside.append(number)
+            assert len(inside) == 1
+            await anyio.sleep(0.005)
+            inside.clear()
+
+    async with anyio.create_task_group() as group:
+        for number in range(30):
+            group.start_soon(enter, number)
+
+
+async def test_a_model_whose_record_is_damaged_is_told_counted_and_removed(world, tiny):
+    model = await world.library.import_(tiny("embeddings"), "me/a")
+    for damage in (b"", b"{", b"[]", b"\0" * 300, b'{"version": 1, "id": 3}'):
+        (model.directory / METADATA).write_bytes(damage)
+        with pytest.raises(PreconditionFailed, match=r"record .* of me/a is damaged.*pull me/a.*rm me/a"):
+            world.library.find("me/a")
+        assert set(world.library.damaged()) == {"me/a"}
+        assert world.library.usage().models["me/a"] >= 2000
+    await world.library.delete("me/a")
+    assert not model.directory.exists()
+    assert world.library.damaged() == {}

@@ -74,3 +74,10 @@ def test_good_paths_of_files(path):
 def test_bad_paths_of_files(path):
     with pytest.raises(BadRequest):
         check_file_path(path, "x")
+
+
+@pytest.mark.parametrize("name", ["x" * 1_000_000, "me/" + "\u00e9" * 500_000, "hf:" + "a/" * 400_000])
+def test_a_name_of_a_megabyte_is_refused_in_a_short_sentence(name):
+    with pytest.raises(BadRequest) as caught:
+        parse_model_ref(name)
+    assert len(caught.value.message) < 200

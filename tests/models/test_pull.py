@@ -14,10 +14,10 @@ from pathlib import Path
 import anyio
 import pytest
 
-from ovms_kernel.errors import BadRequest, NotSupported, PreconditionFailed, Refused, Unavailable
+from ovms_kernel.errors import BadRequest, NotSupported, PreconditionFailed, Refused, TimedOut, Unavailable
 from ovms_kernel.fetch.partial import COUNT, HEADER, PARTIAL
 from ovms_kernel.hookspecs import hookimpl
-from ovms_kernel.models import publish
+from ovms_kernel.models import publish, pulling
 from ovms_kernel.testing.gguf import F32, Q4_K, Q5_0, gguf_header
 from ovms_kernel.testing.hub import Fault
 from ovms_kernel.values import ModelRef
@@ -455,6 +455,66 @@ async def test_an_unknown_hub_is_named(puller):
         await puller.library.pull(ModelRef("me/model", hub="elsewhere"))
 
 
+async def test_a_damaged_record_is_made_anew_by_a_pull(puller, hub, repo):
+    hub.add("me/model", repo)
+    model = await puller.library.pull(REF)
+    (model.directory / ".ovms-plugin.json").write_text("{")
+    await puller.library.pull(REF)
+    assert_whole(puller, repo)
+
+
+async def test_a_pull_beside_a_stopped_one_does_not_wait_without_end(make_puller, hub, repo, monkeypatch):
+    hub.add("me/model", repo)
+    monkeypatch.setattr(pulling, "STUCK", 0.5)
+    one, other = make_puller(), make_puller()
+    async with one.library.hold("me/model"):
+        with anyio.fail_after(10), pytest.raises(TimedOut, match=r"holds me/model and has made no progress.*end that"):
+            await other.library.pull(REF)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no such limit")
+async def test_a_pull_of_many_files_opens_a_few_at_a_time(puller, hub, repo):
+    import resource
+
+    for number in range(300):
+        (repo / f"part{number}.txt").write_bytes(b"x" * 100)
+    hub.add("me/model", repo)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    now = max(int(each.name) for each in Path("/dev/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (now + 80, hard))
+    try:
+        await puller.library.pull(REF)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert_whole(puller, repo)
+
+
+async def test_a_listing_of_more_files_than_a_model_has_is_refused(puller, hub, repo):
+    listed = hub.add("me/model", repo)
+    listed += [listed[-1] | {"Path": f"f{number}.txt"} for number in range(10_000)]
+    with pytest.raises(BadRequest, match="more than the 10000 that a model may have"):
+        await puller.library.pull(REF)
+
+
+@pytest.mark.parametrize(
+    ("paths", "words"),
+    [
+        (["openvino_model.xml", "openvino_model.bin", "a", "a/b"], "as a file and as a folder"),
+        (["openvino_model.xml", "openvino_model.bin", "cafe\u0301.txt", "caf\u00e9.txt"], "case or composition"),
+    ],
+)
+async def test_listings_that_no_disk_can_hold_are_refused(puller, hub, repo, paths, words):
+    hub.add("me/model", dict.fromkeys(paths, repo / "config.json"))
+    with pytest.raises(BadRequest, match=words):
+        await puller.library.pull(REF)
+
+
+async def test_a_listing_with_a_negative_size_is_refused(puller, hub, repo):
+    hub.add("me/model", repo)[-1]["Size"] = -1
+    with pytest.raises(BadRequest, match="-1 bytes, which no file has"):
+        await puller.library.pull(REF)
+
+
 # -- kills ---------------------------------------------------------------------------------------------------------
 
 PULL = """
@@ -462,6 +522,7 @@ import os, sys
 import anyio, modelscope_hub, requests, filelock, urllib3, certifi
 from pathlib import Path
 from ovms_hub_modelscope import ModelScope
+from ovms_kernel.testing.contract import configured
 from ovms_kernel.events import Events
 from ovms_kernel.extensions import compose
 from ovms_kernel.models.library import Library
@@ -472,7 +533,7 @@ data, url, part_size = sys.argv[1:]
 settings = Settings(Path(data))
 host = Host(os="linux", machine="x86_64", memory=16 << 30)
 drivers = compose(settings, host, kinds=("graphs",))
-hub = ModelScope({"endpoint": url, "part_size": part_size, "retry_delay": 0.01})
+hub = configured(ModelScope, **{"endpoint": url, "part_size": part_size, "retry_delay": 0.01})
 library = Library(settings, Events(), {"modelscope": hub}, drivers.graphs, host)
 hub._client()
 print("ready", flush=True)

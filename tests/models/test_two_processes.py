@@ -25,6 +25,7 @@ import anyio
 from ovms_hub_modelscope import ModelScope
 from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.errors import OvmsError
+from ovms_kernel.testing.contract import configured
 from ovms_kernel.events import Events
 from ovms_kernel.extensions import compose
 from ovms_kernel.models.library import Library
@@ -40,7 +41,7 @@ chance, done = random.Random(seed), Counter()
 async def main():
     settings, host, events = Settings(Path(data)), Host(os="linux", machine="x86_64"), Events()
     drivers = compose(settings, host, kinds=("graphs",))
-    modelscope = ModelScope({"endpoint": hub, "part_size": 100_000, "retry_delay": 0.01})
+    modelscope = configured(ModelScope, **{"endpoint": hub, "part_size": 100_000, "retry_delay": 0.01})
     library = Library(settings, events, {"modelscope": modelscope}, drivers.graphs, host)
     client = EngineClient(Endpoint(rest=engine, grpc=""))
     async def connect():
@@ -53,7 +54,7 @@ async def main():
     servables = Servables(settings, connect, Log(), running=lambda: True)
     residency = Residency(settings, events, library, servables, Memory(settings, library), {}, connect=connect,
                           engine_runs=lambda: True, runs_elsewhere=lambda: True)
-    library.release = residency.release
+    events.register({"residency": residency})
     end = time.monotonic() + float(seconds)
 
     async def one():

@@ -11,7 +11,7 @@ from ovms_kernel.engine.ovms import KNOWN, NEWEST, VERIFIED, lacks_for_devices
 from ovms_kernel.engine.ovms_linux import missing_libraries
 from ovms_kernel.engine.platform_selection import candidates, explain
 from ovms_kernel.errors import BadRequest, NotFound, NotSupported, PreconditionFailed
-from ovms_kernel.testing.contract import PlatformContract
+from ovms_kernel.testing.contract import PlatformContract, configured
 from ovms_kernel.values import Host, Installation, Ports
 from ovms_platform_deepin import Deepin
 from ovms_platform_macos import MacOS
@@ -34,7 +34,7 @@ DRIVERS = {
     "macos": MacOS({}),
     "portable": Portable({}),
     "redhat": RedHat({}),
-    "remote": Remote({}),
+    "remote": configured(Remote),
     "ubuntu2204": Ubuntu2204({}),
     "ubuntu2404": Ubuntu2404({}),
     "ubuntu2604": Ubuntu2604({}),
@@ -299,7 +299,7 @@ def test_a_remote_engine_is_named_and_not_pretended_to_be_ours(tmp_path: Path) -
     ca = tmp_path / "ca.pem"
     ca.write_text("")
     section = {"url": "https://models.example.org/", "grpc": "models.example.org:443", "api_key_file": str(key)}
-    remote = Remote(section | {"ca_file": str(ca)})
+    remote = configured(Remote, **section, ca_file=str(ca))
     assert candidates(UBUNTU2404, DRIVERS | {"remote": remote})[0].name == "remote"
     installed = Installation("1", tmp_path, "ubuntu2404")
     assert candidates(UBUNTU2404, DRIVERS | {"remote": remote}, active=installed)[0].name == "remote"
@@ -315,13 +315,13 @@ def test_a_remote_engine_is_named_and_not_pretended_to_be_ours(tmp_path: Path) -
     with pytest.raises(PreconditionFailed, match="cannot be read"):
         remote.launch(installed, Ports(1, 2))
     with pytest.raises(PreconditionFailed, match=r"Set platforms\.remote\.url"):
-        Remote({}).launch(installed, Ports(1, 2))
+        configured(Remote).launch(installed, Ports(1, 2))
 
 
-@pytest.mark.parametrize("section", [{"uri": "https://x"}, {"url": "models.example.org"}, {"url": "ftp://x"}])
+@pytest.mark.parametrize("section", [{"url": "models.example.org"}, {"url": "ftp://x"}])
 def test_a_remote_engine_that_is_set_wrongly_is_refused(section: dict[str, str]) -> None:
     with pytest.raises(BadRequest, match=r"platforms\.remote"):
-        Remote(section)
+        configured(Remote, **section)
 
 
 class TestDeepin(PlatformContract):

@@ -16,6 +16,7 @@ from ovms_kernel.extensions import Extensions
 from ovms_kernel.kernel import Kernel
 from ovms_kernel.settings import read_settings
 from ovms_kernel.testing.archives import EMBEDDED, linux_archive
+from ovms_kernel.testing.contract import configured
 from ovms_kernel.values import Host, Release, Request
 from ovms_platform_deepin import Deepin
 from ovms_platform_redhat import RedHat
@@ -68,7 +69,7 @@ async def test_an_archive_is_installed_started_upgraded_and_rolled_back(
         pack(version)
     pack("2026.4.3", engine="-c 'import sys; sys.exit(3)'" if driver is Ubuntu2404 else "no-such-program")
     extensions = Extensions(
-        services={"chat": Chat({})},
+        services={"chat": configured(Chat)},
         platforms={system: offline(driver)},
         graphs={"text_generation": TextGeneration({})},
     )

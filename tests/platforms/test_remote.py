@@ -28,6 +28,7 @@ from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.extensions import Extensions
 from ovms_kernel.kernel import Kernel
 from ovms_kernel.settings import read_settings
+from ovms_kernel.testing.contract import configured
 from ovms_kernel.values import Answer, Endpoint, Host, Request
 from ovms_platform_remote import Remote
 
@@ -63,7 +64,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, str, subprocess.Popen[bytes]]]
 
 @pytest.fixture
 async def kernel(server: tuple[str, str, object], tmp_path: Path) -> AsyncIterator[Kernel]:
-    remote = Remote({"url": server[0], "grpc": server[1], "api_key": "theirs"})
+    remote = configured(Remote, url=server[0], grpc=server[1], api_key="theirs")
     extensions = Extensions(services={"chat": Chat()}, platforms={"remote": remote})
     settings = read_settings({}, data_dir=tmp_path / "data", start_timeout=2)
     async with compose_kernel(settings, host=Host("linux", "x86_64"), extensions=extensions) as kernel:

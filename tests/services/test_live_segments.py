@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovms_kernel.errors import BadRequest
+from ovms_service_speech_to_text_ws.pcm import Decoder
 from ovms_service_speech_to_text_ws.segments import (
     BEGIN_BLOCKS,
     BLOCK,
@@ -19,8 +20,8 @@ from ovms_service_speech_to_text_ws.segments import (
     RATE,
     Segmenter,
 )
-from ovms_service_speech_to_text_ws.sound import Decoder, Detector
-from ovms_service_speech_to_text_ws.words import steady, words
+from ovms_service_speech_to_text_ws.stabilizer import steady, words
+from ovms_service_speech_to_text_ws.vad import Detector
 
 
 def block(value):

@@ -15,8 +15,8 @@ import soundfile
 
 from ovms_kernel.audio import language_of
 from ovms_kernel.errors import BadRequest, EngineFailed
-from ovms_kernel.media import allowed_hosts
-from ovms_kernel.testing.contract import ServiceContract
+from ovms_kernel.media import host_names
+from ovms_kernel.testing.contract import ServiceContract, configured
 from ovms_kernel.values import Upload
 from ovms_service_speech_to_text import SpeechToText, clock, subtitles
 from ovms_service_text_to_image import TextToImage
@@ -60,7 +60,7 @@ def encoded(format_="WAV", subtype="PCM_16", **options):
 async def test_d2_25_d2_26_the_body_that_aog_sends(stub, ask):
     stub.answers[IMAGES] = PAINTED
     sent = {"prompt": "a fox", "size": "1024x1024", "num_inference_steps": 50, "rng_seed": 42}
-    answer = await ask(TextToImage({}), model="painter", **sent)
+    answer = await ask(configured(TextToImage), model="painter", **sent)
     assert stub.requests[0].json == sent | {"model": "painter"}
     assert answer["data"] == PAINTED["data"]
     assert answer["model"] == "painter"
@@ -70,7 +70,7 @@ async def test_d2_25_d2_26_the_body_that_aog_sends(stub, ask):
 async def test_the_names_that_users_write(stub, ask):
     stub.answers[IMAGES] = PAINTED
     await ask(
-        TextToImage({}),
+        configured(TextToImage),
         model="painter",
         prompt="a fox",
         negative_prompt="blur",
@@ -133,7 +133,7 @@ async def test_the_names_that_users_write(stub, ask):
 )
 async def test_a_wrong_request_for_an_image(stub, ask, body, sentence):
     with pytest.raises(BadRequest, match=sentence):
-        await ask(TextToImage({}), model="painter", **body)
+        await ask(configured(TextToImage), model="painter", **body)
     assert not stub.requests
 
 
@@ -141,13 +141,13 @@ async def test_a_wrong_request_for_an_image(stub, ask, body, sentence):
 async def test_a_pipe_that_nobody_writes_to_is_refused_at_once(ask, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with anyio.fail_after(5), pytest.raises(BadRequest, match="no regular file"):
-        await ask(TextToImage({}), model="painter", prompt="x", image=str(tmp_path / "pipe"))
+        await ask(configured(TextToImage), model="painter", prompt="x", image=str(tmp_path / "pipe"))
 
 
 async def test_images_are_changed_from_base64_path_and_url(stub, ask, tmp_path):
     stub.answers |= {EDITS: PAINTED, "/fox.png": PNG}
     (tmp_path / "狐狸.png").write_bytes(PNG)
-    host = TextToImage({"allowed_hosts": "127.0.0.1, other"})
+    host = configured(TextToImage, allowed_hosts="127.0.0.1, other")
     text = base64.b64encode(PNG).decode()
     for given in (
         {"image": text, "image_type": "base64"},
@@ -177,7 +177,7 @@ async def test_what_a_url_may_lead_to(stub, ask, monkeypatch):
 
     stub.answers |= {"/moved": elsewhere, "/large": bytes(2000)}
     monkeypatch.setattr("ovms_kernel.media.MAX_FETCH", 1000)
-    host = TextToImage({"allowed_hosts": ["127.0.0.1"]})
+    host = configured(TextToImage, allowed_hosts=["127.0.0.1"])
     for path, sentence in (("/moved", "answered 302"), ("/none", "answered 404"), ("/large", "leads to more than")):
         with pytest.raises(BadRequest, match=sentence):
             await ask(host, model="painter", prompt="x", image=stub.endpoint.rest + path)
@@ -186,8 +186,8 @@ async def test_what_a_url_may_lead_to(stub, ask, monkeypatch):
 async def test_the_fields_that_openais_clients_send(stub, ask):
     stub.answers[IMAGES] = {"data": PAINTED["data"] * 2}
     answer = await ask(
-        TextToImage({}), model="painter", prompt="a fox", n=2, response_format="url", quality="hd", style="vivid",
-        user="x", background="auto", moderation="low", output_format="png", partial_images=0,
+        configured(TextToImage), model="painter", prompt="a fox", n=2, response_format="url", quality="hd",
+        style="vivid", user="x", background="auto", moderation="low", output_format="png", partial_images=0,
     )  # fmt: skip
     assert stub.requests[0].json == {"prompt": "a fox", "n": 2, "model": "painter"}
     url = f"data:image/png;base64,{PAINTED['data'][0]['b64_json']}"
@@ -197,7 +197,7 @@ async def test_the_fields_that_openais_clients_send(stub, ask):
 @pytest.mark.parametrize(("seed", "sent"), [(-1, None), (1 << 40, 0), ((1 << 63) - 1, (1 << 32) - 1), (7.0, 7)])
 async def test_seeds_of_other_tools(stub, ask, seed, sent):
     stub.answers[IMAGES] = PAINTED
-    await ask(TextToImage({}), model="painter", prompt="x", seed=seed)
+    await ask(configured(TextToImage), model="painter", prompt="x", seed=seed)
     assert stub.requests[0].json.get("rng_seed") == sent
 
 
@@ -206,7 +206,7 @@ async def test_an_upload_is_changed_and_its_form_has_numbers(stub, ask):
     for name in ("image", "image[]"):
         files = {name: Upload("a.png", PNG, "image/png"), "mask": Upload("m.png", PNG)}
         form = {"model": "painter", "prompt": "blue", "n": "2", "strength": "1", "size": "64x64", "seed": "-1"}
-        await ask(TextToImage({}), files=files, **form)
+        await ask(configured(TextToImage), files=files, **form)
         wanted = {"prompt": "blue", "n": "2", "strength": "1.0", "size": "64x64", "model": "painter"}
         assert stub.requests[-1].form == wanted | {"image": PNG, "mask": PNG}
     for files, form, sentence in (
@@ -216,7 +216,7 @@ async def test_an_upload_is_changed_and_its_form_has_numbers(stub, ask):
     ):
         uploads = {name: Upload("a.png", PNG) for name in files}
         with pytest.raises(BadRequest, match=sentence):
-            await ask(TextToImage({}), files=uploads, model="painter", prompt="x", **form)
+            await ask(configured(TextToImage), files=uploads, model="painter", prompt="x", **form)
     assert len(stub.requests) == 2
 
 
@@ -228,15 +228,15 @@ async def test_a_program_elsewhere_names_no_files_of_this_machine(stub, ask, tmp
     for path in (str(tmp_path / "a.png"), (tmp_path / "a.png").as_uri(), "/no/such.png"):
         for more in ({}, {kind: "path"}):
             with pytest.raises(BadRequest, match=r"upload it|neither base64"):
-                await ask(service({}), local_files=False, prompt="x", **{field: path}, **more)
+                await ask(configured(service), local_files=False, prompt="x", **{field: path}, **more)
     assert not stub.requests
 
 
 def test_the_setting_of_hosts():
-    assert allowed_hosts({"allowed_hosts": None}) == allowed_hosts({}) == frozenset()
-    assert allowed_hosts({"allowed_hosts": ["A.org ", ""]}) == allowed_hosts({"allowed_hosts": "a.org,"}) == {"a.org"}
-    with pytest.raises(BadRequest, match="allowed_hosts must be a list of hosts, or a text with commas, not 7"):
-        allowed_hosts({"allowed_hosts": 7})
+    assert host_names(()) == frozenset()
+    assert host_names(("A.org ", "")) == {"a.org"}
+    with pytest.raises(BadRequest, match="allowed_hosts must be a list, not 7"):
+        configured(TextToImage, allowed_hosts=7)
 
 
 # -- speech to text -------------------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ async def test_what_the_engine_is_asked_for_a_transcript(stub, ask):
     sound = encoded(seconds=4)
     audio = base64.b64encode(sound).decode()
     form = {"language": "<|zh|>", "temperature": 0, "prompt": "names", "response_format": "verbose_json", "user": "x"}
-    answer = await ask(SpeechToText({}), model="listener", audio=audio, **form)
+    answer = await ask(configured(SpeechToText), model="listener", audio=audio, **form)
     assert [(each["start"], each["end"], each["text"]) for each in answer["segments"]] == [
         (0.0, 3.5, "one two"),
         (3.5, 4.0, "stop"),
@@ -270,11 +270,11 @@ async def test_a_transcript_without_segments_gets_one(stub, ask):
     stub.answers[HEAR] = {"text": "hello"}
     audio = base64.b64encode(encoded(seconds=1.5)).decode()
     body = {"model": "listener", "audio": audio, "response_format": "verbose_json"}
-    (segment,) = (await ask(SpeechToText({}), **body))["segments"]
+    (segment,) = (await ask(configured(SpeechToText), **body))["segments"]
     assert (segment["start"], segment["end"], segment["text"]) == (0.0, 1.5, "hello")
     for silence in ({"text": ""}, {"text": "", "segments": [{"start": 2.0, "end": 1.5, "text": " "}]}):
         stub.answers[HEAR] = silence
-        assert (await ask(SpeechToText({}), **body))["segments"] == []
+        assert (await ask(configured(SpeechToText), **body))["segments"] == []
 
 
 async def test_every_format_of_a_transcript(stub, engine, call):
@@ -282,7 +282,9 @@ async def test_every_format_of_a_transcript(stub, engine, call):
     files = {"file": Upload("a.wav", encoded(seconds=4), "audio/wav")}
     said = {}
     for form in ("json", "text", "srt", "vtt", "verbose_json"):
-        answer = await SpeechToText({}).invoke(call(model="listener", files=files, response_format=form), engine)
+        answer = await configured(SpeechToText).invoke(
+            call(model="listener", files=files, response_format=form), engine
+        )
         said[form] = (answer.content_type.partition(";")[0], answer.body.decode())
     times = "00:00:00,000 --> 00:00:03,500\none two\n\n2\n00:00:03,500 --> 00:00:04,000\nstop\n\n"
     assert said["text"] == ("text/plain", "one two stop\n")
@@ -302,7 +304,7 @@ async def test_translations_have_an_endpoint_of_their_own(stub, ask):
     stub.answers["/v3/audio/translations"] = {"text": "hello"}
     audio = base64.b64encode(encoded(seconds=2)).decode()
     body = {"model": "listener", "audio": audio, "language": "zh", "response_format": "verbose_json"}
-    answer = await ask(SpeechToText({}), **body, task="translate")
+    answer = await ask(configured(SpeechToText), **body, task="translate")
     assert (answer["text"], answer["language"], answer["segments"][0]["end"]) == ("hello", "english", 2.0)
     assert stub.requests[0].form.keys() == {"model", "file"}
 
@@ -311,7 +313,7 @@ async def test_words_are_asked_for_and_told(stub, ask):
     stub.answers[HEAR] = {"text": "one two", "words": [{"word": " one", "start": 0.1, "end": 0.4}]}
     audio = base64.b64encode(encoded()).decode()
     body = {"model": "listener", "audio": audio, "response_format": "verbose_json"}
-    answer = await ask(SpeechToText({}), **body, **{"timestamp_granularities[]": ["word"]})
+    answer = await ask(configured(SpeechToText), **body, **{"timestamp_granularities[]": ["word"]})
     assert stub.requests[0].form["timestamp_granularities[]"] == ["segment", "word"]
     assert answer["words"] == [{"word": "one", "start": 0.1, "end": 0.4}]
     assert "segments" not in answer
@@ -321,7 +323,7 @@ async def test_a_transcript_is_streamed_as_openais_events(stub, engine, call):
     segments = [*SEGMENTS, {"start": 4, "end": 5, "text": "好"}, {"start": 5, "end": 6, "text": "的"}]
     stub.answers[HEAR] = {"text": "one two stop好的", "segments": segments}
     sound = base64.b64encode(encoded()).decode()
-    events = [each async for each in SpeechToText({}).stream(call(model="listener", audio=sound), engine)]
+    events = [each async for each in configured(SpeechToText).stream(call(model="listener", audio=sound), engine)]
     *deltas, done = [json.loads(each.removeprefix(b"data: ")) for each in events]
     assert {each["type"] for each in deltas} == {"transcript.text.delta"}
     assert "".join(each["delta"] for each in deltas) == "one two stop好的"
@@ -334,7 +336,7 @@ async def test_d2_32_every_way_to_name_the_audio(stub, ask, tmp_path):
     path.write_bytes(sound)
     stub.answers |= {HEAR: {"text": "x"}, "/a.wav": sound}
     text = base64.b64encode(sound).decode()
-    service = SpeechToText({"allowed_hosts": ["127.0.0.1"]})
+    service = configured(SpeechToText, allowed_hosts=["127.0.0.1"])
     for given in (
         {"audio": text},
         {"audio": f"data:audio/wav;base64,{text}"},
@@ -343,7 +345,7 @@ async def test_d2_32_every_way_to_name_the_audio(stub, ask, tmp_path):
         {"audio": f"{stub.endpoint.rest}/a.wav"},
         {"file": text, "file_type": "base64"},
         {"file": str(path), "file_type": "path"},
-        {"image": str(path), "file_type": "path"},  # what AOG makes of a url (aog-plugin.md C7)
+        {"image": str(path), "file_type": "path"},  # what AOG makes of a url (docs/protocols/aog.md)
     ):
         await ask(service, model="listener", **given)
         assert stub.requests[-1].form["file"] == sound, given
@@ -401,14 +403,14 @@ async def test_a_wav_whose_head_does_not_know_its_length(stub, ask, size):
     sound = encoded()
     at = sound.index(b"data") + 4
     piped = sound[:at] + struct.pack("<I", size) + sound[at + 4 :]
-    await ask(SpeechToText({}), model="listener", audio=base64.b64encode(piped).decode())
+    await ask(configured(SpeechToText), model="listener", audio=base64.b64encode(piped).decode())
     assert stub.requests[0].form["file"] == sound
 
 
 async def check_that_it_is_the_tone(stub, ask, sound, monkeypatch):
     monkeypatch.setattr("ovms_kernel.audio.AT_ONCE", 5000)  # pieces of a second, as of a recording of hours
     stub.answers[HEAR] = {"text": "x"}
-    await ask(SpeechToText({}), model="listener", audio=base64.b64encode(sound).decode())
+    await ask(configured(SpeechToText), model="listener", audio=base64.b64encode(sound).decode())
     with wave.open(io.BytesIO(stub.requests[0].form["file"])) as sent:
         assert (sent.getnchannels(), sent.getframerate(), sent.getsampwidth()) == (1, 16000, 2)
         samples = np.frombuffer(sent.readframes(sent.getnframes()), "<i2") / 32768
@@ -442,7 +444,7 @@ async def check_that_it_is_the_tone(stub, ask, sound, monkeypatch):
 )
 async def test_a_wrong_request_for_a_transcript(stub, ask, body, sentence):
     with pytest.raises(BadRequest, match=sentence):
-        await ask(SpeechToText({}), model="listener", **body)
+        await ask(configured(SpeechToText), model="listener", **body)
     assert not stub.requests
 
 
@@ -452,14 +454,14 @@ async def test_a_long_recording_is_decoded_in_pieces(ask, stub, tmp_path, monkey
     soundfile.write(path, np.zeros((120 * 48000, 2), "float32"), 48000)
     tracemalloc.start()
     try:
-        await ask(SpeechToText({}), model="listener", audio=str(path))
+        await ask(configured(SpeechToText), model="listener", audio=str(path))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert peak < 120 * 48000 * 2 * 4 / 2, "half of what it is when decoded"
     monkeypatch.setattr("ovms_kernel.audio.MAX_BODY", 1_000_000)
     with pytest.raises(BadRequest, match="too long"):
-        await ask(SpeechToText({}), model="listener", audio=str(path))
+        await ask(configured(SpeechToText), model="listener", audio=str(path))
 
 
 @pytest.mark.parametrize(
@@ -514,7 +516,7 @@ CONTENT_TYPES = {
 async def test_speech_in_every_format(stub, engine, call, form, rate):
     stub.answers[SPEAK] = encoded(subtype="FLOAT", rate=rate, seconds=0.5)
     body = {"model": "speaker", "input": "One. Two.", "voice": "af_heart", "speed": 1.5, "language": "en-us"}
-    service = TextToSpeech({})
+    service = configured(TextToSpeech)
     answer = await service.invoke(call(response_format=form, **body), engine)
     assert stub.requests[0].json == body
     assert answer.content_type == CONTENT_TYPES[form or "mp3"]
@@ -532,7 +534,7 @@ async def test_speech_in_every_format(stub, engine, call, form, rate):
 
 async def test_a_wav_is_16_bit_pcm_whose_head_knows_its_length(stub, engine, call):
     stub.answers[SPEAK] = encoded(subtype="FLOAT", rate=24000, seconds=0.5)
-    answer = await TextToSpeech({}).invoke(call(model="speaker", text="hello", response_format="wav"), engine)
+    answer = await configured(TextToSpeech).invoke(call(model="speaker", text="hello", response_format="wav"), engine)
     with wave.open(io.BytesIO(answer.body)) as sound:
         assert (sound.getframerate(), sound.getsampwidth(), sound.getnframes()) == (24000, 2, 12000)
         samples = np.frombuffer(sound.readframes(12000), "<i2")
@@ -550,7 +552,7 @@ async def test_the_first_sentence_is_heard_before_the_second_is_spoken(stub, eng
     stub.answers[SPEAK] = speak
     with anyio.fail_after(5):
         body = {"model": "speaker", "input": "One. Two.", "response_format": "pcm"}
-        async for _ in TextToSpeech({}).stream(call(**body), engine):
+        async for _ in configured(TextToSpeech).stream(call(**body), engine):
             go_on.set()
     assert go_on.is_set()
 
@@ -558,7 +560,7 @@ async def test_the_first_sentence_is_heard_before_the_second_is_spoken(stub, eng
 async def test_speech_as_openais_events(stub, engine, call):
     stub.answers[SPEAK] = encoded(subtype="FLOAT", seconds=0.5)
     body = {"model": "speaker", "input": "One. Two.", "stream_format": "sse", "response_format": "wav"}
-    service = TextToSpeech({})
+    service = configured(TextToSpeech)
     assert service.stream_content_type(body) == "text/event-stream"
     events = [json.loads(each.removeprefix(b"data: ")) async for each in service.stream(call(**body), engine)]
     assert [each["type"] for each in events[:-1]] == ["speech.audio.delta"] * (len(events) - 1)
@@ -578,18 +580,18 @@ async def test_openais_voices_give_way_to_the_models_own_and_others_do_not(stub,
     stub.answers[SPEAK] = speak
     for voice in ("alloy", {"id": "verse"}):
         body = {"model": "speaker", "input": "One. " * 100, "voice": voice}
-        assert (await TextToSpeech({}).invoke(call(**body), engine)).body
+        assert (await configured(TextToSpeech).invoke(call(**body), engine)).body
     said = [each.json.get("voice") for each in stub.requests]
     assert said == ["alloy", None, None, "verse", None, None], "it is asked for once"
     with pytest.raises(BadRequest, match="anna is not available"):
-        await TextToSpeech({}).invoke(call(model="speaker", input="a", voice="anna"), engine)
+        await configured(TextToSpeech).invoke(call(model="speaker", input="a", voice="anna"), engine)
 
 
 async def test_a_long_text_is_spoken_in_pieces(stub, engine, call):
     stub.answers[SPEAK] = encoded(subtype="FLOAT", seconds=0.5)
     text = 'She said: "Wait!" And he waited, as ever. ' * 10 + "最后他们走了。" * 60 + "x" * 700 + " word" * 100
     body = {"model": "speaker", "text": text, "voice": "anna", "response_format": "wav"}
-    answer = await TextToSpeech({}).invoke(call(**body), engine)
+    answer = await configured(TextToSpeech).invoke(call(**body), engine)
     said = [request.json["input"] for request in stub.requests]
     assert "".join(said) == text
     assert max(map(len, said)) <= 300
@@ -600,7 +602,7 @@ async def test_a_long_text_is_spoken_in_pieces(stub, engine, call):
     with wave.open(io.BytesIO(answer.body)) as sound:
         assert sound.getnframes() == 16000 * 0.5 * len(said)
     del stub.requests[:]
-    async for _ in TextToSpeech({}).stream(call(**body), engine):
+    async for _ in configured(TextToSpeech).stream(call(**body), engine):
         pass
     said = [request.json["input"] for request in stub.requests]
     assert "".join(said) == text
@@ -612,7 +614,7 @@ async def test_loud_speech_is_clipped_and_what_is_no_number_is_silent(stub, engi
     samples = struct.pack("<4f", 3.0, -3.0, float("nan"), 0.0)
     head = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 52, b"WAVE", b"fmt ", 16, 3, 1, 16000, 64000, 4, 32, b"data", 16)
     stub.answers[SPEAK] = head + samples
-    answer = await TextToSpeech({}).invoke(call(model="speaker", text="x", response_format="wav"), engine)
+    answer = await configured(TextToSpeech).invoke(call(model="speaker", text="x", response_format="wav"), engine)
     with wave.open(io.BytesIO(answer.body)) as sound:
         assert np.frombuffer(sound.readframes(4), "<i2").tolist() == [32767, -32767, 0, 0]
 
@@ -634,13 +636,13 @@ async def test_loud_speech_is_clipped_and_what_is_no_number_is_silent(stub, engi
 )
 async def test_a_wrong_request_for_speech(stub, ask, engine, call, body, sentence):
     with pytest.raises(BadRequest, match=sentence):
-        await ask(TextToSpeech({}), model="speaker", **body)
+        await ask(configured(TextToSpeech), model="speaker", **body)
     with pytest.raises(BadRequest, match=sentence):
-        await anext(TextToSpeech({}).stream(call(model="speaker", **body), engine))
+        await anext(configured(TextToSpeech).stream(call(model="speaker", **body), engine))
     assert not stub.requests
 
 
 async def test_an_answer_that_is_no_sound(stub, ask):
     stub.answers[SPEAK] = b"{}"
     with pytest.raises(EngineFailed, match="not a WAV"):
-        await ask(TextToSpeech({}), model="speaker", text="x")
+        await ask(configured(TextToSpeech), model="speaker", text="x")

@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, TimedOut
-from ovms_kernel.testing.contract import ServiceContract
+from ovms_kernel.testing.contract import ServiceContract, configured
 from ovms_service_chat import Chat
 from ovms_service_embed import Embed
 from ovms_service_generate import Generate
@@ -36,11 +36,11 @@ class TestRerank(ServiceContract):
 async def test_an_answer_gets_id_and_model_and_keeps_everything_else(stub, ask):
     said = {"choices": [{"index": 0, "message": {"content": "你好"}}], "created": 7, "model": "theirs", "x_new": [1.5]}
     stub.answers[CHAT] = said
-    answer = await ask(Chat({}), model="llm", messages=HELLO)
+    answer = await ask(configured(Chat), model="llm", messages=HELLO)
     assert answer.pop("id").startswith("chatcmpl-")
     assert answer == said
     stub.answers[GENERATE] = {"choices": [{"text": " Paris."}]}
-    answer = await ask(Generate({}), model="llm", prompt="The capital of France is")
+    answer = await ask(configured(Generate), model="llm", prompt="The capital of France is")
     assert answer["id"].startswith("cmpl-")
     assert answer["model"] == "llm"
 
@@ -57,7 +57,7 @@ async def test_an_answer_gets_id_and_model_and_keeps_everything_else(stub, ask):
 )
 async def test_what_is_added_leaves_the_rest_byte_for_byte(stub, engine, call, said, answer):
     stub.answers["/v3/embeddings"] = said
-    assert (await Embed({}).invoke(call(model="vectors", input="a"), engine)).body == answer
+    assert (await configured(Embed).invoke(call(model="vectors", input="a"), engine)).body == answer
 
 
 async def test_unknown_fields_pass_and_nulls_are_absent(stub, ask):
@@ -65,7 +65,7 @@ async def test_unknown_fields_pass_and_nulls_are_absent(stub, ask):
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"x": None}}}]
     message = {"role": "assistant", "content": None, "tool_calls": []}
     await ask(
-        Chat({}),
+        configured(Chat),
         model="llm",
         messages=[*HELLO, message],
         tools=tools,
@@ -91,16 +91,16 @@ async def test_bytes_that_need_no_change_are_not_changed(stub, engine, call):
     stub.answers[CHAT] = {}
     raw = b'{ "messages":[{"role":"user","content":"hello"}],"temperature":1.0, "model":"llm" }'
     body = json.loads(raw)
-    await Chat({}).invoke(replace(call(**body), raw=raw), engine)
+    await configured(Chat).invoke(replace(call(**body), raw=raw), engine)
     assert stub.requests[0].body == raw
 
 
 async def test_how_the_host_asks_decides_about_streaming(stub, ask, engine, call):
     stub.answers[CHAT] = {}
-    await ask(Chat({}), model="llm", messages=HELLO, stream=True, stream_options={"include_usage": True})
+    await ask(configured(Chat), model="llm", messages=HELLO, stream=True, stream_options={"include_usage": True})
     assert stub.requests[-1].json == {"model": "llm", "messages": HELLO}
     options = {"include_usage": True}
-    async for _ in Chat({}).stream(call(model="llm", messages=HELLO, stream_options=options), engine):
+    async for _ in configured(Chat).stream(call(model="llm", messages=HELLO, stream_options=options), engine):
         pass
     assert stub.requests[-1].json["stream"] is True
     assert stub.requests[-1].json["stream_options"] == options
@@ -108,7 +108,7 @@ async def test_how_the_host_asks_decides_about_streaming(stub, ask, engine, call
 
 async def test_several_answers_are_several_requests_with_seeds_of_their_own(stub, ask):
     stub.answers |= {CHAT: {"choices": [{"index": 0}], "usage": {"prompt_tokens": 5, "completion_tokens": 2}}}
-    answer = await ask(Chat({}), model="llm", messages=HELLO, n=3, seed=(1 << 32) - 2)
+    answer = await ask(configured(Chat), model="llm", messages=HELLO, n=3, seed=(1 << 32) - 2)
     assert sorted(each.json["seed"] for each in stub.requests) == [0, (1 << 32) - 2, (1 << 32) - 1]
     assert [each["index"] for each in answer["choices"]] == [0, 1, 2]
     assert answer["usage"] == {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}
@@ -116,14 +116,14 @@ async def test_several_answers_are_several_requests_with_seeds_of_their_own(stub
 
 async def test_the_best_of_several_is_chosen_by_the_engine_and_not_streamed(stub, ask, engine, call):
     stub.answers[GENERATE] = {}
-    await ask(Generate({}), model="llm", prompt=["one"], n=2, best_of=5)
+    await ask(configured(Generate), model="llm", prompt=["one"], n=2, best_of=5)
     assert {name: stub.requests[-1].json[name] for name in ("prompt", "n", "best_of")} == {
         "prompt": "one",
         "n": 2,
         "best_of": 5,
     }
     with pytest.raises(BadRequest, match="leave best_of out"):
-        await anext(Generate({}).stream(call(model="llm", prompt="x", best_of=2), engine))
+        await anext(configured(Generate).stream(call(model="llm", prompt="x", best_of=2), engine))
 
 
 async def test_one_of_several_answers_that_fails_fails_the_request(stub, ask, engine, call):
@@ -136,9 +136,9 @@ async def test_one_of_several_answers_that_fails_fails_the_request(stub, ask, en
     stub.answers[GENERATE] = answer
     body = {"model": "llm", "prompt": ["one", "two", "three"]}
     with anyio.fail_after(5), pytest.raises(BadRequest, match="no room for two"):
-        await ask(Generate({}), **body)
+        await ask(configured(Generate), **body)
     with anyio.fail_after(5), pytest.raises(BadRequest, match="no room for two"):
-        await anext(Generate({}).stream(call(**body), engine))
+        await anext(configured(Generate).stream(call(**body), engine))
 
 
 async def test_leaving_a_stream_of_several_answers_stops_all_of_them(stub, engine, call):
@@ -158,7 +158,7 @@ async def test_leaving_a_stream_of_several_answers_stops_all_of_them(stub, engin
                 stopped.set()
 
     stub.answers[GENERATE] = answer
-    async with aclosing(Generate({}).stream(call(model="llm", prompt=["x", "y", "z"]), engine)) as chunks:
+    async with aclosing(configured(Generate).stream(call(model="llm", prompt=["x", "y", "z"]), engine)) as chunks:
         await anext(chunks)
     with anyio.fail_after(2):
         await stopped.wait()
@@ -198,24 +198,24 @@ async def test_leaving_a_stream_of_several_answers_stops_all_of_them(stub, engin
 )
 async def test_a_wrong_request_is_refused_before_the_engine_is_asked(stub, ask, service, body, sentence):
     with pytest.raises(BadRequest, match=sentence):
-        await ask(service({}), model="no such model", **body)
+        await ask(configured(service), model="no such model", **body)
     assert not stub.requests
 
 
 async def test_a_request_that_is_too_large(engine, call, monkeypatch):
     monkeypatch.setattr("ovms_kernel.services.MAX_BODY", 100)
     with pytest.raises(BadRequest, match="at most 100"):
-        await Chat({}).invoke(call(model="llm", messages=[{"role": "user", "content": "x" * 100}]), engine)
+        await configured(Chat).invoke(call(model="llm", messages=[{"role": "user", "content": "x" * 100}]), engine)
 
 
 async def test_the_model_of_a_request_that_names_none(stub, ask):
     stub.answers["/v3/embeddings"] = {"data": []}
-    assert (await ask(Embed({"default_model": "vectors"}), input="a"))["model"] == "vectors"
-    assert (await ask(Embed({"default_model": "not/installed"}), input="a"))["model"] == "vectors"
+    assert (await ask(configured(Embed, default_model="vectors"), input="a"))["model"] == "vectors"
+    assert (await ask(configured(Embed, default_model="not/installed"), input="a"))["model"] == "vectors"
     with pytest.raises(BadRequest, match="is a text_generation model"):
-        await ask(Embed({}), model="llm", input="a")
+        await ask(configured(Embed), model="llm", input="a")
     with pytest.raises(NotFound, match="nobody"):
-        await ask(Embed({}), model="nobody", input="a")
+        await ask(configured(Embed), model="nobody", input="a")
 
 
 async def test_a_default_that_is_not_installed_is_what_the_error_names(served):
@@ -224,7 +224,7 @@ async def test_a_default_that_is_not_installed_is_what_the_error_names(served):
     async with served({}) as (_, engine):
         engine._models.clear()
         with pytest.raises(NotFound, match="own/default"):
-            await Chat({"default_model": "own/default"}).invoke(make_call(model="", messages=HELLO), engine)
+            await configured(Chat, default_model="own/default").invoke(make_call(model="", messages=HELLO), engine)
 
 
 @asynccontextmanager
@@ -241,7 +241,7 @@ async def test_a_model_is_held_until_the_last_event_of_its_answer(stub, engine, 
         await reply.end()
 
     stub.answers["/v3/chat/completions"] = answer
-    async with aclosing(Chat({}).stream(call(model="llm", messages=HELLO), engine)) as events:
+    async with aclosing(configured(Chat).stream(call(model="llm", messages=HELLO), engine)) as events:
         await anext(events)
         assert engine.held == ["llm"]
         assert [event async for event in events] == [b"data: [DONE]\n\n"]
@@ -251,21 +251,21 @@ async def test_a_model_is_held_until_the_last_event_of_its_answer(stub, engine, 
 async def test_time_spent_on_loading_is_taken_off_the_limit(stub, engine, call, monkeypatch):
     monkeypatch.setattr(engine, "model", never_ready)
     with pytest.raises(TimedOut, match=r"not ready within the limit of 0\.05 s"):
-        await Chat({}).invoke(call(model="llm", messages=HELLO, timeout=0.05), engine)
+        await configured(Chat).invoke(call(model="llm", messages=HELLO, timeout=0.05), engine)
     assert not stub.requests
 
 
 async def test_a_stream_does_not_wait_for_its_model_beyond_the_limit(stub, engine, call, monkeypatch):
     monkeypatch.setattr(engine, "model", never_ready)
     with anyio.fail_after(5), pytest.raises(TimedOut, match=r"not ready within the limit of 0\.05 s"):
-        await anext(Chat({}).stream(call(model="llm", messages=HELLO, timeout=0.05), engine))
+        await anext(configured(Chat).stream(call(model="llm", messages=HELLO, timeout=0.05), engine))
     assert not stub.requests
 
 
 async def test_d2_27_embeddings_are_passed_on(stub, ask):
     stub.answers["/v3/embeddings"] = {"data": [{"embedding": "AACAPw==", "index": 0}]}
     for given in ("a", ["a", "b"], [1, 2], [[1], [2, 3]]):
-        answer = await ask(Embed({}), model="vectors", input=given, encoding_format="base64")
+        answer = await ask(configured(Embed), model="vectors", input=given, encoding_format="base64")
         assert stub.requests[-1].json == {"model": "vectors", "input": given, "encoding_format": "base64"}
         assert answer == {"model": "vectors", "data": [{"embedding": "AACAPw==", "index": 0}]}
 
@@ -274,7 +274,7 @@ async def test_d2_28_rerank_takes_both_ways_of_writing(stub, ask):
     results = [{"index": 0, "relevance_score": 0.1}, {"index": 1, "relevance_score": 0.9}]
     stub.answers[RERANK] = {"results": results}
     answer = await ask(
-        Rerank({}), model="ranker", query="q", documents=[{"text": "a"}, "b"], top_k=2, return_documents=True
+        configured(Rerank), model="ranker", query="q", documents=[{"text": "a"}, "b"], top_k=2, return_documents=True
     )
     assert answer.pop("id").startswith("rerank-")
     assert answer == {
@@ -291,10 +291,10 @@ async def test_d2_28_rerank_takes_both_ways_of_writing(stub, ask):
 async def test_an_answer_that_is_no_json_object(stub, ask):
     stub.answers[CHAT] = b"[1]"
     with pytest.raises(EngineFailed, match="not a JSON object"):
-        await ask(Chat({}), model="llm", messages=HELLO)
+        await ask(configured(Chat), model="llm", messages=HELLO)
     stub.answers[CHAT] = b"<html>"
     with pytest.raises(EngineFailed, match="not valid JSON"):
-        await ask(Chat({}), model="llm", messages=HELLO)
+        await ask(configured(Chat), model="llm", messages=HELLO)
 
 
 async def test_a_stream_gets_its_id_and_is_passed_on_byte_for_byte_as_it_arrives(stub, engine, call):
@@ -311,7 +311,7 @@ async def test_a_stream_gets_its_id_and_is_passed_on_byte_for_byte_as_it_arrives
     stub.answers[CHAT] = answer
     got = []
     with anyio.fail_after(3):
-        async for chunk in Chat({}).stream(call(model="llm", messages=HELLO), engine):
+        async for chunk in configured(Chat).stream(call(model="llm", messages=HELLO), engine):
             got.append(chunk)
             seen.set()
     identity = json.loads(got[0][6:])["id"].encode()
@@ -325,7 +325,7 @@ async def test_an_engine_that_gives_ids_keeps_its_own(stub, engine, call):
         await reply.end()
 
     stub.answers[GENERATE] = answer
-    got = [each async for each in Generate({}).stream(call(model="llm", prompt="x"), engine)]
+    got = [each async for each in configured(Generate).stream(call(model="llm", prompt="x"), engine)]
     assert got[0] == b'data: {"id":"x","model":"m","object":"text_completion"}\n\n'
 
 
@@ -341,7 +341,7 @@ async def test_closing_a_stream_stops_the_engine(stub, engine, call):
             stopped.set()
 
     stub.answers[GENERATE] = answer
-    async with aclosing(Generate({}).stream(call(model="llm", prompt="x"), engine)) as chunks:
+    async with aclosing(configured(Generate).stream(call(model="llm", prompt="x"), engine)) as chunks:
         await anext(chunks)
     with anyio.fail_after(2):
         await stopped.wait()

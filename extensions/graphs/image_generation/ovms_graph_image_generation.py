@@ -19,6 +19,7 @@ class ImageGeneration:
     """The graph driver; its section sets calculator options for all models of the type."""
 
     model_type = "image_generation"
+    settings_type = dict  # options of the calculator, which ``fill`` knows
 
     def __init__(self, section: Mapping[str, Any]) -> None:
         self._section = section

@@ -16,6 +16,7 @@ class Rerank:
     """The graph driver; its section sets calculator options for all models of the type."""
 
     model_type = "rerank"
+    settings_type = dict  # options of the calculator, which ``fill`` knows
 
     def __init__(self, section: Mapping[str, Any]) -> None:
         self._section = section

@@ -25,6 +25,7 @@ class TextGeneration:
     """The graph driver; its section sets calculator options for all models of the type."""
 
     model_type = "text_generation"
+    settings_type = dict  # options of the calculator, which ``fill`` knows
 
     def __init__(self, section: Mapping[str, Any]) -> None:
         self._section = section
@@ -91,6 +92,7 @@ def detect_parsers(template: str) -> tuple[str, str]:
         return all(part in template for part in parts)
 
     thinks = "qwen3" if has("<think>") or has("</think>") else ""
+    reasons = "qwen3" if has("<think>") or has("content.split('</think>')") else ""
     if has("<|channel|>"):
         return "gptoss", "gptoss"
     if has("<|start|>", "<|message|>", "<|eom|>", "<|eot|>"):
@@ -112,8 +114,8 @@ def detect_parsers(template: str) -> tuple[str, str]:
     if has("<|python_tag|>"):
         return "llama3", ""
     if has("<tool_call>", "</tool_call>"):
-        return "hermes3", "qwen3" if has("<think>") else ""
-    return "", "qwen3" if has("<think>") else ""
+        return "hermes3", reasons
+    return "", reasons
 
 
 def _gguf(files: ModelFiles) -> str:

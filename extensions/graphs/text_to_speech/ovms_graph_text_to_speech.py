@@ -19,6 +19,7 @@ class TextToSpeech:
     """
 
     model_type = "text_to_speech"
+    settings_type = dict  # options of the calculator, which ``fill`` knows
 
     def __init__(self, section: Mapping[str, Any]) -> None:
         self._section = section

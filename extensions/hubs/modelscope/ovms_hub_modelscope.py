@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
@@ -19,31 +18,22 @@ from ovms_kernel.api.hubs import (
     Body,
     FetchFailed,
     FoundModel,
+    HubSettings,
     ModelRef,
     NotFound,
     OvmsError,
-    Pace,
     RemoteFile,
     Unauthorized,
     Web,
+    check_reachable,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from modelscope_hub import HubApi
     from requests import PreparedRequest, Response, Session
 
-NUMBERS = {
-    "connections": 8,
-    "part_size": 16 << 20,
-    "max_rate": 0,
-    "stall_timeout": 30.0,
-    "retries": 5,
-    "retry_delay": 0.5,
-}
-TEXTS = ("endpoint", "token", "proxy", "ca_file")
-PATTERNS = ("allow_patterns", "ignore_patterns")
 LISTING_LIMIT = 64 << 20
 """Bytes of a listing, unpacked; one of ten thousand files has some 3 MB."""
 LISTING_TIME = 60.0
@@ -53,39 +43,26 @@ REACH_TIME = 2.0
 
 
 class ModelScope:
-    """The hub driver.
+    """The hub driver. Without a token it uses ``MODELSCOPE_API_TOKEN``, or that of ``modelscope login``."""
 
-    Its section may set ``endpoint`` (a mirror), ``token`` (else ``MODELSCOPE_API_TOKEN`` or what ``modelscope login``
-    stored), ``proxy`` (else the usual variables), ``ca_file``, ``allow_patterns`` and ``ignore_patterns`` (shell
-    patterns), ``connections``, ``part_size`` in bytes, ``max_rate`` in bytes per second, ``stall_timeout`` and
-    ``retry_delay`` in seconds, and ``retries``.
-    """
+    alias = "ms"
+    settings_type = HubSettings
 
-    def __init__(self, section: Mapping[str, Any]) -> None:
-        if unknown := section.keys() - {*NUMBERS, *TEXTS, *PATTERNS}:
-            offered = ", ".join(sorted([*NUMBERS, *TEXTS, *PATTERNS]))
-            raise BadRequest(f"{min(unknown)} is not a setting of hubs.modelscope; there are {offered}.")
-        self._texts = {name: str(section.get(name) or "") for name in TEXTS}
-        self._numbers = {name: _number(name, section.get(name, default), default) for name, default in NUMBERS.items()}
-        self._allow, self._ignore = (_patterns(section.get(name)) for name in PATTERNS)
-        self._web = Web(proxy=self._texts["proxy"], ca_file=self._texts["ca_file"])
+    def __init__(self, settings: HubSettings) -> None:
+        self._settings = settings
+        self._web = Web(proxy=settings.proxy, ca_file=settings.ca_file)
         self._api: HubApi | None = None
-        self.pace = Pace(
-            connections=int(self._numbers["connections"]),
-            part_size=int(self._numbers["part_size"]),
-            max_rate=int(self._numbers["max_rate"]),
-            stall=self._numbers["stall_timeout"],
-            retries=int(self._numbers["retries"]),
-            retry_delay=self._numbers["retry_delay"],
-        )
+        self.pace = settings.pace()
 
     async def list_files(self, ref: ModelRef) -> list[RemoteFile]:
         """Return every file of the model that the patterns let through."""
+        await check_reachable(self._client().legacy.endpoint, self._settings.proxy)
         # The client tries a listing again for some seconds; a cancel need not wait for that.
         return await anyio.to_thread.run_sync(self._list, ref, abandon_on_cancel=True)
 
     async def search(self, words: str, limit: int) -> list[FoundModel]:
         """Return models that the words find."""
+        await check_reachable(self._client().legacy.endpoint, self._settings.proxy)
         return await anyio.to_thread.run_sync(self._search, words, limit, abandon_on_cancel=True)
 
     def open(self, ref: ModelRef, file: RemoteFile, start: int, end: int) -> Body:
@@ -93,7 +70,7 @@ class ModelScope:
         legacy = self._client().legacy
         url = legacy.get_download_url(ref.id, "model", file.path, ref.revision or "master")
         headers = {}
-        if token := self._texts["token"] or legacy._token:
+        if token := self._settings.token or legacy._token:
             # Older endpoints take the cookie, newer ones the header; the client sends both.
             headers = {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"}
         try:
@@ -107,13 +84,13 @@ class ModelScope:
             from modelscope_hub import HubApi
 
             api = HubApi(
-                endpoint=self._texts["endpoint"] or None,
-                token=self._texts["token"] or None,
+                endpoint=self._settings.endpoint or None,
+                token=self._settings.token or None,
                 user_agent={"ovms-plugin": "1"},
             )
             for session in vars(api.legacy).values():
                 if isinstance(session, requests.Session):
-                    _insist(session, self._texts["proxy"], self._texts["ca_file"])
+                    _insist(session, self._settings.proxy, self._settings.ca_file)
             # It writes on stderr by itself; what it says goes where everything else goes.
             logger = logging.getLogger("modelscope_hub")
             logger.handlers.clear()
@@ -131,9 +108,9 @@ class ModelScope:
         try:
             entries = api.list_repo_files(ref.id, "model", revision=ref.revision or None)
             files = [
-                RemoteFile(str(entry.path), int(entry.size or 0), _digest(entry.sha256))
+                RemoteFile(_path(entry.path), int(entry.size or 0), _digest(entry.sha256))
                 for entry in entries
-                if entry.type != "tree" and self._is_wanted(str(entry.path))
+                if entry.type != "tree" and self._settings.is_wanted(_path(entry.path))
             ]
         except (HubError, OSError) as error:
             raise self._ours(error, ref) from error
@@ -158,10 +135,6 @@ class ModelScope:
             raise self._ours(error, ModelRef(words)) from error
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise FetchFailed(f"{api.legacy.endpoint} cannot be searched ({type(error).__name__}).") from error
-
-    def _is_wanted(self, path: str) -> bool:
-        allowed = not self._allow or any(fnmatch(path, each) for each in self._allow)
-        return allowed and not any(fnmatch(path, each) for each in self._ignore)
 
     def _ours(self, error: Exception, ref: ModelRef, path: str = "") -> OvmsError:
         """Return our error for one of the client's or of requests."""
@@ -230,6 +203,12 @@ def _bounded(stream: Any, response: Response) -> Any:  # noqa: ANN401 - urllib3'
     return pieces
 
 
+def _path(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a path that is no text")
+    return value
+
+
 def _digest(value: object) -> str:
     """Return a SHA-256 as the hub lists it; empty if that is none."""
     return value.lower() if isinstance(value, str) and re.fullmatch(r"[0-9a-fA-F]{64}", value) else ""
@@ -242,18 +221,3 @@ def _cause(error: Exception) -> str:
         cause = inner
     words = re.sub(r"<[^>]*>:? ?", "", " ".join(str(cause).split()))
     return words if 0 < len(words) < 160 else type(cause).__name__
-
-
-def _number(name: str, value: Any, default: float) -> float:  # noqa: ANN401 - whatever a setting holds
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = -1
-    if number < 0 or (number < 1 and name in ("connections", "part_size")):
-        raise BadRequest(f"hubs.modelscope.{name} must be a number, such as {default}, not {value!r}.")
-    return number
-
-
-def _patterns(value: Any) -> tuple[str, ...]:  # noqa: ANN401 - whatever a setting holds
-    parts = value.split(",") if isinstance(value, str) else value or ()
-    return tuple(str(part).strip() for part in parts if str(part).strip())

@@ -11,8 +11,9 @@ ca_file: /etc/ssl/our-ca.pem      # empty: the system's
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+import msgspec
 
 from ovms_kernel.api.platforms import (
     BadRequest,
@@ -27,20 +28,30 @@ from ovms_kernel.api.platforms import (
     Requirement,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
-KEYS = frozenset({"url", "grpc", "api_key", "api_key_file", "ca_file"})
+class RemoteSettings(msgspec.Struct, frozen=True):
+    """What can be set."""
+
+    url: str = ""
+    """Base URL of the engine, such as `https://models.example.org`; it is used as soon as this is set."""
+    grpc: str = ""
+    """gRPC target, such as `models.example.org:443`; empty = none."""
+    api_key: str = ""
+    """The engine's API key."""
+    api_key_file: str = ""
+    """File that holds the API key; wins over `api_key`."""
+    ca_file: str = ""
+    """File of the certificate authority of the engine's certificate; empty = the system's."""
 
 
 class Remote:
     """Names an engine and starts none; it is chosen as soon as it has a ``url``."""
 
-    def __init__(self, section: Mapping[str, Any]) -> None:
-        if unknown := sorted(set(section) - KEYS):
-            raise BadRequest(f"platforms.remote has no setting {unknown[0]}; there are {', '.join(sorted(KEYS))}.")
-        self._section = {key: str(value) for key, value in section.items()}
-        self._url = self._section.get("url", "").rstrip("/")
+    settings_type = RemoteSettings
+
+    def __init__(self, settings: RemoteSettings) -> None:
+        self._settings = settings
+        self._url = settings.url.rstrip("/")
         parts = urlsplit(self._url)
         if self._url and (parts.scheme not in ("http", "https") or not parts.hostname):
             raise BadRequest(f"platforms.remote.url must be like https://models.example.org, not {self._url}.")
@@ -67,16 +78,16 @@ class Remote:
         del installation, ports
         if not self._url:
             raise PreconditionFailed("Set platforms.remote.url to the engine that somebody else runs.")
-        key = self._section.get("api_key", "")
-        if file := self._section.get("api_key_file"):
+        key = self._settings.api_key
+        if file := self._settings.api_key_file:
             try:
                 key = Path(file).read_text("utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise PreconditionFailed(f"The API key in {file} cannot be read: {error}.") from error
-        ca_file = self._section.get("ca_file", "")
+        ca_file = self._settings.ca_file
         if ca_file and not Path(ca_file).is_file():
             raise PreconditionFailed(f"The certificate authority {ca_file} of platforms.remote is not there.")
-        return LaunchPlan((), {}, endpoint=Endpoint(self._url, self._section.get("grpc", ""), key, ca_file))
+        return LaunchPlan((), {}, endpoint=Endpoint(self._url, self._settings.grpc, key, ca_file))
 
     def _in_charge(self) -> str:
         return f"Whoever runs the engine at {self._url or 'the remote URL'}"

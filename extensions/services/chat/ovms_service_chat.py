@@ -4,27 +4,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from ovms_kernel.api.services import BadRequest, Completions, ServiceDefinition, complete, need, stream_completion
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator
 
     from ovms_kernel.api.services import Answer, Call, Engine
 
 
+class ChatSettings(msgspec.Struct, frozen=True):
+    """What can be set."""
+
+    default_model: str = "OpenVINO/Qwen3-8B-int4-ov"
+    """The model of requests that name none."""
+
+
 class Chat:
-    """Answers conversations; for the fields see OpenAI's chat completions.
+    """Answers conversations; for the fields see OpenAI's chat completions."""
 
-    :param section: ``default_model``, the model of requests that name none.
-    """
+    settings_type = ChatSettings
 
-    def __init__(self, section: Mapping[str, Any]) -> None:
+    def __init__(self, settings: ChatSettings) -> None:
         self.definition = ServiceDefinition(
             name="chat",
             model_type="text_generation",
             endpoint="/v3/chat/completions",
             paths=("/v1/chat/completions",),
-            default_model=section.get("default_model", "OpenVINO/Qwen3-8B-int4-ov"),
+            default_model=settings.default_model,
             support_models=("OpenVINO/Qwen3-8B-int4-ov", "OpenVINO/Phi-3.5-mini-instruct-int4-ov"),
             streaming=True,
             probe='{"messages":[{"role":"user","content":"."}],"max_tokens":1}',

@@ -8,6 +8,8 @@ from array import array
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from ovms_kernel.api.services import (
     BadRequest,
     EngineFailed,
@@ -22,24 +24,28 @@ from ovms_kernel.api.services import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ovms_kernel.api.services import Answer, Call, Engine
 
 
+class EmbedSettings(msgspec.Struct, frozen=True):
+    """What can be set."""
+
+    default_model: str = "OpenVINO/Qwen3-Embedding-0.6B-int8-ov"
+    """The model of requests that name none."""
+
+
 class Embed:
-    """Makes a vector of each text, or list of tokens, in ``input``.
+    """Makes a vector of each text, or list of tokens, in ``input``."""
 
-    :param section: ``default_model``, the model of requests that name none.
-    """
+    settings_type = EmbedSettings
 
-    def __init__(self, section: Mapping[str, Any]) -> None:
+    def __init__(self, settings: EmbedSettings) -> None:
         self.definition = ServiceDefinition(
             name="embed",
             model_type="embeddings",
             endpoint="/v3/embeddings",
             paths=("/v1/embeddings",),
-            default_model=section.get("default_model", "OpenVINO/Qwen3-Embedding-0.6B-int8-ov"),
+            default_model=settings.default_model,
             support_models=("OpenVINO/Qwen3-Embedding-0.6B-int8-ov",),
             probe='{"input":"."}',
             extras={"aog": {"config_ref": "openvino:embed", "config_ref_full": "aog:embed"}},

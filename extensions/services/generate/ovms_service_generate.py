@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from ovms_kernel.api.services import BadRequest, Completions, ServiceDefinition, check, complete, stream_completion
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator
 
     from ovms_kernel.api.services import Answer, Call, Engine
 
@@ -15,19 +17,25 @@ MOST_LOGPROBS = 5
 """OpenAI's limit; the engine knows the token that it chose and no alternatives."""
 
 
+class GenerateSettings(msgspec.Struct, frozen=True):
+    """What can be set."""
+
+    default_model: str = "OpenVINO/Qwen3-8B-int4-ov"
+    """The model of requests that name none."""
+
+
 class Generate:
-    """Continues prompts; for the fields see OpenAI's completions.
+    """Continues prompts; for the fields see OpenAI's completions."""
 
-    :param section: ``default_model``, the model of requests that name none.
-    """
+    settings_type = GenerateSettings
 
-    def __init__(self, section: Mapping[str, Any]) -> None:
+    def __init__(self, settings: GenerateSettings) -> None:
         self.definition = ServiceDefinition(
             name="generate",
             model_type="text_generation",
             endpoint="/v3/completions",
             paths=("/v1/completions",),
-            default_model=section.get("default_model", "OpenVINO/Qwen3-8B-int4-ov"),
+            default_model=settings.default_model,
             support_models=("OpenVINO/Qwen3-8B-int4-ov", "OpenVINO/Phi-3.5-mini-instruct-int4-ov"),
             streaming=True,
             # AOG's template without conversions loses the text of its /v3/completions.

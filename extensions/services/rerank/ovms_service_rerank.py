@@ -6,6 +6,8 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from ovms_kernel.api.services import (
     Answer,
     BadRequest,
@@ -22,24 +24,30 @@ from ovms_kernel.api.services import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from ovms_kernel.api.services import Call, Engine
 
 
+class RerankSettings(msgspec.Struct, frozen=True):
+    """What can be set."""
+
+    default_model: str = "OpenVINO/Qwen3-Reranker-0.6B-seq-cls-fp16-ov"
+    """The model of requests that name none."""
+
+
 class Rerank:
-    """Scores ``documents`` by how well they answer ``query``, the best first.
+    """Scores ``documents`` by how well they answer ``query``, the best first."""
 
-    :param section: ``default_model``, the model of requests that name none.
-    """
+    settings_type = RerankSettings
 
-    def __init__(self, section: Mapping[str, Any]) -> None:
+    def __init__(self, settings: RerankSettings) -> None:
         self.definition = ServiceDefinition(
             name="rerank",
             model_type="rerank",
             endpoint="/v3/rerank",
             paths=("/v1/rerank", "/v2/rerank", "/rerank"),
-            default_model=section.get("default_model", "OpenVINO/Qwen3-Reranker-0.6B-seq-cls-fp16-ov"),
+            default_model=settings.default_model,
             support_models=("OpenVINO/Qwen3-Reranker-0.6B-seq-cls-fp16-ov",),
             probe='{"query":".","documents":["."]}',
             extras={"aog": {"config_ref": "openvino:rerank", "config_ref_full": "aog:rerank"}},

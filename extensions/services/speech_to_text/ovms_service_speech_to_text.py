@@ -7,14 +7,15 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import msgspec
 
 from ovms_kernel.api.services import (
     Answer,
     BadRequest,
     ServiceDefinition,
-    allowed_hosts,
     check,
     encode,
+    host_names,
     present,
     read_media,
     served_model,
@@ -42,21 +43,31 @@ FRAMES = 100
 """Whisper's frames in a second, in which ``seek`` counts."""
 
 
+DEFAULT_MODEL = "OpenVINO/whisper-base-int8-ov"
+
+
+class SpeechToTextSettings(msgspec.Struct, frozen=True):
+    """What can be set."""
+
+    default_model: str = DEFAULT_MODEL
+    """The model of requests that name none."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Hosts that recordings may be fetched from."""
+
+
 class SpeechToText:
-    """Writes down what is said in ``file``, an upload, or ``audio``, base64; in English if ``task`` is ``translate``.
+    """Transcribes ``file``, an upload, or ``audio``, base64; with ``"task": "translate"`` into English."""
 
-    :param section: ``default_model``; ``allowed_hosts`` that audio may be fetched from.
-    """
+    settings_type = SpeechToTextSettings
 
-    def __init__(self, section: Mapping[str, Any]) -> None:
-        default = "OpenVINO/whisper-base-int8-ov"
+    def __init__(self, settings: SpeechToTextSettings) -> None:
         self.definition = ServiceDefinition(
             name="speech-to-text",
             model_type="speech_to_text",
             endpoint="/v3/audio/transcriptions",
             paths=("/v1/audio/transcriptions", "/v1/audio/translations"),
-            default_model=section.get("default_model", default),
-            support_models=(default, "NamoLi/whisper-large-v3-ov"),
+            default_model=settings.default_model,
+            support_models=(DEFAULT_MODEL, "NamoLi/whisper-large-v3-ov"),
             streaming=True,
             extras={
                 "aog": {
@@ -67,7 +78,7 @@ class SpeechToText:
                 }
             },
         )
-        self._hosts = allowed_hosts(section)
+        self._hosts = host_names(settings.allowed_hosts)
 
     async def invoke(self, call: Call, engine: Engine) -> Answer:
         """Return the transcript in the ``response_format`` that is asked for: json, verbose_json, text, srt or vtt."""

@@ -6,16 +6,18 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from ovms_kernel.api.services import (
     Answer,
     BadRequest,
     EngineFailed,
     ServiceDefinition,
     Upload,
-    allowed_hosts,
     check,
     decode_answer,
     encode,
+    host_names,
     need,
     present,
     read_media,
@@ -24,8 +26,6 @@ from ovms_kernel.api.services import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ovms_kernel.api.services import Call, Engine
 
 TEXTS = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3", "size")
@@ -43,21 +43,31 @@ SEED_LIMIT = 1 << 32
 """The engine's seeds are whole numbers below this."""
 
 
+DEFAULT_MODEL = "OpenVINO/stable-diffusion-v1-5-fp16-ov"
+
+
+class TextToImageSettings(msgspec.Struct, frozen=True):
+    """What can be set."""
+
+    default_model: str = DEFAULT_MODEL
+    """The model of requests that name none."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Hosts that images may be fetched from."""
+
+
 class TextToImage:
-    """Paints images of a ``prompt``, or changes the ``image`` that is given with it.
+    """Paints images of a ``prompt``, or changes the ``image`` that is given with it."""
 
-    :param section: ``default_model``; ``allowed_hosts`` that an image may be fetched from.
-    """
+    settings_type = TextToImageSettings
 
-    def __init__(self, section: Mapping[str, Any]) -> None:
-        default = "OpenVINO/stable-diffusion-v1-5-fp16-ov"
+    def __init__(self, settings: TextToImageSettings) -> None:
         self.definition = ServiceDefinition(
             name="text-to-image",
             model_type="image_generation",
             endpoint="/v3/images/generations",
             paths=("/v1/images/generations", "/v1/images/edits"),
-            default_model=section.get("default_model", default),
-            support_models=(default, "OpenVINO/stable-diffusion-v1-5-int8-ov"),
+            default_model=settings.default_model,
+            support_models=(DEFAULT_MODEL, "OpenVINO/stable-diffusion-v1-5-int8-ov"),
             extras={
                 "aog": {
                     "config_ref": "openvino:text-to-image",
@@ -66,7 +76,7 @@ class TextToImage:
                 }
             },
         )
-        self._hosts = allowed_hosts(section)
+        self._hosts = host_names(settings.allowed_hosts)
 
     async def invoke(self, call: Call, engine: Engine) -> Answer:
         """Return ``created`` and ``data`` with an image each, PNG, as ``b64_json`` or as a data URI in ``url``."""

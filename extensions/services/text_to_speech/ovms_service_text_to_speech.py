@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import msgspec
 
 from ovms_kernel.api.services import (
     Answer,
@@ -71,21 +72,29 @@ ENDS = tuple(
 """Where a text is cut, the best place first: behind a sentence, a part of one, a word."""
 
 
+DEFAULT_MODEL = "NamoLi/speecht5-tts"
+
+
+class TextToSpeechSettings(msgspec.Struct, frozen=True):
+    """What can be set."""
+
+    default_model: str = DEFAULT_MODEL
+    """The model of requests that name none."""
+
+
 class TextToSpeech:
-    """Speaks ``input``, a text of any length.
+    """Speaks ``input``, a text of any length."""
 
-    :param section: ``default_model``.
-    """
+    settings_type = TextToSpeechSettings
 
-    def __init__(self, section: Mapping[str, Any]) -> None:
-        default = "NamoLi/speecht5-tts"
+    def __init__(self, settings: TextToSpeechSettings) -> None:
         self.definition = ServiceDefinition(
             name="text-to-speech",
             model_type="text_to_speech",
             endpoint="/v3/audio/speech",
             paths=("/v1/audio/speech",),
-            default_model=section.get("default_model", default),
-            support_models=(default,),
+            default_model=settings.default_model,
+            support_models=(DEFAULT_MODEL,),
             streaming=True,
             extras={
                 "aog": {

@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import time
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from ovms_kernel.api.services import Answer, BadRequest, ServiceDefinition, encode, need, present, time_left
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ovms_kernel.api.services import Call, Engine
 
 TYPES = ("text_generation", "embeddings", "rerank")
 """Types of models that have a tokenizer which the engine offers."""
 
 
+class TokenizeSettings(msgspec.Struct, frozen=True):
+    """What can be set."""
+
+    default_model: str = ""
+    """The model of requests that name none."""
+
+
 class Tokenize:
-    """Answers ``tokens`` for ``text``, a text or a list of them.
+    """Answers ``tokens`` for ``text``, a text or a list of them."""
 
-    :param section: ``default_model``, the model of requests that name none.
-    """
+    settings_type = TokenizeSettings
 
-    def __init__(self, section: Mapping[str, Any]) -> None:
+    def __init__(self, settings: TokenizeSettings) -> None:
         self.definition = ServiceDefinition(
             name="tokenize",
             model_type="text_generation",
             endpoint="/v3/tokenize",
             paths=("/v1/tokenize",),
-            default_model=section.get("default_model", ""),
+            default_model=settings.default_model,
         )
 
     async def invoke(self, call: Call, engine: Engine) -> Answer:

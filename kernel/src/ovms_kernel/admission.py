@@ -5,9 +5,9 @@ from __future__ import annotations
 import codecs
 import json
 import math
+import os
 import re
 import time
-import uuid
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,20 +37,25 @@ def _finite(text: str) -> float:
 
 PROMPT_TOKENS = re.compile(rb'"(?:prompt|input)_tokens":\s*(\d+)')
 COMPLETION_TOKENS = re.compile(rb'"(?:completion|output)_tokens":\s*(\d+)')
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB]HH\\u[dD][c-fC-F]HH|(u[dD][89a-fA-F]HH)|.)".replace(b"H", rb"[0-9a-fA-F]"), re.DOTALL
+)
+"""An escape in JSON: both halves of a character, one half without the other (the group), or any other."""
 _DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse)
 
 
 def decode_request(raw: bytes) -> dict[str, Any]:
     """Return the JSON object in a request, or in a text message of a session.
 
-    Python would also take what no engine takes: NaN, numbers beyond a double, halves of characters, other encodings.
+    Python would also take what no engine takes: NaN, numbers beyond a double, other encodings. Half of a character,
+    which clients leave where they cut a text, becomes U+FFFD.
 
     :raises BadRequest: there is something else in it.
     """
     try:
-        body = _DECODER.decode(raw.decode())
         if re.search(rb"\\u[dD]", raw):
-            json.dumps(body, ensure_ascii=False).encode()  # raises if one half of a character lacks the other
+            raw = _ESCAPE.sub(lambda match: rb"\ufffd" if match[1] else match[0], raw)
+        body = _DECODER.decode(raw.decode())
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"The request is not valid JSON ({error}); send one JSON object.") from error
     if not isinstance(body, dict):
@@ -103,7 +108,7 @@ async def admitted(
     if not isinstance(body.get("model"), str | None):
         raise BadRequest("The field model must be a string; name an installed model or leave it out.")
     call = Call(
-        request.id or uuid.uuid4().hex,
+        request.id or os.urandom(16).hex(),
         service,
         str(body.get("model") or ""),
         body,
@@ -113,6 +118,7 @@ async def admitted(
         timeout=request.timeout,
         caller=request.caller,
         keep_alive=request.keep_alive,
+        trace=request.trace,
         local_files=request.local_files,
     )
     began = time.monotonic()
@@ -133,8 +139,9 @@ async def admitted(
         first_byte = sent.first - began if sent.first else None
         model = sent.model or (call.model if code == 200 else "")
         outcome = Outcome(code, time.monotonic() - began, sent.bytes_out, error, first_byte, model, *sent.tokens())
-        with anyio.CancelScope(shield=True):
-            await events.tell("ovms_request_finished", call=call, outcome=outcome)
+        if events.listens("ovms_request_finished"):
+            with anyio.CancelScope(shield=True):
+                await events.tell("ovms_request_finished", call=call, outcome=outcome)
 
 
 def checked(answer: object, kind: type[T], service: str) -> T:

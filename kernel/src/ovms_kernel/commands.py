@@ -52,6 +52,8 @@ class Session:
     code: int = 0
     """The exit code of a command that ends by itself."""
     received: list[signal.Signals] = field(default_factory=list)
+    on_interrupt: Callable[[], object] | None = None
+    """Called for Ctrl-C instead of ending the command, while a command wants it for a part of its work."""
 
     @asynccontextmanager
     async def kernel(self, **overrides: Any) -> AsyncIterator[Kernel]:  # noqa: ANN401 - as read_settings takes them
@@ -210,6 +212,9 @@ async def _until_signal(work: Callable[[Session], Awaitable[None]], session: Ses
     with anyio.CancelScope() as scope:
 
         def end(number: signal.Signals) -> None:
+            if number == signal.SIGINT and session.on_interrupt is not None:
+                session.on_interrupt()
+                return
             session.received.append(number)
             scope.cancel()
 

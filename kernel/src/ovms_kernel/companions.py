@@ -6,9 +6,9 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from ovms_kernel.declared import WORDS
 from ovms_kernel.errors import OvmsError
 from ovms_kernel.extensions import blame, compose
-from ovms_kernel.settings import WORDS
 
 if TYPE_CHECKING:
     from ovms_kernel.api.faces import KernelApi

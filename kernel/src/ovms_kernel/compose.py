@@ -64,6 +64,5 @@ def compose_kernel(settings: Settings, *, host: Host | None = None, extensions: 
         runs_elsewhere=control.runs_elsewhere,
         engine_memory=lambda: engine_memory(control.pid()),
     )
-    library.release = residency.release
     events.register({"kernel.residency": residency})
     return Kernel(settings, host, events, extensions, installations, library, supervisor, control, servables, residency)

@@ -1,8 +1,9 @@
 """The protocols that extensions implement, and the face of the engine that services are given.
 
-A driver is found by name through an entry point and constructed once with its section of the settings
-(``services.chat``, ``platforms.portable`` …): ``Driver(section: Mapping[str, Any])``. It may also implement any of the
-hooks of ``hookspecs``.
+A driver is found by name through an entry point and constructed once. What can be set, ``services.chat`` and so on, it
+declares with the class attribute ``settings_type``: a ``msgspec.Struct`` (see ``declared``), an instance of which its
+constructor is given; or ``dict``, if it checks its section itself. A driver without one is given an empty mapping. It
+may also implement any of the hooks of ``hookspecs``.
 """
 
 from __future__ import annotations
@@ -176,6 +177,8 @@ class Hub(Protocol):
         """
         ...
 
+    alias: str
+    """Short name, as in ``hf:owner/name``."""
     pace: Pace
     """How many connections it takes, how large a part is, how long one may stall."""
 

@@ -13,7 +13,7 @@
     └── Unavailable (503)       the engine is not there, starting, or full
 
 The message is one sentence for a user: what is wrong and what to do. Tracebacks belong in the log. The codes are those
-of AOG's plugin SDK (its error table reads like HTTP); only ``aog/provider.py`` sends them anywhere.
+of HTTP; faces send them.
 """
 
 from __future__ import annotations

@@ -71,6 +71,10 @@ class Events:
                 refused[name] = " ".join(str(error).split())
         return refused
 
+    def listens(self, hook: str) -> bool:
+        """Return whether anything implements a hook, so that nothing is made for an event that nobody hears."""
+        return bool(getattr(self._manager.hook, hook).get_hookimpls())
+
     async def ask(self, hook: str, **arguments: object) -> list[tuple[str, Any]]:
         """Call every implementation in order and return what they said, as pairs of extension and result.
 
@@ -110,7 +114,8 @@ class Events:
         key = (implementation.plugin_name, hook)
         if key in self._stuck:
             raise RuntimeError("still busy with an earlier event")
-        async with asyncio.timeout(self._time_limit):
+        # The kernel's own listeners take the time that they need, such as for an unload that waits for requests.
+        async with asyncio.timeout(None if implementation.plugin_name.startswith("kernel.") else self._time_limit):
             if inspect.iscoroutinefunction(implementation.function):
                 return await implementation.function(*values)
             self._stuck.add(key)

@@ -7,6 +7,7 @@ even imported elsewhere.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import logging
 import traceback
@@ -16,6 +17,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 from ovms_kernel.drivers import DRIVER_PROTOCOLS, KERNEL_KINDS, ConversingService, StreamingService
+from ovms_kernel.errors import BadRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -81,27 +83,22 @@ def compose(
     :param names: only those of these names; ``None`` means all.
 
     Whatever is wrong with an extension costs that extension alone and is said in its report.
+
+    :raises BadRequest: a setting of an extension is unknown or has a wrong value.
     """
     drivers: dict[str, dict[str, Any]] = {kind: {} for kind in DRIVER_PROTOCOLS}
     installed = metadata.entry_points()
     offered = {each: tuple(installed.select(group=each)) for each in installed.groups if each.startswith("ovms.")}
     reports = list(_misplaced(offered)) if names is None else []
     for kind in kinds:
+        if names is None:
+            check_names(settings, kind, (each.name for each in offered.get(f"ovms.{kind}", ())))
         wanted = [each for each in offered.get(f"ovms.{kind}", ()) if names is None or each.name in names]
         for report, entry_point in _candidates(kind, wanted, settings, host):
             if entry_point is None:
                 reports.append(report)
                 continue
-            doing = "importing"
-            try:
-                make = _load(kind, report.name, entry_point)
-                doing = "constructing"
-                driver = make(settings.section(kind, report.name))
-                doing = "examining"
-                flaw = _flaw(kind, report.name, driver, host)
-            except (Exception, SystemExit) as error:
-                log.debug("Extension %s does not load", report.key, exc_info=True)
-                flaw = " ".join(f"{doing} it failed ({type(error).__name__}: {error})".split())
+            driver, flaw = _driver(entry_point, report, settings, host)
             if flaw:
                 reports.append(replace(report, state="broken", cause=flaw))
             else:
@@ -119,6 +116,43 @@ def compose(
                 "Extension %s of %s %s is left out: %s", report.key, report.distribution, report.version, report.cause
             )
     return replace(extensions, reports=tuple(reports))
+
+
+def _driver(
+    entry_point: metadata.EntryPoint, report: ExtensionReport, settings: Settings, host: Host
+) -> tuple[Any, str]:
+    """Return a driver, and what is wrong with it; empty if nothing is."""
+    doing = "importing"
+    try:
+        make = _load(report.kind, report.name, entry_point)
+        doing = "reading the settings of"
+        given = settings.for_driver(make, report.kind, report.name)
+        doing = "constructing"
+        driver = make(given)
+        doing = "examining"
+        return driver, _flaw(report.kind, report.name, driver, host)
+    except (Exception, SystemExit) as error:
+        if doing.startswith("reading") and isinstance(error, BadRequest):
+            raise
+        log.debug("Extension %s does not load", report.key, exc_info=True)
+        return None, " ".join(f"{doing} it failed ({type(error).__name__}: {error})".split())
+
+
+def check_names(settings: Settings, kind: str, known: Iterable[str]) -> None:
+    """Look for sections of extensions that are not installed.
+
+    :raises BadRequest: one is nearly called as one that is. Any other may be of one that was uninstalled.
+    """
+    names = {each.replace("-", "_"): each for each in known}
+    for name, section in settings.sections.get(kind, {}).items():
+        if name in names or not section:
+            continue
+        where = settings.places.get(f"{kind}.{name}.{next(iter(section))}", "the settings")
+        if near := difflib.get_close_matches(name, names, 1, 0.75):
+            raise BadRequest(
+                f"In {where}, {kind}.{name} names no extension that is installed; did you mean {kind}.{names[near[0]]}?"
+            )
+        log.warning("%s.%s in %s names no extension that is installed.", kind, name, where)
 
 
 def blame(error: BaseException) -> str:

@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 import threading
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,6 +21,8 @@ from ovms_kernel.values import Progress
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+
+    from filelock import FileLock
 
 T = TypeVar("T")
 
@@ -241,13 +243,19 @@ async def run_with_progress(work: Callable[[], T], meter: Meter, report: Callabl
 
 @asynccontextmanager
 async def locked(
-    path: Path, *, timeout: float | None = None, busy: str = "", waiting: Callable[[], None] | None = None
+    path: Path,
+    *,
+    timeout: float | None = None,
+    busy: str = "",
+    waiting: Callable[[], None] | None = None,
+    keep: Callable[[], bool] = lambda: True,
 ) -> AsyncIterator[None]:
     """Hold an OS lock, against other processes and other tasks alike; it ends when its holder dies.
 
     :param timeout: seconds to wait; ``None`` = as long as it takes.
     :param busy: the sentence if the time is up.
     :param waiting: called now and then while another one holds it; what it raises ends the wait.
+    :param keep: asked at the end, whether the file of the lock is to stay.
     :raises TimedOut: the time is up.
     """
     from filelock import FileLock, Timeout
@@ -258,7 +266,9 @@ async def locked(
     while True:
         try:
             lock.acquire(blocking=False)
-            break
+            if _is_current(lock, path):
+                break
+            lock.release()  # it was removed by its last holder between our opening and locking it
         except Timeout:
             if deadline is not None and anyio.current_time() >= deadline:
                 raise TimedOut(
@@ -270,4 +280,20 @@ async def locked(
     try:
         yield
     finally:
+        if not keep():
+            _remove(path)
         lock.release()
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # on Windows, where an open file cannot be removed
+        path.unlink()
+
+
+def _is_current(lock: FileLock, path: Path) -> bool:
+    """Tell whether a lock is that of the file which has its name now."""
+    descriptor = lock._context.lock_file_fd
+    try:
+        return descriptor is not None and os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
-import uuid
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -210,7 +210,7 @@ def _known_reason(body: bytes) -> bytes:
 
 def new_id(prefix: str) -> str:
     """Return an id for an answer."""
-    return f"{prefix}-{uuid.uuid4().hex}"
+    return f"{prefix}-{os.urandom(16).hex()}"
 
 
 # -- streams -----------------------------------------------------------------------------------------------------------

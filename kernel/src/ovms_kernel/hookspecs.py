@@ -100,6 +100,11 @@ def ovms_before_pull(model: ModelRef, plan: PullPlan) -> None:
 
 
 @hookspec
+def ovms_before_replace(model: LocalModel) -> None:
+    """The files of an installed model are about to be replaced or removed: stop using them."""
+
+
+@hookspec
 def ovms_pulled(model: LocalModel) -> None:
     """The model is verified and published."""
 

@@ -77,6 +77,7 @@ class Kernel:
     async def __aenter__(self) -> Self:
         await self._stack.enter_async_context(self.residency)
         await self._stack.enter_async_context(self.supervisor)
+        await anyio.to_thread.run_sync(self.library.empty_trash)
         await self.events.tell("ovms_kernel_started", extensions=self.extensions.reports)
         return self
 
@@ -223,12 +224,21 @@ class Kernel:
 
     async def resident_models(self) -> list[ResidentModel]:
         """Return what is loaded, being loaded or failed to load, by id."""
-        return self.residency.resident_models()
+        elsewhere = self.supervisor.info is not None and self.supervisor.owned_pid is None
+        return await self.residency.resident_models(elsewhere=elsewhere)
 
     async def load_model(self, model: str, *, keep_alive: float | None = None) -> LocalModel:
         """Make the engine serve a model; ``keep_alive`` as in ``Request``."""
         self.control.check_open()
         return (await self.residency.load(model, keep_alive=keep_alive)).model
+
+    async def pin_model(self, model: str, *, pinned: bool = True) -> LocalModel:
+        """Keep a model loaded, once it is, until a person unpins or unloads it; this outlives a restart."""
+        return await self.residency.pin(model, pinned=pinned)
+
+    def default_idle_unload(self, seconds: float) -> None:
+        """Unload models that were idle for so long, where no setting says otherwise; each face says its own."""
+        self.residency.default_idle_unload(seconds)
 
     async def unload_models(self, models: Sequence[str], reason: str = "asked to", *, hint: bool = False) -> None:
         """Unload models; those that are not loaded are passed over.

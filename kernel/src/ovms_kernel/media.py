@@ -7,14 +7,14 @@ import binascii
 import re
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import anyio
 
 from ovms_kernel.errors import BadRequest, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable
 
 Source = Literal["base64", "path", "url"]
 
@@ -26,16 +26,9 @@ FETCH_LIMIT = 60.0
 """Seconds that a fetch may take."""
 
 
-def allowed_hosts(section: Mapping[str, Any]) -> frozenset[str]:
-    """Return the setting ``allowed_hosts``: names of hosts that may be fetched from, none by default.
-
-    :raises BadRequest: it is something else.
-    """
-    value = section.get("allowed_hosts") or ()
-    if not isinstance(value, str | list | tuple):
-        raise BadRequest(f"The setting allowed_hosts must be a list of hosts, or a text with commas, not {value!r}.")
-    hosts = value.split(",") if isinstance(value, str) else value
-    return frozenset(str(host).strip().lower() for host in hosts if str(host).strip())
+def host_names(hosts: Iterable[str]) -> frozenset[str]:
+    """Return the names of hosts that may be fetched from, as they are compared."""
+    return frozenset(host.strip().lower() for host in hosts if host.strip())
 
 
 def source_of(text: str) -> Source:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import aclosing, asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+import anyio
+
+from ovms_kernel.engine.client import NotLoadedYet
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
@@ -11,6 +16,13 @@ if TYPE_CHECKING:
     from ovms_kernel.engine.client import EngineClient
     from ovms_kernel.models.residency import Residency
     from ovms_kernel.values import Answer, Upload
+
+T = TypeVar("T")
+
+RELOAD_LIMIT = 60.0
+"""Seconds that a request without a limit waits for an engine that loads its model again, as after a crash."""
+PAUSES = (0.05, 1.0)
+"""Seconds between two tries: they double from the first to the last."""
 
 
 class RequestEngine:
@@ -31,7 +43,11 @@ class RequestEngine:
         self, path: str, body: bytes, *, content_type: str = "application/json", timeout: float | None = None
     ) -> Answer:
         """Send one request and return the whole answer."""
-        return await (await self._client()).post(path, body, content_type=content_type, timeout=timeout)
+
+        async def send(left: float | None) -> Answer:
+            return await (await self._client()).post(path, body, content_type=content_type, timeout=left)
+
+        return await _once_loaded(send, timeout)
 
     async def upload(
         self,
@@ -42,15 +58,25 @@ class RequestEngine:
         timeout: float | None = None,
     ) -> Answer:
         """Send one multipart request and return the whole answer."""
-        return await (await self._client()).upload(path, fields, files, timeout=timeout)
+
+        async def send(left: float | None) -> Answer:
+            return await (await self._client()).upload(path, fields, files, timeout=left)
+
+        return await _once_loaded(send, timeout)
 
     async def stream(
         self, path: str, body: bytes, *, content_type: str = "application/json", timeout: float | None = None
     ) -> AsyncGenerator[bytes, None]:
         """Send one request and yield the events of the answer as they arrive."""
-        client = await self._client()
-        answer = client.stream(path, body, content_type=content_type, timeout=timeout)
+
+        async def send(left: float | None) -> tuple[AsyncGenerator[bytes, None], bytes | None]:
+            answer = (await self._client()).stream(path, body, content_type=content_type, timeout=left)
+            return answer, await anext(answer, None)
+
+        answer, first = await _once_loaded(send, timeout)
         async with aclosing(answer) as events:
+            if first is not None:
+                yield first
             async for event in events:
                 yield event
 
@@ -59,3 +85,18 @@ class RequestEngine:
         """Hold a model for as long as the block lasts."""
         async with self._residency.use(model_type, name, default=default, keep_alive=self._keep_alive) as model:
             yield model.id
+
+
+async def _once_loaded(send: Callable[[float | None], Awaitable[T]], timeout: float | None) -> T:
+    """Send a request, again for as long as the engine does not begin to work on it because it loads the model."""
+    began, pause = time.monotonic(), PAUSES[0]
+    limit = RELOAD_LIMIT if timeout is None else timeout
+    while True:
+        spent = time.monotonic() - began
+        try:
+            return await send(None if timeout is None else max(0.0, timeout - spent))
+        except NotLoadedYet:
+            if spent + pause > limit:
+                raise
+        await anyio.sleep(pause)
+        pause = min(2 * pause, PAUSES[1])

@@ -85,7 +85,7 @@ def _prepared(route: Route, call: Call, *, streaming: bool) -> Fields:
     """Return the engine's fields but for the model; checked before it is looked for, as it may have to be loaded."""
     fields = present(call)
     if route.definition.streaming:
-        # How the host asked decides, not what the body says: AOG's conversion may lose or invent the field.
+        # How the caller asked decides, not what the body says: a host's conversion may lose or invent the field.
         if streaming:
             fields["stream"] = True
         else:

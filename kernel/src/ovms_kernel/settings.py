@@ -10,41 +10,39 @@ from __future__ import annotations
 
 import difflib
 import errno
-import math
+import logging
 import os
-import types
-from collections.abc import Mapping  # noqa: TC003 - read at run time, the fields' types are the schema
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar
 
+import msgspec
+
+from ovms_kernel.declared import Count, Limit, NoSettings, Port, Seconds, meant, read_struct
 from ovms_kernel.errors import BadRequest, OvmsError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 PREFIX = "OVMS_PLUGIN_"
 ELSEWHERE = f"name another data folder with --data-dir or {PREFIX}DATA_DIR"
 KINDS = ("services", "platforms", "graphs", "hubs", "observers", "faces", "dialects", "commands", "models")
 """Sections of settings that belong to extensions, and ``models``: calculator options by model id."""
 
-Port = Annotated[int, (1, 65535)]
-Count = Annotated[int, (0, math.inf)]
-Seconds = Annotated[float, (0, math.inf)]
-Limit = Annotated[float, (0.01, math.inf)]
-"""Seconds that something may take; in none at all nothing could be done."""
 
-MEANT = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    tuple: "a list",
-    Path: "a path",
-}
-"""What a setting of that type must be, in words."""
-WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+class ModelSettings(msgspec.Struct, frozen=True):
+    """What can be set for one model, beside the options of its calculator."""
+
+    pinned: bool = False
+    """The model is never unloaded for being idle nor for another model."""
+    idle_unload: Seconds | None = None
+    """Time after which the model is unloaded if nobody uses it; 0 = never; empty = as `idle_unload` for all models."""
+    force: bool = False
+    """Load the model even if its memory does not suffice."""
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(msgspec.Struct, frozen=True):
     """Everything that can be set. Times are in seconds, sizes in bytes."""
 
     data_dir: Path
@@ -75,8 +73,8 @@ class Settings:
     """Time a model has to load."""
     switch_patience: Seconds = 30.0
     """Time that a model in use may keep another one waiting for its memory before it admits no new request."""
-    idle_unload: Seconds = 0.0
-    """Time after which a model that nobody uses is unloaded; 0 = never. Per model: `idle_unload` in its section."""
+    idle_unload: Annotated[float, msgspec.Meta(ge=-1)] = -1.0
+    """Time after which an unused model is unloaded; 0 = never, -1 = 30 minutes under `serve` and else never."""
     pinned: tuple[str, ...] = ()
     """Models that are never unloaded for being idle nor for another model."""
     preload: tuple[str, ...] = ()
@@ -93,13 +91,51 @@ class Settings:
     """DEBUG, INFO, WARNING or ERROR; for us, never passed to the engine."""
     disabled: tuple[str, ...] = ()
     """Extensions that are not loaded, as ``services.chat``."""
-    sections: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    sections: Mapping[str, Mapping[str, Mapping[str, Any]]] = msgspec.field(default_factory=dict)
     """Settings of extensions by kind and name, and of models by id."""
+    places: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """Where each setting in a section was set, by its name, such as ``services.chat.default_model``."""
 
     def section(self, kind: str, name: str) -> Mapping[str, Any]:
         """Return the settings of one extension; empty if there are none."""
         # Names on the wire have dashes; in variables, and so perhaps in files too, they are written with underscores.
         return self.sections.get(kind, {}).get(name.replace("-", "_"), {})
+
+    def read_section(self, kind: str, name: str, of: type[T], **given: Any) -> T:  # noqa: ANN401 - values of settings
+        """Return the settings of one extension as the struct that declares them.
+
+        :param given: values that win over those in the section, such as options of a command.
+        :raises BadRequest: a name or value in it is wrong.
+        """
+        prefix = f"{kind}.{name.replace('-', '_')}."
+
+        def place(key: str) -> str:
+            return "the command" if key in given else self.places.get(prefix + key, "the settings")
+
+        return read_struct(of, {**self.section(kind, name), **given}, place, f"{kind}.{name}.")
+
+    def for_driver(self, driver: Any, kind: str, name: str) -> Any:  # noqa: ANN401 - any driver's class
+        """Return what a driver is constructed with: what its ``settings_type`` says.
+
+        :raises BadRequest: a setting is unknown or has a wrong value.
+        """
+        declared = getattr(driver, "settings_type", NoSettings)
+        if declared is dict:
+            return dict(self.section(kind, name))
+        read = self.read_section(kind, name, declared)
+        return {} if declared is NoSettings else read
+
+    def model(self, model_id: str) -> ModelSettings:
+        """Return the settings of one model; the options of its calculator are not among them.
+
+        :raises BadRequest: a value is wrong.
+        """
+        section = self.section("models", model_id)
+        prefix = f"models.{model_id.replace('-', '_')}."
+        own = {name: section[name] for name in ModelSettings.__struct_fields__ if name in section}
+        return read_struct(
+            ModelSettings, own, lambda key: self.places.get(prefix + key, "the settings"), f"models.{model_id}."
+        )
 
     # The paths. Nothing else in the kernel joins a path to the data folder.
 
@@ -181,15 +217,24 @@ def read_settings(
     config = Path(named).expanduser() if named else values["data_dir"] / "config.yaml"
     if named and not config.exists():
         raise BadRequest(f"There is no config file {config}, which {PREFIX}CONFIG names; make it or unset that.")
+    sections: dict[str, Any] = {}
+    places: dict[str, str] = {}
     for layer, where in (
         (_read_file(config), f"the config file {config}"),
         (_from_environment(environment), "the environment"),
         (overrides, "the command"),
     ):
-        checked = _check(layer, where)
-        checked["sections"] = _join(values.get("sections", {}), checked.get("sections", {}))
-        values.update(checked)
-    return Settings(**values)
+        found = _sections_in(layer, where)
+        sections = _join(sections, found)
+        places |= {
+            f"{kind}.{name}.{key}": where for kind in found for name, table in found[kind].items() for key in table
+        }
+        read = _read_top({name: value for name, value in layer.items() if name not in KINDS}, where)
+        values.update({name: getattr(read, name) for name in layer if name in TOP and layer[name] is not None})
+    settings = Settings(**values, sections=sections, places=places)
+    for model_id in sections.get("models", {}):
+        settings.model(model_id)
+    return settings
 
 
 def _check_folder(folder: Path) -> None:
@@ -250,64 +295,62 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    known = {each.name for each in fields(Settings)} - {"data_dir", "sections"}
+    """Return what is set in the environment.
+
+    :raises BadRequest: a variable's name is nearly that of a setting. Others may be somebody else's.
+    """
     values: dict[str, Any] = {}
     for key, text in environment.items():
-        if not key.startswith(PREFIX):
+        if not key.startswith(PREFIX) or key in OURS:
             continue
         name = key.removeprefix(PREFIX).lower()
         kind, *rest = name.split("__")
-        if len(rest) == 2 and kind in KINDS:
-            values.setdefault(kind, {}).setdefault(rest[0], {})[rest[1]] = text
-        elif name in known:
+        if len(rest) > 1 and kind in KINDS:
+            table = values.setdefault(kind, {}).setdefault(rest[0], {})
+            for inner in rest[1:-1]:
+                table = table.setdefault(inner, {})
+            table[rest[-1]] = text
+        elif name in TOP:
             values[name] = text
+        else:
+            near = difflib.get_close_matches(kind if rest else name, KINDS if rest else TOP, 1, 0.7)
+            if near:
+                instead = PREFIX + "__".join([near[0], *rest]).upper()
+                raise BadRequest(f"In the environment, {key} is not a setting; did you mean {instead}?")
+            log.debug("%s in the environment is not a setting", key)
     return values
 
 
-def _check(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Convert each value to the type of its field; gather the sections of extensions."""
-    hints = get_type_hints(Settings, include_extras=True)
-    checked: dict[str, Any] = {}
-    sections: dict[str, Any] = {}
-    for name, value in values.items():
-        if name in KINDS:
-            if not isinstance(value, dict) or not all(isinstance(each, dict) for each in value.values()):
-                raise BadRequest(
-                    f"In {where}, {name} must be a table of tables, such as `{name}: {{name: {{key: value}}}}`."
-                )
-            sections[name] = {str(each).replace("-", "_"): table for each, table in value.items()}
-        elif name in hints and name != "sections":
-            checked[name] = _convert(value, hints[name], name, where)
-        else:
-            known = [*(hints.keys() - {"sections", "data_dir"}), *KINDS]
-            near = difflib.get_close_matches(str(name), known, 1)
-            instead = f"did you mean {near[0]}?" if near else "see docs/settings.md for those there are."
-            raise BadRequest(f"In {where}, {name} is not a setting; {instead}")
-    if sections:
-        checked["sections"] = sections
-    return checked
+def _sections_in(layer: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the sections in a layer by kind and name; an empty one counts as absent.
+
+    :raises BadRequest: one is no table.
+    """
+    found: dict[str, Any] = {}
+    for kind in KINDS:
+        tables = layer.get(kind)
+        if tables is None:
+            continue
+        if not isinstance(tables, Mapping) or not all(isinstance(each, Mapping | None) for each in tables.values()):
+            raise BadRequest(
+                f"In {where}, {kind} must be a table of tables, such as `{kind}: {{name: {{key: value}}}}`."
+            )
+        found[kind] = {str(name).replace("-", "_"): dict(table or {}) for name, table in tables.items()}
+    return found
 
 
-def _convert(value: Any, wanted: Any, name: str, where: str) -> Any:  # noqa: ANN401 - any value to any type
-    least, most = -math.inf, math.inf
-    if get_origin(wanted) is Annotated:
-        wanted, (least, most) = get_args(wanted)
-    kind = get_origin(wanted) or wanted
-    try:
-        if kind is tuple and not isinstance(value, dict):
-            parts = value.split(",") if isinstance(value, str) else value
-            return tuple(str(part).strip() for part in parts if str(part).strip())
-        if kind is bool:
-            return WORDS[str(value).lower()]
-        if kind is Literal and str(value).upper() in get_args(wanted):
-            return str(value).upper()
-        if kind in (int, float, str, Path) and not isinstance(value, (bool, dict, list, types.NoneType)):
-            converted = kind(value)
-            if kind in (str, Path) or (least <= converted <= most and converted == float(value)):
-                return converted
-    except (KeyError, OverflowError, TypeError, ValueError):
-        pass
-    what = " or ".join(get_args(wanted)) if kind is Literal else MEANT[kind]
-    if least > -math.inf:
-        what += f" from {least:g}" + (f" to {most:g}" if most < math.inf else "")
-    raise BadRequest(f"In {where}, {name} must be {what}, not {value!r}.")
+def _read_top(layer: Mapping[str, Any], where: str) -> Settings:
+    """Check the settings of the kernel itself in a layer.
+
+    :raises BadRequest: a name is unknown, or a value is wrong.
+    """
+    for name in layer:
+        if name not in (*TOP, "data_dir"):
+            raise BadRequest(f"In {where}, {name} is not a setting; {meant(name, [*TOP, *KINDS])}")
+    return read_struct(Settings, {"data_dir": "", **layer}, lambda _: where)
+
+
+TOP = tuple(name for name in Settings.__struct_fields__ if name not in ("data_dir", "sections", "places"))
+"""The kernel's own settings that can be set in a file."""
+OURS = frozenset({PREFIX + "CONFIG", PREFIX + "DATA_DIR"})
+"""Variables that name the config file and the data folder, and no setting in a file."""

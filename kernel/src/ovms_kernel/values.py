@@ -340,7 +340,7 @@ class ServiceDefinition:
     probe: str = ""
     """The smallest request that shows that a model works, as JSON without ``model``; empty = it would cost too much."""
     extras: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What single faces need to offer it, by the face's name, such as ``{"aog": {"config_ref": "openvino:chat"}}``."""
+    """What single faces need to offer it, by the face's name, such as ``{"http": {"name": "value"}}``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,6 +361,8 @@ class Request:
     """The caller's id of the request, for the log; empty = admission makes one."""
     keep_alive: float | None = None
     """Seconds that the model stays loaded after the request, negative = for ever; ``None`` = as the settings say."""
+    trace: str = ""
+    """The caller's trace context: ``traceparent`` as the W3C defines it."""
     local_files: bool = False
     """The caller is a person or program of this machine, whose request may name files by their paths."""
 
@@ -381,6 +383,8 @@ class Call:
     """Seconds left; ``None`` = no limit."""
     caller: str = ""
     keep_alive: float | None = None
+    trace: str = ""
+    """The caller's trace context; empty if it has none."""
     local_files: bool = False
     """``audio``, ``image`` and ``mask`` may be paths of files on this machine."""
 

@@ -145,7 +145,7 @@ def test_the_command_and_status_say_where_everything_is(server: Any) -> None:
 @pytest.mark.parametrize(
     ("section", "part"),
     [
-        ({"prot": 1}, "did you mean port?"),
+        ({"prot": 1}, "did you mean faces.http.port?"),
         ({"port": "many"}, "faces.http.port"),
         ({"port": 70000}, "faces.http.port"),
         ({"host": "0.0.0.0", "keys": "none"}, "whole network"),

@@ -3,7 +3,7 @@
 package main
 
 // The stub is made from our own .proto (with protoc-gen-go and protoc-gen-go-grpc in the path):
-//go:generate python -m grpc_tools.protoc -I ../../../kernel/src/ovms_face_aog/protos --go_out=stub --go_opt=paths=source_relative,Maog_provider.proto=ovms-plugin/hosts/go/stub --go-grpc_out=stub --go-grpc_opt=paths=source_relative,Maog_provider.proto=ovms-plugin/hosts/go/stub aog_provider.proto
+//go:generate python -m grpc_tools.protoc -I ../../../extensions/faces/aog/src/ovms_face_aog/protos --go_out=stub --go_opt=paths=source_relative,Maog_provider.proto=ovms-plugin/hosts/go/stub --go-grpc_out=stub --go-grpc_opt=paths=source_relative,Maog_provider.proto=ovms-plugin/hosts/go/stub aog_provider.proto
 
 import (
 	"context"

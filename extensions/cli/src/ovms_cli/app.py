@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from ovms_cli import about, engines, models, services
+from ovms_cli import about, autostart, benchmark, chatting, engines, models, people, services
 from ovms_cli.session import adopt
+from ovms_cli.verbs import Verbs, meant
 
 COMPLETION = "_OVMS_PLUGIN_COMPLETE"
 """Set by a shell that asks for what could be typed next."""
@@ -31,6 +32,7 @@ def make_app(wanted: str = "") -> typer.Typer:
     # Help in plain text: rich's takes a fifth of a second more than all the rest.
     app = typer.Typer(
         name="ovms-plugin",
+        cls=Verbs,
         help="OpenVINO Model Server as AI services: for AOG, for any go-plugin host, and for a person at a terminal.",
         epilog="Every command takes --data-dir and --debug, and tells more of itself with --help.",
         rich_markup_mode=None,
@@ -39,10 +41,8 @@ def make_app(wanted: str = "") -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_options)
-    models.add_to(app)
-    services.add_to(app)
-    engines.add_to(app)
-    about.add_to(app)
+    for each in (chatting, models, people, services, engines, autostart, benchmark, about):
+        each.add_to(app)
     ours = {each.name for each in app.registered_commands} | {each.name for each in app.registered_groups}
     offered = {each.name for each in metadata.entry_points(group="ovms.commands")} - ours
     if wanted not in ours:
@@ -85,7 +85,7 @@ def run(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
     try:
         words = [each for each in arguments if not each.startswith("-")]
-        make_app("" if COMPLETION in os.environ else next(iter(words), ""))(arguments, prog_name="ovms-plugin")
+        make_app("" if COMPLETION in os.environ else meant(next(iter(words), "")))(arguments, prog_name="ovms-plugin")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     return 0

@@ -80,7 +80,7 @@ async def logs(
     """Print the engine's log."""
     session.kept = "No longer following the log."
     path = session.settings.logs_dir / LOG
-    if not path.exists():
+    if not path.is_file():
         raise NotFound(f"There is no log at {path} yet; it begins when the engine is first started.")
     with ExitStack() as stack:
         file = stack.enter_context(path.open(encoding="utf-8", errors="replace"))

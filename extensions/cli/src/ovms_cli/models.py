@@ -1,8 +1,9 @@
 """Commands about models: on disk and in the running engine."""
 
 import re
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,12 +11,13 @@ from ovms_cli import output
 from ovms_cli.session import Json, Session, add
 from ovms_kernel.commands import need_engine, running
 from ovms_kernel.errors import BadRequest
+from ovms_kernel.quantities import parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ovms_kernel.kernel import Kernel
-    from ovms_kernel.values import LocalModel, ModelRef
+    from ovms_kernel.values import ModelRef, ResidentModel
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="As owner/name.", show_default=False)]
 Models = Annotated[list[str], typer.Argument(metavar="MODEL", help="One or more, as owner/name.", show_default=False)]
@@ -26,7 +28,29 @@ Type = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands, in the order in which help lists them."""
-    add(app, pull, import_, ls, show, verify, rm, df, load, unload, ps)
+    add(app, search, pull, import_, ls, show, verify, rm, df, load, unload, pin, unpin, ps)
+
+
+async def search(
+    session: Session,
+    words: Annotated[list[str], typer.Argument(metavar="WORDS", help="Words of the name.", show_default=False)],
+    *,
+    hub: Annotated[
+        str, typer.Option(metavar="NAME", help="Such as hf or ms; else the setting hub.", show_default=False)
+    ] = "",
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many models at most.")] = 20,
+    json: Json = False,
+) -> None:
+    """Search a hub for models."""
+    async with session.kernel() as kernel:
+        found = await kernel.library.search(" ".join(words), hub, limit)
+    if json:
+        output.print_json(found)
+    elif found:
+        rows = [(each.id, each.task or "-", str(each.downloads or "-")) for each in found]
+        output.print_table(("MODEL", "TASK", "DOWNLOADS"), rows, right=("DOWNLOADS",))
+    else:
+        output.say("No model was found; try other words.")
 
 
 async def pull(
@@ -61,7 +85,6 @@ async def pull(
             await _tell_plan(kernel, ref, json=json)
             return
         session.kept = f"Interrupted; what has arrived of {ref.id} is kept, the same command goes on from there."
-        _tell_engine(kernel)
         with output.progress(ref.id) as report:
             pulled = await kernel.library.pull(ref, model_type=type_, refresh=refresh, report=report)
     if json:
@@ -76,20 +99,6 @@ def read_rate(text: str) -> int:
     if not found or not (rate := int(float(found[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[found[2]])):
         raise BadRequest(f"{text!r} is no rate; write bytes per second such as 5MB or 500k.")
     return rate
-
-
-def _tell_engine(kernel: "Kernel") -> None:
-    """See that an engine which runs lets go of a model before that is replaced.
-
-    It is looked for only then: whoever uses an engine takes over when its owner ends, and a pull may take long.
-    """
-    release = kernel.library.release
-
-    async def told(model: "LocalModel") -> None:
-        await running(kernel)
-        await release(model)
-
-    kernel.library.release = told
 
 
 async def _tell_plan(kernel: "Kernel", ref: "ModelRef", *, json: bool) -> None:
@@ -120,7 +129,6 @@ async def import_(
 ) -> None:
     """Take in a model from a folder or archive."""
     async with session.kernel() as kernel:
-        _tell_engine(kernel)
         with output.progress(model) as report:
             taken = await kernel.import_model(path, model, model_type=type_, report=report)
     if json:
@@ -133,6 +141,9 @@ async def ls(session: Session, *, json: Json = False) -> None:
     """List the models on this machine."""
     async with session.kernel() as kernel:
         models = await kernel.list_models()
+        damaged = kernel.library.damaged()
+    for name in damaged:
+        output.say(f"The record of {name} is damaged; `ovms-plugin pull {name}` fetches it again, `rm` removes it.")
     if json:
         output.print_json(models)
     elif models:
@@ -148,17 +159,60 @@ async def ls(session: Session, *, json: Json = False) -> None:
 
 
 async def ps(session: Session, *, json: Json = False) -> None:
-    """List the models that the engine serves now."""
+    """List the models that are loaded, who uses them, and what happens to them when."""
     async with session.kernel() as kernel:
-        models = await kernel.running_models() if await running(kernel) else []
+        models = await kernel.resident_models() if await running(kernel) else []
         state = kernel.supervisor.describe()
     if json:
-        output.print_json(models)
+        output.print_json([plain_resident(each) for each in models])
     elif models:
-        rows = [(each.id, each.model_type, output.size(each.size)) for each in models]
-        output.print_table(("MODEL", "TYPE", "SIZE"), rows, right=("SIZE",))
+        rows = [
+            (
+                each.model.id,
+                each.model.model_type,
+                output.size(each.memory),
+                each.device,
+                str(each.users),
+                idle_time(each),
+                what_next(each),
+            )
+            for each in models
+        ]
+        titles = ("MODEL", "TYPE", "MEMORY", "DEVICE", "USERS", "IDLE", "NEXT")
+        output.print_table(titles, rows, right=("MEMORY", "USERS"))
     else:
-        output.say(f"The engine serves no model; it is {state}.")
+        output.say(f"No model is loaded; the engine is {state}.")
+
+
+def plain_resident(each: "ResidentModel") -> dict[str, Any]:
+    """Return a loaded model as JSON has it."""
+    fields = {name: value for name, value in output.plain(each).items() if name != "model"}
+    return {"id": each.model.id, "model_type": each.model.model_type} | fields
+
+
+def idle_time(each: "ResidentModel") -> str:
+    """Return for how long a model was not used."""
+    return "-" if each.users or not each.last_used else duration(time.time() - each.last_used)
+
+
+def what_next(each: "ResidentModel") -> str:
+    """Return what happens to a model, and when."""
+    if each.state != "loaded":
+        return f"failed: {each.failure}" if each.state == "failed" else f"{each.state} …"
+    if each.pinned:
+        return "stays: pinned"
+    if each.users:
+        return "in use"
+    if each.unload_at is None:
+        return "stays until memory is needed"
+    return f"unloaded in {duration(max(0.0, each.unload_at - time.time()))}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as ``45 s``, ``12 min`` or ``2.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 async def show(session: Session, model: Model, *, json: Json = False) -> None:
@@ -237,34 +291,64 @@ async def df(session: Session, *, json: Json = False) -> None:
             for each in kernel.installations.versions()
         }
     if json:
-        output.print_json({"models": usage.models, "staging": staging, "engines": engines, "free": usage.free})
+        sizes = {"models": usage.models, "staging": staging, "trash": usage.trash}
+        output.print_json(sizes | {"engines": engines, "free": usage.free})
         return
     rows = [(name, "model", output.size(count)) for name, count in usage.models.items()]
     rows += [
         (each.id, "old unfinished pull" if each.offered else "unfinished pull", output.size(each.size))
         for each in staging
     ]
+    if usage.trash:
+        rows.append(("removed models", "trash, emptied at the next start", output.size(usage.trash)))
     rows += [(name, "engine", output.size(count)) for name, count in engines.items()]
     rows.append(("free", str(session.settings.data_dir), output.size(usage.free)))
     output.print_table(("WHAT", "KIND", "SIZE"), rows, right=("SIZE",))
 
 
-async def load(session: Session, models: Models) -> None:
-    """Make the running engine serve models."""
+async def load(
+    session: Session,
+    models: Models,
+    *,
+    keep: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            help="How long each stays after its last use: 90s, 5m, 2h, or -1 for ever.",
+            show_default=False,
+        ),
+    ] = "",
+) -> None:
+    """Load models into the running engine."""
+    keep_alive = parse_duration(keep) if keep else None
     async with session.kernel() as kernel:
         await need_engine(kernel)
         for model in models:
             session.kept = f"Interrupted; the engine may go on loading {model} by itself."
-            loaded = await kernel.load_model(model)
-            print(f"{loaded.id} is served.")
+            loaded = await kernel.load_model(model, keep_alive=keep_alive)
+            print(f"{loaded.id} is loaded.")
+
+
+async def pin(session: Session, models: Models) -> None:
+    """Keep models loaded: once loaded, they stay until you unpin or unload them."""
+    async with session.kernel() as kernel:
+        for model in models:
+            print(f"{(await kernel.pin_model(model)).id} is pinned.")
+
+
+async def unpin(session: Session, models: Models) -> None:
+    """Let models be unloaded again, when they are idle or their memory is needed."""
+    async with session.kernel() as kernel:
+        for model in models:
+            print(f"{(await kernel.pin_model(model, pinned=False)).id} is not pinned.")
 
 
 async def unload(session: Session, models: Models) -> None:
-    """Make the running engine let go of models."""
+    """Unload models from the running engine."""
     async with session.kernel() as kernel:
         await need_engine(kernel)
         for model in models:
             # Named first, because the kernel passes over what is not served and a typing error should not.
             found = kernel.library.find(model)
             await kernel.unload_models([found.id])
-            print(f"{found.id} is not served any more.")
+            print(f"{found.id} is unloaded.")

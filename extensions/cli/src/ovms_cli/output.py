@@ -143,3 +143,14 @@ def _lines(subject: str) -> Callable[[Progress], None]:
         say(text)
 
     return show
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Show at a terminal that work goes on whose length nobody knows."""
+    console = stderr()
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield
+        return
+    with console.status(what, spinner="dots"):
+        yield

@@ -1,39 +1,23 @@
-"""Commands that ask a service: ``call`` for any of them, ``chat`` for the one that people talk to."""
+"""``call``: ask any service with a request in JSON."""
 
-import json as json_
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from ovms_cli import output
+from ovms_cli.asking import services_of
 from ovms_cli.session import Session, add
 from ovms_kernel.admission import decode_request
 from ovms_kernel.errors import BadRequest, NotSupported
-from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.values import Request
 
 if TYPE_CHECKING:
     from ovms_kernel.drivers import Service
-    from ovms_kernel.kernel import Kernel
 
 WITHDRAWN = "Interrupted; the request is withdrawn."
-
-
-class Starting:
-    """Listens to the kernel and says once why the answer is not there yet, also if the engine is started again."""
-
-    told = False
-
-    @hookimpl
-    def ovms_amend_launch(self) -> None:
-        """Tell that an engine is started, and how that is done once for all requests."""
-        if not self.told:
-            self.told = True
-            output.say("Starting the engine for this request; `ovms-plugin serve` keeps one running.")
 
 
 def piped(text: str) -> str:
@@ -48,36 +32,8 @@ def piped(text: str) -> str:
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add these commands."""
-    add(app, chat, call)
-
-
-async def chat(
-    session: Session,
-    text: Annotated[
-        str,
-        typer.Argument(metavar="TEXT", help="What to say; - reads it from stdin.", callback=piped, show_default=False),
-    ],
-    *,
-    model: Annotated[str, typer.Option(metavar="MODEL", help="As owner/name.", show_default=False)] = "",
-) -> None:
-    """Say something to a model and print its answer as it comes."""
-    request = {"messages": [{"role": "user", "content": text}], "stream": True} | ({"model": model} if model else {})
-    if not text.strip():
-        raise BadRequest("There is nothing to say; give a text, or pipe one to `ovms-plugin chat -`.")
-    session.kept = WITHDRAWN
-    async with _for_request(session) as kernel:
-        body = json_.dumps(request, ensure_ascii=False).encode()
-        begun = False
-        try:
-            async with aclosing(kernel.stream("chat", Request(body, caller="cli"))) as chunks:
-                async for piece in answer(chunks):
-                    print(piece, end="", flush=True)
-                    begun = True
-        finally:
-            # An answer that breaks off has its line ended too, so that what is said of it gets one of its own.
-            if begun:
-                print(flush=True)
+    """Add this command."""
+    add(app, call)
 
 
 async def call(
@@ -99,19 +55,19 @@ async def call(
     """Ask a service with a JSON request and print its answer."""
     asked = Request(read_request(request), caller="cli", local_files=True)
     session.kept = WITHDRAWN
-    async with _for_request(session) as kernel:
-        driver = kernel.service(service)
+    async with services_of(session) as services:
+        driver = services.service(service)
         if stream and not driver.definition.streaming:
             raise NotSupported(f"The service {service} does not stream; leave out --stream.")
         check_terminal(content_type_of(driver, asked.body), out)
         with sink(out) as file:
             if stream:
-                async with aclosing(kernel.stream(service, asked)) as chunks:
+                async with aclosing(services.stream(service, asked)) as chunks:
                     async for chunk in chunks:
                         file.write(chunk)
                         file.flush()
                 return
-            answer = await kernel.invoke(service, asked)
+            answer = await services.invoke(service, asked)
             check_terminal(answer.content_type, out)
             line = out is None and is_text(answer.content_type) and not answer.body.endswith(b"\n")
             file.write(answer.body + b"\n" * line)
@@ -159,14 +115,6 @@ def sink(path: Path | None) -> Iterator[BinaryIO]:
         half.unlink(missing_ok=True)
 
 
-@asynccontextmanager
-async def _for_request(session: Session) -> AsyncIterator["Kernel"]:
-    async with session.kernel() as kernel:
-        if not kernel.engine_runs():
-            kernel.events.register({"terminal": Starting()})
-        yield kernel
-
-
 def read_request(text: str) -> bytes:
     """Return the request that was typed, or that is in the file named as ``@file``."""
     if not text.startswith("@"):
@@ -175,15 +123,3 @@ def read_request(text: str) -> bytes:
         return Path(text[1:]).expanduser().read_bytes()
     except OSError as error:
         raise BadRequest(f"{text} cannot be read ({error.strerror}); give @ and a file with JSON in it.") from error
-
-
-async def answer(chunks: AsyncIterator[bytes]) -> AsyncIterator[str]:
-    """Yield the text in the events of a chat's answer, those of its reasoning left out."""
-    async for chunk in chunks:
-        for line in chunk.decode().splitlines():
-            data = line.removeprefix("data:").strip()
-            if line.startswith("data:") and data != "[DONE]":
-                event: dict[str, Any] = json_.loads(data)
-                for choice in event.get("choices") or ():
-                    if text := (choice.get("delta") or {}).get("content"):
-                        yield text

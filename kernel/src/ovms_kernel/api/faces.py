@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from ovms_kernel.admission import decode_request
+from ovms_kernel.declared import read_struct
 from ovms_kernel.drivers import Dialect, Face, Service
 from ovms_kernel.errors import (
     BadRequest,
@@ -20,6 +21,7 @@ from ovms_kernel.errors import (
     Unavailable,
 )
 from ovms_kernel.hookspecs import hookimpl
+from ovms_kernel.quantities import parse_duration, parse_size
 from ovms_kernel.settings import Settings
 from ovms_kernel.sse import read_events
 from ovms_kernel.values import (
@@ -70,7 +72,10 @@ __all__ = [
     "Upload",
     "decode_request",
     "hookimpl",
+    "parse_duration",
+    "parse_size",
     "read_events",
+    "read_struct",
 ]
 
 
@@ -176,6 +181,14 @@ class KernelApi(Protocol):
 
     async def load_model(self, model: str, *, keep_alive: float | None = None) -> LocalModel:
         """Make the engine serve a model; ``keep_alive`` as in ``Request``."""
+        ...
+
+    async def pin_model(self, model: str, *, pinned: bool = ...) -> LocalModel:
+        """Keep a model loaded, once it is, until a person unpins or unloads it; this outlives a restart."""
+        ...
+
+    def default_idle_unload(self, seconds: float) -> None:
+        """Unload models that were idle for so long, where no setting says otherwise; each face says its own."""
         ...
 
     async def unload_models(self, models: Sequence[str], reason: str = ..., *, hint: bool = False) -> None:

@@ -23,6 +23,10 @@ from ovms_kernel.fetch.http import (
     Body,
     FetchFailed,
     Web,
+    check_reachable,
+)
+from ovms_kernel.fetch.hub_section import (
+    HubSettings,
 )
 from ovms_kernel.fetch.transfer import (
     Pace,
@@ -44,6 +48,7 @@ __all__ = [
     "FetchFailed",
     "FoundModel",
     "Hub",
+    "HubSettings",
     "ModelRef",
     "NotFound",
     "NotSupported",
@@ -57,5 +62,6 @@ __all__ = [
     "Unauthorized",
     "Unavailable",
     "Web",
+    "check_reachable",
     "hookimpl",
 ]

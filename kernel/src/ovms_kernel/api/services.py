@@ -43,7 +43,7 @@ from ovms_kernel.hookspecs import (
     hookimpl,
 )
 from ovms_kernel.media import (
-    allowed_hosts,
+    host_names,
     read_media,
 )
 from ovms_kernel.services import (
@@ -92,7 +92,6 @@ __all__ = [
     "Unauthorized",
     "Unavailable",
     "Upload",
-    "allowed_hosts",
     "check",
     "complete",
     "decode_answer",
@@ -101,6 +100,7 @@ __all__ = [
     "forward",
     "forward_stream",
     "hookimpl",
+    "host_names",
     "language_of",
     "need",
     "present",

@@ -50,6 +50,10 @@ BY_STATUS: dict[int, type[OvmsError]] = {
 }
 
 
+class NotLoadedYet(Unavailable):
+    """The engine has not begun to work on a request, as the model is being loaded, again or for the first time."""
+
+
 class EngineClient:
     """Connections to one endpoint."""
 
@@ -318,7 +322,7 @@ def _error(status: int, body: bytes) -> OvmsError:
     if status == 500 and "api" in text.lower() and "key" in text.lower():
         return Unauthorized(text)  # a wrong key is a 500 (spec/ovms.md J)
     if status == 500 and "not loaded yet" in text.lower():
-        return Unavailable(text)  # and so is a model that is still loading (D.1)
+        return NotLoadedYet(text)  # and so is a model that is still loading (D.1)
     return BY_STATUS.get(status, EngineFailed)(text)
 
 

@@ -152,7 +152,12 @@ def read_running(settings: Settings) -> RunningEngine | None:
     """Return the engine that was written down last, since the system was started; it may be gone."""
     try:
         note = json.loads((settings.run_dir / "engine.json").read_text("utf-8"))
-        return RunningEngine(**note) if note.pop("boot") == _boot() else None
+        if note.pop("boot") != _boot():
+            return None
+        running = RunningEngine(**note)
+        numbers = (running.pid, running.owner, running.rest, running.grpc)
+        whole = all(type(each) is int and each >= 0 for each in numbers) and running.pid > 0 < running.owner
+        return running if whole and isinstance(running.started, int | float) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
@@ -227,6 +232,10 @@ def open_log(settings: Settings) -> Path:
     path = settings.logs_dir / "engine.log"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            # A pipe would wait for a reader for ever, and /dev/full has no end.
+            log.warning("The engine's log %s is no file; it is replaced by one.", path)
+            path.unlink()
         if path.exists() and path.stat().st_size > LOG_LIMIT:
             _make_room(path)
             path.replace(path.with_suffix(".log.1"))
@@ -272,6 +281,8 @@ def _make_room(path: Path) -> None:
 
 def log_lines(path: Path, begin: int = 0, *, limit: int = 64 << 10) -> list[str]:
     """Return the lines of a log after a position in bytes, the last 64 KiB of them at most."""
+    if not path.is_file():
+        return []
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)

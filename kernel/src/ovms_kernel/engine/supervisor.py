@@ -12,7 +12,6 @@ A second plugin on the same data folder attaches to the first one's engine, and 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import random
@@ -30,6 +29,7 @@ from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.engine.ownership import take_ownership
 from ovms_kernel.engine.probe import no_probe
 from ovms_kernel.errors import EngineFailed, OvmsError, TimedOut, Unavailable
+from ovms_kernel.files import disk_error
 from ovms_kernel.values import EngineInfo, Ports
 
 if sys.platform == "win32":
@@ -142,7 +142,7 @@ class Supervisor:
             return self.info
         limit = self._settings.start_timeout + BACK_OFF[0] if timeout is None else timeout
         try:
-            async with asyncio.timeout(limit):
+            with anyio.fail_after(limit):
                 while True:
                     # A request must not go to an engine that has ended a moment ago.
                     if self.info is not None and not (self._process and self._process.has_ended()):
@@ -216,6 +216,9 @@ class Supervisor:
             except OvmsError as error:
                 # What an extension vetoes or the system forbids does not get better by itself.
                 self._fail(error)
+                continue
+            except OSError as error:
+                self._fail(disk_error("Starting the engine", error))
                 continue
             except Exception as error:
                 log.exception("The engine could not be supervised")

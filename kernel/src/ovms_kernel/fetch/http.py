@@ -6,6 +6,7 @@ Blocking, for threads. An answer's body can be ended from another thread, which 
 from __future__ import annotations
 
 import re
+import socket
 import threading
 import time
 from contextlib import suppress
@@ -13,6 +14,9 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
+
+import anyio
+import anyio.to_thread
 
 from ovms_kernel.errors import Unavailable
 from ovms_kernel.fetch.proxies import proxy_for
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
 
     import urllib3
 
+REACH_LIMIT = 1.8
+"""Seconds that finding out whether a server can be reached may take."""
 CONNECT_LIMIT = 10.0
 """Seconds to connect."""
 READ_LIMIT = 60.0
@@ -55,6 +61,31 @@ class FetchFailed(Unavailable):
         self.retry_after = retry_after
         self.contradiction = contradiction
         self.final = final
+
+
+async def check_reachable(url: str, proxy: str = "") -> None:
+    """Return if the server of a URL, or the proxy to it, accepts connections.
+
+    A client's own limits come after the look-up of the name, which may take half a minute without a network.
+
+    :raises FetchFailed: it does not within two seconds; the sentence has the cause.
+    """
+    parts = urlsplit(proxy_for(url, proxy) or url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+
+    def connect() -> None:
+        socket.create_connection((parts.hostname or "", port), REACH_LIMIT).close()
+
+    try:
+        with anyio.fail_after(REACH_LIMIT):
+            await anyio.to_thread.run_sync(connect, abandon_on_cancel=True)
+    except OSError as error:
+        cause = error.strerror or (
+            f"no answer within {REACH_LIMIT:g} s" if isinstance(error, TimeoutError) else str(error)
+        )
+        raise FetchFailed(
+            f"{parts.hostname} cannot be reached ({cause}); check the network and proxy, or import a local copy."
+        ) from error
 
 
 class Body:
@@ -118,7 +149,7 @@ class Web:
 
     def __init__(self, *, proxy: str = "", ca_file: str = "") -> None:
         self._proxy, self._ca_file = proxy, ca_file
-        self._pools: dict[str, urllib3.PoolManager] = {}
+        self._pools: dict[tuple[str, bool], urllib3.PoolManager] = {}
         self._lock = threading.Lock()
 
     def open(
@@ -188,7 +219,7 @@ class Web:
         if urlsplit(url).scheme not in ("http", "https"):
             raise FetchFailed(f"{url.partition(':')[0]} is no protocol for downloads; use https.", final=True)
         try:
-            return self._pool(proxy_for(url, self._proxy)).request(
+            return self._pool(proxy_for(url, self._proxy), secure=url.startswith("https:")).request(
                 "GET",
                 url,
                 headers=dict(headers),
@@ -203,22 +234,23 @@ class Web:
                 f"{_host(url)} cannot be reached ({_cause(error)}); check the network and proxy."
             ) from error
 
-    def _pool(self, proxy: str) -> urllib3.PoolManager:
+    def _pool(self, proxy: str, *, secure: bool) -> urllib3.PoolManager:
         with self._lock:
-            if proxy not in self._pools:
-                self._pools[proxy] = self._new_pool(proxy)
-            return self._pools[proxy]
+            if (proxy, secure) not in self._pools:
+                self._pools[proxy, secure] = self._new_pool(proxy, secure=secure or proxy.startswith("https:"))
+            return self._pools[proxy, secure]
 
-    def _new_pool(self, proxy: str) -> urllib3.PoolManager:
+    def _new_pool(self, proxy: str, *, secure: bool) -> urllib3.PoolManager:
         import ssl
 
         import certifi
         import urllib3
 
-        context = ssl.create_default_context(cafile=self._ca_file or None)
-        if not self._ca_file:
-            context.load_verify_locations(certifi.where())
-        options: dict[str, Any] = {"num_pools": 16, "maxsize": 32, "ssl_context": context}
+        options: dict[str, Any] = {"num_pools": 16, "maxsize": 32}
+        if secure:  # reading the authorities takes a while
+            options["ssl_context"] = context = ssl.create_default_context(cafile=self._ca_file or None)
+            if not self._ca_file:
+                context.load_verify_locations(certifi.where())
         if not proxy:
             return urllib3.PoolManager(**options)
         if proxy.startswith("socks"):

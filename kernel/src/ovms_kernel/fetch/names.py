@@ -58,4 +58,4 @@ def one_name(path: str) -> str:
 
 def shown(text: str) -> str:
     """Return a text that somebody else wrote fit for one line of a message: escaped and cut."""
-    return ascii(text[:57] + "…") if len(text) > 60 else (repr(text) if text.isprintable() else ascii(text))
+    return repr(text if len(text) <= 60 else text[:57] + "…")

@@ -35,7 +35,7 @@ from ovms_kernel.models.soundness import check_sound
 from ovms_kernel.values import ModelFiles, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from ovms_kernel.drivers import Hub
@@ -64,18 +64,12 @@ class Wish:
 
 
 class Arrivals:
-    """Brings models into one library.
+    """Brings models into one library."""
 
-    :param release: makes the engine let go of a model whose files are about to be replaced.
-    """
-
-    def __init__(
-        self, settings: Settings, events: Events, shaper: Shaper, release: Callable[[LocalModel], Awaitable[None]]
-    ) -> None:
+    def __init__(self, settings: Settings, events: Events, shaper: Shaper) -> None:
         self._settings = settings
         self._events = events
         self._shaper = shaper
-        self._release = release
 
     async def plan(self, hub: Hub, ref: ModelRef) -> PullPlan:
         """Return what a pull that looks at the hub would fetch now, without changing anything."""
@@ -180,7 +174,7 @@ class Arrivals:
         # The note says that everything else is there, so everything else has to survive whatever the note survives.
         await anyio.to_thread.run_sync(sync_tree, staged)
         if old is not None:
-            await self._release(local_model(folder, old))
+            await self._events.tell("ovms_before_replace", model=local_model(folder, old))
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(write_metadata, staged, metadata)
             await anyio.to_thread.run_sync(publish, self._settings, metadata.id)

@@ -1,4 +1,4 @@
-"""What AOG's model list wants to know of a model: format, family, number of parameters, precision of the weights."""
+"""What lists of models say of a model: format, family, number of parameters, precision of the weights."""
 
 from __future__ import annotations
 

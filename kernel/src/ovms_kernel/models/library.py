@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 
-from ovms_kernel.errors import BadRequest, NotFound, NotSupported
+from ovms_kernel.drivers import SearchableHub
+from ovms_kernel.errors import BadRequest, NotFound, NotSupported, PreconditionFailed
 from ovms_kernel.fetch.transfer import rising
-from ovms_kernel.files import Meter, disk_errors, free_space, hash_file, locked, run_with_progress
+from ovms_kernel.files import Meter, disk_errors, disk_usage, free_space, hash_file, locked, run_with_progress
 from ovms_kernel.models import files as model_files
 from ovms_kernel.models.arrivals import Arrivals, Wish
 from ovms_kernel.models.metadata import Metadata, describe, is_whole, local_model, read_metadata, write_metadata
@@ -26,20 +29,22 @@ from ovms_kernel.models.publish import (
     remove,
     staged_models,
     staging_folder,
+    trash_size,
 )
-from ovms_kernel.models.pulling import Pulls, watch_staging
+from ovms_kernel.models.pulling import watch_staging
 from ovms_kernel.models.shaping import Shaper
 from ovms_kernel.models.soundness import faults_of
-from ovms_kernel.values import ModelRef, Progress
+from ovms_kernel.single_flight import Conflict, SingleFlight
+from ovms_kernel.values import LocalModel, ModelRef, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
     from ovms_kernel.drivers import GraphTemplate, Hub
     from ovms_kernel.events import Events
     from ovms_kernel.settings import Settings
-    from ovms_kernel.values import Host, LocalModel, PullPlan
+    from ovms_kernel.values import FoundModel, Host, PullPlan
 
 log = logging.getLogger(__name__)
 
@@ -50,15 +55,13 @@ class Usage:
 
     models: Mapping[str, int]
     staging: int
+    trash: int
+    """Of removals that were interrupted; the next start or removal empties it."""
     free: int
 
 
 def _ignore(_: Progress) -> None:
     """Report to nobody."""
-
-
-async def _keep(_: LocalModel) -> None:
-    """Nothing is served, so nothing has to be let go of."""
 
 
 class Library:
@@ -80,11 +83,9 @@ class Library:
         self.settings = settings
         self._events = events
         self._hubs = hubs
-        self._pulls = Pulls()
+        self._pulls: SingleFlight[LocalModel, Progress] = SingleFlight(cancel_abandoned=True)
         self.shaper = Shaper(settings, events, drivers, host, lambda model_id: self._found(model_id)[0])
-        self._arrivals = Arrivals(settings, events, self.shaper, self._let_go)
-        self.release: Callable[[LocalModel], Awaitable[None]] = _keep
-        """Makes the engine let go of a model whose files are about to be replaced or removed; serving sets it."""
+        self._arrivals = Arrivals(settings, events, self.shaper)
 
     # -- what is here ----------------------------------------------------------------------------------------------
 
@@ -112,7 +113,22 @@ class Library:
         """Return what models and staging occupy, and what is free."""
         staging = sum(each.size for each in self.staging())
         free = free_space(self.settings.models_dir)
-        return Usage({metadata.id: metadata.size for _, metadata in self._published()}, staging, free)
+        models = {metadata.id: metadata.size for _, metadata in self._published()}
+        models |= {model_id: disk_usage(folder) for model_id, folder in self.damaged().items()}
+        return Usage(models, staging, trash_size(self.settings), free)
+
+    def damaged(self) -> dict[str, Path]:
+        """Return the folders, by id, of models whose record cannot be read."""
+        found = {}
+        for folder in _folders(self.settings.models_dir):
+            for each in [folder] if (folder / model_files.METADATA).exists() else _folders(folder):
+                if (each / model_files.METADATA).exists() and read_metadata(each) is None:
+                    found[each.relative_to(self.settings.models_dir).as_posix()] = each
+        return found
+
+    def empty_trash(self) -> None:
+        """Remove what killed or hindered removals left."""
+        empty_trash(self.settings)
 
     def staging(self) -> Sequence[Staged]:
         """Return pulls that are not done; the old ones among them are offered for removal, never removed unasked."""
@@ -182,6 +198,17 @@ class Library:
         ref, hub = self._on_hub(ref)
         return await self._arrivals.plan(hub, ref)
 
+    async def search(self, words: str, hub: str = "", limit: int = 20) -> Sequence[FoundModel]:
+        """Return models of a hub that the words find.
+
+        :param hub: empty means the one by setting.
+        :raises NotSupported: there is none of that name, or it cannot be searched.
+        """
+        ref, driver = self._on_hub(ModelRef("", hub=hub))
+        if not isinstance(driver, SearchableHub):
+            raise NotSupported(f"The hub {ref.hub} cannot be searched; look for models on its site.")
+        return await driver.search(words, limit)
+
     async def pull(
         self,
         ref: ModelRef,
@@ -216,7 +243,12 @@ class Library:
                         return here
                     return await self._arrivals.pull(hub, Wish(ref, model_type, options or {}), rising(tell))
 
-        return await self._pulls.join(ref.id, wanted, work, report)
+        try:
+            return await self._pulls.join(ref.id, work, wanted=wanted, report=report)
+        except Conflict as error:
+            raise BadRequest(
+                f"{ref.id} is being pulled already, at another revision or type; wait for that or cancel it."
+            ) from error
 
     async def import_(
         self,
@@ -236,7 +268,8 @@ class Library:
         model_id = parse_model_id(model_id)
         self.shaper.check_type(model_type)
         with disk_errors(f"Importing {model_id}"):
-            async with self.hold(model_id):
+            watch = watch_staging(staging_folder(self.settings, model_id), report)
+            async with self.hold(model_id, waiting=watch):
                 wish = Wish(ModelRef(model_id), model_type, options or {})
                 return await self._arrivals.take_in(source, wish, report)
 
@@ -245,12 +278,21 @@ class Library:
 
         :raises NotFound: it is not here.
         """
-        with disk_errors(f"Deleting {parse_model_id(model_id)}"):
-            async with self.hold(parse_model_id(model_id)):
-                model = await anyio.to_thread.run_sync(self.find, model_id)
-                await self.release(model)
-                await anyio.to_thread.run_sync(remove, self.settings, model.id)
+        model_id = parse_model_id(model_id)
+        with disk_errors(f"Deleting {model_id}"):
+            model = await anyio.to_thread.run_sync(self._removable, model_id)
+            async with self.hold(model_id):
+                model = await anyio.to_thread.run_sync(self._removable, model_id)
+                await self._events.tell("ovms_before_replace", model=model)
+                await anyio.to_thread.run_sync(remove, self.settings, model_id)
+            await anyio.to_thread.run_sync(self.empty_trash)
         await self._events.tell("ovms_deleted", model=model)
+
+    def _removable(self, model_id: str) -> LocalModel:
+        """Return a model to remove, even one whose record is damaged."""
+        if (folder := self.damaged().get(model_id)) is None:
+            return self.find(model_id)
+        return LocalModel(model_id, folder, "", disk_usage(folder), "", datetime.now(UTC))
 
     async def discard_staging(self, model_id: str) -> None:
         """Remove what is there of a pull that is not done.
@@ -275,28 +317,35 @@ class Library:
         waiting: Callable[[], None] | None = None,
     ) -> AsyncIterator[None]:
         """Keep every other task and process from pulling, publishing, loading or deleting that model."""
-        async with locked(lock_file(self.settings, model_id), timeout=timeout, busy=busy, waiting=waiting):
+        path = lock_file(self.settings, model_id)
+        keep = functools.partial(self._is_known, model_id)
+        async with locked(path, timeout=timeout, busy=busy, waiting=waiting, keep=keep):
             if await anyio.to_thread.run_sync(recover, self.settings, model_id):
                 log.warning("Model %s was complete but not published, because of a crash; it is now", model_id)
             yield
 
     # -- the folders -----------------------------------------------------------------------------------------------
 
-    async def _let_go(self, model: LocalModel) -> None:
-        await self.release(model)
+    def _is_known(self, model_id: str) -> bool:
+        """Tell whether there is anything of a model here."""
+        return model_folder(self.settings, model_id).exists() or staging_folder(self.settings, model_id).exists()
 
     def _on_hub(self, ref: ModelRef) -> tuple[ModelRef, Hub]:
         """Return the reference with its hub's name, and that hub.
 
         :raises NotSupported: there is none of that name.
         """
-        name = ref.hub or self.settings.hub
+        name = self._hub_name(ref.hub or self.settings.hub)
         if name not in self._hubs:
             offered = ", ".join(sorted(self._hubs)) or "none"
             raise NotSupported(
                 f"There is no hub {name!r} (installed: {offered}); install ovms-hub-{name} or name another."
             )
         return replace(ref, hub=name), self._hubs[name]
+
+    def _hub_name(self, name: str) -> str:
+        """Return the name of the hub that has that name or that short name."""
+        return next((each for each, hub in self._hubs.items() if getattr(hub, "alias", "") == name), name)
 
     def _complete(self, ref: ModelRef, declared: str) -> LocalModel | None:
         """Return the published model if it is whole and what is asked for; ``None`` if it has to be fetched.
@@ -305,8 +354,10 @@ class Library:
         """
         try:
             folder, metadata = self._found(ref.id)
-        except NotFound:
+        except (NotFound, PreconditionFailed):
             return None
+        if ref.hub and metadata.hub not in ("", self._hub_name(ref.hub)):
+            return None  # another hub's model of that name was asked for
         if (ref.revision and metadata.revision != ref.revision) or not is_whole(folder, metadata):
             return None
         if declared and declared != metadata.type:
@@ -329,6 +380,11 @@ class Library:
         model_id = parse_model_id(model_id)
         folder = model_folder(self.settings, model_id)
         metadata = read_metadata(folder)
+        if metadata is None and (folder / model_files.METADATA).exists():
+            raise PreconditionFailed(
+                f"The record {folder / model_files.METADATA} of {model_id} is damaged; fetch the model again with "
+                f"`ovms-plugin pull {model_id}`, or remove it with `ovms-plugin rm {model_id}`."
+            )
         # On a file system that ignores case another model's folder may answer.
         if metadata is None or metadata.id != model_id:
             names = ", ".join(each.id for _, each in self._published()) or "none"

@@ -48,6 +48,7 @@ class Loader:
 
     :param table: every model that was used or loaded, by id.
     :param engine_memory: returns the bytes that the engine holds, 0 if that cannot be seen.
+    :param owns_engine: tells whether no other process runs the engine.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Loader:
         memory: Memory,
         table: Table,
         engine_memory: Callable[[], int],
+        owns_engine: Callable[[], bool],
     ) -> None:
         self._settings = settings
         self._events = events
@@ -66,7 +68,10 @@ class Loader:
         self._servables = servables
         self._memory = memory
         self._engine_memory = engine_memory
+        self.owns_engine = owns_engine
         self.table = table
+        self.default_idle = 0.0
+        """Seconds after which an idle model is unloaded where no setting says so; 0 = never."""
 
     # -- changes ---------------------------------------------------------------------------------------------------
 
@@ -89,7 +94,8 @@ class Loader:
             raise
         if before and (took := await self._measure_engine() - before) > 0:
             await anyio.to_thread.run_sync(_note_memory, model, took)
-        wanted = await anyio.to_thread.run_sync(self._memory.wanted, model)
+        if not wanted.measured:
+            wanted = await anyio.to_thread.run_sync(self._memory.wanted, model)
         self._mark_loaded(resident, model, wanted)
         resident.load_seconds = time.monotonic() - began
         log.info("Model %s is loaded, after %.2f s", model.id, resident.load_seconds)
@@ -160,7 +166,7 @@ class Loader:
                     last_used=each.last_used and each.last_used + ahead,
                     loaded_at=each.loaded_at + ahead if each.state is State.LOADED else 0.0,
                     memory=each.bytes,
-                    device=each.device,
+                    device=each.runs_on,
                     pinned=each.stays,
                     unload_at=due + ahead if due < math.inf else None,
                     failure=each.failure.message if each.failure else "",
@@ -170,12 +176,10 @@ class Loader:
 
     def idle_unload(self, model_id: str) -> float:
         """Return after how many idle seconds a model is unloaded; 0 = never."""
-        limit = self._settings.section("models", model_id).get("idle_unload", self._settings.idle_unload)
-        try:
-            return max(0.0, float(limit))
-        except (TypeError, ValueError):
-            log.warning("idle_unload of model %s is not a number of seconds, so it is never unloaded", model_id)
-            return 0.0
+        own, general = self._settings.model(model_id).idle_unload, self._settings.idle_unload
+        if own is not None:
+            return own
+        return general if general >= 0 else self.default_idle
 
     def resident(self, model: LocalModel) -> Resident:
         """Return a model's row of the table, made if there is none."""
@@ -193,7 +197,7 @@ class Loader:
         resident.last_used = resident.loaded_at
         resident.graph = graph_of(model)
         resident.failure, resident.closing, resident.hinted = None, False, False
-        resident.bytes, resident.device = wanted.bytes, wanted.device
+        resident.bytes, resident.device, resident.runs_on = wanted.bytes, wanted.device, wanted.runs_on
 
     async def read_records(self) -> None:
         """Look which of the loaded models people have pinned or said how long to keep, here or in another process."""
@@ -202,19 +206,24 @@ class Loader:
             records = await anyio.to_thread.run_sync(self._library.records, list(loaded))
             for name, record in records.items():
                 loaded[name].pinned = record.pinned or self._is_pinned(name)
-                if record.keep is not None:
+                if record.keep is not None and self.owns_engine():
+                    # Another process said so; it is taken from there, so that a later request may say otherwise.
                     loaded[name].keep = kept(record.keep)
+                    await self._library.note(name, keep=None)
 
     def _is_pinned(self, model_id: str) -> bool:
-        pinned = self._settings.section("models", model_id).get("pinned", False)
-        return model_id in self._settings.pinned or str(pinned).lower() in ("true", "1", "yes", "on")
+        return model_id in self._settings.pinned or self._settings.model(model_id).pinned
 
 
 def _note_memory(model: LocalModel, took: int) -> None:
-    """Note in a model's record what its load took; the caller holds its lock."""
+    """Note in a model's record what its load took, averaged with earlier loads; the caller holds its lock.
+
+    Requests to other models that are answered meanwhile take memory, too.
+    """
     metadata = read_metadata(model.directory)
     if metadata is not None and abs(metadata.load_bytes - took) > took * NOISE:
-        write_metadata(model.directory, replace(metadata, load_bytes=took))
+        average = (metadata.load_bytes + took) // 2 if metadata.load_bytes else took
+        write_metadata(model.directory, replace(metadata, load_bytes=average))
 
 
 def kept(keep_alive: float) -> float:

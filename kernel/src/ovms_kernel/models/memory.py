@@ -117,9 +117,8 @@ class Memory:
         metadata = read_metadata(model.directory)
         took = metadata.load_bytes if metadata is not None else 0
         needed = (took or int(self._library.memory_needed(model) * WEIGHT_OVERHEAD)) + cache
-        force = str(self._settings.section("models", model.id).get("force", "")).lower()
-        forced = force in ("true", "1", "yes", "on")
-        return Wanted(model.id, needed, self.pool_of(device), forced)
+        forced = self._settings.model(model.id).force
+        return Wanted(model.id, needed, self.pool_of(device), forced, device, took > 0)
 
     def pool_of(self, device: str) -> str:
         """Return whose memory a model on that device takes: the GPU's if it has its own, else the system's."""

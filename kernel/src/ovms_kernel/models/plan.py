@@ -47,6 +47,9 @@ class Resident:
     bytes: int = 0
     """What it takes, or is expected to take, of its device's memory."""
     device: str = "CPU"
+    """Whose memory it takes; several devices may share one."""
+    runs_on: str = "CPU"
+    """The device that its graph names."""
     users: int = 0
     """Requests that use it now."""
     last_used: float = 0.0
@@ -112,6 +115,9 @@ class Wanted:
     device: str = "CPU"
     forced: bool = False
     """Load it whatever the memory."""
+    runs_on: str = "CPU"
+    measured: bool = False
+    """The bytes are what an earlier load took, not an estimate."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ovms_kernel.errors import BadRequest, OvmsError
-from ovms_kernel.files import read_json, sync, write_atomically
+from ovms_kernel.files import disk_usage, read_json, sync, write_atomically
 from ovms_kernel.models.files import METADATA
 from ovms_kernel.models.metadata import read_metadata
 from ovms_kernel.models.names import staging_key
@@ -175,9 +175,14 @@ def discard(settings: Settings, folder: Path) -> None:
 
 
 def empty_trash(settings: Settings) -> None:
-    """Remove what an earlier removal left, for want of time or because it was in use."""
+    """Remove what an earlier removal left, for want of time, because it was killed, or because it was in use."""
     for folder in settings.staging_dir.glob(TRASH + "*"):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def trash_size(settings: Settings) -> int:
+    """Return the bytes that removals left."""
+    return sum(disk_usage(folder) for folder in settings.staging_dir.glob(TRASH + "*"))
 
 
 def _rename_into_place(staged: Path, target: Path) -> None:

@@ -1,8 +1,7 @@
-"""Pulls: one per model at a time, joined by whoever asks for the same, stopped when the last one leaves."""
+"""What one pull fetches: which files of a hub, into which folder, and what of it is here already."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
@@ -10,14 +9,14 @@ import re
 import shutil
 import time
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
 
-from ovms_kernel.errors import BadRequest, Unavailable
+from ovms_kernel.errors import BadRequest, TimedOut, Unavailable
 from ovms_kernel.fetch.http import FetchFailed
 from ovms_kernel.fetch.names import check_file_path, is_junk, one_name, shown
 from ovms_kernel.fetch.partial import present_bytes
@@ -29,13 +28,13 @@ from ovms_kernel.models.publish import JOURNAL, is_begun
 from ovms_kernel.values import Progress, PullPlan, RemoteFile
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from ovms_kernel.drivers import Hub
     from ovms_kernel.fetch.http import Body
     from ovms_kernel.models.metadata import Metadata
-    from ovms_kernel.values import LocalModel, ModelRef
+    from ovms_kernel.values import ModelRef
 
 log = logging.getLogger(__name__)
 
@@ -43,76 +42,9 @@ SPLIT = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
 FOREIGN_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".h5", ".onnx", ".msgpack", ".ckpt")
 MAX_FILES = 10_000
 WATCH_EVERY = 0.2
+STUCK = 120.0
+"""Seconds without progress after which a pull in another process is not waited for any longer."""
 PREFERRED_GGUF = re.compile(r"(?i)q4_k_m")
-
-
-@dataclass(eq=False)
-class _Running:
-    wanted: object
-    task: asyncio.Task[LocalModel]
-    listeners: dict[object, Callable[[Progress], None]] = field(default_factory=dict)
-    last: Progress | None = None
-    withdrawn: bool = False
-
-    def tell(self, progress: Progress) -> None:
-        self.last = progress
-        for listener in list(self.listeners.values()):
-            try:
-                listener(progress)
-            except Exception:
-                log.exception("A listener to a pull failed")
-
-
-class Pulls:
-    """The pulls that run in this process, by model id."""
-
-    def __init__(self) -> None:
-        self._running: dict[str, _Running] = {}
-
-    async def join(
-        self,
-        key: str,
-        wanted: object,
-        work: Callable[[Callable[[Progress], None]], Awaitable[LocalModel]],
-        report: Callable[[Progress], None],
-    ) -> LocalModel:
-        """Start the work, or join it if it runs; leave it when cancelled, and stop it if nobody is left.
-
-        :param wanted: whatever must be the same for two callers to want the same.
-        :raises BadRequest: something else is being pulled under that id.
-        """
-        while (running := self._running.get(key)) is not None and running.withdrawn:
-            await asyncio.wait([running.task])
-        if running is None:
-            running = self._start(key, wanted, work)
-        elif running.wanted != wanted:
-            raise BadRequest(f"{key} is being pulled already, at another revision or type; wait for that or cancel it.")
-        elif running.last is not None:
-            report(running.last)
-        me = object()
-        running.listeners[me] = report
-        try:
-            return await asyncio.shield(running.task)
-        finally:
-            del running.listeners[me]
-            if not running.listeners and not running.task.done():
-                running.withdrawn = True
-                running.task.cancel()
-                with anyio.CancelScope(shield=True):
-                    await asyncio.wait([running.task])
-
-    def _start(
-        self, key: str, wanted: object, work: Callable[[Callable[[Progress], None]], Awaitable[LocalModel]]
-    ) -> _Running:
-        async def run() -> LocalModel:
-            try:
-                return await work(running.tell)
-            finally:
-                del self._running[key]
-
-        running = _Running(wanted, asyncio.get_running_loop().create_task(run()))
-        self._running[key] = running
-        return running
 
 
 def choose_files(files: Sequence[RemoteFile], name: str) -> list[RemoteFile]:
@@ -320,9 +252,10 @@ class Staging:
 def watch_staging(folder: Path, report: Callable[[Progress], None]) -> Callable[[], None]:
     """Return a function that reports, now and then, how far the pull of another process is, as its staging tells."""
     last = 0.0
+    before, changed = -1, time.monotonic()
 
     def look() -> None:
-        nonlocal last
+        nonlocal last, before, changed
         if time.monotonic() - last < WATCH_EVERY:
             return
         last = time.monotonic()
@@ -334,6 +267,13 @@ def watch_staging(folder: Path, report: Callable[[Progress], None]) -> Callable[
         except OSError:
             return  # a file was just finished, or all was just published
         report(Progress("downloading", present, total) if total else Progress("waiting"))
+        if present != before:
+            before, changed = present, time.monotonic()
+        elif time.monotonic() - changed > STUCK:
+            raise TimedOut(
+                f"Another process holds {folder.name.replace('@', '/')} and has made no progress for {STUCK:g} s; "
+                "end that process, then try again."
+            )
 
     return look
 

@@ -7,7 +7,6 @@ is short, ``plan`` says what goes first and ``turns`` who waits for whom.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import defaultdict
 from contextlib import asynccontextmanager
@@ -19,9 +18,10 @@ import anyio.to_thread
 
 from ovms_kernel.errors import NotFound, OvmsError, PreconditionFailed
 from ovms_kernel.hookspecs import hookimpl
+from ovms_kernel.models import report, upkeep
 from ovms_kernel.models.loader import Loader, foreign, graph_of, kept, model_of
 from ovms_kernel.models.names import parse_model_id
-from ovms_kernel.models.plan import Resident, State, Table, unload_at
+from ovms_kernel.models.plan import Resident, State, Table
 from ovms_kernel.models.resolution import check_type, choose, not_installed
 from ovms_kernel.models.servables import AVAILABLE
 from ovms_kernel.models.turns import Abandoned, Turns, Want
@@ -89,7 +89,9 @@ class Residency:
         """Every model that was used or loaded, by id. Read by others, written here alone."""
         self._tickets: defaultdict[str, list[_Ticket]] = defaultdict(list)
         self._loads: SingleFlight[LoadedModel, None] = SingleFlight(cancel_abandoned=False)
-        self._loader = Loader(settings, events, library, servables, memory, table, engine_memory)
+        self._loader = Loader(
+            settings, events, library, servables, memory, table, engine_memory, lambda: not runs_elsewhere()
+        )
         self._turns = Turns(
             self.table, lambda: memory.budget(self.table), self._loader.read_records, settings.switch_patience
         )
@@ -98,7 +100,8 @@ class Residency:
 
     async def __aenter__(self) -> Self:
         self._tasks = await anyio.create_task_group().__aenter__()
-        self._tasks.start_soon(self._unload_when_due, name="idle models")
+        self._tasks.start_soon(upkeep.unload_idle_models, self._loader, self._turns, name="idle models")
+        self._tasks.start_soon(upkeep.report_models, self._loader, self._settings, name="report of models")
         return self
 
     async def __aexit__(self, *exception: object) -> None:
@@ -221,6 +224,8 @@ class Residency:
         resident = self._loader.resident(model)
         if keep_alive is not None:
             resident.keep = kept(keep_alive)
+            if self._runs_elsewhere():
+                await self._library.note(model_id, keep=keep_alive)
         if resident.state is State.LOADED and not resident.closing:
             if resident.graph == graph_of(model) and (await self._servables.states()).get(model_id) == AVAILABLE:
                 resident.last_used, resident.hinted = time.monotonic(), False
@@ -262,9 +267,31 @@ class Residency:
         """Return the installed models that are loaded."""
         return self._loader.loaded()
 
-    def resident_models(self) -> list[ResidentModel]:
-        """Return what is loaded, being loaded or failed to load, by id."""
-        return self._loader.shown()
+    async def resident_models(self, *, elsewhere: bool = False) -> list[ResidentModel]:
+        """Return what is loaded, being loaded or failed to load, by id.
+
+        :param elsewhere: another process runs the engine, so that it knows who uses what.
+        """
+        if not elsewhere:
+            return self._loader.shown()
+        await self._synchronise()
+        told = await anyio.to_thread.run_sync(report.read, self._settings)
+        return [report.told(each, told.get(each.model.id)) for each in self._loader.shown()]
+
+    async def pin(self, model_id: str, *, pinned: bool) -> LocalModel:
+        """Keep a model loaded, once it is, until a person unpins or unloads it; this outlives a restart.
+
+        :raises NotFound: it is not installed.
+        """
+        model = await self._library.note(parse_model_id(model_id), pinned=pinned)
+        await self._loader.read_records()
+        self._turns.notify()
+        return model
+
+    def default_idle_unload(self, seconds: float) -> None:
+        """Unload models that were idle for so long, where no setting says otherwise."""
+        self._loader.default_idle = seconds
+        self._turns.notify()
 
     # -- loads, one after another ----------------------------------------------------------------------------------
 
@@ -299,45 +326,15 @@ class Residency:
         await self._events.tell("ovms_model_ready", model=loaded)
         return loaded
 
-    async def release(self, model: LocalModel) -> None:
-        """Unload a model whose files are about to be replaced or removed."""
+    @hookimpl
+    async def ovms_before_replace(self, model: LocalModel) -> None:
+        """Unload a model whose files are about to be replaced or removed, from whichever process's engine runs."""
+        if self._engine_runs():
+            await self._connect()
         async with self._turns.change():
             gone = await self._loader.unload(model.id)
             self.table.pop(model.id, None) if model.id not in self._loads else None
         await self._loader.tell_unloaded(gone, "its files are replaced or removed")
-
-    # -- time ------------------------------------------------------------------------------------------------------
-
-    async def _unload_when_due(self) -> None:
-        while True:
-            now = time.monotonic()
-            wake = math.inf
-            for each in self._loader.loaded():
-                limit = self._loader.idle_unload(each.id)
-                due = unload_at(each, limit)
-                if each.users:
-                    # The end of a request is told only where a limit is its own.
-                    wake = min(wake, math.inf if each.keep is not None else now + (limit or math.inf))
-                elif due <= now:
-                    await self._loader.read_records()  # it may have been pinned by another process
-                    await self._unload_idle(each)
-                else:
-                    wake = min(wake, due)
-            await self._turns.changed(wake - time.monotonic())
-
-    async def _unload_idle(self, resident: Resident) -> None:
-        gone: list[LocalModel] = []
-        try:
-            async with self._turns.change():
-                # It may have been used while something else was loaded.
-                if (
-                    not resident.users
-                    and unload_at(resident, self._loader.idle_unload(resident.id)) <= time.monotonic()
-                ):
-                    gone = await self._loader.unload(resident.id)
-        except OvmsError as error:
-            log.warning("Model %s is idle and cannot be unloaded: %s", resident.id, error.message)
-        await self._loader.tell_unloaded(gone, f"idle for {time.monotonic() - resident.last_used:.0f} s")
 
     # -- the engine's view -----------------------------------------------------------------------------------------
 

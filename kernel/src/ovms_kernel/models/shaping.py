@@ -13,6 +13,7 @@ from ovms_kernel.events import merge
 from ovms_kernel.models import graph as graphs
 from ovms_kernel.models.files import read_files
 from ovms_kernel.models.metadata import read_metadata, write_metadata
+from ovms_kernel.settings import ModelSettings
 from ovms_kernel.values import GraphOptions
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SERVING_KEYS = frozenset({"pinned", "idle_unload", "force"})
+SERVING_KEYS = frozenset(ModelSettings.__struct_fields__)
 """Settings of a model that are about serving it; all others are options of its calculator."""
 MODEL_PREFIX = "model:"
 """An option that names another model here, such as a draft model, is written ``model:owner/name``."""

@@ -23,12 +23,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 API = re.compile(r"/api/v1/models/(.+)/repo(/files)?$")
 DIRECT = 4096
@@ -70,6 +70,8 @@ class FakeHub:
     :param tls: to speak HTTPS.
     """
 
+    handler: ClassVar[type[Handler]]
+
     def __init__(self, rate: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.rate = rate
         self.latency = 0.0
@@ -77,18 +79,22 @@ class FakeHub:
         self.faults: defaultdict[str, deque[Fault]] = defaultdict(deque)
         """By path of the file, ``listing`` for the listing; each is used once, in order."""
         self.requests: list[Request] = []
+        self.paths: list[str] = []
+        """Path and query of every request."""
         self.listings = 0
         self.connections = 0
         """Open transfers right now."""
         self.most_connections = 0
         self.sent = 0
         """Bytes of files that were sent."""
+        self.raw: bytes | Iterator[bytes] | None = None
+        """What every request for a listing is answered with instead; an iterator is sent piece by piece."""
         self.refuse_all = 0
         """A status for every request, while it is not 0."""
-        self._repos: dict[tuple[str, str], _Repo] = {}
+        self.repos: dict[tuple[str, str], _Repo] = {}
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        handler = type("Handler", (_Handler,), {"hub": self})
+        handler = type("Handler", (self.handler,), {"hub": self})
         self._server = _Server(("127.0.0.1", 0), handler)
         self._scheme = "https" if tls else "http"
         if tls:
@@ -122,7 +128,7 @@ class FakeHub:
         folders = sorted({str(Path(path).parent.as_posix()) for path in files if "/" in path})
         listed = [{"Path": each, "Name": Path(each).name, "Type": "tree", "Size": 0, "Sha256": ""} for each in folders]
         listed += [_entry(path, file) for path, file in files.items()]
-        self._repos[model, revision] = _Repo(files, listed, token)
+        self.repos[model, revision] = _Repo(files, listed, token)
         return listed
 
     def fault(self, path: str, *faults: Fault) -> None:
@@ -133,7 +139,7 @@ class FakeHub:
 
     def repo(self, model: str, revision: str) -> _Repo | None:
         """Return what is offered under that name."""
-        return self._repos.get((model, revision))
+        return self.repos.get((model, revision))
 
     def next_fault(self, path: str) -> Fault | None:
         """Return what is to go wrong now."""
@@ -168,7 +174,9 @@ class _Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """Answers as ModelScope does; another hub overrides ``answer``."""
+
     hub: FakeHub
     protocol_version = "HTTP/1.1"
     wbufsize = 0
@@ -180,44 +188,75 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer one request."""
         hub, url = self.hub, urlsplit(self.path)
+        hub.paths.append(self.path)
         query = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
         if hub.latency:
             hub.wait(hub.latency)
         if hub.refuse_all:
-            self._error(hub.refuse_all, "refused")
+            self.error(hub.refuse_all, "refused")
         elif url.path.startswith("/store/"):
             model, revision, path = (unquote(part) for part in url.path.removeprefix("/store/").split("/", 2))
-            self._give(model, revision, path, ranges=True)
-        elif found := API.match(unquote(url.path)):
+            self.give(model, revision, path, ranges=True)
+        elif hub.raw is not None:
+            self.send_raw(hub.raw)
+        else:
+            self.answer(url.path, query)
+
+    def send_raw(self, content: bytes | Iterator[bytes]) -> None:
+        """Send what a hub should not, without a length if it comes in pieces; gzip is said to be gzip."""
+        self.close_connection = True
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        if isinstance(content, bytes):
+            self.send_header("Content-Length", str(len(content)))
+            if content.startswith(b"\x1f\x8b"):
+                self.send_header("Content-Encoding", "gzip")
+        self.end_headers()
+        with suppress(OSError):
+            for piece in [content] if isinstance(content, bytes) else content:
+                self.wfile.write(piece)
+
+    def answer(self, path: str, query: dict[str, str]) -> None:
+        """Answer a request to the hub itself."""
+        if found := API.match(unquote(path)):
             self._api(found[1], query.get("Revision", "master"), query, listing=bool(found[2]))
         else:
-            self._error(404, "no such page")
+            self.error(404, "no such page")
 
     def _api(self, model: str, revision: str, query: dict[str, str], *, listing: bool) -> None:
         repo = self.hub.repo(model, revision)
         path = "listing" if listing else query.get("FilePath", "")
         if repo is None or (not listing and path not in repo.files):
-            self._error(404, "The model or file does not exist")
-        elif repo.token and self.headers.get("Authorization") != f"Bearer {repo.token}":
-            self._error(401 if self.headers.get("Authorization") else 403, "access denied")
+            self.error(404, "The model or file does not exist")
+        elif self.is_refused(repo):
+            self.error(401 if self.headers.get("Authorization") else 403, "access denied")
         elif listing:
             self.hub.listings += 1
             if fault := self.hub.next_fault(path):
-                self._error(fault.value, "listing failed", fault.retry_after)
+                self.error(fault.value, "listing failed", fault.retry_after)
             else:
-                self._json(200, {"Code": 200, "Success": True, "Message": "success", "Data": {"Files": repo.listed}})
+                self.json(200, {"Code": 200, "Success": True, "Message": "success", "Data": {"Files": repo.listed}})
         elif repo.files[path].stat().st_size <= DIRECT:
-            self._give(model, revision, path, ranges=False)
+            self.give(model, revision, path, ranges=False)
         else:
-            self.send_response(302)
-            self.send_header("Location", "/store/" + "/".join(quote(part, safe="") for part in (model, revision, path)))
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.redirect(model, revision, path)
 
-    def _give(self, model: str, revision: str, path: str, *, ranges: bool) -> None:
+    def is_refused(self, repo: _Repo) -> bool:
+        """Tell whether a request lacks the token that a model needs."""
+        return bool(repo.token) and self.headers.get("Authorization") != f"Bearer {repo.token}"
+
+    def redirect(self, model: str, revision: str, path: str) -> None:
+        """Send the client to the store, which knows ranges."""
+        self.send_response(302)
+        self.send_header("Location", "/store/" + "/".join(quote(part, safe="") for part in (model, revision, path)))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def give(self, model: str, revision: str, path: str, *, ranges: bool) -> None:
+        """Send a file or a part of it, or what is to go wrong instead."""
         repo = self.hub.repo(model, revision)
         if repo is None or path not in repo.files:
-            self._error(404, "gone")
+            self.error(404, "gone")
             return
         file = repo.files[path]
         size = file.stat().st_size
@@ -225,16 +264,16 @@ class _Handler(BaseHTTPRequestHandler):
         start, end = (int(asked[1]), int(asked[2] or size - 1)) if asked else (0, size - 1)
         fault = self.hub.next_fault(path) or Fault("status", 200)
         if fault.kind == "status" and fault.value != 200:
-            self._error(fault.value, "fault", fault.retry_after)
+            self.error(fault.value, "fault", fault.retry_after)
             return
         if fault.kind == "html":
-            self._body(200, b"<html>sign in</html>", "text/html")
+            self.body(200, b"<html>sign in</html>", "text/html")
             return
         partial = asked is not None and ranges and fault.kind != "whole"
         if not partial:
             start, end = 0, size - 1
         elif start >= size:
-            self._error(416, "range", extra={"Content-Range": f"bytes */{size}"})
+            self.error(416, "range", extra={"Content-Range": f"bytes */{size}"})
             return
         end = min(end, size - 1)
         self.send_response(206 if partial else 200)
@@ -279,14 +318,17 @@ class _Handler(BaseHTTPRequestHandler):
                         break
         return position - start
 
-    def _error(self, status: int, text: str, retry_after: str = "", extra: Mapping[str, str] | None = None) -> None:
+    def error(self, status: int, text: str, retry_after: str = "", extra: Mapping[str, str] | None = None) -> None:
+        """Send an error."""
         headers = dict(extra or {}) | ({"Retry-After": retry_after} if retry_after else {})
-        self._json(status, {"Code": status, "Success": False, "Message": text}, headers)
+        self.json(status, {"Code": status, "Success": False, "Message": text}, headers)
 
-    def _json(self, status: int, value: Any, extra: Mapping[str, str] | None = None) -> None:  # noqa: ANN401
-        self._body(status, json.dumps(value).encode(), "application/json", extra)
+    def json(self, status: int, value: Any, extra: Mapping[str, str] | None = None) -> None:  # noqa: ANN401
+        """Send JSON."""
+        self.body(status, json.dumps(value).encode(), "application/json", extra)
 
-    def _body(self, status: int, data: bytes, content_type: str, extra: Mapping[str, str] | None = None) -> None:
+    def body(self, status: int, data: bytes, content_type: str, extra: Mapping[str, str] | None = None) -> None:
+        """Send an answer."""
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(data)))
@@ -294,6 +336,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
+
+
+FakeHub.handler = Handler
 
 
 def _entry(path: str, file: Path) -> dict[str, Any]:

@@ -6,21 +6,31 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from ovms_kernel.engine.ovms_linux import launch_on_linux
 from ovms_kernel.values import LaunchPlan, Release
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ovms_kernel.values import Host, Installation, Ports, Requirement
+
+
+class MisbehavingSettings(msgspec.Struct, frozen=True):
+    """What can be set."""
+
+    how: str = ""
+    """How the engine fails; see ``misbehaving``."""
+    version: str = "1.0"
 
 
 class MisbehavingPlatform:
     """Fits every host; its engine behaves as the setting ``how`` says, which tests may change between starts."""
 
-    def __init__(self, section: Mapping[str, Any]) -> None:
-        self.how: str = section.get("how", "")
-        self.version: str = section.get("version", "1.0")
+    settings_type = MisbehavingSettings
+
+    def __init__(self, settings: MisbehavingSettings | None = None) -> None:
+        settings = settings or MisbehavingSettings()
+        self.how, self.version = settings.how, settings.version
         self.program = (sys.executable, "-m", "ovms_kernel.testing.misbehaving")
 
     def matches(self, host: Host) -> int:
@@ -51,7 +61,7 @@ class PackedPlatform:
     :param fields: further fields of each release.
     """
 
-    def __init__(self, *mirrors: str, fit: int = 1000, **fields: Any) -> None:  # noqa: ANN401 - as the release has them
+    def __init__(self, *mirrors: str, fit: int = 1000, **fields: Any) -> None:  # noqa: ANN401 - of a release
         self.mirrors = mirrors
         self.fit = fit
         self.fields = fields

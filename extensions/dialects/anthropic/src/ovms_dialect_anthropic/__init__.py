@@ -62,27 +62,27 @@ class _Api:
         chat = requests.to_chat(fields)
         thoughts = requests.thinking(fields) is not False and "thinking" in fields
         if fields.get("stream"):
-            return _Stream(self._events(chat, thoughts=thoughts, name=http.scope["ovms.request"]))
-        answer = await self._ask(chat, http.scope["ovms.request"])
+            return _Stream(self._events(chat, http, thoughts=thoughts))
+        answer = await self._ask(chat, http)
         return JSONResponse(answers.from_chat(answer, thoughts=thoughts))
 
     async def count(self, http: HttpRequest) -> Response:
         """Count the tokens of a request: the model's own template and tokenizer do, for an answer of one token."""
         chat = requests.to_chat(decode_request(await http.body()), count=True)
-        answer = await self._ask(chat, http.scope["ovms.request"])
+        answer = await self._ask(chat, http)
         return JSONResponse({"input_tokens": (answer.get("usage") or {}).get("prompt_tokens", 0)})
 
-    async def _ask(self, chat: Fields, name: str) -> Fields:
-        answer = await self._kernel.invoke(SERVICE, Request(fields=chat, caller=Anthropic.name, id=name))
+    async def _ask(self, chat: Fields, http: HttpRequest) -> Fields:
+        answer = await self._kernel.invoke(SERVICE, _request(chat, http))
         found = json.loads(answer.body)
         if not isinstance(found, dict) or not found.get("choices"):
             raise EngineFailed("The engine's answer is not a chat completion.")
         return found
 
-    async def _events(self, chat: Fields, *, thoughts: bool, name: str) -> AsyncGenerator[bytes, None]:
+    async def _events(self, chat: Fields, http: HttpRequest, *, thoughts: bool) -> AsyncGenerator[bytes, None]:
         chat = chat | {"stream": True, "stream_options": {"include_usage": True}}
         events = answers.Events(str(chat.get("model") or ""), thoughts=thoughts)
-        chunks = read_events(self._kernel.stream(SERVICE, Request(fields=chat, caller=Anthropic.name, id=name)))
+        chunks = read_events(self._kernel.stream(SERVICE, _request(chat, http)))
         async with aclosing(chunks):
             async for chunk in chunks:
                 for each in events.chunk(chunk):
@@ -103,6 +103,11 @@ class _Stream(Response):
         del receive, send
         streamed: StreamedAnswer = scope["ovms.stream"]
         await streamed(self._events, _failed, b"text/event-stream", answers.event("ping"))
+
+
+def _request(chat: Fields, http: HttpRequest) -> Request:
+    trace = http.headers.get("traceparent", "")
+    return Request(fields=chat, caller=Anthropic.name, id=http.scope["ovms.request"], trace=trace)
 
 
 def _failed(error: Exception) -> bytes:

@@ -224,7 +224,13 @@ def _request(translated: Fields, fields: Fields, http: HttpRequest) -> Request:
     if not isinstance(translated.get("model"), str):
         raise BadRequest("The field model must name a model.")
     keep_alive = requests.keep_alive_of(fields)
-    return Request(fields=translated, caller="ollama", id=http.scope["ovms.request"], keep_alive=keep_alive)
+    return Request(
+        fields=translated,
+        caller="ollama",
+        id=http.scope["ovms.request"],
+        keep_alive=keep_alive,
+        trace=http.headers.get("traceparent", ""),
+    )
 
 
 def _texts(directory: Path) -> dict[str, str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ovms_face_aog.settings import AogSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Mapping
+    from collections.abc import Awaitable
 
     from ovms_face_aog.process import PluginProcess
     from ovms_kernel.api.faces import KernelApi, ServiceDefinition
@@ -14,12 +16,13 @@ if TYPE_CHECKING:
 class AogFace:
     """Serves the go-plugin host that started this process.
 
-    :param section: nothing is set for it.
     :param process: what this process has of its host; ``None`` means that it is taken from the process when served.
     """
 
-    def __init__(self, section: Mapping[str, Any], process: PluginProcess | None = None) -> None:
-        del section
+    settings_type = AogSettings
+
+    def __init__(self, settings: AogSettings, process: PluginProcess | None = None) -> None:
+        del settings  # read for each request, from the kernel
         self._process = process
 
     async def serve(self, kernel: Awaitable[KernelApi]) -> None:

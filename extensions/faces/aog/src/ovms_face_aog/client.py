@@ -1,6 +1,6 @@
 """A go-plugin host in Python that does what AOG does: for tests, and for a person to see the plugin work.
 
-Numbers in parentheses are sections of aog-plugin.md: how a plugin is started (B5), spoken to (A3) and ended (A6).
+docs/protocols/go-plugin.md says how a plugin is started, spoken to and ended.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HANDSHAKE_LIMIT = 10.0
-"""Seconds that AOG gives a plugin to print its line (B5)."""
+"""Seconds that AOG gives a plugin to print its line."""
 EXIT_LIMIT = 2.0
-"""Seconds from the reply to Shutdown to the end of the process and of its pipes, before the host kills (A6)."""
+"""Seconds from the reply to Shutdown to the end of the process and of its pipes, before the host kills."""
 AOG = {
     "AOG_PLUGIN": "aog-provider-plugin-v1",
     "AOG_VERSION": "v0.7",
@@ -34,7 +34,7 @@ AOG = {
     "PLUGIN_MAX_PORT": "25000",
     "PLUGIN_PROTOCOL_VERSIONS": "1",
 }
-"""What AOG adds to its environment (A1)."""
+"""What AOG adds to its environment."""
 
 
 class PluginFailed(Exception):
@@ -42,7 +42,7 @@ class PluginFailed(Exception):
 
 
 def connect(address: str) -> grpc.aio.Channel:
-    """Return a connection like the one of go-plugin hosts: no limits, no proxy, and a name that says nothing (A3)."""
+    """Return a connection like the one of go-plugin hosts: no limits, no proxy, and a name that says nothing."""
     return grpc.aio.insecure_channel(
         address,
         options=[
@@ -207,7 +207,7 @@ class PluginHost(ProviderClient):
         await self.channel.close()
         try:
             async with asyncio.timeout(EXIT_LIMIT):
-                # A child that inherited the pipes would keep them open: the host waits for their ends too (A8).
+                # A child that inherited the pipes would keep them open: the host waits for their ends too.
                 await asyncio.gather(self.process.wait(), *self._tasks)
         except TimeoutError:
             self.process.kill()

@@ -49,6 +49,10 @@ def _created_as_text(found: re.Match[bytes]) -> bytes:
 
 def reframe_answer(answer: bytes) -> bytes:
     """Return a whole answer as AOG's templates can convert it; what is not a JSON object is left alone."""
+    if answer.startswith(b"{"):
+        changed, count = CREATED.subn(_created_as_text, answer, 1)
+        if count:
+            return changed
     try:
         value = json.loads(answer)
     except ValueError:

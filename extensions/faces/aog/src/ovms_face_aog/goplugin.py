@@ -1,6 +1,6 @@
 """hashicorp/go-plugin's wire (v1.7.0) from the plugin's side: environment, handshake, its own services, the host's end.
 
-Knows nothing of AOG and of what is served beside; see docs/aog.md.
+Knows nothing of AOG and of what is served beside; see docs/protocols/go-plugin.md.
 """
 
 from __future__ import annotations

@@ -118,10 +118,11 @@ def make_manifest(definitions: Iterable[ServiceDefinition], *, bodies: Bodies = 
     """Return the manifest of those of these services that AOG can offer, sorted by name."""
     offered = []
     for each in sorted(definitions, key=lambda each: each.name):
-        if cause := why_not_offered(each):
-            log.warning("Service %s is not offered to AOG: %s.", each.name, cause)
-        else:
+        cause = why_not_offered(each)
+        if not cause:
             offered.append(each)
+        elif each.extras.get(FACE):  # it means to be offered
+            log.warning("Service %s is not offered to AOG: %s.", each.name, cause)
     return Manifest(tuple(offered), bodies=bodies)
 
 

@@ -27,6 +27,8 @@ WATCH_PERIOD = 0.2
 """Seconds between two looks at whether the host still lives."""
 RESTARTS, RESTART_PERIOD = 5, 60.0
 """As often within these seconds the plugin's process is started again; more is a fault that this does not heal."""
+NOTICE = 1.0
+"""Seconds that the plugin's process has to see that the host is gone, before it is asked to end."""
 STOP_LIMIT = 12.0
 """Seconds that the plugin's process has to end when the host is gone."""
 BUFFER = 1 << 20
@@ -196,11 +198,14 @@ class Parent:
 
     def _end(self) -> int:
         """End with the host: the plugin's process sees for itself that it is gone, and has some time to stop all."""
-        deadline = time.monotonic() + STOP_LIMIT
-        self._pass_on(signal.SIGTERM)
-        while time.monotonic() < deadline:
+        began = time.monotonic()
+        told = False
+        while (passed := time.monotonic() - began) < STOP_LIMIT:
             if os.waitpid(self._child, os.WNOHANG)[0]:
                 return 0
+            if passed > NOTICE and not told:
+                told = True
+                self._pass_on(signal.SIGTERM)
             time.sleep(0.02)
         os.kill(self._child, signal.SIGKILL)
         return 0

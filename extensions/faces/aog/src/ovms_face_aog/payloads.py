@@ -1,9 +1,11 @@
-"""The JSON inside the bytes of ProviderService, as AOG's Go types read and write it (aog-plugin.md B7)."""
+"""The JSON inside the bytes of ProviderService, as AOG's Go types read and write it (docs/protocols/aog.md)."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from ovms_kernel.errors import BadRequest
 
@@ -67,7 +69,7 @@ def read_pull(raw: bytes, services: Mapping[str, Service]) -> tuple[str, str]:
 
 def write(value: object) -> bytes:
     """Return JSON for Go's decoder."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return msgspec.json.encode(value)
 
 
 def write_config(engine: EngineStatus, settings: Settings, host: Host) -> bytes:
@@ -120,7 +122,7 @@ def write_models(models: Iterable[LocalModel]) -> bytes:
 
 
 def write_progress(progress: Progress) -> bytes:
-    """Return one message of PullModelStream; AOG shows only what has a ``completed`` above 0 (C4)."""
+    """Return one message of PullModelStream; AOG shows only what has a ``completed`` above 0."""
     return write(
         {
             "status": progress.status,

@@ -16,6 +16,7 @@ from ovms_face_aog import payloads, rpcs
 from ovms_face_aog.framing import send_together
 from ovms_face_aog.manifest import manifest_of
 from ovms_face_aog.protos import aog_provider_pb2 as pb
+from ovms_face_aog.settings import AogSettings
 from ovms_face_aog.shapes import invoke_shaped
 from ovms_kernel.api.faces import BadRequest, Message, NotSupported, OvmsError, Progress, Request
 
@@ -177,7 +178,9 @@ class Provider:
         async def ask(asked: bytes) -> Answer:
             return await kernel.invoke(service, Request(asked, timeout=timeout, caller="aog", local_files=True))
 
-        return await invoke_shaped(service, body, kernel.settings.section("faces", "aog"), ask)
+        return await invoke_shaped(
+            service, body, kernel.settings.read_section("faces", "aog", AogSettings).output_dir, ask
+        )
 
     def stream(
         self, kernel: KernelApi, service: str, body: bytes, timeout: float | None

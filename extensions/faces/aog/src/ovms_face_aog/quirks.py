@@ -11,6 +11,9 @@ import logging
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+import anyio
+import msgspec
+
 from ovms_face_aog import framing, payloads
 from ovms_face_aog.protos import aog_provider_pb2 as pb
 from ovms_face_aog.provider import Provider
@@ -32,6 +35,13 @@ LINGER = 0.5
 """Seconds that a pull's stream stays open after its last message, or AOG may lose that (D1-26, D1-30)."""
 VOICES = frozenset({"male", "female", "girl", "baby"})
 """What AOG's clients must name as voice, whatever the model has; its own templates drop it."""
+
+
+class Asked(msgspec.Struct):
+    """What of a request decides whether anything has to be added to it."""
+
+    model: object = None
+    voice: object = None
 
 
 class AogProvider(Provider):
@@ -90,9 +100,12 @@ class AogProvider(Provider):
     async def _addressed(self, kernel: KernelApi, service: str, body: bytes) -> bytes:
         """Return a request with the model that was loaded or used last in case it names none."""
         try:
+            asked = msgspec.json.decode(body, type=Asked)
+            if asked.model and asked.voice is None:
+                return body  # nearly every request; the kernel decodes all of it
             fields = decode_request(body)
-        except BadRequest:
-            return body  # the kernel says so, too
+        except (BadRequest, msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            return body  # the kernel says what is wrong with it
         if isinstance(voice := fields.get("voice"), str) and voice in VOICES:
             del fields["voice"]
             body = payloads.write(fields)
@@ -113,10 +126,10 @@ class AogProvider(Provider):
         """
         try:
             kernel, model = await self.kernel(), payloads.read_model(request.request_json)
-            async with asyncio.timeout(LOAD_LIMIT):
+            with anyio.move_on_after(LOAD_LIMIT) as limit:
                 await kernel.load_model(model)
-        except TimeoutError:
-            log.info("LoadModel: the model is still loading after %g s", LOAD_LIMIT)
+            if limit.cancelled_caught:
+                log.info("LoadModel: %s is still loading after %g s", model, LOAD_LIMIT)
         except Exception as error:  # noqa: BLE001 - whatever it is
             self.told(error, "LoadModel")
         return pb.LoadModelResponse()

@@ -94,12 +94,13 @@ async def _run(process: PluginProcess) -> None:
     import asyncio
 
     from ovms_face_aog import AogFace
+    from ovms_face_aog.settings import AogSettings
 
     asyncio.get_running_loop().set_exception_handler(_log_unhandled)
     composition = Composition()
     async with asyncio.TaskGroup() as group:
         composing = group.create_task(composition.hold(process))
-        await AogFace({}, process).serve(composition)
+        await AogFace(AogSettings(), process).serve(composition)
         composition.ended.set()
         if not composition.wanted.is_set():
             composing.cancel()

@@ -31,11 +31,11 @@ SHAPED = ("speech-to-text", "text-to-image", "text-to-speech")
 
 
 async def invoke_shaped(
-    service: str, body: bytes, section: Mapping[str, Any], invoke: Callable[[bytes], Awaitable[Answer]]
+    service: str, body: bytes, output_dir: str, invoke: Callable[[bytes], Awaitable[Answer]]
 ) -> bytes:
     """Answer a request in AOG's form.
 
-    :param section: the face's settings, for ``output_dir``.
+    :param output_dir: the setting, where files are written.
     :param invoke: answers a body in OpenAI's form.
     """
     if service not in SHAPED:
@@ -50,11 +50,11 @@ async def invoke_shaped(
             if asked not in (None, "b64_json"):
                 raise BadRequest(f"The field response_format must be b64_json or path, not {asked}.")
             return (await invoke(body)).body
-        folder = output_folder(section)
+        folder = output_folder(output_dir)
         answer = await invoke(write(fields | {"response_format": "b64_json"}))
         return await anyio.to_thread.run_sync(with_image_files, answer.body, folder)
     inline = asked == "b64_json"
-    speech_folder = None if inline else output_folder(section)
+    speech_folder = None if inline else output_folder(output_dir)
     form = "wav" if inline else asked or "wav"
     answer = await invoke(write(fields | {"response_format": form}))
     return await anyio.to_thread.run_sync(speech, answer, form, speech_folder)
@@ -103,13 +103,13 @@ def speech(answer: Answer, form: str, folder: Path | None) -> bytes:
     return write(said)
 
 
-def output_folder(section: Mapping[str, Any]) -> Path:
+def output_folder(chosen: str) -> Path:
     """Return the setting ``output_dir``, else the user's folder for downloads, else the home folder.
 
     :raises PreconditionFailed: the setting does not say where the folder is, whatever the working directory.
     """
-    if chosen := section.get("output_dir"):
-        folder = Path(str(chosen))
+    if chosen:
+        folder = Path(chosen)
         with suppress(RuntimeError):  # ~ of somebody who is not known here
             folder = folder.expanduser()
         if not folder.is_absolute():

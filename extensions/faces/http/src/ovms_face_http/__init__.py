@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ovms_face_http.config import HttpSettings, checked
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable
 
     from ovms_face_http.running import Running
     from ovms_kernel.api.faces import KernelApi
@@ -14,15 +16,12 @@ __all__ = ["HttpFace"]
 
 
 class HttpFace:
-    """Serves HTTP at the address of its settings.
+    """Serves HTTP at the address of its settings."""
 
-    :param section: ``faces.http``; see ``config.HttpSettings``.
-    """
+    settings_type = HttpSettings
 
-    def __init__(self, section: Mapping[str, Any]) -> None:
-        from ovms_face_http import config
-
-        self.settings = config.read(section)
+    def __init__(self, settings: HttpSettings) -> None:
+        self.settings = checked(settings)
 
     async def serve(self, kernel: Awaitable[KernelApi], *, ready: Callable[[Running], object] | None = None) -> None:
         """Serve until cancelled; then answers that have begun are sent to their end.

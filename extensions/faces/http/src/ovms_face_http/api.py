@@ -68,7 +68,8 @@ def dialects(kernel: KernelApi) -> Mapping[str, Any]:
         if f"dialects.{each.name}" in kernel.settings.disabled:
             continue
         try:
-            found[each.name] = each.load()(kernel.settings.section("dialects", each.name))
+            driver = each.load()
+            found[each.name] = driver(kernel.settings.for_driver(driver, "dialects", each.name))
         except Exception:
             log.exception("The dialect %s is left out", each.name)
     return found

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from ovms_kernel.api.faces import BadRequest
+from ovms_kernel.api.faces import BadRequest, read_struct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,22 +47,16 @@ def read(section: Mapping[str, Any]) -> HttpSettings:
     :raises BadRequest: a name or a value is wrong; the sentence says which.
     """
     values = dict(section)
-    known = HttpSettings.__struct_fields__
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
-            instead = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
-            raise BadRequest(f"faces.http.{name} is not a setting; {instead}")
-    origins = values.get("allowed_origins")
-    if isinstance(origins, str):
-        values["allowed_origins"] = [each.strip() for each in origins.split(",") if each.strip()]
     if values.get("keys", "") is None:  # YAML's way to write none
         values["keys"] = "none"
-    try:
-        settings = msgspec.convert(values, HttpSettings, strict=False)
-    except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$.")
-        raise BadRequest(f"faces.http.{where.rstrip('`')} is wrong: {what[:1].lower()}{what[1:]}.") from error
+    return checked(read_struct(HttpSettings, values, lambda _: "the settings", "faces.http."))
+
+
+def checked(settings: HttpSettings) -> HttpSettings:
+    """Return settings that fit together.
+
+    :raises BadRequest: they do not; the sentence says which.
+    """
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise BadRequest("faces.http needs both tls_cert and tls_key to serve https; set the other one too.")
     if settings.keys == "none" and not is_loopback(settings.host):

@@ -58,6 +58,11 @@ class Exchange:
         self.started = False
         self.status = 0
 
+    @property
+    def trace(self) -> str:
+        """The caller's trace context, such as ``00-…-…-01``; empty if it sends none."""
+        return self.headers.get(b"traceparent", b"").decode("latin-1")
+
     # -- the request -----------------------------------------------------------------------------------------------
 
     async def body(self) -> bytes:

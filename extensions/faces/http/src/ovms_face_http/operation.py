@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ovms_face_http.config import HttpSettings
     from ovms_face_http.running import Running
-    from ovms_kernel.api.faces import KernelApi
+    from ovms_kernel.api.faces import KernelApi, Progress
     from ovms_kernel.api.observers import EngineExit, EngineInfo, LoadedModel, LocalModel
 
 STOPPED = "The server is stopped; models and settings are kept."
@@ -73,12 +73,30 @@ async def operate(kernel: KernelApi, settings: HttpSettings, say: Callable[[str]
     async with anyio.create_task_group() as group:
         group.start_soon(running.serve, settings, composed, ready)
         await serving.wait()  # so that nothing is started for an address that is in use
+        if not await kernel.check_engine():
+            say("No engine is installed yet; it is installed first.")
+            installed = await kernel.install_engine(report=_steps(say))
+            say(f"Engine {installed.version} ({installed.platform}) is installed.")
         await kernel.start_engine()
         await _introduce(kernel, told[0], say)
         while True:
             with suppress(TimedOut):  # it is still starting, which the kernel tells
                 await kernel.engine()
             await anyio.sleep(LOOK)
+
+
+def _steps(say: Callable[[str], None]) -> Callable[[Progress], None]:
+    """Return what says how far an install is, at each tenth."""
+    told = ("", 0)
+
+    def report(now: Progress) -> None:
+        nonlocal told
+        tenth = 10 * now.completed // now.total if now.total else 0
+        if (now.status, tenth) != told:
+            told = now.status, tenth
+            say(f"  {now.status}{f' {10 * tenth} %' if now.total else ''}")
+
+    return report
 
 
 async def _introduce(kernel: KernelApi, where: Running, say: Callable[[str], None]) -> None:

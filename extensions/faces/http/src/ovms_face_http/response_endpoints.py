@@ -103,7 +103,9 @@ class Responses:
             await exchange.stream(self._stream(made, events, exchange), failed)
         else:
             made.chat.pop("stream", None)
-            answer = await self._kernel.invoke(CHAT, Request(fields=made.chat, caller=NAME, id=exchange.id))
+            answer = await self._kernel.invoke(
+                CHAT, Request(fields=made.chat, caller=NAME, id=exchange.id, trace=exchange.trace)
+            )
             try:
                 response = responses.from_chat(json.loads(answer.body), made)
             except (ValueError, LookupError, TypeError) as error:
@@ -124,7 +126,9 @@ class Responses:
 
     async def _stream(self, made: Translated, events: Events, exchange: Exchange) -> AsyncGenerator[bytes, None]:
         chat = made.chat | {"stream": True, "stream_options": {"include_usage": True}}
-        chunks = read_events(self._kernel.stream(CHAT, Request(fields=chat, caller=NAME, id=exchange.id)))
+        chunks = read_events(
+            self._kernel.stream(CHAT, Request(fields=chat, caller=NAME, id=exchange.id, trace=exchange.trace))
+        )
         begun = False
         async with aclosing(chunks):
             async for chunk in chunks:

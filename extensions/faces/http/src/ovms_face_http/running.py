@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+IDLE_UNLOAD = 1800.0
+"""Seconds after which a model that nobody uses is unloaded, where no setting says otherwise."""
+
 
 @dataclass(frozen=True)
 class Running:
@@ -47,6 +50,7 @@ async def serve(
     sock = bind(settings)  # before the kernel, as a port in use is said at once
     try:
         composed = await kernel
+        composed.default_idle_unload(IDLE_UNLOAD)
         folder = composed.settings.data_dir
         keys = keys_of(composed.settings) if settings.keys == "required" else None
         if keys:

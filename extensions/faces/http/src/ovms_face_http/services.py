@@ -74,13 +74,13 @@ async def read_request(exchange: Exchange, added: dict[str, Any] | None = None) 
     content_type = exchange.headers.get(b"content-type", b"")
     if content_type.startswith(b"multipart/form-data"):
         fields, files = await read_form(content_type, exchange.pieces())
-        return Request(fields=fields | (added or {}), files=files, caller=NAME, id=exchange.id)
+        return Request(fields=fields | (added or {}), files=files, caller=NAME, id=exchange.id, trace=exchange.trace)
     body = await exchange.body()
     if not body.strip():
         raise BadRequest("The request is empty; send one JSON object.")
     if added:
-        return Request(fields=fields_of(body) | added, caller=NAME, id=exchange.id)
-    return Request(body, caller=NAME, id=exchange.id)
+        return Request(fields=fields_of(body) | added, caller=NAME, id=exchange.id, trace=exchange.trace)
+    return Request(body, caller=NAME, id=exchange.id, trace=exchange.trace)
 
 
 def fields_of(body: bytes) -> dict[str, Any]:
@@ -119,7 +119,10 @@ def wants_stream(request: Request) -> bool:
                 return False  # it is no object, which admission says
             stream = ""
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return False  # admission says what is wrong with it
+            try:  # half of a character is no error
+                stream = decode_request(request.body).get("stream")
+            except BadRequest:
+                return False  # admission says what is wrong with it
     if not isinstance(stream, bool | None):
         raise BadRequest("The field stream must be true or false.")
     return bool(stream)

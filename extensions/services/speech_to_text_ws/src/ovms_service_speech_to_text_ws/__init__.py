@@ -6,11 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import msgspec
 
 from ovms_kernel.api.services import NotSupported, ServiceDefinition
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from ovms_kernel.api.services import Answer, Call, Engine, Message
 
@@ -18,20 +19,28 @@ WAITING_MESSAGES = 16
 """Messages to a client that does not read; then everything before them waits too."""
 
 
+DEFAULT_MODEL = "OpenVINO/whisper-base-int8-ov"
+
+
+class LiveSpeechSettings(msgspec.Struct, frozen=True):
+    """What can be set."""
+
+    default_model: str = DEFAULT_MODEL
+    """The model of requests that name none."""
+
+
 class LiveSpeech:
-    """Writes down speech while it is spoken; ``session`` tells the protocol.
+    """Transcribes speech while it is spoken; ``session`` tells the protocol."""
 
-    :param section: ``default_model``.
-    """
+    settings_type = LiveSpeechSettings
 
-    def __init__(self, section: Mapping[str, Any]) -> None:
-        default = "OpenVINO/whisper-base-int8-ov"
+    def __init__(self, settings: LiveSpeechSettings) -> None:
         self.definition = ServiceDefinition(
             name="speech-to-text-ws",
             model_type="speech_to_text",
             endpoint="/v3/audio/transcriptions",
-            default_model=section.get("default_model", default),
-            support_models=(default, "NamoLi/whisper-large-v3-ov"),
+            default_model=settings.default_model,
+            support_models=(DEFAULT_MODEL, "NamoLi/whisper-large-v3-ov"),
             streaming=True,
             bidirectional=True,
             extras={

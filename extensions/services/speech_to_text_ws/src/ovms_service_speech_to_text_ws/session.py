@@ -1,6 +1,6 @@
 """One session of live speech: its messages, and its tasks one after the other.
 
-Everything is bounded: sound is read only as fast as sentences are written down, a sentence is at most 25 s long, and
+Everything is bounded: sound is read only as fast as sentences are transcribed, a sentence is at most 25 s long, and
 two of them wait.
 """
 
@@ -24,9 +24,10 @@ from ovms_kernel.api.services import (
     decode_request,
     transcription_fields,
 )
+from ovms_service_speech_to_text_ws.pcm import Decoder, checked_rate
 from ovms_service_speech_to_text_ws.segments import RATE, Segmenter
-from ovms_service_speech_to_text_ws.sound import Decoder, Detector, checked_rate
-from ovms_service_speech_to_text_ws.writer import Writer
+from ovms_service_speech_to_text_ws.transcriber import Transcriber
+from ovms_service_speech_to_text_ws.vad import Detector
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -111,23 +112,23 @@ class Session:
     async def _run_task(self, first: Message, messages: MemoryObjectReceiveStream[Message]) -> None:
         self._task = task = await self._begin(first)
         await self._say("task-started")
-        writer = Writer(self._engine, task.model, task.fields, task.segmenter, self._say_sentence)
+        transcriber = Transcriber(self._engine, task.model, task.fields, task.segmenter, self._say_sentence)
         try:
             async with anyio.create_task_group() as group:
-                group.start_soon(writer.run)
+                group.start_soon(transcriber.run)
                 if first.kind == "binary":
                     task.heard_sound = True
-                    await self._listen(task, task.decoder.push(first.data), writer)
+                    await self._listen(task, task.decoder.push(first.data), transcriber)
                 async for message in messages:
                     if message.kind == "binary":
                         task.heard_sound = True
-                        await self._listen(task, task.decoder.push(message.data), writer)
+                        await self._listen(task, task.decoder.push(message.data), transcriber)
                     elif finishes(message, task):
                         break
-                await self._listen(task, task.decoder.finish(), writer)
+                await self._listen(task, task.decoder.finish(), transcriber)
                 if last := task.segmenter.finish():
-                    await writer.put(last)
-                writer.close()
+                    await transcriber.put(last)
+                transcriber.close()
         except BaseExceptionGroup as errors:
             raise cause_of(errors) from None
         await self._say("task-finished")
@@ -167,15 +168,15 @@ class Session:
 
     # -- sound and events ------------------------------------------------------------------------------------------
 
-    async def _listen(self, task: Task, blocks: Iterator[NDArray[np.int16]], writer: Writer) -> None:
+    async def _listen(self, task: Task, blocks: Iterator[NDArray[np.int16]], transcriber: Transcriber) -> None:
         assert self._detector  # noqa: S101 - every task has one
         for number, block in enumerate(blocks, 1):
             likely = self._detector.likely(block) if task.use_vad else 1.0
             if sentence := task.segmenter.push(block, likely):
-                await writer.put(sentence)  # waits while sentences wait, and with it the client
+                await transcriber.put(sentence)  # waits while sentences wait, and with it the client
             elif number % YIELD_BLOCKS == 0:
                 await anyio.lowlevel.checkpoint()
-        writer.look()
+        transcriber.look()
 
     async def _say_sentence(self, begin: int, end: int | None, text: str) -> None:
         sentence = {"begin_time": begin, "end_time": end, "text": text}

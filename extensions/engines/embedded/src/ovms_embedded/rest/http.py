@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,11 @@ CLOSE = ((b"connection", b"close"),)
 LARGE = 1 << 18
 """Bytes from which reading or writing a body is left to a thread, so that nobody else waits for it."""
 DEPTH_LIMIT = 100
+HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB]HH\\u[dD][c-fC-F]HH|(u[dD][89a-fA-F]HH)|.)".replace(b"H", rb"[0-9a-fA-F]"), re.DOTALL
+)
+"""An escape in JSON: both halves of a character, one half without the other (the group), or any other."""
 FORM_FIELDS = 1000
 RETRY_AFTER = ((b"retry-after", b"1"),)
 JSON = b"application/json"
@@ -143,11 +149,13 @@ async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int, t
 
 
 def read_json(body: bytes) -> dict[str, Any]:
-    """Return a body that is a JSON object.
+    """Return a body that is a JSON object; half of a character without the other becomes U+FFFD.
 
     :raises HttpError: it is none, or nested too deeply.
     """
     try:
+        if HALF.search(body):
+            body = ESCAPE.sub(lambda match: rb"\ufffd" if match[1] else match[0], body)
         fields = _decode(body)
     except RecursionError:
         raise HttpError(412, "JSON body exceeds the nesting limit") from None

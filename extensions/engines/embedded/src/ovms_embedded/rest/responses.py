@@ -152,6 +152,8 @@ def _part(part: object) -> dict[str, Any]:
         raise Invalid("input_image needs image_url, a string or an object with url")
     if kind == "input_audio":
         raise Invalid(NO_AUDIO)
+    if isinstance(part, dict) and kind == "refusal" and isinstance(part.get("refusal"), str):
+        return {"type": "refusal", "refusal": part["refusal"]}
     if not isinstance(part, dict) or kind not in TEXT_PARTS or not isinstance(part.get("text"), str):
         raise Invalid("Unsupported content type. Supported types are input_text, output_text and input_image.")
     return {"type": "text", "text": part["text"]}

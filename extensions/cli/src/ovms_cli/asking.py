@@ -1,0 +1,224 @@
+"""Where requests go: to `ovms-plugin serve` where it runs for this data folder, else to a kernel in this process."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ovms_cli import output
+from ovms_kernel.errors import (
+    BadRequest,
+    EngineFailed,
+    NotFound,
+    NotSupported,
+    OvmsError,
+    TimedOut,
+    Unauthorized,
+    Unavailable,
+)
+from ovms_kernel.hookspecs import hookimpl
+from ovms_kernel.values import Answer, LocalModel
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+
+    import httpx
+
+    from ovms_cli.session import Session
+    from ovms_kernel.drivers import Service
+    from ovms_kernel.values import Request
+
+ERRORS: dict[int, type[OvmsError]] = {
+    400: BadRequest,
+    401: Unauthorized,
+    404: NotFound,
+    408: TimedOut,
+    501: NotSupported,
+    502: EngineFailed,
+    503: Unavailable,
+}
+"""Errors by the status of the server's answer."""
+CONNECT = 5.0
+"""Seconds for a connection to this machine."""
+
+
+class Services(Protocol):
+    """What commands need of a kernel to ask services; see ``KernelApi``."""
+
+    def service(self, name: str) -> Service:
+        """Return one service."""
+        ...
+
+    async def list_models(self) -> list[LocalModel]:
+        """Return the installed models, by id."""
+        ...
+
+    async def invoke(self, service: str, request: Request) -> Answer:
+        """Answer one request as a whole."""
+        ...
+
+    def stream(self, service: str, request: Request) -> AsyncGenerator[bytes, None]:
+        """Answer one request piece by piece."""
+        ...
+
+
+@asynccontextmanager
+async def services_of(session: Session) -> AsyncIterator[Services]:
+    """Give where requests go. A server that runs gets them, so that it knows which models are in use."""
+    if (server := server_of(session.settings.data_dir)) is None:
+        async with session.kernel() as kernel:
+            if not await kernel.check_engine() and await kernel.list_models():
+                output.say("No engine is installed yet; it is installed first.")
+                with output.progress("engine") as report:
+                    await kernel.install_engine(report=report)
+            if not kernel.engine_runs():
+                kernel.register("terminal", Starting())
+            yield kernel
+        return
+    from ovms_kernel.engine.host import read_host
+    from ovms_kernel.extensions import compose
+
+    installed = compose(session.settings, read_host(), kinds=["services"]).services
+    async with _client(*server) as client:
+        yield ServerServices(client, installed)
+
+
+class Starting:
+    """Listens to the kernel and says once why the answer is not there yet."""
+
+    told = False
+
+    @hookimpl
+    def ovms_amend_launch(self) -> None:
+        """Say that the engine starts, and how to keep it for all requests."""
+        if not self.told:
+            self.told = True
+            output.say("Starting the engine for this request; `ovms-plugin serve` keeps one running.")
+
+
+class ServerServices:
+    """The services of the server that runs for this data folder.
+
+    :param installed: the services of this environment, which say at which path each is offered.
+    """
+
+    def __init__(self, client: httpx.AsyncClient, installed: Mapping[str, Service]) -> None:
+        self._client = client
+        self._installed = installed
+
+    def service(self, name: str) -> Service:
+        """Return one service.
+
+        :raises NotFound: there is none of that name.
+        """
+        try:
+            return self._installed[name]
+        except KeyError:
+            offered = ", ".join(sorted(self._installed)) or "none"
+            raise NotFound(f"There is no service {name!r}; installed: {offered}.") from None
+
+    async def list_models(self) -> list[LocalModel]:
+        """Return the installed models, by id; of each only what the server says."""
+        found = json.loads((await self._send("GET", "/v1/models")).body)["data"]
+        return [
+            LocalModel(
+                each["id"], Path(), each.get("type", ""), each.get("size", 0), "",
+                datetime.fromtimestamp(each["created"], UTC),
+            )
+            for each in found
+        ]  # fmt: skip
+
+    async def invoke(self, service: str, request: Request) -> Answer:
+        """Answer one request as a whole."""
+        if not request.files:
+            content = request.body if request.fields is None else json.dumps(dict(request.fields)).encode()
+            headers = {"content-type": "application/json"}
+            return await self._send("POST", self._path(service), content=content, headers=headers)
+        fields = request.fields or json.loads(request.body)
+        form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
+        uploads = {name: (each.name, each.data, each.content_type) for name, each in request.files.items()}
+        return await self._send("POST", self._path(service, "/edits"), data=form, files=uploads)
+
+    async def stream(self, service: str, request: Request) -> AsyncGenerator[bytes, None]:
+        """Answer one request piece by piece: whole server-sent events, or the bytes of a sound."""
+        fields = dict(request.fields) if request.fields is not None else json.loads(request.body)
+        body = json.dumps(fields | {"stream": True}).encode()
+        headers = {"content-type": "application/json"}
+        try:
+            async with self._client.stream("POST", self._path(service), content=body, headers=headers) as response:
+                if response.is_error:
+                    raise _error(response.status_code, await response.aread())
+                if not response.headers.get("content-type", "").startswith("text/event-stream"):
+                    async for data in response.aiter_bytes():
+                        yield data
+                    return
+                async for line in response.aiter_lines():
+                    if line.startswith("data:"):
+                        yield f"{line}\n\n".encode()
+        except Exception as error:
+            raise _told(error) from error
+
+    def _path(self, service: str, ending: str = "") -> str:
+        """Return the path of a service, the one with an ending where it has one."""
+        paths = self.service(service).definition.paths
+        if not paths:
+            raise NotSupported(f"The server does not offer {service} over HTTP; stop it to ask the service from here.")
+        return next((each for each in paths if ending and each.endswith(ending)), paths[0])
+
+    async def _send(self, method: str, path: str, **body: Any) -> Answer:  # noqa: ANN401 - as httpx takes it
+        try:
+            response = await self._client.request(method, path, **body)
+        except Exception as error:
+            raise _told(error) from error
+        if response.is_error:
+            raise _error(response.status_code, response.content)
+        return Answer(response.content, response.headers.get("content-type", "application/json"))
+
+
+def _told(error: Exception) -> Exception:
+    """Return an error of the connection as one with a sentence; any other as it is."""
+    import httpx
+
+    if not isinstance(error, httpx.TransportError):
+        return error
+    kind = type(error).__name__
+    return Unavailable(f"The server does not answer any more ({kind}); `ovms-plugin serve` starts it again.")
+
+
+def _error(status: int, body: bytes) -> OvmsError:
+    try:
+        message = str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        message = f"The server answered with status {status}."
+    return ERRORS.get(status, EngineFailed if status >= 500 else BadRequest)(message)
+
+
+@asynccontextmanager
+async def _client(url: str, key: str) -> AsyncIterator[httpx.AsyncClient]:
+    import httpx
+
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    limits = httpx.Timeout(None, connect=CONNECT)
+    # The server is on this machine: no proxy is meant for it.
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=limits, trust_env=False) as client:
+        yield client
+
+
+def server_of(data_dir: Path) -> tuple[str, str] | None:
+    """Return the base URL and the key of the server that runs for a data folder."""
+    import psutil
+
+    try:
+        found = json.loads((data_dir / "run" / "http.json").read_bytes())
+        url, key_file, pid = str(found["url"]), str(found["key_file"]), int(found["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not psutil.pid_exists(pid):
+        return None
+    try:
+        return url, Path(key_file).read_text("ascii").strip() if key_file else ""
+    except OSError:
+        return url, ""

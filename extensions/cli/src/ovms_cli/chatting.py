@@ -1,0 +1,176 @@
+"""``run`` and ``chat``: talking to a model, one question or a whole conversation."""
+
+import json as json_
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import anyio
+import typer
+
+from ovms_cli import output
+from ovms_cli.asking import services_of
+from ovms_cli.conversation import Conversation, read_file
+from ovms_cli.services import WITHDRAWN, piped
+from ovms_cli.session import Session, add
+from ovms_kernel.errors import BadRequest, NotFound
+
+if TYPE_CHECKING:
+    from ovms_cli.asking import Services
+
+TYPE = "text_generation"
+"""The model type that chats."""
+
+System = Annotated[str, typer.Option(metavar="TEXT", help="How the model is to behave.", show_default=False)]
+Temperature = Annotated[
+    float | None, typer.Option(metavar="T", help="0 = always the likeliest word.", min=0, show_default=False)
+]
+MaxTokens = Annotated[int, typer.Option(metavar="N", help="Length of the answer at most.", min=0, show_default=False)]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Gives the same answer again.", show_default=False)]
+Image = Annotated[list[Path], typer.Option("--image", metavar="FILE", help="A picture to look at.", show_default=False)]
+JsonAnswer = Annotated[bool, typer.Option("--json", help="Have the model answer with a JSON object.")]
+Schema = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="A JSON schema that the answer keeps.", show_default=False)
+]
+Stats = Annotated[bool, typer.Option("--stats", help="Show speed after the answer.")]
+
+
+def typed(words: list[str]) -> list[str]:
+    """Return the question that was typed or piped, as one text; none for a conversation at a terminal.
+
+    Called before the event loop begins, whose signals a read of stdin would hold up.
+    """
+    if words == ["-"] or (not words and not sys.stdin.isatty()):
+        return [piped("-")]
+    return [piped(" ".join(words))] if words else []
+
+
+Text = Annotated[
+    list[str],
+    typer.Argument(metavar="TEXT", help="One question; - reads it from stdin.", callback=typed, show_default=False),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands."""
+    add(app, run, chat)
+
+
+async def run(
+    session: Session,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As owner/name.", show_default=False)],
+    text: Text = [],  # noqa: B006 - typer's way to say none or more
+    *,
+    system: System = "",
+    temperature: Temperature = None,
+    max_tokens: MaxTokens = 0,
+    seed: Seed = None,
+    image: Image = [],  # noqa: B006
+    json: JsonAnswer = False,
+    schema: Schema = None,
+    stats: Stats = False,
+) -> None:
+    """Ask a model a question, or talk to it; it is pulled if it is not here.
+
+    With a text, or one on stdin, it prints the answer; without, it goes on until you leave with /bye.
+    """
+    conversation = Conversation(model, system, schema=await _schema(schema, any_object=json))
+    _options(conversation, temperature=temperature, max_tokens=max_tokens, seed=seed)
+    for path in image:
+        await anyio.to_thread.run_sync(conversation.add_image, path)
+    await _need(session, model)
+    await _talk(session, conversation, text, stats=stats)
+
+
+async def chat(
+    session: Session,
+    text: Text = [],  # noqa: B006
+    *,
+    model: Annotated[
+        str, typer.Option("--model", "-m", metavar="MODEL", help="As owner/name.", show_default=False)
+    ] = "",
+    system: System = "",
+    temperature: Temperature = None,
+    max_tokens: MaxTokens = 0,
+    seed: Seed = None,
+    image: Image = [],  # noqa: B006
+    json: JsonAnswer = False,
+    schema: Schema = None,
+    stats: Stats = False,
+) -> None:
+    """Ask the default model a question, or talk to it.
+
+    Without a text it goes on until you leave with /bye.
+
+    The setting services.chat.default_model names the default; with one model for text, that is it.
+    """
+    conversation = Conversation(model, system, schema=await _schema(schema, any_object=json))
+    _options(conversation, temperature=temperature, max_tokens=max_tokens, seed=seed)
+    for path in image:
+        await anyio.to_thread.run_sync(conversation.add_image, path)
+    await _talk(session, conversation, text, stats=stats)
+
+
+async def _talk(session: Session, conversation: Conversation, text: list[str], *, stats: bool) -> None:
+    from ovms_cli.repl import Repl, ask_once
+
+    session.kept = WITHDRAWN
+    if text and not text[0].strip():
+        raise BadRequest('There is nothing to ask; give a text, such as `ovms-plugin chat "Hello"`.')
+    async with services_of(session) as services:
+        if not conversation.model:
+            conversation.model = await _default_of(session, services)
+        if not text:
+            session.kept = ""
+            kept = session.settings.data_dir / "history" / "chat"
+            await Repl(session, services, conversation, kept, stats=stats).run()
+        else:
+            await ask_once(services, conversation, text[0], stats=stats)
+
+
+async def _default_of(session: Session, services: "Services") -> str:
+    """Return the model of a chat that names none.
+
+    :raises NotFound: none is installed, or several and none of them is the default.
+    """
+    installed = [each.id for each in await services.list_models() if each.model_type == TYPE]
+    default = str(session.settings.section("services", "chat").get("default_model", ""))
+    if default in installed:
+        return default
+    if len(installed) == 1:
+        return installed[0]
+    if not installed:
+        raise NotFound("No model for text is installed; `ovms-plugin run OpenVINO/Qwen3-0.6B-int4-ov` pulls one.")
+    names = ", ".join(installed)
+    raise NotFound(
+        f"Several models are installed ({names}); name one with --model, or set a default with "
+        f"`ovms-plugin config set services.chat.default_model {installed[0]}`."
+    )
+
+
+async def _need(session: Session, model: str) -> None:
+    """Pull a model that is not here."""
+    async with session.kernel() as kernel:
+        if any(each.id == model for each in await kernel.list_models()):
+            return
+        output.say(f"{model} is not here yet; it is pulled first.")
+        session.kept = f"Interrupted; what has arrived of {model} is kept, the same command goes on from there."
+        with output.progress(model) as report:
+            await kernel.pull_model(model, report=report)
+
+
+def _options(conversation: Conversation, *, temperature: float | None, max_tokens: int, seed: int | None) -> None:
+    given: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens or None, "seed": seed}
+    conversation.options |= {name: value for name, value in given.items() if value is not None}
+
+
+async def _schema(path: Path | None, *, any_object: bool) -> dict[str, Any] | None:
+    if path is None:
+        return {} if any_object else None
+    try:
+        schema = json_.loads(await anyio.to_thread.run_sync(read_file, path))
+    except ValueError as error:
+        raise BadRequest(f"{path} is not valid JSON ({error}).") from error
+    if not isinstance(schema, dict):
+        raise BadRequest(f"{path} must hold one JSON object, a schema.")
+    return schema

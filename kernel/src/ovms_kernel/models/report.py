@@ -1,0 +1,53 @@
+"""What the process that runs the engine tells other processes: which models are loaded, who uses them, until when."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ovms_kernel.files import read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from ovms_kernel.settings import Settings
+    from ovms_kernel.values import ResidentModel
+
+log = logging.getLogger(__name__)
+
+PERIOD = 2.0
+"""Seconds between two looks whether something has changed."""
+FIELDS = ("state", "users", "last_used", "loaded_at", "memory", "device", "pinned", "unload_at", "failure")
+
+
+def write(settings: Settings, models: Sequence[ResidentModel]) -> None:
+    """Replace the report; that a disk is full costs nothing but the report."""
+    rows = {each.model.id: {name: getattr(each, name) for name in FIELDS} for each in models}
+    path = _file(settings)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial.write_text(json.dumps(rows), "utf-8")
+        partial.replace(path)
+    except OSError as error:
+        log.debug("The report of models is not written: %s", error)
+
+
+def read(settings: Settings) -> Mapping[str, Any]:
+    """Return the rows of the last report, by id."""
+    return read_json(_file(settings)) or {}
+
+
+def told(model: ResidentModel, row: object) -> ResidentModel:
+    """Return a model with what the report says of it."""
+    if not isinstance(row, dict) or row.get("state") != "loaded":
+        return model
+    return replace(model, **{name: row[name] for name in FIELDS if name in row})
+
+
+def _file(settings: Settings) -> Path:
+    return settings.run_dir / "models.json"

@@ -1,0 +1,64 @@
+"""What happens to loaded models as time passes: idle ones are unloaded, and other processes are told of all."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+
+from ovms_kernel.errors import OvmsError
+from ovms_kernel.models import report
+from ovms_kernel.models.plan import unload_at
+
+if TYPE_CHECKING:
+    from ovms_kernel.models.loader import Loader
+    from ovms_kernel.models.plan import Resident
+    from ovms_kernel.models.turns import Turns
+    from ovms_kernel.settings import Settings
+    from ovms_kernel.values import LocalModel, ResidentModel
+
+log = logging.getLogger(__name__)
+
+
+async def unload_idle_models(loader: Loader, turns: Turns) -> None:
+    """Unload each model when it was idle for as long as its limit says; for ever."""
+    while True:
+        now, wake = time.monotonic(), math.inf
+        for each in loader.loaded():
+            limit = loader.idle_unload(each.id)
+            due = unload_at(each, limit)
+            if each.users:
+                # The end of a request is told only where a limit is its own.
+                wake = min(wake, math.inf if each.keep is not None else now + (limit or math.inf))
+            elif due <= now:
+                await loader.read_records()  # another process may have pinned it
+                await _unload(each, loader, turns)
+            else:
+                wake = min(wake, due)
+        await turns.changed(wake - time.monotonic())
+
+
+async def _unload(resident: Resident, loader: Loader, turns: Turns) -> None:
+    gone: list[LocalModel] = []
+    try:
+        async with turns.change():
+            # It may have been used while something else was loaded.
+            if not resident.users and unload_at(resident, loader.idle_unload(resident.id)) <= time.monotonic():
+                gone = await loader.unload(resident.id)
+    except OvmsError as error:
+        log.warning("Model %s is idle and cannot be unloaded: %s", resident.id, error.message)
+    await loader.tell_unloaded(gone, f"idle for {time.monotonic() - resident.last_used:.0f} s")
+
+
+async def report_models(loader: Loader, settings: Settings) -> None:
+    """Tell other processes what is loaded and used, if this one runs the engine; for ever."""
+    before: list[ResidentModel] = []
+    while True:
+        await anyio.sleep(report.PERIOD)
+        if (now := loader.shown()) != before and loader.owns_engine():
+            before = now
+            await anyio.to_thread.run_sync(report.write, settings, now)
