@@ -168,7 +168,7 @@ def invocation(body: bytes) -> dict[str, Any]:
 
 def measure_start(program: Path, environment: dict[str, str]) -> None:
     seconds, rests = [], []
-    for _ in range(7):
+    for _ in range(sized(7, 1)):
         with Host(program, dict(environment)) as host:
             seconds.append(host.start["seconds"])
             host.do("CheckEngine")
@@ -176,7 +176,9 @@ def measure_start(program: Path, environment: dict[str, str]) -> None:
     show("exec to handshake and connection", f"{statistics.median(seconds) * 1000:.0f} ms", "at most 200 ms")
     for module, aim in (("ovms_kernel", "at most 60 ms"), ("ovms_kernel.api.services", "")):
         code = f"import time; began = time.perf_counter(); import {module}; print(time.perf_counter() - began)"
-        runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, check=True) for _ in range(7)]
+        runs = [
+            subprocess.run([sys.executable, "-c", code], capture_output=True, check=True) for _ in range(sized(7, 1))
+        ]
         show(f"import {module}", f"{statistics.median(float(each.stdout) for each in runs) * 1000:.1f} ms", aim)
     show("plugin at rest", f"{statistics.median(rests) / 1e6:.0f} MB resident", "at most 55 MB")
 
@@ -192,7 +194,7 @@ def measure_ready(program: Path, environment: dict[str, str], data: Path) -> Non
     late = []
     with Host(program, dict(environment)) as host:
         host.ready()
-        for _ in range(7):
+        for _ in range(sized(7, 1)):
             host.do("StopEngine")
             host.do("StartEngine")
             while host.do("HealthCheck")["responses"][0].get("code", 0):
@@ -224,7 +226,7 @@ def directly(port: int, body: bytes) -> float:
     request = b"POST /v3/chat/completions HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % len(body) + body
     times = []
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        for _ in range(1000):
+        for _ in range(sized(1000, 20)):
             began = time.perf_counter()
             connection.sendall(request)
             connection.recv(1 << 20)

@@ -109,6 +109,9 @@ class Simulated:
 
     # As ``Servables``
 
+    def is_running(self) -> bool:
+        return False  # no other process loads anything, nor is any told
+
     def was_changed(self) -> bool:
         return False
 

@@ -25,7 +25,7 @@ def test_a_benchmark_runs(name: str, tmp_path: Path) -> None:
         env=os.environ | {"BENCH_SMOKE": "1", "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

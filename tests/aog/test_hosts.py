@@ -168,7 +168,7 @@ def play_in_go(program: Path, environment: dict[str, str], steps: list[Step]) ->
         env=environment,
         input="\n".join(json.dumps(each) for each in steps).encode(),
         capture_output=True,
-        timeout=110,
+        timeout=200,
         check=False,
     )
     outcomes = [json.loads(line) for line in done.stdout.splitlines()]
@@ -272,6 +272,7 @@ def joined(environment: dict[str, str | None]) -> dict[str, str]:
     return {name: value for name, value in {**os.environ, **environment}.items() if value is not None}
 
 
+@pytest.mark.timeout(300)
 async def test_both_hosts_are_told_the_same(
     program: Path, real: dict[str, str | None], fixtures: Path, tmp_path: Path
 ) -> None:

@@ -514,7 +514,7 @@ async def test_d1_39_a_task_whose_sound_was_lost_is_finished(aog: Any) -> None:
 
 
 async def test_a_message_that_is_no_json_gets_to_the_service_and_holds_up_nothing(aog: Any) -> None:
-    talk, sent = Talk(aog), b'{"action": "run-task", "task": "\\ud83d"}'
+    talk, sent = Talk(aog), b'{"action": "run-task", "task": NaN}'
     talk.say(sent, **FIRST)
     talk.say(body(action="run-task"))
     talk.say(b"\0", "binary")

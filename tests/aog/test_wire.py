@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from ovms_face_aog.client import AOG, PluginFailed, PluginHost, ProviderClient, connect, plugin_command
+from tests.aog.conftest import add_extension
 
 Environment = dict[str, str | None]
 
@@ -115,6 +116,49 @@ async def test_a_long_folder_of_temporary_files_is_no_obstacle(environment: Envi
         folder = Path(host.address.removeprefix("unix:")).parent
         await host.kill()
     assert not folder.exists()
+
+
+BESIDE = """
+import asyncio
+from pathlib import Path
+class Beside:
+    settings_type = dict
+    def __init__(self, section):
+        self.file = Path(section["file"])
+    async def serve(self, kernel):
+        self.file.write_text(" ".join(sorted((await kernel).services)))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.file.write_text("ended")
+class Broken:
+    settings_type = dict
+    def __init__(self, section): pass
+    async def serve(self, kernel):
+        raise RuntimeError("no good")
+"""
+
+
+async def test_other_faces_are_served_beside_it_and_one_that_fails_costs_nobody_else_anything(
+    environment: Environment, tmp_path: Path
+) -> None:
+    entries = "beside = beside:Beside\nbroken = beside:Broken"
+    add_extension(Path(str(environment["PYTHONPATH"])), "beside", "ovms.faces", entries, BESIDE)
+    told = tmp_path / "told"
+    wanted = {
+        "OVMS_PLUGIN_FACES__BESIDE__WITH_AOG": "true",
+        "OVMS_PLUGIN_FACES__BESIDE__FILE": str(told),
+        "OVMS_PLUGIN_FACES__BROKEN__WITH_AOG": "true",
+    }
+    async with PluginHost(plugin_command(), environment | wanted) as host:
+        async with asyncio.timeout(30):
+            while not (told.exists() and any("no good" in line for line in host.stderr)):  # noqa: ASYNC110 - a file
+                await asyncio.sleep(0.05)
+        assert "chat" in told.read_text()
+        assert any("faces.broken of beside 1.0 failed" in line for line in host.stderr)
+        assert not (await host.call("CheckEngine")).installed
+        assert await host.kill() < 2
+    assert told.read_text() == "ended"
 
 
 @pytest.mark.parametrize("cookie", [None, "", "other-plugin"])

@@ -50,7 +50,7 @@ class Shelf:
     def __init__(self, section): pass
     async def list_files(self, ref): return [1 / 0]
     def open(self, ref, file, start, end): pass
-    pace = None
+    alias, pace = "", None
 """
 
 

@@ -144,6 +144,14 @@ def test_what_is_wrong_with_a_request_is_said_before_an_engine_starts(installed:
     assert not (tmp_path / "data" / "logs").exists()
 
 
+def shown_by_ps(installed: Any, text: str) -> None:
+    """Wait until ``ps`` shows it: the process that runs the engine tells others what it knows every two seconds."""
+    deadline = time.monotonic() + 30
+    while text not in (shown := installed("ps").stdout):
+        assert time.monotonic() < deadline, shown
+        time.sleep(0.5)
+
+
 def test_others_use_the_engine_that_serve_runs(
     server: Serve, installed: Any, run: Any, fixtures: Path, tmp_path: Path
 ) -> None:
@@ -160,6 +168,13 @@ def test_others_use_the_engine_that_serve_runs(
     installed("load", CHAT)
     assert installed("unload", EMBED).stdout == f"{EMBED} is unloaded.\n"
     assert [line.split()[0] for line in installed("ps").stdout.splitlines()] == ["MODEL", CHAT]
+    installed("load", "--keep", "2h", CHAT)
+    shown_by_ps(installed, "unloaded in")
+    assert installed("pin", CHAT).stdout == f"{CHAT} is pinned.\n"
+    shown_by_ps(installed, "stays: pinned")
+    assert installed("unpin", CHAT).stdout == f"{CHAT} is not pinned.\n"
+    shown_by_ps(installed, "unloaded in")
+    assert "not a duration" in installed("load", "--keep", "soon", CHAT, code=2).stderr
     assert "not installed" in installed("load", "no/such", code=3).stderr
 
     done = installed("chat", "What is OpenVINO?", "--model", CHAT)

@@ -126,7 +126,7 @@ def templates(
     engine = engine_in(folder)
     sources = {
         "hostile": "{% if messages[0].content == 'bad' %}" + ENDLESS + "{% endif %}" + MARK,
-        "greedy": "{% set n = namespace(x='aa') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}" + MARK,
+        "greedy": "{% set x = 'a'.center(10 ** 9) %}{% for i in range(9) %}{% set x = x + x %}{% endfor %}" + MARK,
         "broken": "{% for %}",
         "forgetful": MARK,
         "list": MARK,

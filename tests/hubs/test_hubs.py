@@ -16,7 +16,7 @@ from ovms_kernel.events import Events
 from ovms_kernel.extensions import compose
 from ovms_kernel.models.library import Library
 from ovms_kernel.settings import Settings
-from ovms_kernel.testing.contract import HubContract, ServedModel
+from ovms_kernel.testing.contract import HubContract, ServedModel, configured
 from ovms_kernel.testing.hub import FakeHub, Fault
 from ovms_kernel.testing.huggingface import FakeHuggingFace, commit_of
 from ovms_kernel.values import Host, ModelRef
@@ -35,7 +35,7 @@ def face() -> Iterator[FakeHuggingFace]:
 @pytest.fixture
 def hugging(face: FakeHuggingFace) -> Callable[..., HuggingFace]:
     def make(**section: Any) -> HuggingFace:
-        return HuggingFace({"endpoint": face.url, "retry_delay": 0.01, "part_size": 500_000} | section)
+        return configured(HuggingFace, **({"endpoint": face.url, "retry_delay": 0.01, "part_size": 500_000} | section))
 
     return make
 
@@ -157,7 +157,7 @@ SHAPES = [
 async def test_a_listing_without_shape_is_one_sentence(hub, kind, answer):
     hub.raw = answer
     with pytest.raises((Unavailable, NotFound, BadRequest), match=r"listing|has no files|has no me/model|cannot be"):
-        await kind({"endpoint": hub.url}).list_files(REF)
+        await configured(kind, endpoint=hub.url).list_files(REF)
 
 
 @pytest.mark.parametrize("kind", [HuggingFace, ModelScope])
@@ -167,7 +167,7 @@ async def test_a_listing_without_end_or_a_bomb_is_given_up(hub, kind, monkeypatc
     for answer in (endless(), gzip.compress(bytes(64 << 20))):
         hub.raw = answer
         with pytest.raises(Unavailable):
-            await kind({"endpoint": hub.url}).list_files(REF)
+            await configured(kind, endpoint=hub.url).list_files(REF)
 
 
 @pytest.mark.parametrize("kind", [HuggingFace, ModelScope])
@@ -182,4 +182,4 @@ async def test_a_listing_that_comes_byte_by_byte_is_given_up(hub, kind, monkeypa
 
     hub.raw = slowly()
     with pytest.raises(Unavailable):
-        await kind({"endpoint": hub.url}).list_files(REF)
+        await configured(kind, endpoint=hub.url).list_files(REF)

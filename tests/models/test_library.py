@@ -353,6 +353,19 @@ async def test_changed_settings_reach_the_graph(make_world, tiny):
     assert not await later.library.shaper.refresh(later.library.find("a"))
 
 
+async def test_a_pooling_that_is_a_guess_is_said_and_may_be_given(world, tiny, tmp_path, caplog):
+    model = tmp_path / "plain"
+    shutil.copytree(tiny("embeddings"), model)
+    shutil.rmtree(model / "1_Pooling", ignore_errors=True)
+    (model / "modules.json").unlink(missing_ok=True)
+    await world.library.import_(model, "me/guessed")
+    assert "How guessed makes one vector of its tokens is a guess (CLS)" in caplog.text
+    caplog.clear()
+    await world.library.import_(model, "me/told", options={"pooling": "MEAN"})
+    assert "guess" not in caplog.text
+    assert "pooling: MEAN" in options_text(world, "me/told")
+
+
 async def test_an_option_may_name_another_model(world, tiny):
     draft = await world.library.import_(tiny("text_generation"), "me/draft")
     await world.library.import_(tiny("text_generation"), "me/main", options={"draft_models_path": "model:me/draft"})

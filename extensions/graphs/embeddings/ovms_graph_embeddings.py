@@ -35,6 +35,16 @@ class Embeddings:
             return 20
         return int(any(name.endswith("ForCausalLM") for name in names))
 
+    def guess(self, files: ModelFiles, values: Mapping[str, Any]) -> str:
+        """Return what had to be guessed of a model, in a sentence; empty if nothing was."""
+        if "pooling" in {**self._section, **values} or said_pooling(files):
+            return ""
+        return (
+            f"How {files.identifier} makes one vector of its tokens is a guess ({pooling_of(files) or 'CLS'}), "
+            "as it has no 1_Pooling/config.json of sentence-transformers; if its vectors are wrong, import it again "
+            "with --pooling MEAN, CLS or LAST."
+        )
+
     def build(self, files: ModelFiles, options: GraphOptions) -> CalculatorGraphConfig:
         """Return the graph."""
         from ovms_kernel.api.graphs import EmbeddingsCalculatorOVOptions
@@ -56,7 +66,15 @@ class Embeddings:
 
 
 def pooling_of(files: ModelFiles) -> str:
-    """Return how the model says that its tokens become one vector; empty leaves it to the engine (CLS)."""
+    """Return how the tokens become one vector; empty leaves it to the engine (CLS)."""
+    if said := said_pooling(files):
+        return said
+    # Embedding models made from a language model read their last token.
+    return "LAST" if any(name.endswith("ForCausalLM") for name in architectures_of(files)) else ""
+
+
+def said_pooling(files: ModelFiles) -> str:
+    """Return how the model itself says that its tokens become one vector; empty if it does not."""
     config = files.json("1_Pooling/config.json") or {}
     for key, pooling in (
         ("pooling_mode_cls_token", "CLS"),
@@ -66,7 +84,4 @@ def pooling_of(files: ModelFiles) -> str:
         if config.get(key) is True:
             return pooling
     # Newer sentence-transformers name the mode instead of having a switch for each.
-    if (mode := {"cls": "CLS", "lasttoken": "LAST", "mean": "MEAN"}.get(str(config.get("pooling_mode")))) is not None:
-        return mode
-    # Embedding models made from a language model read their last token.
-    return "LAST" if any(name.endswith("ForCausalLM") for name in architectures_of(files)) else ""
+    return {"cls": "CLS", "lasttoken": "LAST", "mean": "MEAN"}.get(str(config.get("pooling_mode")), "")

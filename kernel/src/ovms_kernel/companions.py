@@ -11,6 +11,8 @@ from ovms_kernel.errors import OvmsError
 from ovms_kernel.extensions import blame, compose
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ovms_kernel.api.faces import KernelApi
     from ovms_kernel.drivers import Face
     from ovms_kernel.settings import Settings
@@ -29,7 +31,15 @@ async def serve_companions(kernel: KernelApi, own: str) -> None:
 
     :param own: the name of the face that the process is for.
     """
-    names = [each.replace("_", "-") for each in companions_of(kernel.settings, own)]
+    try:
+        await _serve_all(kernel, [each.replace("_", "-") for each in companions_of(kernel.settings, own)], own)
+    except OvmsError as error:
+        log.error("No face is served beside %s: %s", own, error.message)
+    except Exception:
+        log.exception("Faces beside %s are not served any more", own)
+
+
+async def _serve_all(kernel: KernelApi, names: Sequence[str], own: str) -> None:
     if not names:
         return
     found = await asyncio.to_thread(compose, kernel.settings, kernel.host, kinds=["faces"], names=names)

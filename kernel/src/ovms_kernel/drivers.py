@@ -148,7 +148,10 @@ class Platform(Protocol):
 
 @runtime_checkable
 class GraphTemplate(Protocol):
-    """Knows one model type: how to recognise it and what its graph looks like."""
+    """Knows one model type: how to recognise it and what its graph looks like.
+
+    It may also have ``guess(files, values) -> str``, which says in a sentence what it had to guess of a model.
+    """
 
     model_type: str
 

@@ -20,12 +20,16 @@ class Classifier:
         folder = common.models_path(spec)
         self.pipe = pipe
         self.labels: list[str] = spec["options"]["labels"]
+        self.window = common.window(folder)
         self.tokenizer = genai.Tokenizer(folder)
         self.model = openvino.Core().compile_model(folder / "openvino_model.xml", "CPU")
         self.info = {"labels": self.labels}
 
     def run(self) -> None:
-        serve(self.pipe, {"classify": self.classify, "tokenize": lambda _, p: common.tokenize(self.tokenizer, p)})
+        serve(self.pipe, {"classify": self.classify, "tokenize": self.tokenize})
+
+    def tokenize(self, _: int, payload: dict[str, Any]) -> list[list[int]]:
+        return common.tokenize(self.tokenizer, payload, self.window)
 
     def classify(self, _: int, payload: dict[str, Any]) -> dict[str, Any]:
         if not payload["text"]:

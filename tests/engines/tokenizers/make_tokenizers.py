@@ -5,6 +5,7 @@ Nothing is downloaded. Pinned environment (Python 3.11); using the tokenizers ne
     python3 -m venv .fixtures-env
     .fixtures-env/bin/pip install openvino==2026.4.1 openvino-tokenizers==2026.4.1.0 transformers==4.57.6 \
         tokenizers==0.22.2 sentencepiece==0.2.3 protobuf==7.36.2
+    .fixtures-env/bin/pip uninstall --yes openvino-telemetry  # else importing openvino reports to its makers
     .fixtures-env/bin/python tests/engines/tokenizers/make_tokenizers.py
 """
 

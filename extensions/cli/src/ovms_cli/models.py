@@ -125,12 +125,16 @@ async def import_(
     model: Model,
     *,
     type_: Type = "",
+    pooling: Annotated[
+        str, typer.Option(metavar="HOW", help="CLS, LAST or MEAN, of an embeddings model.", show_default=False)
+    ] = "",
     json: Json = False,
 ) -> None:
     """Take in a model from a folder or archive."""
     async with session.kernel() as kernel:
         with output.progress(model) as report:
-            taken = await kernel.import_model(path, model, model_type=type_, report=report)
+            options = {"pooling": pooling.upper()} if pooling else None
+            taken = await kernel.library.import_(path, model, model_type=type_, options=options, report=report)
     if json:
         output.print_json(taken)
     else:

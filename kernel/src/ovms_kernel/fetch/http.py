@@ -73,16 +73,18 @@ async def check_reachable(url: str, proxy: str = "") -> None:
     parts = urlsplit(proxy_for(url, proxy) or url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
 
+    # A server on this machine refuses at once, or is only busy.
+    limit = CONNECT_LIMIT if parts.hostname in ("127.0.0.1", "::1", "localhost") else REACH_LIMIT
+
     def connect() -> None:
-        socket.create_connection((parts.hostname or "", port), REACH_LIMIT).close()
+        socket.create_connection((parts.hostname or "", port), limit).close()
 
     try:
-        with anyio.fail_after(REACH_LIMIT):
-            await anyio.to_thread.run_sync(connect, abandon_on_cancel=True)
+        with anyio.fail_after(limit):
+            # Threads of its own: a pool that is busy must not look like a network that is gone.
+            await anyio.to_thread.run_sync(connect, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
     except OSError as error:
-        cause = error.strerror or (
-            f"no answer within {REACH_LIMIT:g} s" if isinstance(error, TimeoutError) else str(error)
-        )
+        cause = error.strerror or (f"no answer within {limit:g} s" if isinstance(error, TimeoutError) else str(error))
         raise FetchFailed(
             f"{parts.hostname} cannot be reached ({cause}); check the network and proxy, or import a local copy."
         ) from error

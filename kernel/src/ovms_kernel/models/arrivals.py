@@ -166,6 +166,8 @@ class Arrivals:
         if metadata.source and (staged / model_files.GRAPH).exists():
             await anyio.to_thread.run_sync(self._check_graph, staged, described, metadata)
         else:
+            if guess := self._shaper.guess_of(described, metadata.type, metadata.id, metadata.options):
+                log.warning("%s", guess)
             digest = await self._shaper.write(staged, local_model(folder, metadata), metadata.options)
             metadata = replace(metadata, graph=digest)
             if old is not None and await anyio.to_thread.run_sync(graphs.is_edited, folder, old.graph):

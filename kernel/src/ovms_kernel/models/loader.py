@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import anyio
 import anyio.to_thread
 
 from ovms_kernel.errors import OvmsError
@@ -49,6 +50,7 @@ class Loader:
     :param table: every model that was used or loaded, by id.
     :param engine_memory: returns the bytes that the engine holds, 0 if that cannot be seen.
     :param owns_engine: tells whether no other process runs the engine.
+    :param busy: models that are being loaded now, which ``look`` leaves alone.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Loader:
         table: Table,
         engine_memory: Callable[[], int],
         owns_engine: Callable[[], bool],
+        busy: Container[str],
     ) -> None:
         self._settings = settings
         self._events = events
@@ -69,7 +72,11 @@ class Loader:
         self._memory = memory
         self._engine_memory = engine_memory
         self.owns_engine = owns_engine
+        self._busy = busy
         self.table = table
+        self.stale = True
+        """The engine may serve something else than the table says."""
+        self._synchronising = anyio.Lock()
         self.default_idle = 0.0
         """Seconds after which an idle model is unloaded where no setting says so; 0 = never."""
 
@@ -125,15 +132,26 @@ class Loader:
             log.info("Model %s is unloaded: %s", model.id, reason)
             await self._events.tell("ovms_unloaded", model=model, reason=reason)
 
-    async def look(self, busy: Container[str]) -> None:
-        """Bring the table in line with what the engine serves, whoever loaded it.
+    async def synchronise(self) -> None:
+        """See what another process, such as a command line, has loaded or unloaded in the same engine."""
+        self.stale |= self._servables.was_changed()
+        if not self.stale:
+            return
+        async with self._synchronising:
+            if self.stale:  # no other request has done it in the meantime
+                await self._look()
+                self.stale = False
 
-        :param busy: models that are being loaded now, which are left alone.
-        """
+    def engine_is_ready(self) -> bool:
+        """Tell whether there is an engine that need not be started to be asked."""
+        return self._servables.is_running()
+
+    async def _look(self) -> None:
+        """Bring the table in line with what the engine serves, whoever loaded it."""
         states, entries = await self._servables.states(), await self._servables.entries()
         installed = {model.id: model for model in await anyio.to_thread.run_sync(self._library.list)}
         for name, entry in entries.items():
-            if states.get(name) == AVAILABLE and (model := installed.get(name)) and name not in busy:
+            if states.get(name) == AVAILABLE and (model := installed.get(name)) and name not in self._busy:
                 resident = self.resident(model)
                 resident.by_hand = entry.by_hand
                 if resident.state is State.ABSENT:

@@ -90,18 +90,24 @@ class Residency:
         self._tickets: defaultdict[str, list[_Ticket]] = defaultdict(list)
         self._loads: SingleFlight[LoadedModel, None] = SingleFlight(cancel_abandoned=False)
         self._loader = Loader(
-            settings, events, library, servables, memory, table, engine_memory, lambda: not runs_elsewhere()
+            settings,
+            events,
+            library,
+            servables,
+            memory,
+            table,
+            engine_memory,
+            lambda: not runs_elsewhere(),
+            self._loads,
         )
         self._turns = Turns(
             self.table, lambda: memory.budget(self.table), self._loader.read_records, settings.switch_patience
         )
-        self._stale = True
-        self._synchronising = anyio.Lock()
 
     async def __aenter__(self) -> Self:
         self._tasks = await anyio.create_task_group().__aenter__()
         self._tasks.start_soon(upkeep.unload_idle_models, self._loader, self._turns, name="idle models")
-        self._tasks.start_soon(upkeep.report_models, self._loader, self._settings, name="report of models")
+        self._tasks.start_soon(upkeep.report_models, self._loader, self._turns, self._settings, name="report of models")
         return self
 
     async def __aexit__(self, *exception: object) -> None:
@@ -153,7 +159,7 @@ class Residency:
     async def _enter(self, model: LocalModel) -> Resident:
         """Count a request as a user of a model once that is loaded."""
         await self._connect()
-        await self._synchronise()
+        await self._loader.synchronise()
         resident = self._loader.resident(model)
         while resident.state is not State.LOADED or resident.closing:
             recently = time.monotonic() - resident.failed_at < RETRY_AFTER
@@ -220,7 +226,7 @@ class Residency:
                 return LoadedModel(foreign(model_id), 0.0)
             raise
         await self._connect()
-        await self._synchronise()
+        await self._loader.synchronise()
         resident = self._loader.resident(model)
         if keep_alive is not None:
             resident.keep = kept(keep_alive)
@@ -274,7 +280,7 @@ class Residency:
         """
         if not elsewhere:
             return self._loader.shown()
-        await self._synchronise()
+        await self._loader.synchronise()
         told = await anyio.to_thread.run_sync(report.read, self._settings)
         return [report.told(each, told.get(each.model.id)) for each in self._loader.shown()]
 
@@ -338,16 +344,6 @@ class Residency:
 
     # -- the engine's view -----------------------------------------------------------------------------------------
 
-    async def _synchronise(self) -> None:
-        """See what another process, such as a command line, has loaded or unloaded in the same engine."""
-        self._stale |= self._servables.was_changed()
-        if not self._stale:
-            return
-        async with self._synchronising:
-            if self._stale:  # no other request has done it in the meantime
-                await self._loader.look(self._loads)
-                self._stale = False
-
     @hookimpl
     async def ovms_amend_launch(self) -> None:
         """See that an engine that is about to start loads nothing of an earlier one; it would load all at once."""
@@ -357,7 +353,7 @@ class Residency:
     @hookimpl
     async def ovms_engine_ready(self, engine: EngineInfo) -> None:  # noqa: ARG002 - the event's own word
         """Look at what the engine serves before the next request, and load what is to be preloaded."""
-        self._stale = True
+        self._loader.stale = True
         if self._settings.preload and not self._runs_elsewhere():
             self._tasks.start_soon(self._preload, name="preload")
 
@@ -371,7 +367,7 @@ class Residency:
     @hookimpl
     async def ovms_engine_exited(self, exit: EngineExit) -> None:  # noqa: A002, ARG002 - the event's own word
         """Forget what was loaded."""
-        self._stale = True
+        self._loader.stale = True
         for resident in self.table.values():
             if resident.state is State.LOADED:
                 resident.state, resident.closing, resident.graph = State.ABSENT, False, 0

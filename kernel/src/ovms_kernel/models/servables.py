@@ -111,6 +111,10 @@ class Servables:
         if gone := await self._config.strip():
             log.info("Not loaded again with the engine: %s", ", ".join(gone))
 
+    def is_running(self) -> bool:
+        """Tell whether there is an engine that answers."""
+        return self._running()
+
     def was_changed(self) -> bool:
         """Tell whether another process has changed the configuration since it was last written or asked for here."""
         return self._config.was_changed()

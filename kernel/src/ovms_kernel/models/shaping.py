@@ -136,6 +136,11 @@ class Shaper:
         values = self._resolve(self._given(model_id, given))
         return self._driver(model_type).build(described, GraphOptions(self.host, values))
 
+    def guess_of(self, described: ModelFiles, model_type: str, model_id: str, given: Mapping[str, Any]) -> str:
+        """Return what the driver had to guess of a model, in a sentence; empty if nothing, or if it does not tell."""
+        guess = getattr(self._driver(model_type), "guess", None)
+        return str(guess(described, self._given(model_id, given))) if guess else ""
+
     async def refresh(self, model: LocalModel, *, overwrite: bool = False) -> bool:
         """Write the graph that settings and extensions ask for now; return whether the file changed.
 

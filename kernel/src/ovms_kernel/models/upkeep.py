@@ -12,6 +12,7 @@ import anyio.to_thread
 
 from ovms_kernel.errors import OvmsError
 from ovms_kernel.models import report
+from ovms_kernel.models.files import METADATA
 from ovms_kernel.models.plan import unload_at
 
 if TYPE_CHECKING:
@@ -54,11 +55,30 @@ async def _unload(resident: Resident, loader: Loader, turns: Turns) -> None:
     await loader.tell_unloaded(gone, f"idle for {time.monotonic() - resident.last_used:.0f} s")
 
 
-async def report_models(loader: Loader, settings: Settings) -> None:
-    """Tell other processes what is loaded and used, if this one runs the engine; for ever."""
+async def report_models(loader: Loader, turns: Turns, settings: Settings) -> None:
+    """Hear and tell other processes, if this one runs the engine: what people pinned, and what is used; for ever."""
     before: list[ResidentModel] = []
+    records: list[int] = []
     while True:
         await anyio.sleep(report.PERIOD)
-        if (now := loader.shown()) != before and loader.owns_engine():
-            before = now
-            await anyio.to_thread.run_sync(report.write, settings, now)
+        if not loader.engine_is_ready():
+            continue
+        try:
+            await loader.synchronise()
+        except OvmsError as error:
+            log.debug("What the engine serves is not known: %s", error.message)
+        if (now := [_written(each) for each in loader.loaded()]) != records:
+            records = now
+            await loader.read_records()
+            turns.notify()
+        if (shown := loader.shown()) != before and loader.owns_engine():
+            before = shown
+            await anyio.to_thread.run_sync(report.write, settings, shown)
+
+
+def _written(resident: Resident) -> int:
+    """Return when a model's record was written."""
+    try:
+        return (resident.model.directory / METADATA).stat().st_mtime_ns if resident.model else 0
+    except OSError:
+        return 0

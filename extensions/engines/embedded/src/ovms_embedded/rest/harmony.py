@@ -72,6 +72,8 @@ class Harmony:
         self._header: str | None = None
         """The header of the message whose text is read."""
         self._said: set[str] = set()
+        self._looked = 0
+        """Where the first end tag can begin at the earliest."""
 
     def begin_thinking(self) -> None:
         """Do nothing: headers tell what is reasoning."""
@@ -96,12 +98,12 @@ class Harmony:
         at = self._buffer.find(MESSAGE)
         head = self._buffer[:at] if at >= 0 else self._buffer
         if at >= 0 and len(head) <= LONGEST_HEADER and self._kind.header.fullmatch(head):
-            self._buffer = self._buffer[at + len(MESSAGE) :]
+            self._take(at + len(MESSAGE))
             self._header = head
             if (kind := self._piece(head)) in self._said and not self._tool(head):
                 yield kind, " "  # as OVMS joins messages
         elif final and self._said and not head.strip():
-            self._buffer = ""
+            self._take(len(head))
         elif final or at >= 0 or len(head) > LONGEST_HEADER + len(MESSAGE) or not self._kind.begun.fullmatch(head):
             self._header = ""  # there is none: text to the user
 
@@ -134,8 +136,11 @@ class Harmony:
 
     def _end(self) -> tuple[int, str]:
         """Return the first end tag and where it is, or the end of the text and nothing."""
-        ends = ((place, end) for end in self._kind.ends if (place := self._buffer.find(end)) >= 0)
-        return min(ends, default=(len(self._buffer), ""))
+        ends = ((place, end) for end in self._kind.ends if (place := self._buffer.find(end, self._looked)) >= 0)
+        found = min(ends, default=(len(self._buffer), ""))
+        if not found[1]:
+            self._looked = max(self._looked, len(self._buffer) - max(map(len, self._kind.ends)))
+        return found
 
     def _tool(self, header: str) -> str:
         """Return the tool that a header addresses, ``""`` for none; without tools to call there is none."""
@@ -153,4 +158,5 @@ class Harmony:
 
     def _take(self, length: int) -> str:
         taken, self._buffer = self._buffer[:length], self._buffer[length:]
+        self._looked = 0
         return taken

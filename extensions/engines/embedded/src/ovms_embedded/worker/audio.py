@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RATE = 16000
-RATES = range(4000, 768_001)
+RATES = range(1000, 768_001)
 """Samples in a second that a recording may have; others would make hours of a second, or a second of hours."""
 CHANNELS = 2
 FORMATS = {"WAV", "WAVEX", "RF64", "MP3", "MPEG", "FLAC", "OGG"}
