@@ -103,7 +103,7 @@ def test_calls_that_wait_share_inferences(front: Front) -> None:
     front.send(*(call(number + 1, f"text number {number}") for number in range(32)))
     front.run()
     answers = front.answers(32).values()
-    assert all(each[0] == wire.END for each in answers), list(answers)[0]
+    assert all(each[0] == wire.END for each in answers), next(iter(answers))
     assert [rows for rows, _ in front.inferences] == [32], "they all wait when the first inference starts"
 
 
