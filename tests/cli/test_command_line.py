@@ -151,7 +151,8 @@ def test_what_the_system_refuses_is_one_sentence_and_a_traceback_only_if_asked(
     (tmp_path / "data" / "models").write_text("in the way")
     source = str(fixtures / "embeddings")
     [brief] = run("import", source, "a/b", code=1).stderr.splitlines()
-    assert brief.startswith(f"{tmp_path / 'data' / 'models'} cannot be used (File exists); ")
+    assert str(tmp_path / "data" / "models") in brief
+    assert "Not a directory" in brief
     assert "Traceback" in run("import", source, "a/b", "--debug", code=1).stderr
 
 
