@@ -70,7 +70,7 @@ async def run(
     schema: Schema = None,
     stats: Stats = False,
 ) -> None:
-    """Ask a model a question, or talk to it; it is pulled if it is not here.
+    """Ask a model, or talk to it; it is pulled if need be.
 
     With a text, or one on stdin, it prints the answer; without, it goes on until you leave with /bye.
     """

@@ -163,7 +163,7 @@ async def ls(session: Session, *, json: Json = False) -> None:
 
 
 async def ps(session: Session, *, json: Json = False) -> None:
-    """List the models that are loaded, who uses them, and what happens to them when."""
+    """List the models that are loaded, and for how long."""
     async with session.kernel() as kernel:
         models = await kernel.resident_models() if await running(kernel) else []
         state = kernel.supervisor.describe()
@@ -336,14 +336,14 @@ async def load(
 
 
 async def pin(session: Session, models: Models) -> None:
-    """Keep models loaded: once loaded, they stay until you unpin or unload them."""
+    """Keep models loaded until you unpin or unload them."""
     async with session.kernel() as kernel:
         for model in models:
             print(f"{(await kernel.pin_model(model)).id} is pinned.")
 
 
 async def unpin(session: Session, models: Models) -> None:
-    """Let models be unloaded again, when they are idle or their memory is needed."""
+    """Let pinned models be unloaded again."""
     async with session.kernel() as kernel:
         for model in models:
             print(f"{(await kernel.pin_model(model, pinned=False)).id} is not pinned.")
