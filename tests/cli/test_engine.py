@@ -202,6 +202,26 @@ def test_others_use_the_engine_that_serve_runs(
     assert not left(tmp_path)
 
 
+def test_call_uploads_the_files_that_a_request_names(
+    installed: Any, here: Any, server: Serve, fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server reads no path of a client's, so the command sends the file, whether its path is absolute or not."""
+    here("import", str(fixtures / "speech_to_text"), "tiny/ears")
+    sound = fixtures / "speech_to_text_samples" / "en_turn_on_the_light.wav"
+    monkeypatch.chdir(sound.parent)
+    whole = {"model": "tiny/ears", "language": "en"}
+    for path in (str(sound), sound.name, sound.as_uri()):
+        assert "light" in json.loads(here("call", "speech-to-text", json.dumps(whole | {"audio": path})).stdout)["text"]
+    timed = whole | {"audio": sound.name, "response_format": "verbose_json", "timestamp_granularities": ["segment"]}
+    assert json.loads(here("call", "speech-to-text", json.dumps(timed)).stdout)["segments"]
+    streamed = here("call", "speech-to-text", json.dumps(whole | {"audio": sound.name}), "--stream").stdout
+    assert "transcript.text.done" in streamed
+    missing = here("call", "speech-to-text", json.dumps(whole | {"audio": "/no/such.wav"}), code=2).stderr
+    assert "/no/such.wav, named in audio, cannot be read (No such file or directory)" in missing
+    folder = here("call", "speech-to-text", json.dumps(whole | {"audio": str(tmp_path)}), code=2).stderr
+    assert "no regular file" in folder
+
+
 @pytest.mark.parametrize(
     ("how", "out", "part"),
     [
