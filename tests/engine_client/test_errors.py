@@ -35,7 +35,7 @@ async def test_each_status_becomes_the_error_that_it_means(engine, client, statu
     for ask in (client.post("/v3/x", b"{}"), client.upload("/v3/x", {"a": "b"}, {}), first_of(client, "/v3/x")):
         with pytest.raises(expected) as caught:
             await ask
-        assert type(caught.value) is expected
+        assert isinstance(caught.value, expected)
         assert sentence in caught.value.message
         assert "Calculator" not in caught.value.message
 
