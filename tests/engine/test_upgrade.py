@@ -162,7 +162,7 @@ async def test_a_version_that_is_not_healthy_is_rolled_back_with_everything(
 
 async def test_a_version_that_cannot_be_had_or_run_touches_nothing(serving: Kernel, server: ArchiveServer) -> None:
     pid = (await serving.engine()).pid
-    with pytest.raises(NotFound, match="could not be had"):
+    with pytest.raises(NotFound, match="cannot be downloaded"):
         await serving.upgrade_engine("2026.4.0")
     pack(server, "2026.4.0", "broken")
     with pytest.raises(EngineFailed, match="does not run on this system"):
