@@ -107,13 +107,13 @@ def test_an_engine_that_is_not_the_first_choice_is_no_secret(environment: dict[s
 
 def test_an_engine_is_installed_for_the_first_request(here: Any, fixtures: Path) -> None:
     assert "No model for text is installed" in here("chat", "hello", code=3).stderr
+    assert "begins when the engine" in here("logs", code=3).stderr
     here("import", str(fixtures / "text_generation"), CHAT)
     done = here("chat", "What is OpenVINO?")
     assert done.stdout == ANSWER + "\n"
     assert done.stderr.splitlines()[0] == "No engine is installed yet; it is installed first."
     assert json.loads(here("status", "--json").stdout)["engine"] == "stopped"
     assert "No model is loaded" in here("ps").stderr
-    assert "begins when the engine" in here("logs", code=3).stderr
 
 
 def test_an_engine_is_started_for_one_request(installed: Any, tmp_path: Path) -> None:
