@@ -142,7 +142,7 @@ def release(words: list[str]) -> None:
 
 
 def sources() -> list[str]:
-    """Every source of ours, as mypy wants them: packages as folders, single modules as files."""
+    """Every source of the project, as mypy wants them: packages as folders, single modules as files."""
     found = [ROOT / "dev.py", *sorted((ROOT / "packaging").glob("*.py")), ROOT / "kernel" / "src"]
     for project in sorted(ROOT.glob("extensions/**/pyproject.toml")):
         inner = project.parent / "src"

@@ -43,7 +43,7 @@ pipeline.generate(["Hello"], [config])
 
 
 def say(what: str, unit: str, ours: list[float], theirs: list[float], target: str) -> None:
-    """Print the ratio of ours to theirs, pair by pair."""
+    """Print the ratio of this engine to the other, pair by pair."""
     ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
     middle = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
     values = f"ours {statistics.median(ours):8.2f}  direct {statistics.median(theirs):8.2f} {unit}"

@@ -50,7 +50,7 @@ def projects() -> list[Path]:
 
 
 def bounded(dependency: str, version: str, ours: set[str]) -> str:
-    """Return a dependency; one on another distribution of ours has this minor version and no later one."""
+    """Return a dependency; one on another distribution of the project has this minor version and no later one."""
     requirement, _, marker = dependency.partition(";")
     name, _, extra = requirement.partition("[")
     name = name.split(">")[0].split("=")[0].strip()

@@ -59,7 +59,7 @@ def test_an_extension_imports_what_it_declares_and_of_ours_only_the_api(folder: 
                 continue
             assert top in allowed, f"{path.name} imports {name}, which its pyproject.toml does not declare"
             assert not top.startswith("ovms_"), (
-                f"{path.name} imports {name}; of ours it may import ovms_kernel.api… only"
+                f"{path.name} imports {name}; of the project it may import ovms_kernel.api… only"
             )
 
 

@@ -51,7 +51,7 @@ def ask(service: str, *, stream: bool = False, **body: Any) -> Step:
 
 
 def scenario(fixtures: Path) -> list[Step]:
-    """What AOG asks from a first start to the end (spec part C)."""
+    """What AOG asks from a first start to the end."""
     sample = fixtures / "speech_to_text_samples" / "en_turn_on_the_light.wav"
     question = [{"role": "user", "content": "What is OpenVINO?"}]
     chat, embed, rerank, images, ears, voice = MODELS

@@ -68,10 +68,10 @@ async def test_d1_4_no_error_whatever_ends_the_process(aog: Any) -> None:
 
 
 async def test_d1_4_a_kernel_that_cannot_be_composed_is_told_by_every_rpc(uncomposed: Any) -> None:
-    uncomposed.composed.set_exception(OvmsError("The config file is broken; mend it."))
+    uncomposed.composed.set_exception(OvmsError("The config file is broken; fix it."))
     for method in ("CheckEngine", "StartEngine", "ListModels", "HealthCheck", "GetManifest", "UpgradeEngine"):
         response = await uncomposed.call(method, timeout=5)
-        assert (response.code, response.message) == (500, "The config file is broken; mend it.")
+        assert (response.code, response.message) == (500, "The config file is broken; fix it.")
     assert (await uncomposed.call("GetOperateStatus")).status == 1
     assert (await load(uncomposed, "x")).code == 0
     assert [each["status"] for each in await pull(uncomposed)] == ["error"]

@@ -239,7 +239,7 @@ async def test_d2_7_nothing_but_the_handshake_on_stdout_and_no_child_holds_the_p
     assert any("something is old" in line for line in host.stderr)
     assert any('"error"' in line and "ZeroDivisionError" in line for line in host.stderr)
     for line in host.stderr:
-        fields = json.loads(line)  # every single line is hclog's, whoever wrote it
+        fields = json.loads(line)  # every single line is hclog's, no matter what wrote it
         assert all(isinstance(fields[each], str) for each in ("@level", "@message", "@timestamp"))
 
 

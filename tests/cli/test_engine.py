@@ -88,7 +88,7 @@ def test_engines_are_installed_listed_chosen_and_removed(here: Any) -> None:
 
 
 def test_an_engine_that_is_not_the_first_choice_is_no_secret(environment: dict[str, str]) -> None:
-    """On a relative of Ubuntu whose build cannot be had, another engine is installed; a warning says why."""
+    """On a relative of Ubuntu whose build cannot be downloaded, another engine is installed; a warning says why."""
     code = (
         "import ovms_kernel.kernel as kernel; from ovms_kernel.values import Host;"
         "kernel.read_host = lambda: Host(os='linux', machine='x86_64', memory=8 << 30, distribution='debian',"

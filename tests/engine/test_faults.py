@@ -315,7 +315,7 @@ def test_a_disk_too_full_to_set_a_log_aside_costs_no_older_one(
         assert not launch.cut_log(log)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert caplog.messages == [f"The engine's log {log} cannot be set aside (File too large); mend that."]
+    assert caplog.messages == [f"The engine's log {log} cannot be set aside (File too large); fix that."]
     assert log.stat().st_size == 2 << 20
     log.unlink()
     assert {each.name: each.read_bytes() for each in log.parent.iterdir()} == kept

@@ -118,7 +118,7 @@ async def test_an_engine_that_exits_at_start_is_given_up_after_a_few_tries_with_
         assert "The disk is made of cheese" in caught.value.message
         assert engine.events.names().count("ovms_engine_exited") == 3
         assert engine.supervisor.state is State.FAILED
-        # Asked again, with the cause mended, it starts.
+        # Asked again, with the cause fixed, it starts.
         await engine.start()
         assert (await engine.supervisor.ensure_ready()).pid
 
@@ -270,7 +270,7 @@ async def test_extensions_may_amend_a_launch_or_veto_it(settings: Settings) -> N
         info = await engine.supervisor.ensure_ready()
         environment = psutil.Process(info.pid).environ()
         assert environment["COLOUR"] == "red"
-        assert "HOME" not in environment, "nothing of ours is inherited"
+        assert "HOME" not in environment, "nothing of the plugin is inherited"
     engine = Engine(settings)
     engine.events.register({"vetoes": Vetoes()})
     async with engine.supervisor:

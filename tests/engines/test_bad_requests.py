@@ -116,7 +116,7 @@ def check(status: int, body: bytes, named: set[int]) -> None:
         assert list(error) == ["error"]
         assert isinstance(error["error"], str)
         assert len(error["error"]) > 10
-        # What a client reads is a sentence, without a traceback and without paths of whoever built the library.
+        # What a client reads is a sentence, without a traceback and without paths of the library's build machine.
         assert "Traceback" not in error["error"]
         assert "/jenkins/" not in error["error"]
 

@@ -1,4 +1,4 @@
-"""config.json, reloads and the states of what is served (spec C)."""
+"""config.json, reloads and the states of what is served."""
 
 from __future__ import annotations
 

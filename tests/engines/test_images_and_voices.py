@@ -1,4 +1,4 @@
-"""Adapters, fixed sizes and voices: what graphs can say beyond their model (spec F.6, F.7)."""
+"""Adapters, fixed sizes and voices: what graphs can say beyond their model."""
 
 from __future__ import annotations
 

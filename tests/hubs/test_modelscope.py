@@ -94,7 +94,7 @@ async def test_progress_is_in_bytes_often_and_never_falls(hub, driver, repo, tmp
     ],
     ids=lambda faults: faults[0].kind,
 )
-async def test_what_goes_wrong_once_is_mended(hub, driver, repo, tmp_path, no_report, faults):
+async def test_what_goes_wrong_once_is_fixed(hub, driver, repo, tmp_path, no_report, faults):
     hub.add("me/model", repo)
     hub.fault(BIG, *faults)
     await download(driver(part_size=300_000, stall_timeout=0.3), tmp_path / "into", no_report)

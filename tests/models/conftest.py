@@ -59,7 +59,7 @@ class Recorder:
 
 @dataclass
 class TrapEngine:
-    """Behaves as OVMS does when it reloads its configuration (spec/ovms.md C.6 to C.8), without serving anything.
+    """Behaves as OVMS does when it reloads its configuration, without serving anything.
 
     ``broken`` graphs fail with an error, ``throwing`` ones with the exception that hides all later entries.
     """
@@ -150,7 +150,7 @@ class TrapEngine:
 
 @dataclass
 class World:
-    """Everything one process of ours has about models."""
+    """Everything one process of the plugin has about models."""
 
     settings: Settings
     events: Events

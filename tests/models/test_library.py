@@ -377,7 +377,7 @@ async def test_an_option_may_name_another_model(world, tiny):
 # -- crashes -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_crash_between_two_renames_is_mended(world, tiny):
+async def test_a_crash_between_two_renames_is_fixed(world, tiny):
     model = await world.library.import_(tiny("embeddings"), "me/a")
     staged = publish.staged_files(world.settings, "me/a")
     staged.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Loading and unloading against an engine with OVMS's traps; the numbers are those of spec/ovms.md part K."""
+"""Loading and unloading against an engine with OVMS's traps."""
 
 import json
 import logging

@@ -309,7 +309,7 @@ def test_a_remote_engine_is_named_and_not_pretended_to_be_ours(tmp_path: Path) -
     assert (plan.endpoint.rest, plan.endpoint.grpc) == ("https://models.example.org", "models.example.org:443")
     assert (plan.endpoint.api_key, plan.endpoint.ca_file) == ("secret", str(ca))
     assert "secret" not in repr(plan)
-    with pytest.raises(NotSupported, match=r"Whoever runs the engine at https://models\.example\.org decides"):
+    with pytest.raises(NotSupported, match=r"The administrator of the engine at https://models\.example\.org decides"):
         remote.release(UBUNTU2404, "2026.4.1")
     key.unlink()
     with pytest.raises(PreconditionFailed, match="cannot be read"):

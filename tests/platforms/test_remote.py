@@ -96,7 +96,7 @@ async def test_a_remote_engine_serves_its_models_and_is_not_stopped(
 
 async def test_an_upgrade_says_who_is_in_charge(kernel: Kernel) -> None:
     await kernel.install_engine()
-    with pytest.raises(NotSupported, match="Whoever runs the engine at http"):
+    with pytest.raises(NotSupported, match="The administrator of the engine at http"):
         await kernel.upgrade_engine("2026.4.1")
     # AOG asks without a version after each start, and that is fine.
     assert (await kernel.upgrade_engine()).version == "remote"
@@ -113,7 +113,7 @@ async def test_a_remote_engine_that_goes_is_noticed_and_used_again_when_it_is_ba
     with anyio.fail_after(10):
         while kernel.supervisor.info is not None:  # noqa: ASYNC110
             await anyio.sleep(0.01)
-    with pytest.raises(Unavailable, match="ask whoever runs it"):
+    with pytest.raises(Unavailable, match="ask its administrator"):
         await kernel.engine()
     os.kill(server[2].pid, signal.SIGCONT)
     with anyio.fail_after(10):

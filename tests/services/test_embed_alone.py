@@ -1,4 +1,4 @@
-"""The embed service with nothing else of ours but the kernel: `.ci/alone` runs this in an environment of its own."""
+"""The embed service with the kernel alone: `.ci/alone` runs this in an environment of its own."""
 
 import json
 from importlib.metadata import entry_points

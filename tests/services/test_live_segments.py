@@ -200,5 +200,5 @@ def test_a_word_that_is_misheard_once_does_not_flicker():
     assert shown("one two", "one", "one two three") == ["one two", "one two", "one two three"]
 
 
-def test_a_word_that_is_heard_differently_twice_is_mended():
+def test_a_word_that_is_heard_differently_twice_is_fixed():
     assert shown("two", "turn on", "turn on the") == ["two", "two", "turn on the"]

@@ -1,4 +1,4 @@
-"""Graphs of embeddings models (spec/ovms.md F.4, G.2)."""
+"""Graphs of embeddings models."""
 
 from __future__ import annotations
 

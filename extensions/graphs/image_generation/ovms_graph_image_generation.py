@@ -1,4 +1,4 @@
-"""Graphs of image generation models: Stable Diffusion, Flux and kin, with LoRA adapters (spec/ovms.md F.6, G.2)."""
+"""Graphs of image generation models: Stable Diffusion, Flux and kin, with LoRA adapters."""
 
 from __future__ import annotations
 

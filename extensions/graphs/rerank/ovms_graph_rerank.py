@@ -1,4 +1,4 @@
-"""Graphs of rerank models (spec/ovms.md F.5, G.2)."""
+"""Graphs of rerank models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Graphs of speech recognition models (spec/ovms.md F.7, G.2)."""
+"""Graphs of speech recognition models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Graphs of text generation models: language models, models that also see, and GGUF files (spec/ovms.md F.3, G.2)."""
+"""Graphs of text generation models: language models, models that also see, and GGUF files."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def template_of(files: ModelFiles) -> str:
 
 
 def detect_parsers(template: str) -> tuple[str, str]:
-    """Return the tool parser and the reasoning parser for a chat template, empty where none fits (spec/ovms.md F.3).
+    """Return the tool parser and the reasoning parser for a chat template, empty where none fits.
 
     The order matters: the first rule that fits wins. ``onyx`` is left to the engine, as 2026.3.0 does not know it.
     """

@@ -1,4 +1,4 @@
-"""Graphs of speech synthesis models: SpeechT5, Kokoro and their kin (spec/ovms.md F.7, G.2)."""
+"""Graphs of speech synthesis models: SpeechT5, Kokoro and their kin."""
 
 from __future__ import annotations
 

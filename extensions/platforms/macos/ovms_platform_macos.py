@@ -1,4 +1,4 @@
-"""macOS, through the embedded engine: its vendor builds no OVMS for it (spec/ovms.md A.1)."""
+"""macOS, through the embedded engine: its vendor builds no OVMS for it."""
 
 from __future__ import annotations
 

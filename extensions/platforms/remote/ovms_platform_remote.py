@@ -90,4 +90,4 @@ class Remote:
         return LaunchPlan((), {}, endpoint=Endpoint(self._url, self._settings.grpc, key, ca_file))
 
     def _in_charge(self) -> str:
-        return f"Whoever runs the engine at {self._url or 'the remote URL'}"
+        return f"The administrator of the engine at {self._url or 'the remote URL'}"

@@ -104,7 +104,7 @@ async def admitted(
     # Editors on Windows write the mark, and engines refuse it.
     raw = request.body.removeprefix(codecs.BOM_UTF8) if request.fields is None else b""
     body = decode_request(raw) if request.fields is None else request.fields
-    # A field that is null counts as absent (services.md).
+    # A field that is null counts as absent.
     if not isinstance(body.get("model"), str | None):
         raise BadRequest("The field model must be a string; name an installed model or leave it out.")
     call = Call(

@@ -32,7 +32,7 @@ RATES = range(1000, 768_001)
 AT_ONCE = 1 << 20
 """Samples of a recording that are decoded at once: one of an hour has gigabytes."""
 AS_THEY_ARE = {("WAV", subtype) for subtype in ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT")}
-"""Sounds that the engine reads itself (spec/ovms.md E.11); MP3 too, but not every build of it."""
+"""Sounds that the engine reads itself; MP3 too, but not every build of it."""
 
 
 WEBM = b"\x1aE\xdf\xa3"

@@ -103,7 +103,7 @@ def run_command(
     :param data_dir: wins over every other setting of it.
     :param debug: log in detail, and show tracebacks.
     :param fast_loop: use uvloop where it exists; a coroutine function with a true ``fast_loop`` asks for it.
-    :raises BrokenPipeError: whoever read the output has gone.
+    :raises BrokenPipeError: the reader of the output is gone.
     """
     import asyncio  # takes a tenth of the time that help may take, so not at the top
 
@@ -161,7 +161,7 @@ def report(error: BaseException) -> int:
 
 
 async def running(kernel: Kernel) -> bool:
-    """Use the engine that runs for this data folder, whoever started it; return whether there is one."""
+    """Use the engine that runs for this data folder; return whether there is one."""
     if not kernel.engine_runs():
         return False
     await kernel.engine()
@@ -185,7 +185,7 @@ class _Notices(logging.Handler):
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Tell what nobody else tells: warnings of ours, and errors that do not end the command."""
+    """Tell what nobody else tells: the plugin's warnings, and errors that do not end the command."""
     if record.levelno < logging.ERROR:
         return record.name.startswith("ovms_")
     return not record.name.startswith(TOLD_OTHERWISE)

@@ -158,7 +158,7 @@ def check_names(settings: Settings, kind: str, known: Iterable[str]) -> None:
 def blame(error: BaseException) -> str:
     """Return the beginning of a sentence about an error that nobody foresaw: the extension whose code it came out of.
 
-    Its traceback tells, so that it is the same for every kind of driver and whoever called it.
+    Its traceback tells, so that it is the same for every kind of driver and whatever called it.
     """
     offered = metadata.entry_points()
     ours = [each for kind in DRIVER_PROTOCOLS for each in offered.select(group=f"ovms.{kind}")]

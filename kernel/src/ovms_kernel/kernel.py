@@ -174,7 +174,7 @@ class Kernel:
         return await self.control.ready()
 
     def engine_runs(self) -> bool:
-        """Tell whether there is an engine already: of ours, of another process on this data folder, or elsewhere."""
+        """Tell whether there is an engine already: here, of another process on this data folder, or elsewhere."""
         return self.control.runs()
 
     async def client(self) -> EngineClient:

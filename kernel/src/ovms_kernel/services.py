@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Fields = dict[str, Any]
 
 MAX_BODY = 1 << 30
-"""Bytes of a request that the engine takes (spec/ovms.md E.0)."""
+"""Bytes of a request that the engine takes."""
 
 
 def unchanged(fields: Fields) -> Fields:

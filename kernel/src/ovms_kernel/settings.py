@@ -1,4 +1,4 @@
-"""Settings, from defaults < the face's own defaults < config file < environment, and every path of ours.
+"""Settings, from defaults < the face's own defaults < config file < environment, and every path of the plugin.
 
 A setting is declared once, as a field of :class:`Settings`; its default, type and docstring there are all there is to
 know. The config file is ``config.yaml`` in the data folder (or ``OVMS_PLUGIN_CONFIG``). In the environment a setting is
@@ -248,19 +248,19 @@ def _check_folder(folder: Path) -> None:
         pass
     except OSError as error:
         raise BadRequest(
-            f"The data folder {folder} cannot be used ({error.strerror}); mend that, or {ELSEWHERE}."
+            f"The data folder {folder} cannot be used ({error.strerror}); fix that, or {ELSEWHERE}."
         ) from error
 
 
 def refused_by_system(error: BaseException) -> OvmsError | None:
-    """Return an error of the system that a user can mend as one that says how; ``None`` if it is of another kind."""
+    """Return an error of the system that a user can fix as one that says how; ``None`` if it is of another kind."""
     if not isinstance(error, OSError):
         return None
     where = f"{os.fsdecode(error.filename)} cannot be used" if isinstance(error.filename, str | bytes) else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OvmsError(f"{where or 'A file cannot be written'} ({error.strerror}); make room on that disk.")
     if where and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
-        return OvmsError(f"{where} ({error.strerror}); mend that, or {ELSEWHERE}.")
+        return OvmsError(f"{where} ({error.strerror}); fix that, or {ELSEWHERE}.")
     return None
 
 
@@ -284,11 +284,11 @@ def _read_file(path: Path) -> dict[str, Any]:
             detail = f"line {error.problem_mark.line + 1}: {error.problem}"
         else:
             detail = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise BadRequest(f"The config file {path} cannot be read ({detail}); mend or remove it.") from error
+        raise BadRequest(f"The config file {path} cannot be read ({detail}); fix or remove it.") from error
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise BadRequest(f"The config file {path} must hold settings as `name: value` lines; mend or remove it.")
+        raise BadRequest(f"The config file {path} must hold settings as `name: value` lines; fix or remove it.")
     if "data_dir" in value:
         raise BadRequest(f"The config file {path} cannot set data_dir; remove that line, and {ELSEWHERE}.")
     return value

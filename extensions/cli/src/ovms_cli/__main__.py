@@ -27,7 +27,7 @@ def main() -> None:
         return
     from pathlib import Path
 
-    # Whoever starts us may have closed them, as `>&-` does and Windows for what has no console.
+    # The caller may have closed them, as `>&-` does and Windows for what has no console.
     nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
     sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
     for stream in (sys.stdout, sys.stderr):

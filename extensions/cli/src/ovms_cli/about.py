@@ -142,7 +142,7 @@ def _disk(session: Session) -> list[Finding]:
     folder = session.settings.data_dir
     existing = next(each for each in (folder, *folder.parents) if each.exists())
     if not os.access(existing, os.W_OK):
-        return [Finding("error", "disk", f"{existing} cannot be written", f"Mend that, or {ELSEWHERE}.")]
+        return [Finding("error", "disk", f"{existing} cannot be written", f"Fix that, or {ELSEWHERE}.")]
     free = shutil.disk_usage(existing).free
     text = f"{output.size(free)} free for {folder}"
     if free < ROOM:

@@ -35,7 +35,7 @@ class Transcript(StrEnum):
 
 
 FORMATS = {"txt": "text", "srt": "srt", "vtt": "vtt", "json": "verbose_json"}
-"""OpenAI's ``response_format`` by the name of ours."""
+"""OpenAI's ``response_format`` by the name that the command takes."""
 
 
 def add_to(app: typer.Typer) -> None:

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from ovms_kernel.values import Endpoint, Upload
 
 RELOAD_LIMIT = 3600.0
-"""Seconds that a reload may take; it returns only when every model was tried (spec/ovms.md C.7)."""
+"""Seconds that a reload may take; it returns only when every model was tried."""
 PROBE_LIMIT = 3.0
 """Seconds that a question about health may take."""
 WRAPPER = "failed: "
-"""What a calculator really said stands behind the last of these (spec/ovms.md D.1)."""
+"""What a calculator really said stands behind the last of these."""
 BROKE_OFF = "The engine broke off in the middle of its answer; its log says why."
 BY_STATUS: dict[int, type[OvmsError]] = {
     400: BadRequest,
@@ -161,7 +161,7 @@ class EngineClient:
     async def reload(self) -> dict[str, Any]:
         """Make the engine read its configuration again and return when it has tried every model in it.
 
-        :raises OvmsError: something in it did not load; the answer does not say what (spec/ovms.md C.7).
+        :raises OvmsError: something in it did not load; the answer does not say what.
         """
         with _translated(RELOAD_LIMIT), anyio.fail_after(RELOAD_LIMIT):
             response = await self._client().post("/v1/config/reload")
@@ -320,7 +320,7 @@ def _event(event: bytes, *, whole: bool = True) -> bytes:
 def _error(status: int, body: bytes) -> OvmsError:
     text = explain(body)
     if status == 500 and "api" in text.lower() and "key" in text.lower():
-        return Unauthorized(text)  # a wrong key is a 500 (spec/ovms.md J)
+        return Unauthorized(text)  # a wrong key is a 500
     if status == 500 and "not loaded yet" in text.lower():
         return NotLoadedYet(text)  # and so is a model that is still loading (D.1)
     return BY_STATUS.get(status, EngineFailed)(text)

@@ -173,7 +173,7 @@ class EngineControl:
         return self._supervisor.started and self._supervisor.info is not None
 
     def runs(self) -> bool:
-        """Tell whether there is an engine already: of ours, of another process on this data folder, or elsewhere."""
+        """Tell whether there is an engine already: here, of another process on this data folder, or elsewhere."""
         return self._supervisor.started or self.runs_elsewhere()
 
     def runs_elsewhere(self) -> bool:

@@ -1,6 +1,6 @@
 """Engine versions on disk: fetched, verified, extracted, tried, renamed into place, and one of them active.
 
-A version is a folder ``engine/versions/<version>`` with a note of ours in it; whatever is not finished ends in
+A version is a folder ``engine/versions/<version>`` with a note in it; whatever is not finished ends in
 ``.partial``. The file ``engine/active`` names the version in use. Killed anywhere, there is the old state or a partial
 folder that the next install resumes or replaces.
 """
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 NOTE = "installation.json"
 VERSION_LINE = "OpenVINO Model Server "
-"""How the first line of ``ovms --version`` begins (spec/ovms.md A.6)."""
+"""How the first line of ``ovms --version`` begins."""
 TRY_LIMIT = 60.0
 """Seconds that ``--version`` may take; the first start of a large program off a slow disk does take long."""
 
@@ -255,7 +255,7 @@ async def try_version(platform: Platform, installation: Installation) -> str:
 
 
 async def _explained(error: EngineFailed, platform: Platform, installation: Installation) -> EngineFailed:
-    """Return the error with what the system lacks and the commands that mend it, where that is why."""
+    """Return the error with what the system lacks and the commands that fix it, where that is why."""
     lacks = [each for each in await platform.requirements(installation) if each.fatal]
     if not lacks:
         return error

@@ -39,7 +39,7 @@ START_TOLERANCE = 0.5
 """Seconds by which two readings of one process's start time may differ."""
 ERRORS = re.compile(r"\[(error|critical)\]|error while loading|Traceback|Error:|terminate called", re.IGNORECASE)
 PREFIX = re.compile(r"^\[[^\]]*\]\[[^\]]*\]\[[^\]]*\]\[[^\]]*\]\[[^\]]*\]\s*")
-"""Time, thread, logger, level and place before an OVMS log line (spec/ovms.md B.4)."""
+"""Time, thread, logger, level and place before an OVMS log line."""
 
 STAMP = re.compile(r"^\[(?P<time>\d{4}-[^\]]*)\]\[")
 """The time of such a line."""
@@ -113,12 +113,12 @@ def write_private(path: Path, text: str) -> None:
 
 
 def endpoint_of(ports: Ports, api_key: str) -> Endpoint:
-    """Return where an engine of ours answers."""
+    """Return where the plugin's own engine answers."""
     return Endpoint(f"http://{LOOPBACK}:{ports.rest}", f"{LOOPBACK}:{ports.grpc}", api_key)
 
 
 def engine_arguments(settings: Settings, ports: Ports) -> list[str]:
-    """Return the flags that every engine of ours is started with (spec/ovms.md B.1).
+    """Return the flags that every engine is started with.
 
     Loopback only, as OVMS listens on every interface unless it is told otherwise; and no watching of ``config.json``,
     as serving asks for each reload.
@@ -251,7 +251,7 @@ def open_log(settings: Settings) -> Path:
         path.open("ab").close()
     except OSError as error:
         raise Unavailable(
-            f"The engine's log {path} cannot be written ({error.strerror}); mend that and retry."
+            f"The engine's log {path} cannot be written ({error.strerror}); fix that and retry."
         ) from error
     return path
 
@@ -276,7 +276,7 @@ def cut_log(path: Path) -> bool:
     except OSError as error:
         with suppress(OSError):
             copy.unlink()
-        log.warning("The engine's log %s cannot be set aside (%s); mend that.", path, error.strerror)
+        log.warning("The engine's log %s cannot be set aside (%s); fix that.", path, error.strerror)
         return False
     return True
 

@@ -1,7 +1,7 @@
 """The real OVMS as its vendor packs it: archives, their layout, the environment, and what it needs of the system.
 
 For platform drivers, through ``ovms_kernel.api``: a driver says which build is for its system, the rest is the same
-everywhere (spec/ovms.md A).
+everywhere.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _key(version: str) -> tuple[int, ...]:
 
 
 def launch_on_windows(installation: Installation) -> LaunchPlan:
-    r"""Return the plan for an archive of Windows (spec/ovms.md A.3, A.4)."""
+    r"""Return the plan for an archive of Windows."""
     root = installation.directory / FOLDER
     if ";" in str(root):
         raise BadRequest(f"The data folder {root} must not have a semicolon in its path; choose another one.")

@@ -166,7 +166,7 @@ class OvmsOnLinux:
 
 
 def launch_on_linux(installation: Installation) -> LaunchPlan:
-    """Return the plan for an archive of Linux: its own libraries, Python packages and voices, and nothing of ours."""
+    """Return the plan for an archive of Linux: its own libraries, Python packages and voices."""
     root = installation.directory / FOLDER
     lib = root / "lib"
     if ":" in str(root):

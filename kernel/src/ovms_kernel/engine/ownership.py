@@ -36,13 +36,13 @@ async def take_ownership(settings: Settings) -> filelock.BaseFileLock | None:
     except filelock.Timeout:
         return None
     except OSError as error:
-        raise Unavailable(f"{settings.run_dir} cannot be written ({error.strerror}); mend that and retry.") from error
+        raise Unavailable(f"{settings.run_dir} cannot be written ({error.strerror}); fix that and retry.") from error
     try:
         stale = launch.read_running(settings)
         if stale and launch.is_alive(stale):
             log.warning("Engine process %d of plugin %d, which is gone, is ended", stale.pid, stale.owner)
             _end_stale(stale.pid)
-            while launch.is_alive(stale):  # noqa: ASYNC110 - another process's life is not an event of ours
+            while launch.is_alive(stale):  # noqa: ASYNC110 - another process's life is no event of this process
                 await anyio.sleep(POLL)
         launch.forget_running(settings)
     except BaseException:

@@ -1,6 +1,6 @@
 """Asks an engine that has nothing to do for a little real work, as answering its health says little about models.
 
-A servable may be AVAILABLE while every request to it hangs or fails until the engine is restarted (spec/field.md 0.7).
+A servable may be AVAILABLE while every request to it hangs or fails until the engine is restarted.
 What to ask is said by the services, as ``ServiceDefinition.probe``.
 """
 

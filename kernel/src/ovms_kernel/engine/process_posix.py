@@ -1,4 +1,4 @@
-"""The engine as a process of Linux and macOS: a session of its own, nothing of ours inherited, gone when we are."""
+"""The engine as a process of Linux and macOS: a session of its own, nothing inherited, gone when we are."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class EngineProcess:
         return await self._process.wait()
 
     def has_ended(self) -> bool:
-        """Tell whether it has ended, be it that :meth:`wait` has not heard of it yet."""
+        """Tell whether it has ended, even if :meth:`wait` has not heard of it yet."""
         if not hasattr(os, "waitid"):  # macOS, before Python 3.13
             return False
         try:

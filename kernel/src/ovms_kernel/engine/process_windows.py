@@ -87,7 +87,7 @@ class Job:
         self._kernel32.TerminateJobObject(self._handle, KILLED)
 
     def close(self) -> None:
-        """Let go of it, which ends what is left in it."""
+        """Close it, which ends what is left in it."""
         handle, self._handle = self._handle, None
         if handle:
             self._kernel32.CloseHandle(handle)
@@ -112,11 +112,11 @@ class EngineProcess:
         return await _in_daemon_thread(self._process.wait)
 
     def has_ended(self) -> bool:
-        """Tell whether it has ended, be it that :meth:`wait` has not heard of it yet."""
+        """Tell whether it has ended, even if :meth:`wait` has not heard of it yet."""
         return self._process.poll() is not None
 
     def terminate(self) -> None:
-        """End it: OVMS does not handle Ctrl-Break, all that a process group can be sent (spec/ovms.md B.3)."""
+        """End it: OVMS does not handle Ctrl-Break, all that a process group can be sent."""
         self._job.end()
 
     def kill(self) -> None:

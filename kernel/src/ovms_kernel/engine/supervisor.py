@@ -195,7 +195,7 @@ class Supervisor:
     async def _work(self) -> None:
         try:
             await self._run()
-        finally:  # cancelled with everything else: whoever waits for the engine's end must not wait for ever
+        finally:  # cancelled with everything else: what waits for the engine's end must not wait for ever
             self._wanted = None
             self._set(State.STOPPED)
 
@@ -341,7 +341,7 @@ class Supervisor:
         deadline = time.monotonic() + self._settings.start_timeout
         pause = READY_POLL
         while self._wanted is not None and time.monotonic() < deadline:
-            # gRPC is up before REST (spec/ovms.md B.2), so its channel connects at the first try.
+            # gRPC is up before REST, so its channel connects at the first try.
             if await client.live() and await client.grpc_live() and await anyio.to_thread.run_sync(is_it):
                 return True
             await self._wait_until(lambda: self._wanted is None, pause)
@@ -384,7 +384,7 @@ class Supervisor:
         async with anyio.create_task_group() as group:
 
             async def watch() -> None:
-                while launch.is_alive(running):  # noqa: ASYNC110 - another process's life is not an event of ours
+                while launch.is_alive(running):  # noqa: ASYNC110 - another process's life is no event of this process
                     await anyio.sleep(ATTACHED_POLL)
                 group.cancel_scope.cancel()
 
@@ -398,7 +398,9 @@ class Supervisor:
         while self._wanted is not None:
             if await self._attend(EngineInfo(installation.version, plan.endpoint, None)) and self.started:
                 # It is told at once, and not given up: networks come back.
-                self._failure = Unavailable(f"The engine at {plan.endpoint.rest} does not answer; ask whoever runs it.")
+                self._failure = Unavailable(
+                    f"The engine at {plan.endpoint.rest} does not answer; ask its administrator."
+                )
                 self._set(State.STARTING)
 
     # -- telling everybody -----------------------------------------------------------------------------------------

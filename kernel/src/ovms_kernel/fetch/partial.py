@@ -39,7 +39,7 @@ class Partial:
         self.hashed = 0
         self.resets = 0
         self.whole = threading.Lock()
-        """Held by whoever takes the whole file from a server that knows no ranges."""
+        """Held by the download that takes the whole file from a server that knows no ranges."""
         self._target = into / remote.path
         identity = f"{remote.path}\0{remote.size}\0{remote.sha256 or version}"
         self._identity = hashlib.sha256(identity.encode()).digest()
@@ -118,7 +118,7 @@ class Partial:
         if self.remote.sha256 and self._digest.hexdigest() != self.remote.sha256.lower():
             return False
         self.close()
-        sync(self._data)  # first: whoever goes on after a power cut takes a file under its own name for complete
+        sync(self._data)  # first: the next pull after a power cut takes a file under its own name for complete
         self._target.parent.mkdir(parents=True, exist_ok=True)
         for tries in range(20, -1, -1):
             try:

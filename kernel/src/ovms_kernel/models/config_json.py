@@ -1,7 +1,7 @@
 """The engine's ``config.json``: read, changed and replaced under one OS lock, so that no process loses another's entry.
 
 Every write differs from the one before in at least one byte, because OVMS only looks at anything (a changed
-``graph.pbtxt``, an entry that failed) when the bytes of this file have changed (spec/ovms.md C.6). The byte is a blank
+``graph.pbtxt``, an entry that failed) when the bytes of this file have changed. The byte is a blank
 at the end: the schema forbids keys of our own. For the same reason the names that we wrote are noted in a file beside
 it; every other entry is a user's and stays as it is.
 """

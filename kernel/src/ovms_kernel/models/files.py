@@ -32,8 +32,8 @@ def is_text(path: str, size: int) -> bool:
 def walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
     """Yield each regular file below the folder, as a relative path with forward slashes, in a fixed order.
 
-    Symbolic links to files are followed, those to folders are not; files of ours, and those that systems put beside
-    others, are left out.
+    Symbolic links to files are followed, those to folders are not; the plugin's files, and those that systems put
+    beside others, are left out.
     """
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(each for each in folders if not each.startswith("."))

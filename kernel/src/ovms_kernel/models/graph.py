@@ -38,7 +38,7 @@ def graph_of(
     tags: tuple[str, str] = ("HTTP_REQUEST_PAYLOAD", "HTTP_RESPONSE_PAYLOAD"),
     loopback: bool = False,
 ) -> CalculatorGraphConfig:
-    """Return a graph of one node that serves HTTP requests (spec/ovms.md F.2).
+    """Return a graph of one node that serves HTTP requests.
 
     :param calculator: the registered name of the calculator.
     :param node: a name that is unique in the graph; OVMS keys the node's resources by it.
@@ -96,7 +96,7 @@ def fill(options: Message, *layers: Mapping[str, Any], what: str) -> None:
 def default_device(host: Host) -> str:
     """Return the device to name in a graph: ``CPU`` if there is nothing else, else none.
 
-    Given no device, OVMS takes the best GPU that it can really use (spec/ovms.md G.3), which only it can know.
+    Given no device, OVMS takes the best GPU that it can really use, which only it can know.
     """
     return "" if "GPU" in host.devices else "CPU"
 
@@ -198,7 +198,7 @@ def parse_graph(text: str) -> CalculatorGraphConfig:
     try:
         return text_format.Parse(text, CalculatorGraphConfig())
     except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise BadRequest(f"{GRAPH} cannot be read ({' '.join(str(error).split())}); mend or remove it.") from error
+        raise BadRequest(f"{GRAPH} cannot be read ({' '.join(str(error).split())}); fix or remove it.") from error
 
 
 def read_graph(folder: Path) -> CalculatorGraphConfig | None:
@@ -211,7 +211,7 @@ def read_graph(folder: Path) -> CalculatorGraphConfig | None:
     except FileNotFoundError:
         return None
     except UnicodeDecodeError as error:
-        raise BadRequest(f"{folder / GRAPH} is not UTF-8 text; mend or remove it.") from error
+        raise BadRequest(f"{folder / GRAPH} is not UTF-8 text; fix or remove it.") from error
 
 
 def graph_digest(folder: Path) -> str:

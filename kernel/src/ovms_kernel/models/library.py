@@ -213,7 +213,7 @@ class Library:
         refresh: bool = False,
         report: Callable[[Progress], None] = _ignore,
     ) -> LocalModel:
-        """Fetch a model from its hub; whoever asks for the same meanwhile joins, and the last to be cancelled stops it.
+        """Fetch a model from its hub; a second request for the same joins, and the last to be cancelled stops it.
 
         A complete copy is returned as it is, without a look at the network.
 
@@ -269,7 +269,7 @@ class Library:
                 return await self._arrivals.take_in(source, wish, report)
 
     async def delete(self, model_id: str) -> None:
-        """Remove a model from disk; the engine lets go of it first.
+        """Remove a model from disk; the engine unloads it first.
 
         :raises NotFound: it is not here.
         """

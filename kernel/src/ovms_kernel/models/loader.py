@@ -149,7 +149,7 @@ class Loader:
         return self._servables.is_running()
 
     async def _look(self) -> None:
-        """Bring the table in line with what the engine serves, whoever loaded it."""
+        """Bring the table in line with what the engine serves, by whichever process loaded."""
         states, entries = await self._servables.states(), await self._servables.entries()
         installed = {model.id: model for model in await anyio.to_thread.run_sync(self._library.list)}
         for name, entry in entries.items():

@@ -16,7 +16,7 @@ MAX_PART_BYTES = 96
 MAX_ID = 512
 """Characters of a model's id at most; what is longer is not even looked at."""
 OURS = ("config.json",)
-"""Names in the models folder that are files of ours."""
+"""Names in the models folder that are files of the plugin."""
 
 
 def parse_model_id(text: str) -> str:

@@ -72,7 +72,7 @@ def staging_folder(settings: Settings, model_id: str) -> Path:
 
 
 def lock_file(settings: Settings, model_id: str) -> Path:
-    """Return the lock of one model: held by whoever pulls, publishes, loads or deletes it."""
+    """Return the lock of one model: held by what pulls, publishes, loads or deletes it."""
     return settings.staging_dir / f"{staging_key(model_id)}.lock"
 
 

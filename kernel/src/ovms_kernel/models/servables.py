@@ -1,7 +1,7 @@
 """What the engine serves: the only writer of ``config.json`` and the only reader of ``/v1/config``.
 
 An entry is added, the engine is asked to reload, and then only ``GET /v1/config`` is believed for that name: answers of
-the reload name no culprit and may say 200 although a graph is broken (spec/ovms.md C.6 to C.8). What does not load is
+the reload name no culprit and may say 200 although a graph is broken. What does not load is
 removed again, so that it neither hides other entries nor comes back with the next start of the engine.
 """
 
@@ -64,7 +64,7 @@ class EngineLog(Protocol):
 
 
 def states_of(config: dict[str, Any]) -> dict[str, str]:
-    """Return what ``/v1/config`` says of each name (spec/ovms.md C.8)."""
+    """Return what ``/v1/config`` says of each name."""
     states = {}
     for name, entry in config.items():
         versions = entry.get("model_version_status") if isinstance(entry, dict) else None

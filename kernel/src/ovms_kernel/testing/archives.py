@@ -94,7 +94,7 @@ def _parents(name: str) -> list[str]:
 
 
 def windows_archive(path: Path, *, backslashes: bool = False) -> str:
-    """Write a ``.zip`` as in spec/ovms.md A.3 and return its SHA-256."""
+    """Write a ``.zip`` as OVMS's releases are packed and return its SHA-256."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in ("ovms/ovms.exe", "ovms/openvino.dll", "ovms/python/python.exe", "ovms/espeak-ng-data/phontab"):
             # ZipInfo would turn backslashes round, as zip wants it; some makers do not.

@@ -355,7 +355,7 @@ def main() -> None:
     with FakeHub(rate=int(os.environ.get("FAKE_HUB_RATE", "0"))) as hub:
         for folder in sorted(root.glob("*/*")):
             hub.add(folder.relative_to(root).as_posix(), folder)
-        print(hub.url, flush=True)  # noqa: T201 - whoever started it reads this
+        print(hub.url, flush=True)  # noqa: T201 - the process that started it reads this
         sys.stdin.read()
 
 

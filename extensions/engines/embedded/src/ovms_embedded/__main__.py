@@ -9,7 +9,7 @@ from ovms_embedded.cli import USAGE, Settings, WrongUsage, parse
 
 
 def main() -> int:
-    """Run the server until it is told to stop; returns the exit code (spec A.7)."""
+    """Run the server until it is told to stop; returns the exit code."""
     try:
         parsed = parse(sys.argv[1:])
     except WrongUsage as error:

@@ -1,4 +1,4 @@
-"""The command line of OVMS, as far as a supervisor or a person at a terminal needs it (spec B.1)."""
+"""The command line of OVMS, as far as a supervisor or a person at a terminal needs it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MANAGEMENT = {
 
 @dataclass(frozen=True)
 class Media:
-    """Which images requests may name, beside those that they carry (spec B.1, B.5)."""
+    """Which images requests may name, beside those that they carry."""
 
     domains: frozenset[str] = frozenset()
     """Hosts, in lower case; ``all`` alone stands for every host."""
@@ -91,7 +91,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def version_lines() -> list[str]:
-    """Return what ``--version`` prints (spec A.6)."""
+    """Return what ``--version`` prints."""
     return [
         f"{SERVER_NAME} {SERVER_VERSION}",
         f"OpenVINO backend {_version('openvino')}",

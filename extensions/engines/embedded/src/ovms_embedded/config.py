@@ -32,7 +32,7 @@ MODEL_KEYS = {
 class ConfigError(Exception):
     """The file as a whole cannot be used; nothing changes.
 
-    :param status: the HTTP status that ``POST /v1/config/reload`` answers with (spec C.7).
+    :param status: the HTTP status that ``POST /v1/config/reload`` answers with.
     """
 
     def __init__(self, text: str, status: int = 412) -> None:
@@ -117,7 +117,7 @@ def single(settings: Settings) -> Config:
 def _unique(entries: list[Entry]) -> tuple[Entry, ...]:
     found: dict[str, Entry] = {}
     for entry in entries:
-        found.setdefault(entry.name, entry)  # of two graphs with one name the first wins (spec C.5)
+        found.setdefault(entry.name, entry)  # of two graphs with one name the first wins
     return tuple(found.values())
 
 

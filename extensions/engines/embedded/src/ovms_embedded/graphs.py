@@ -42,7 +42,7 @@ class Graph:
     """Names of the graph's input streams."""
     outputs: tuple[str, ...] = ()
     digest: str = ""
-    """MD5 of the file, by which a reload tells whether it changed (spec C.6)."""
+    """MD5 of the file, by which a reload tells whether it changed."""
 
 
 def read_graph(path: Path, calculators: Calculators) -> Graph:

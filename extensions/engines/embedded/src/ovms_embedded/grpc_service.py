@@ -1,4 +1,4 @@
-"""KServe over gRPC: health and metadata; graphs of generative HTTP endpoints take no inference requests (spec H)."""
+"""KServe over gRPC: health and metadata; graphs of generative HTTP endpoints take no inference requests."""
 
 from __future__ import annotations
 

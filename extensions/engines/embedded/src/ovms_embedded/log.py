@@ -1,4 +1,4 @@
-"""Log lines as OVMS writes them: ``[date time.ms][thread][logger][level][file:line] text`` (spec B.4)."""
+"""Log lines as OVMS writes them: ``[date time.ms][thread][logger][level][file:line] text``."""
 
 from __future__ import annotations
 

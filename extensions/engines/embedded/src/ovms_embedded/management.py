@@ -1,4 +1,4 @@
-"""The verbs of the command line that end without serving (spec B.1)."""
+"""The verbs of the command line that end without serving."""
 
 from __future__ import annotations
 

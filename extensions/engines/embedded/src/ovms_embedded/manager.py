@@ -1,4 +1,4 @@
-"""What is served: servables and their states, driven by config.json (spec C.5 to C.8)."""
+"""What is served: servables and their states, driven by config.json."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Servable:
         return self.entry.name
 
     def aliases(self) -> list[str]:
-        """Names of LoRA adapters and composites, which are served like models (spec F.6)."""
+        """Names of LoRA adapters and composites, which are served like models."""
         options = self.graph.options if self.graph else {}
         return [each["alias"] for key in ("lora_adapters", "composite_lora_adapters") for each in options.get(key, ())]
 
@@ -125,7 +125,7 @@ class Servable:
             self.notify()
 
     def notify(self) -> None:
-        """Wake whoever waits for a change."""
+        """Wake everything that waits for a change."""
         self.changed.set()
         self.changed = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""Counters in Prometheus's text format, under the names that OVMS uses (spec D.2)."""
+"""Counters in Prometheus's text format, under the names that OVMS uses."""
 
 from __future__ import annotations
 

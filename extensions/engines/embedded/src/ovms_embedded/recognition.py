@@ -1,4 +1,4 @@
-"""Which graph a model folder calls for, for a start with ``--model_path`` and no graph.pbtxt (spec G)."""
+"""Which graph a model folder calls for, for a start with ``--model_path`` and no graph.pbtxt."""
 
 from __future__ import annotations
 

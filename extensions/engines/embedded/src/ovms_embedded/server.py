@@ -157,7 +157,7 @@ async def _manage(settings: Settings, manager: Manager, config: Config) -> None:
     except ConfigError as error:
         log.manager.error("%s", error)
         if settings.config_path is None:
-            # The only servable there is: without it there is nothing to serve (spec B.2).
+            # The only servable there is: without it there is nothing to serve.
             raise StartFailed("The model did not load.") from error
     manager.first_pass_done = True
     log.serving.info("ServableManagerModule started")

@@ -66,7 +66,7 @@ class Magic:
 
 
 class Refusal(Exception):
-    """A plugin cannot be had here, or nobody asks for one; the text is for a person."""
+    """A plugin cannot be started here, or nobody asks for one; the text is for a person."""
 
 
 def read_environment(magic: Magic, environment: Mapping[str, str]) -> int:
@@ -401,7 +401,7 @@ def remove_stale_folders() -> None:
     """Remove socket folders of plugins that were killed."""
     if sys.platform == "win32":
         return  # there are none
-    for parent in {tempfile.gettempdir(), "/tmp"}:  # noqa: S108 - only folders of ours are touched
+    for parent in {tempfile.gettempdir(), "/tmp"}:  # noqa: S108 - only folders of the plugin are touched
         for folder in Path(parent).glob(f"{FOLDER}*-*"):
             pid = folder.name.removeprefix(FOLDER).partition("-")[0]
             with contextlib.suppress(OSError, OverflowError):

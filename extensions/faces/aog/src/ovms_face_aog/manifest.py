@@ -46,7 +46,7 @@ DEFAULT_RESOURCES = {"data_dir": "${AOG_DATA_DIR}/engine/ovms-plugin"}
 """``resources`` of a manifest that was made for no machine in particular."""
 
 MARK = "# AOG's manifest, made from the installed services by `ovms-plugin manifest`;"
-"""How every ``plugin.yaml`` of ours begins."""
+"""How every ``plugin.yaml`` of this project begins."""
 
 
 def executable(system: str) -> str:

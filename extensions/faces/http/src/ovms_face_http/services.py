@@ -135,7 +135,7 @@ def failed(error: Exception) -> bytes:
 
 
 def in_words(error: Exception) -> str:
-    """Return what a program is told of an error in the middle of its answer; one that nobody foresaw is logged."""
+    """Return what a program reads of an error in the middle of its answer; one that nobody foresaw is logged."""
     if isinstance(error, OvmsError):
         return error.message
     log.error("An answer broke off", exc_info=error)

@@ -56,7 +56,7 @@ class Task:
 
 
 class Session:
-    """Reads messages and answers with events; ``services.md`` tells both."""
+    """Reads messages and answers with events; docs/services.md describes both."""
 
     def __init__(self, definition: ServiceDefinition, engine: Engine, out: MemoryObjectSendStream[Message]) -> None:
         self._definition = definition
@@ -224,7 +224,7 @@ def finishes(message: Message, task: Task) -> bool:
 
 
 def cause_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the one error of ours that ended a task, or the whole group if there is something else in it."""
+    """Return the one known error that ended a task, or the whole group if there is something else in it."""
     ours, rest = errors.split(OvmsError)
     if ours is None or rest is not None:
         return errors

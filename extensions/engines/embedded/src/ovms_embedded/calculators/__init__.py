@@ -32,7 +32,7 @@ GROUP = "ovms_embedded.calculators"
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """What a model folder says about itself, for detection without a ``graph.pbtxt`` (spec G.1)."""
+    """What a model folder says about itself, for detection without a ``graph.pbtxt``."""
 
     name: str
     """The servable's name, in lower case."""

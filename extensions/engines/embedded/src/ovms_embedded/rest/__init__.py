@@ -1,1 +1,1 @@
-"""REST as OVMS speaks it (spec parts D and E)."""
+"""REST as OVMS speaks it."""

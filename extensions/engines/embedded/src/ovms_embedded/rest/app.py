@@ -1,4 +1,4 @@
-"""The ASGI application: OVMS's paths, methods and statuses (spec parts C.7, D and E.0)."""
+"""The ASGI application: OVMS's paths, methods and statuses."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(/ready|/infer)?")
 MODELS = re.compile(r"/(?:v3/v1|v3|v1)/models(?:/(.*))?")
 GENERATIVE = re.compile(r"/(?:v3|v1)/(.+)")
 MODEL_PREFIX = 4
-"""Characters of ``/v3/``, cut to get a model's name from a path (spec E.0)."""
+"""Characters of ``/v3/``, cut to get a model's name from a path."""
 
 
 class App:
@@ -76,7 +76,7 @@ class App:
                     await _respond(send, 200, answer, cors)
         except Disconnected:
             return
-        except Exception:  # noqa: BLE001 - the last resort: an error of ours is one answer, not a silent close
+        except Exception:  # noqa: BLE001 - the last resort: a fault of the engine is one answer, not a silent close
             log.serving.exception("%s %s failed", scope["method"], scope["path"])
             # If the answer has begun already, the server can only close the connection.
             await _respond(send, 500, Reply(encode({"error": "Internal server error"})), cors)

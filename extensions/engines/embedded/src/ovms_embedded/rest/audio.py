@@ -1,4 +1,4 @@
-"""``audio/transcriptions``, ``audio/translations`` and ``audio/speech`` (spec E.11)."""
+"""``audio/transcriptions``, ``audio/translations`` and ``audio/speech``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``chat/completions`` (spec E.2 to E.4)."""
+"""``chat/completions``."""
 
 from __future__ import annotations
 

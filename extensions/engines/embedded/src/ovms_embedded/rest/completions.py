@@ -1,4 +1,4 @@
-"""``completions`` (spec E.5)."""
+"""``completions``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``embeddings`` (spec E.7)."""
+"""``embeddings``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors with the status that OVMS gives them (spec D.1)."""
+"""Errors with the status that OVMS gives them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parsers by their names in OVMS: which tags they look for, and what reads behind a tag (spec F.3)."""
+"""The parsers by their names in OVMS: which tags they look for, and what reads behind a tag."""
 
 from __future__ import annotations
 

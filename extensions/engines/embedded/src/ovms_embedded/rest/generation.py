@@ -1,4 +1,4 @@
-"""Fields that chat, completions and responses share, as the text worker wants them (spec E.1)."""
+"""Fields that chat, completions and responses share, as the text worker wants them."""
 
 from __future__ import annotations
 

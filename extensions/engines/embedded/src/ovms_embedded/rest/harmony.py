@@ -1,4 +1,4 @@
-"""Models that address all that they write: gpt-oss (OpenAI's harmony) and Onyx (spec F.3).
+"""Models that address all that they write: gpt-oss (OpenAI's harmony) and Onyx.
 
 A message is a header, ``<|message|>``, its text, and an end. The header says for whom it is: the user, the model itself
 (reasoning), or a tool.

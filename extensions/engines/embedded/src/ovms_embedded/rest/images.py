@@ -1,4 +1,4 @@
-"""``images/generations`` and ``images/edits`` (spec E.10)."""
+"""``images/generations`` and ``images/edits``."""
 
 from __future__ import annotations
 

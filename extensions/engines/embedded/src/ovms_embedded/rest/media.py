@@ -1,4 +1,4 @@
-"""Images that messages name: inside the request, on the web, or on this machine (spec E.2)."""
+"""Images that messages name: inside the request, on the web, or on this machine."""
 
 from __future__ import annotations
 

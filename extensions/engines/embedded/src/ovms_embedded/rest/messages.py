@@ -1,4 +1,4 @@
-"""Messages and tools of chat and responses, as a chat template takes them (spec E.2)."""
+"""Messages and tools of chat and responses, as a chat template takes them."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def read_grammar(data: dict[str, Any]) -> str | None:
 
 
 def guide(parser: str, tools: list[dict[str, Any]], choice: object, options: dict[str, Any]) -> str | None:
-    """Return the grammar of tool calls, where the client demands one or the graph guides them (spec F.3)."""
+    """Return the grammar of tool calls, where the client demands one or the graph guides them."""
     required = choice == "required" or isinstance(choice, dict)
     if parser not in GUIDED or not tools or not (required or options["enable_tool_guided_generation"]):
         return None

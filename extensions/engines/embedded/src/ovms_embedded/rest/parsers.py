@@ -1,4 +1,4 @@
-"""Model output taken apart: reasoning, content and tool calls, as it arrives or in one piece (spec E.3, E.4, F.3).
+"""Model output taken apart: reasoning, content and tool calls, as it arrives or in one piece.
 
 Streamed and whole outputs are the same text and the same calls, however the text is cut; where there is no call, no
 letter of the text is lost.

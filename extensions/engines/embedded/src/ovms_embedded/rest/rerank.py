@@ -1,4 +1,4 @@
-"""``rerank`` and ``tokenize`` (spec E.8 and E.9)."""
+"""``rerank`` and ``tokenize``."""
 
 from __future__ import annotations
 

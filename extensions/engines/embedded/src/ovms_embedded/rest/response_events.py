@@ -1,4 +1,4 @@
-"""A response of ``responses`` as it grows, and the events that tell of it (spec E.6)."""
+"""A response of ``responses`` as it grows, and the events that tell of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``responses`` (spec E.6)."""
+"""``responses``."""
 
 from __future__ import annotations
 

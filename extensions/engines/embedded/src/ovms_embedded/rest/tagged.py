@@ -1,4 +1,4 @@
-"""Reasoning and tool calls between tags, which most families write (spec F.3)."""
+"""Reasoning and tool calls between tags, which most families write."""
 
 from __future__ import annotations
 

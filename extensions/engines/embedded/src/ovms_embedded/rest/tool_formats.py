@@ -1,4 +1,4 @@
-"""How models write tool calls, one format per tool parser of OVMS (spec F.3).
+"""How models write tool calls, one format per tool parser of OVMS.
 
 A format reads a growing text that begins with its start tag. What it decides stays true whatever text follows, so that
 streamed and whole outputs are the same.

@@ -1,4 +1,4 @@
-"""Tool calls that are not JSON: XML of three kinds, Python's calls, and Gemma's objects (spec F.3)."""
+"""Tool calls that are not JSON: XML of three kinds, Python's calls, and Gemma's objects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chat templates as Hugging Face and OVMS render them: jinja2 in a sandbox that changes nothing (spec E.2).
+"""Chat templates as Hugging Face and OVMS render them: jinja2 in a sandbox that changes nothing.
 
 A template comes with a model and is not trusted. The sandbox keeps it away from Python; ``renderer.py`` bounds the time
 and the memory that it takes.

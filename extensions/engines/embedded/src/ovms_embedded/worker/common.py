@@ -45,7 +45,7 @@ def models_path(spec: dict[str, Any], option: str = "models_path") -> Path:
 
 
 def device(spec: dict[str, Any], pipe: Pipe, option: str) -> str:
-    """Return the device of the graph, or the best one there is when it names none (spec G.3: never an NPU).
+    """Return the device of the graph, or the best one there is when it names none (never an NPU).
 
     :raises ValueError: this machine has none of that kind; the library would name one of its files.
     """
@@ -86,7 +86,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def window(folder: Path) -> int | None:
-    """Return how many tokens a model takes, by the first key of its config.json that says so (spec E.1)."""
+    """Return how many tokens a model takes, by the first key of its config.json that says so."""
     config = read_json(folder / "config.json")
     values = (config.get(key) for key in WINDOW_KEYS)
     return next((value for value in values if isinstance(value, int) and not isinstance(value, bool)), None)
@@ -135,7 +135,7 @@ def encode(tokenizer: openvino_genai.Tokenizer, texts: list[str], **options: Any
 
 
 def tokenize(tokenizer: openvino_genai.Tokenizer, payload: dict[str, Any], window: int | None) -> list[list[int]]:
-    """Return the tokens of texts as the tokenize endpoint wants them (spec E.9).
+    """Return the tokens of texts as the tokenize endpoint wants them.
 
     :raises Refused: there would be too many, or the options do not fit.
     """

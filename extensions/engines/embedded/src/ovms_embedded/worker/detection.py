@@ -1,4 +1,4 @@
-"""Which tool and reasoning parser a chat template calls for (spec F.3)."""
+"""Which tool and reasoning parser a chat template calls for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sizes and devices of an image generation graph, and which combinations do not load (spec F.6)."""
+"""Sizes and devices of an image generation graph, and which combinations do not load."""
 
 from __future__ import annotations
 

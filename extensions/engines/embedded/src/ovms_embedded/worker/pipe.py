@@ -132,7 +132,7 @@ def failure(pipe: Pipe, number: int, operation: str, error: Exception) -> list[A
         return [wire.END, number, None]
     if isinstance(error, Refused):
         return [wire.ERROR, number, error.kind, str(error)]
-    # Runtime exceptions inside a calculator's Process() are its execution error: 400 (spec D.1).
+    # Runtime exceptions inside a calculator's Process() are its execution error: 400.
     pipe.log("error", "serving", f"{operation}: {error}")
     return [wire.ERROR, number, wire.INVALID, tidy(error)]
 

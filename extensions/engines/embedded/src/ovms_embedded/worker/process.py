@@ -22,7 +22,7 @@ def open_pipe() -> Pipe:
 
 
 def _die_with_the_front_process() -> None:
-    # A closed pipe says so too, but a thread of ours cannot hear it while the library holds Python's lock.
+    # A closed pipe says so too, but a thread in Python cannot hear it while the library holds Python's lock.
     if sys.platform == "linux":
         import ctypes
 

@@ -137,7 +137,7 @@ def _find(part: list[int], row: list[int], start: int) -> int:
 
 
 def _logits(model: openvino.Model, *, tokenizer: genai.Tokenizer) -> openvino.Node:
-    """Return one number per text: the only logit of a classifier, or that of its second class (spec E.8).
+    """Return one number per text: the only logit of a classifier, or that of its second class.
 
     A language model is asked for its next token: how much rather it would say yes than no.
     """

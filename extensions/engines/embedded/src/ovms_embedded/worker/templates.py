@@ -1,4 +1,4 @@
-"""Where a model keeps its chat templates (spec F.3)."""
+"""Where a model keeps its chat templates."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ class Text:
                 self.pipeline.generate(["a"], [[]], [config])
             else:
                 self.pipeline.generate([self.tokenizer.encode("a").input_ids], [config])
-        except Exception as error:  # noqa: BLE001 - OVMS drops a schema that it cannot use (spec E.2)
+        except Exception as error:  # noqa: BLE001 - OVMS drops a schema that it cannot use
             self.pipe.log("error", "llm_calculator", f"A schema is ignored: {tidy(error)}")
             self.usable_grammars[wanted] = False
         else:

@@ -37,7 +37,7 @@ def build(spec: dict[str, Any], folder: Path, device: str) -> genai.ContinuousBa
 
 
 def sees(folder: Path) -> bool:
-    """Tell whether a model takes images beside text (spec F.3)."""
+    """Tell whether a model takes images beside text."""
     parts = ("openvino_text_embeddings_model.xml", "openvino_vision_embeddings_model.bin")
     return all((folder / part).exists() for part in parts)
 
