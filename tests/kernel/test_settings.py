@@ -85,7 +85,7 @@ def test_a_data_folder_that_is_a_file_is_refused_with_where_to_name_another(tmp_
         read_settings({}, data_dir=folder)
     assert caught.value.message == (
         f"The data folder {folder} cannot be used (Not a directory); "
-        "mend that, or name another data folder with --data-dir or OVMS_PLUGIN_DATA_DIR."
+        "fix that, or name another data folder with --data-dir or OVMS_PLUGIN_DATA_DIR."
     )
 
 

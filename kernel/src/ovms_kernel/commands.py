@@ -96,6 +96,7 @@ def run_command(
     *,
     debug: bool = False,
     fast_loop: bool = False,
+    reads_config: bool = True,
 ) -> int:
     """Run a command to its end and return its exit code; an error is one sentence on stderr.
 
@@ -103,6 +104,7 @@ def run_command(
     :param data_dir: wins over every other setting of it.
     :param debug: log in detail, and show tracebacks.
     :param fast_loop: use uvloop where it exists; a coroutine function with a true ``fast_loop`` asks for it.
+    :param reads_config: whether the config file must be correct; a command that corrects it does without.
     :raises BrokenPipeError: whoever read the output has gone.
     """
     import asyncio  # takes a tenth of the time that help may take, so not at the top
@@ -118,6 +120,8 @@ def run_command(
     code = 0
     try:
         overrides: dict[str, Any] = {} if data_dir is None else {"data_dir": data_dir.expanduser()}
+        if not reads_config:
+            overrides["file"] = {}
         session = Session(read_settings(**overrides), data_dir is not None, received=received)
         try:
             options = {"use_uvloop": fast_loop and importlib.util.find_spec("uvloop") is not None}

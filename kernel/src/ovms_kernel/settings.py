@@ -195,12 +195,15 @@ def default_data_dir() -> Path:
 def read_settings(
     environment: Mapping[str, str] | None = None,
     defaults: Mapping[str, Any] | None = None,
+    *,
+    file: Mapping[str, Any] | None = None,
     **overrides: Any,  # noqa: ANN401 - values of fields, checked below
 ) -> Settings:
     """Read all layers and return the settings.
 
     :param environment: instead of ``os.environ``.
     :param defaults: what a face puts in the place of defaults here; every other layer wins over it.
+    :param file: taken instead of what the config file holds.
     :param overrides: fields that win over every layer.
     :raises BadRequest: a value has the wrong type or a key is unknown; the sentence names where it was set.
     """
@@ -213,14 +216,13 @@ def read_settings(
     # A host may start us in any folder, so a relative one is made absolute at once.
     values["data_dir"] = overrides["data_dir"] = Path(values["data_dir"]).absolute()
     _check_folder(values["data_dir"])
-    named = environment.get(PREFIX + "CONFIG")
-    config = Path(named).expanduser() if named else values["data_dir"] / "config.yaml"
-    if named and not config.exists():
+    config = config_file(environment, values["data_dir"])
+    if file is None and environment.get(PREFIX + "CONFIG") and not config.exists():
         raise BadRequest(f"There is no config file {config}, which {PREFIX}CONFIG names; make it or unset that.")
     sections: dict[str, Any] = {}
     places: dict[str, str] = {}
     for layer, where in (
-        (_read_file(config), f"the config file {config}"),
+        (read_config(config), f"the config file {config}") if file is None else (file, "the settings"),
         (_from_environment(environment), "the environment"),
         (overrides, "the command"),
     ):
@@ -237,6 +239,12 @@ def read_settings(
     return settings
 
 
+def config_file(environment: Mapping[str, str], data_dir: Path) -> Path:
+    """Return the config file, which need not exist."""
+    named = environment.get(PREFIX + "CONFIG")
+    return Path(named).expanduser() if named else data_dir / "config.yaml"
+
+
 def _check_folder(folder: Path) -> None:
     """Refuse what cannot be a data folder; that it is not there yet is no fault.
 
@@ -248,7 +256,7 @@ def _check_folder(folder: Path) -> None:
         pass
     except OSError as error:
         raise BadRequest(
-            f"The data folder {folder} cannot be used ({error.strerror}); mend that, or {ELSEWHERE}."
+            f"The data folder {folder} cannot be used ({error.strerror}); fix that, or {ELSEWHERE}."
         ) from error
 
 
@@ -260,7 +268,7 @@ def refused_by_system(error: BaseException) -> OvmsError | None:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OvmsError(f"{where or 'A file cannot be written'} ({error.strerror}); make room on that disk.")
     if where and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
-        return OvmsError(f"{where} ({error.strerror}); mend that, or {ELSEWHERE}.")
+        return OvmsError(f"{where} ({error.strerror}); fix that, or {ELSEWHERE}.")
     return None
 
 
@@ -270,7 +278,11 @@ def _join(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     return lower | upper | both
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """Return what a config file holds, its names and values unchecked; nothing if there is none.
+
+    :raises BadRequest: it cannot be read, is no table, or sets ``data_dir``.
+    """
     if not path.exists():
         return {}
     import yaml
@@ -284,11 +296,11 @@ def _read_file(path: Path) -> dict[str, Any]:
             detail = f"line {error.problem_mark.line + 1}: {error.problem}"
         else:
             detail = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise BadRequest(f"The config file {path} cannot be read ({detail}); mend or remove it.") from error
+        raise BadRequest(f"The config file {path} cannot be read ({detail}); fix or remove it.") from error
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise BadRequest(f"The config file {path} must hold settings as `name: value` lines; mend or remove it.")
+        raise BadRequest(f"The config file {path} must hold settings as `name: value` lines; fix or remove it.")
     if "data_dir" in value:
         raise BadRequest(f"The config file {path} cannot set data_dir; remove that line, and {ELSEWHERE}.")
     return value
