@@ -5,6 +5,7 @@ python3 dev.py run      make an environment, install the workspace, run the demo
 python3 dev.py test     run the tests; further words go to pytest                  (7 minutes on 2 cores)
 python3 dev.py check    ruff, mypy --strict and import-linter                      (1 minute)
 python3 dev.py bench    run every benchmark; further words name some of them       (20 minutes; most take 1 or 2)
+python3 dev.py release  build wheels and sdists into dist/ and check them; needs a commit    (3 minutes)
 python3 dev.py make     write the generated files again: protobuf code, plugin.yaml, tables in docs
 """
 
@@ -45,7 +46,7 @@ def call(*command: str) -> None:
         sys.exit(code)
 
 
-def install() -> None:
+def install(*options: str) -> None:
     """Make the environment and bring it up to date; a second time this takes a second or so.
 
     An environment without its mark ``ready`` is half made, and is made again. After a sync that broke off, which leaves
@@ -59,7 +60,7 @@ def install() -> None:
     syncing = VENV / "syncing"
     again = ["--reinstall"] if syncing.exists() else []
     syncing.touch()
-    call(tool("uv"), "sync", "--quiet", "--all-packages", "--python", tool("python"), *again)
+    call(tool("uv"), "sync", "--quiet", "--all-packages", "--python", tool("python"), *again, *options)
     _make_paths_relative()
     syncing.unlink()
 
@@ -132,18 +133,24 @@ def make(words: list[str]) -> None:
     text = subprocess.run([tool("ovms-plugin"), "manifest"], cwd=ROOT, check=True, capture_output=True).stdout
     (ROOT / "plugin.yaml").write_bytes(text)
     call(tool("python"), str(ROOT / "tests" / "test_docs.py"))
+    call(tool("python"), str(ROOT / "packaging" / "metadata.py"))
+
+
+def release(words: list[str]) -> None:
+    install("--group", "release")
+    call(tool("python"), str(ROOT / "packaging" / "release.py"))
 
 
 def sources() -> list[str]:
     """Every source of ours, as mypy wants them: packages as folders, single modules as files."""
-    found = [ROOT / "dev.py", ROOT / "kernel" / "src"]
+    found = [ROOT / "dev.py", *sorted((ROOT / "packaging").glob("*.py")), ROOT / "kernel" / "src"]
     for project in sorted(ROOT.glob("extensions/**/pyproject.toml")):
         inner = project.parent / "src"
         found += [inner] if inner.exists() else sorted(project.parent.glob("*.py"))
     return [str(each.relative_to(ROOT)) for each in found]
 
 
-COMMANDS = {each.__name__: each for each in (run, test, check, bench, make)}
+COMMANDS = {each.__name__: each for each in (run, test, check, bench, make, release)}
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ async def test_an_extension_that_breaks_is_named_with_where_to_look(
 def test_a_narrow_terminal_cuts_nothing(here: Any, environment: dict[str, str]) -> None:
     environment |= {"FORCE_COLOR": "1", "COLUMNS": "40", "OVMS_PLUGIN_DISABLED": "services.speech-to-text-ws"}
     [line] = [each for each in here("extensions").stdout.splitlines() if each.startswith("services.speech-to-text-ws ")]
-    assert re.split("  +", line)[1:] == ["disabled", "ovms-service-speech-to-text-ws 0.1.0", "by setting"]
+    name = "ovms-service-speech-to-text-ws"
+    assert re.split("  +", line)[1:] == ["disabled", f"{name} {version(name)}", "by setting"]
 
 
 def test_extensions_and_manifest_are_printed(here: Any, environment: dict[str, str]) -> None:

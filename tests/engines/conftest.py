@@ -209,10 +209,12 @@ def engine(tmp_path_factory: pytest.TempPathFactory, fixtures: Path) -> Iterator
         made.entry(kind, write_graph(kind, fixtures / kind))
     made.entry("tools", write_graph("text_generation", fixtures / "text_generation", 'tool_parser: "hermes3"'))
     made.list(*NODES, "tools")
-    made.start("--metrics_enable").ready()
-    yield made
-    assert made.process
-    assert made.process.poll() is None, "\n".join(made.log[-20:])
-    assert made.stop() == 0
-    assert not [line for line in made.log if "crashed" in line or "Traceback" in line]
-    made.close()
+    try:
+        made.start("--metrics_enable").ready()
+        yield made
+        assert made.process
+        assert made.process.poll() is None, "\n".join(made.log[-20:])
+        assert made.stop() == 0
+        assert not [line for line in made.log if "crashed" in line or "Traceback" in line]
+    finally:
+        made.close()

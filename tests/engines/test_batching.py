@@ -96,13 +96,14 @@ def front(fixtures: Path) -> Iterator[Front]:
 
 
 def call(number: int, *texts: str) -> list[Any]:
-    return [wire.CALL, number, "embed", {"texts": list(texts), "tokens": None, "base64": False}]
+    return [wire.CALL, number, "embed", {"texts": list(texts), "tokens": None, "base64": False, "dimensions": None}]
 
 
 def test_calls_that_wait_share_inferences(front: Front) -> None:
     front.send(*(call(number + 1, f"text number {number}") for number in range(32)))
     front.run()
-    assert all(each[0] == wire.END for each in front.answers(32).values())
+    answers = front.answers(32).values()
+    assert all(each[0] == wire.END for each in answers), next(iter(answers))
     assert [rows for rows, _ in front.inferences] == [32], "they all wait when the first inference starts"
 
 
@@ -124,7 +125,9 @@ def test_a_shared_inference_is_bounded_and_each_call_has_its_turn(front: Front) 
 
 
 def test_a_call_that_the_model_refuses_fails_alone(front: Front) -> None:
-    length = len(front.servable.embed(0, {"texts": ["the bad one"], "tokens": None, "base64": False}).rows[0])
+    length = len(
+        front.servable.embed(0, {"texts": ["the bad one"], "tokens": None, "base64": False, "dimensions": None}).rows[0]
+    )
     front.broken = str(length)
     front.send(call(1, "a"), call(2, "the bad one"), call(3, "a cat sat on the mat and on the other mats"))
     front.run()

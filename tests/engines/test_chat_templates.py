@@ -143,10 +143,12 @@ def templates(
     extra.mkdir()
     (extra / "tool_use.jinja").write_text(MARK + "{{ tools[0].function.name }} " * 20)
     engine.list(*sources)
-    engine.start("--metrics_enable").ready()
-    yield engine
-    assert engine.stop() == 0
-    engine.close()
+    try:
+        engine.start("--metrics_enable").ready()
+        yield engine
+        assert engine.stop() == 0
+    finally:
+        engine.close()
 
 
 def ask(engine: Engine, model: str, content: str = "Hi", **fields: Any) -> httpx.Response:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 genai = pytest.importorskip("openvino_genai")
@@ -66,7 +66,7 @@ def test_other_tokenizers_stay_with_the_library(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TABLES + OTHERS)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(text=TEXTS, cuts=CUTS)
 @example(text="日本語と한국어 mixed 🎉😀🚀", cuts=[1])
 @example(text="I do n't know . It 's 'm , yes ? ! ' quoted ' end", cuts=[1])
@@ -83,7 +83,7 @@ def test_a_stream_is_the_whole_answer_however_it_is_cut(name: str, text: str, cu
 
 
 @pytest.mark.parametrize("name", TABLES)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), cuts=CUTS)
 def test_any_tokens_are_decoded_as_the_library_does(name: str, data: st.DataObject, cuts: list[int]) -> None:
     tokenizer, decoder = load(name)

@@ -150,6 +150,8 @@ async def _install_first(
             raise
         except (BadRequest, EngineFailed, NotFound, Unavailable) as error:
             if following is None:
+                if choice.fit > 1:
+                    log.warning("`pip install ovms-platform-portable` adds an engine that runs on any system.")
                 raise
             skipped.append(Skipped(choice.name, str(error), final=isinstance(error, BadRequest | EngineFailed)))
             log.warning("Platform %s is skipped: %s Next is %s.", choice.name, error, following.name)

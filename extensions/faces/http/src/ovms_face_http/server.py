@@ -33,6 +33,8 @@ HEAD_BYTES = 64 << 10
 """Bytes of a head."""
 DRAIN_LIMIT = 20.0
 """Seconds that answers have when the server ends."""
+CANCEL_LIMIT = 2.0
+"""Seconds that work has to end once it is cancelled."""
 BACKLOG = 1024
 
 
@@ -140,7 +142,8 @@ class Server:
                 _, late = await asyncio.wait(running, timeout=DRAIN_LIMIT)
                 for task in late:
                     task.cancel()
-                await asyncio.gather(*late, return_exceptions=True)
+                if late:
+                    await asyncio.wait(late, timeout=CANCEL_LIMIT)
 
     async def keep_time(self) -> None:
         """Keep the Date of answers right, until cancelled."""
