@@ -77,7 +77,8 @@ async def pull(
 ) -> None:
     """Fetch models from the hub.
 
-    A model is named owner/name, hf:owner/name, or by the address of its page. A pull that broke off goes on where it was. A complete copy is left as it is, without a look at the hub.
+    A model is named owner/name, hf:owner/name, or by the address of its page. A pull
+    that broke off goes on where it was. A complete copy is left as it is, without a look at the hub.
     """
     from ovms_kernel.models.names import parse_model_ref
 
