@@ -72,7 +72,7 @@ async def run(
     schema: Schema = None,
     stats: Stats = False,
 ) -> None:
-    """Ask a model, or talk to it; pulls it if it is not here.
+    """Ask a model, or talk to it; it is pulled if need be.
 
     With a text, or one on stdin, it prints the answer; without, it goes on until you leave with /bye.
     """

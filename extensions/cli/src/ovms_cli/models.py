@@ -181,7 +181,7 @@ async def ls(session: Session, *, json: Json = False) -> None:
 
 
 async def ps(session: Session, *, json: Json = False) -> None:
-    """List loaded models, who uses them, and what comes next."""
+    """List the models that are loaded, and for how long."""
     async with session.kernel() as kernel:
         models = await kernel.resident_models() if await running(kernel) else []
         state = kernel.supervisor.describe()
@@ -359,7 +359,7 @@ async def pin(session: Session, models: Models) -> None:
 
 
 async def unpin(session: Session, models: Models) -> None:
-    """Let models unload again when idle or short of memory."""
+    """Let pinned models be unloaded again."""
     async with session.kernel() as kernel:
         for model in models:
             print(f"{(await kernel.pin_model(model, pinned=False)).id} is not pinned.")

@@ -106,7 +106,8 @@ async def _introduce(kernel: KernelApi, where: Running, say: Callable[[str], Non
     say(f"Serving OpenAI's API at {where.url}/v1; Ctrl-C stops it.")
     say(f"The key is in {where.key_file}." if where.key_file else "No key is needed.")
     if models:
-        say(f"{len(models)} models, {len(loaded)} loaded; the others load when they are asked for:")
+        count = "1 model" if len(models) == 1 else f"{len(models)} models"
+        say(f"{count}, {len(loaded)} loaded; the others load when they are asked for:")
         for each in models:
             say(f"  {each.id} ({each.model_type}{', loaded' if each.id in loaded else ''})")
     else:
