@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import anyio.to_thread
+import anyio
 import psutil
 import typer
 
@@ -15,6 +15,8 @@ from ovms_kernel.errors import OvmsError, TimedOut
 
 PATIENCE = 30.0
 """Seconds that a server has to end; its engine alone may take eight."""
+LOOK = 0.1
+"""Seconds between two looks at a server that ends."""
 CLOCK = 2.0
 """Seconds by which the clocks of processes and files may differ."""
 
@@ -46,12 +48,14 @@ async def stop(
     try:
         with output.waiting("stopping"):
             server.terminate()
-            await anyio.to_thread.run_sync(server.wait, PATIENCE, abandon_on_cancel=True)
+            with anyio.fail_after(PATIENCE):
+                while not _ended(server):  # noqa: ASYNC110 - no event tells of a process that is not a child
+                    await anyio.sleep(LOOK)
     except psutil.NoSuchProcess:
         pass
     except psutil.AccessDenied as error:
         raise OvmsError(f"The server is process {server.pid} of another user; stop it as that user.") from error
-    except psutil.TimeoutExpired as error:
+    except TimeoutError as error:
         raise TimedOut(f"The server, process {server.pid}, did not end within {PATIENCE:.0f} s; try again.") from error
     print("The server is stopped; models and settings are kept.")
 
@@ -62,6 +66,12 @@ def serving(data_dir: Path) -> psutil.Process | None:
     try:
         process = psutil.Process(int(json.loads(file.read_bytes())["pid"]))
         # A process that began after the file was written only has the number of one that is gone.
-        return process if process.create_time() <= file.stat().st_mtime + CLOCK else None
+        old = process.create_time() <= file.stat().st_mtime + CLOCK
+        return process if old and not _ended(process) else None
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return None
+
+
+def _ended(process: psutil.Process) -> bool:
+    # One that its parent has not asked after yet is still listed.
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
