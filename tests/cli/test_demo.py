@@ -98,8 +98,8 @@ def test_the_demo_shows_every_step_and_leaves_nothing(place: Place) -> None:
     assert place.left() == []
 
 
-def test_the_readme_shows_what_the_demo_prints() -> None:
-    shown = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+def test_the_page_for_users_shows_what_the_demo_prints() -> None:
+    shown = (Path(__file__).parents[2] / "docs" / "users.md").read_text("utf-8")
     assert re.findall(r"^  ✓ (.+?) +\d+\.\d\d s", shown, re.MULTILINE) == STEPS
     assert f"      What is OpenVINO?\n      {ANSWER}\n" in shown
 

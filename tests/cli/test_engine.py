@@ -107,13 +107,13 @@ def test_an_engine_that_is_not_the_first_choice_is_no_secret(environment: dict[s
 
 def test_an_engine_is_installed_for_the_first_request(here: Any, fixtures: Path) -> None:
     assert "No model for text is installed" in here("chat", "hello", code=3).stderr
+    assert "begins when the engine" in here("logs", code=3).stderr
     here("import", str(fixtures / "text_generation"), CHAT)
     done = here("chat", "What is OpenVINO?")
     assert done.stdout == ANSWER + "\n"
     assert done.stderr.splitlines()[0] == "No engine is installed yet; it is installed first."
     assert json.loads(here("status", "--json").stdout)["engine"] == "stopped"
     assert "No model is loaded" in here("ps").stderr
-    assert "begins when the engine" in here("logs", code=3).stderr
 
 
 def test_an_engine_is_started_for_one_request(installed: Any, tmp_path: Path) -> None:
@@ -200,6 +200,26 @@ def test_others_use_the_engine_that_serve_runs(
     assert told.splitlines()[-1] == "The server is stopped; models and settings are kept."
     assert not psutil.pid_exists(status["pid"])
     assert not left(tmp_path)
+
+
+def test_call_uploads_the_files_that_a_request_names(
+    installed: Any, here: Any, server: Serve, fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server reads no path of a client's, so the command sends the file, whether its path is absolute or not."""
+    here("import", str(fixtures / "speech_to_text"), "tiny/ears")
+    sound = fixtures / "speech_to_text_samples" / "en_turn_on_the_light.wav"
+    monkeypatch.chdir(sound.parent)
+    whole = {"model": "tiny/ears", "language": "en"}
+    for path in (str(sound), sound.name, sound.as_uri()):
+        assert "light" in json.loads(here("call", "speech-to-text", json.dumps(whole | {"audio": path})).stdout)["text"]
+    timed = whole | {"audio": sound.name, "response_format": "verbose_json", "timestamp_granularities": ["segment"]}
+    assert json.loads(here("call", "speech-to-text", json.dumps(timed)).stdout)["segments"]
+    streamed = here("call", "speech-to-text", json.dumps(whole | {"audio": sound.name}), "--stream").stdout
+    assert "transcript.text.done" in streamed
+    missing = here("call", "speech-to-text", json.dumps(whole | {"audio": "/no/such.wav"}), code=2).stderr
+    assert "/no/such.wav, named in audio, cannot be read (No such file or directory)" in missing
+    folder = here("call", "speech-to-text", json.dumps(whole | {"audio": str(tmp_path)}), code=2).stderr
+    assert "no regular file" in folder
 
 
 @pytest.mark.parametrize(

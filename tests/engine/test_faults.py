@@ -327,6 +327,7 @@ from pathlib import Path
 from ovms_kernel.engine.supervisor import Supervisor
 from ovms_kernel.events import Events
 from ovms_kernel.settings import read_settings
+from ovms_kernel.testing.contract import configured
 from ovms_kernel.testing.platform import MisbehavingPlatform
 from ovms_kernel.values import Installation
 async def main():

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import anyio
 import psutil
@@ -15,6 +16,7 @@ from msgspec import structs
 
 from ovms_kernel.api.observers import EngineFailed, PreconditionFailed, Refused, TimedOut, Unavailable, hookimpl
 from ovms_kernel.engine import launch
+from ovms_kernel.engine.causes import cause_of
 from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.engine.supervisor import State, Supervisor
 from ovms_kernel.settings import Settings
@@ -75,6 +77,33 @@ async def test_a_killed_engine_is_told_with_its_cause_and_started_again(engine: 
     assert "killed" in told["exit"].cause
     second = await engine.supervisor.ensure_ready()
     assert second.pid != first.pid
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (-9, "it was killed (signal 9): by the system because memory ran out, or by another program"),
+        (-15, "it was ended by another program (signal 15)"),
+        (-11, "it crashed (segmentation fault): The model is broken"),
+        (64, "it did not understand its command line: The model is broken"),
+        (137, "it was killed (signal 9): by the system because memory ran out, or by another program"),
+        (0xC0000005, "it crashed (access violation): The model is broken"),
+        (77, "it exited with code 77: The model is broken"),
+    ],
+)
+def test_exit_codes_and_signals_are_told_in_words(code: int, words: str) -> None:
+    assert cause_of(code, ["The model is broken."]) == words
+
+
+def test_what_was_said_of_answered_requests_is_no_cause_of_the_end(tmp_path: Path) -> None:
+    old = "[2026-01-01 12:00:00.000][1][serving][error][a.py:1] The size must be divisible by 8"
+    refusal = "[2026-01-01 12:00:09.000][1][llm_calculator][error][a.py:1] The prompt is too long"
+    last = "[2026-01-01 12:00:09.500][1][serving][error][a.py:1] The disk is full"
+    path = tmp_path / "engine.log"
+    path.write_text(f"{old}\n | its traceback\n{refusal}\n{last}\nterminate called")
+    assert launch.last_lines(path) == [last, "terminate called"]
+    os.utime(path, (0, 0))
+    assert launch.last_lines(path) == [], "nothing was said around the end"
 
 
 async def test_an_engine_that_exits_at_start_is_given_up_after_a_few_tries_with_its_own_words(

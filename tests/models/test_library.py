@@ -479,6 +479,31 @@ async def test_trash_of_a_killed_delete_is_counted_and_emptied_by_the_next_one(w
     assert world.library.usage().trash == 0
 
 
+async def test_compiled_code_is_counted_and_goes_with_its_model(world, tiny):
+    """The embedded engine keeps it in a folder for each model, OVMS in one folder for all."""
+    cache = world.settings.cache_dir
+    for folder in ("me@a", "me@b", "%E5%B5%8C"):
+        (cache / folder).mkdir(parents=True)
+        (cache / folder / "1234.blob").write_bytes(b"x" * 1000)
+    (cache / "5678.cl_cache").write_bytes(b"x" * 10)
+    for name in ("me/a", "嵌"):
+        await world.library.import_(tiny("embeddings"), name)
+    counted = world.library.usage().cache
+    assert set(counted) == {"me/a", "me/b", "嵌", "*"}
+    assert counted["me/a"] >= 1000
+
+    await world.library.delete("me/a")
+    await world.library.delete("嵌")
+    assert sorted(each.name for each in cache.iterdir()) == ["5678.cl_cache", "me@b"]
+
+
+async def test_compiled_code_of_a_model_that_is_replaced_goes_too(world, tiny):
+    await world.library.import_(tiny("embeddings"), "me/a")
+    (world.settings.cache_dir / "me@a").mkdir(parents=True)
+    await world.library.import_(tiny("rerank"), "me/a")
+    assert world.library.usage().cache == {}
+
+
 async def test_locks_of_names_that_were_only_asked_for_do_not_stay(world, tiny):
     await world.library.import_(tiny("embeddings"), "me/a")
     for name in ("me/none", "other"):

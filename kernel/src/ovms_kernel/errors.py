@@ -30,10 +30,15 @@ class OvmsError(Exception):
         super().__init__(message)
         self.message = message
 
-    def again(self) -> Self:
-        """Return an error of the same kind and content, caused by this one, to be raised to another caller."""
+    def again(self, message: str = "") -> Self:
+        """Return an error of the same kind and content, caused by this one, to be raised to another caller.
+
+        :param message: says it in other words.
+        """
         fresh = type(self).__new__(type(self), *self.args)
         fresh.__dict__.update(self.__dict__)
+        if message:
+            fresh.args, fresh.message = (message,), message
         fresh.__cause__ = self
         return fresh
 

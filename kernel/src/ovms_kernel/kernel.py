@@ -6,7 +6,6 @@ It knows that there are services, platforms, graphs and hubs, and none of them b
 from __future__ import annotations
 
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import replace
 from typing import TYPE_CHECKING, Self, cast
 
 import anyio
@@ -77,6 +76,7 @@ class Kernel:
     async def __aenter__(self) -> Self:
         await self._stack.enter_async_context(self.residency)
         await self._stack.enter_async_context(self.supervisor)
+        self._stack.push_async_callback(self.library.aclose)
         await anyio.to_thread.run_sync(self.library.empty_trash)
         await self.events.tell("ovms_kernel_started", extensions=self.extensions.reports)
         return self
@@ -143,7 +143,7 @@ class Kernel:
         self.control.installed()
         if device and device not in self.host.devices:
             raise PreconditionFailed(f"This machine shows no {device}; start with another device or none.")
-        self.library.shaper.host = replace(self.host, devices=(device,)) if device else self.host
+        self.residency.choose_device(device)
         await self.init_environment()
         await self.control.start()
 

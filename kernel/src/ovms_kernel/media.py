@@ -72,7 +72,7 @@ async def read_media(
             raise BadRequest(
                 f"The field {field} is a path, which is read for programs of this machine only; upload it."
             )
-        return await anyio.to_thread.run_sync(_read_file, field, text)
+        return await anyio.to_thread.run_sync(read_file, field, text)
     if kind == "url":
         return await _fetch(field, text, hosts)
     raise BadRequest(f"The kind of {field} must be base64, path or url, not {kind!r}.")
@@ -104,7 +104,11 @@ def _exists(text: str) -> bool:
         return False
 
 
-def _read_file(field: str, text: str) -> bytes:
+def read_file(field: str, text: str) -> bytes:
+    """Return the bytes of a file of this machine.
+
+    :raises BadRequest: its path is not absolute, it is no regular file, too large, or cannot be read.
+    """
     try:
         path = _path_of(text)
         if not path.is_absolute():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -137,18 +138,14 @@ class ServerServices:
             content = request.body if request.fields is None else json.dumps(dict(request.fields)).encode()
             headers = {"content-type": "application/json"}
             return await self._send("POST", self._path(service), content=content, headers=headers)
-        fields = request.fields or json.loads(request.body)
-        form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
-        uploads = {name: (each.name, each.data, each.content_type) for name, each in request.files.items()}
-        return await self._send("POST", self._path(service, "/edits"), data=form, files=uploads)
+        return await self._send("POST", self._path(service, "/edits"), **form_of(request))
 
     async def stream(self, service: str, request: Request) -> AsyncGenerator[bytes, None]:
         """Answer one request piece by piece: whole server-sent events, or the bytes of a sound."""
-        fields = dict(request.fields) if request.fields is not None else json.loads(request.body)
-        body = json.dumps(fields | {"stream": True}).encode()
-        headers = {"content-type": "application/json"}
+        fields = {**(request.fields if request.fields is not None else json.loads(request.body)), "stream": True}
+        sent = form_of(replace(request, fields=fields)) if request.files else {"json": fields}
         try:
-            async with self._client.stream("POST", self._path(service), content=body, headers=headers) as response:
+            async with self._client.stream("POST", self._path(service), **sent) as response:
                 if response.is_error:
                     raise _error(response.status_code, await response.aread())
                 if not response.headers.get("content-type", "").startswith("text/event-stream"):
@@ -176,6 +173,27 @@ class ServerServices:
         if response.is_error:
             raise _error(response.status_code, response.content)
         return Answer(response.content, response.headers.get("content-type", "application/json"))
+
+
+def form_of(request: Request) -> dict[str, Any]:
+    """Return a request with files as httpx takes a multipart form: a list as a field that comes several times."""
+    fields = request.fields if request.fields is not None else json.loads(request.body)
+    form: dict[str, str | list[str]] = {}
+    for name, value in fields.items():
+        if isinstance(value, list):
+            form[f"{name.removesuffix('[]')}[]"] = [_text(each) for each in value]
+        elif value is not None:
+            form[name] = _text(value)
+    # The endpoints for recordings call theirs `file`.
+    uploads = {
+        "file" if name == "audio" else name: (each.name, each.data, each.content_type)
+        for name, each in request.files.items()
+    }
+    return {"data": form, "files": uploads}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _told(error: Exception) -> Exception:

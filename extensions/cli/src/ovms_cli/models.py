@@ -304,7 +304,7 @@ async def rm(session: Session, models: Models) -> None:
 
 
 async def df(session: Session, *, json: Json = False) -> None:
-    """Show what models, unfinished pulls and engines occupy."""
+    """Show what models, their compiled code, unfinished pulls and engines occupy."""
     async with session.kernel() as kernel:
         usage = kernel.library.usage()
         staging = kernel.library.staging()
@@ -313,7 +313,7 @@ async def df(session: Session, *, json: Json = False) -> None:
             for each in kernel.installations.versions()
         }
     if json:
-        sizes = {"models": usage.models, "staging": staging, "trash": usage.trash}
+        sizes = {"models": usage.models, "staging": staging, "trash": usage.trash, "cache": usage.cache}
         output.print_json(sizes | {"engines": engines, "free": usage.free})
         return
     rows = [(name, "model", output.size(count)) for name, count in usage.models.items()]
@@ -321,6 +321,8 @@ async def df(session: Session, *, json: Json = False) -> None:
         (each.id, "old unfinished pull" if each.offered else "unfinished pull", output.size(each.size))
         for each in staging
     ]
+    for name, count in usage.cache.items():
+        rows.append(("all models" if name == "*" else name, "compiled code", output.size(count)))
     if usage.trash:
         rows.append(("removed models", "trash, emptied at the next start", output.size(usage.trash)))
     rows += [(name, "engine", output.size(count)) for name, count in engines.items()]

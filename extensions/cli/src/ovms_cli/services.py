@@ -1,5 +1,6 @@
 """``call``: ask any service with a request in JSON."""
 
+import codecs
 import sys
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
@@ -12,11 +13,14 @@ from ovms_cli.asking import services_of
 from ovms_cli.session import Session, add
 from ovms_kernel.admission import decode_request
 from ovms_kernel.errors import BadRequest, NotSupported
-from ovms_kernel.values import Request
+from ovms_kernel.media import read_file, source_of
+from ovms_kernel.values import Request, Upload
 
 if TYPE_CHECKING:
     from ovms_kernel.drivers import Service
 
+MEDIA = {"audio": "file_type", "file": "file_type", "image": "image_type", "mask": "image_type"}
+"""Fields that may name a file, and the field that says whether they do."""
 WITHDRAWN = "Interrupted; the request is withdrawn."
 
 
@@ -53,13 +57,13 @@ async def call(
     ] = None,
 ) -> None:
     """Ask a service with a JSON request and print its answer."""
-    asked = Request(read_request(request), caller="cli", local_files=True)
+    asked = with_uploads(read_request(request))
     session.kept = WITHDRAWN
     async with services_of(session) as services:
         driver = services.service(service)
         if stream and not driver.definition.streaming:
             raise NotSupported(f"The service {service} does not stream; leave out --stream.")
-        check_terminal(content_type_of(driver, asked.body), out)
+        check_terminal(content_type_of(driver, asked), out)
         with sink(out) as file:
             if stream:
                 async with aclosing(services.stream(service, asked)) as chunks:
@@ -73,10 +77,40 @@ async def call(
             file.write(answer.body + b"\n" * line)
 
 
-def content_type_of(driver: "Service", body: bytes) -> str:
+def with_uploads(body: bytes) -> Request:
+    """Return the request, with the files of this machine that it names as uploads: relative paths are those of here.
+
+    :raises BadRequest: it is no JSON object, or such a file cannot be read.
+    """
+    fields = decode_request(body.removeprefix(codecs.BOM_UTF8))
+    files: dict[str, Upload] = {}
+    for name, kind in MEDIA.items():
+        text = fields.get(name)
+        if not isinstance(text, str) or text.startswith("data:"):
+            continue
+        path = text.strip() if source_of(text.strip()) == "path" else local_path(text.strip())
+        if path and fields.get(kind) in (None, "path"):
+            if not path.startswith("file://"):
+                path = str(Path(path).expanduser().absolute())
+            files[name] = Upload(Path(path).name, read_file(name, path))
+    if not files:
+        return Request(body, caller="cli", local_files=True)
+    kept = {name: value for name, value in fields.items() if name not in files and name not in MEDIA.values()}
+    return Request(fields=kept, files=files, caller="cli", local_files=True)
+
+
+def local_path(text: str) -> str:
+    """Return a relative path of a file that exists; else nothing."""
+    try:
+        return text if text and len(text) < 4096 and Path(text).is_file() else ""
+    except (OSError, ValueError):
+        return ""
+
+
+def content_type_of(driver: "Service", asked: Request) -> str:
     """Return the content type of the answer, as far as it is known before the work."""
     told = getattr(driver, "stream_content_type", None)
-    return str(told(decode_request(body))) if told else "application/json"
+    return str(told(asked.fields or decode_request(asked.body))) if told else "application/json"
 
 
 def is_text(content_type: str) -> bool:

@@ -110,9 +110,8 @@ async def _fetch(settings: Settings, release: Release, report: Report) -> tuple[
         except (BadRequest, NotFound, Unavailable) as error:
             # Which mirror it was is what the user needs to know; the URL may hold a password.
             host = urlsplit(url).hostname or url
-            words = error.message if error.message.startswith(host) else f"{host}: {error.message}"
-            failures.append(type(error)(words))
-    raise _joined(release, failures)
+            failures.append(error if error.message.startswith(host) else error.again(f"{host}: {error.message}"))
+    raise _joined(release, failures) from (failures[-1] if failures else None)
 
 
 async def _download(

@@ -10,20 +10,29 @@ from ovms_kernel.values import EngineExit
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+KILLED = frozenset({"SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"})
+"""Signals from outside: no line of the log is their cause."""
 CODES = {
+    0: "it exited by itself, without an error",
+    1: "it exited with an error (code 1)",
     2: "it ended with a warning",
     64: "it did not understand its command line",
     126: "its program cannot be executed",
     127: "its program or a library of it is missing",
-    132: "this processor lacks instructions that it needs",
     0xC0000135: "a DLL that it needs is missing; install the Visual C++ redistributable",
     0xC000001D: "this processor lacks instructions that it needs",
     0xC0000005: "it crashed (access violation)",
+    0xC0000017: "memory ran out",
+    0xC00000FD: "it crashed (stack overflow)",
+    0xC0000409: "it crashed (aborted)",
 }
-"""By exit code: OVMS's own (spec/ovms.md A.7), a shell's, and Windows' NTSTATUS."""
+"""By exit code: OVMS's own (1, 2, 64), a shell's (126, 127), and Windows' NTSTATUS."""
+SHELL_SIGNALS = range(129, 160)
+"""Exit codes by which a shell tells of a signal: 128 more than its number."""
 SIGNALS = {
     "SIGILL": "this processor lacks instructions that it needs",
-    "SIGKILL": "it was killed, by a person or because memory ran out",
+    "SIGKILL": "it was killed (signal 9): by the system because memory ran out, or by another program",
+    "SIGTERM": "it was ended by another program (signal 15)",
     "SIGSEGV": "it crashed (segmentation fault)",
     "SIGABRT": "it crashed (aborted)",
     "SIGBUS": "it crashed (bus error), perhaps because a disk is full",
@@ -37,9 +46,12 @@ def cause_of(returncode: int, lines: Sequence[str]) -> str:
     :param lines: the last lines of its log that tell of errors.
     """
     said = "; ".join(line.rstrip(".") for line in lines)
-    if returncode < 0:
-        name = _signal_name(-returncode)
+    number = returncode - 128 if returncode in SHELL_SIGNALS else -returncode
+    if number > 0:
+        name = _signal_name(number)
         words = SIGNALS.get(name, f"it was ended by {name}")
+        if name in KILLED:
+            return words
     else:
         words = CODES.get(returncode & 0xFFFFFFFF, f"it exited with code {returncode}")
     if any(each in said for each in ("port is busy", "Address already in use", "Failed to bind to address")):

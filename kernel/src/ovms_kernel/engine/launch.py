@@ -10,8 +10,10 @@ import secrets
 import shutil
 import socket
 import sys
+import time
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +40,13 @@ START_TOLERANCE = 0.5
 ERRORS = re.compile(r"\[(error|critical)\]|error while loading|Traceback|Error:|terminate called", re.IGNORECASE)
 PREFIX = re.compile(r"^\[[^\]]*\]\[[^\]]*\]\[[^\]]*\]\[[^\]]*\]\[[^\]]*\]\s*")
 """Time, thread, logger, level and place before an OVMS log line (spec/ovms.md B.4)."""
+
+STAMP = re.compile(r"^\[(?P<time>\d{4}-[^\]]*)\]\[")
+"""The time of such a line."""
+ANSWERED = re.compile(r"^\[[^\]]*\]\[[^\]]*\]\[[^\]]*_calculator\]")
+"""A line that tells what a model's calculator answered to a request."""
+END = timedelta(seconds=5)
+"""How long before an engine's end a line may tell of its cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +299,39 @@ def log_lines(path: Path, begin: int = 0, *, limit: int = 64 << 10) -> list[str]
             return file.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return []
+
+
+def last_lines(path: Path, begin: int = 0) -> list[str]:
+    """Return the lines around the end of an engine, without what it said of requests that it answered.
+
+    The engine's clock may show another zone, so the times in the log are compared with each other only.
+
+    :param begin: a position in bytes; nothing before it counts.
+    """
+    try:
+        if time.time() - path.stat().st_mtime > END.total_seconds():
+            return []
+    except OSError:
+        return []
+    lines = log_lines(path, begin)
+    times = [_time_of(line) for line in lines]
+    last = max((each for each in times if each), default=None)
+    found = []
+    keep = True
+    for line, written in zip(lines, times, strict=True):
+        if written and last:  # a line without a time goes on the one before it
+            keep = last - written <= END and not ANSWERED.match(line)
+        if keep:
+            found.append(line)
+    return found
+
+
+def _time_of(line: str) -> datetime | None:
+    match = STAMP.match(line)
+    try:
+        return datetime.fromisoformat(match["time"]) if match else None
+    except ValueError:
+        return None
 
 
 def error_lines(lines: list[str], *, most: int = 5) -> list[str]:

@@ -288,7 +288,7 @@ class Supervisor:
                 self._process = None
                 await anyio.to_thread.run_sync(process.close)
                 launch.forget_running(settings)
-        lines = launch.error_lines(launch.log_lines(self._log_file, self._log_begin))
+        lines = launch.error_lines(launch.last_lines(self._log_file, self._log_begin))
         uptime = time.monotonic() - began
         self.last_exit = exit_of(returncode, lines, uptime, expected=expected, hung=hung)
         if not expected:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ from ovms_kernel.models.metadata import Metadata, describe, is_whole, local_mode
 from ovms_kernel.models.names import parse_model_id, parse_model_ref
 from ovms_kernel.models.publish import (
     Staged,
+    Usage,
+    cache_sizes,
     discard,
     empty_trash,
     lock_file,
@@ -47,17 +49,6 @@ if TYPE_CHECKING:
     from ovms_kernel.values import FoundModel, Host, PullPlan
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What models occupy on disk, in bytes."""
-
-    models: Mapping[str, int]
-    staging: int
-    trash: int
-    """Of removals that were interrupted; the next start or removal empties it."""
-    free: int
 
 
 def _ignore(_: Progress) -> None:
@@ -87,6 +78,10 @@ class Library:
         self.shaper = Shaper(settings, events, drivers, host, lambda model_id: self._found(model_id)[0])
         self._arrivals = Arrivals(settings, events, self.shaper)
 
+    async def aclose(self) -> None:
+        """Cancel the pulls that go on and return when they have ended; what has arrived is kept."""
+        await self._pulls.aclose()
+
     # -- what is here ----------------------------------------------------------------------------------------------
 
     @staticmethod
@@ -115,7 +110,7 @@ class Library:
         free = free_space(self.settings.models_dir)
         models = {metadata.id: metadata.size for _, metadata in self._published()}
         models |= {model_id: disk_usage(folder) for model_id, folder in self.damaged().items()}
-        return Usage(models, staging, trash_size(self.settings), free)
+        return Usage(models, staging, trash_size(self.settings), free, cache_sizes(self.settings))
 
     def damaged(self) -> dict[str, Path]:
         """Return the folders, by id, of models whose record cannot be read."""

@@ -77,6 +77,8 @@ class Loader:
         self.stale = True
         """The engine may serve something else than the table says."""
         self._synchronising = anyio.Lock()
+        self.device = ""
+        """Of models that name none: what the engine was started for; empty means that the engine chooses."""
         self.default_idle = 0.0
         """Seconds after which an idle model is unloaded where no setting says so; 0 = never."""
 
@@ -92,7 +94,7 @@ class Loader:
         resident.bytes = wanted.bytes
         began, before = time.monotonic(), await self._measure_engine()
         try:
-            changed = await self._library.shaper.refresh(model)
+            changed = await self._library.shaper.refresh(model, device=self.device)
             await self._servables.add(model, anew=changed or resident.graph not in (0, graph_of(model)))
         except OvmsError as error:
             resident.failure, resident.failed_at = error, time.monotonic()

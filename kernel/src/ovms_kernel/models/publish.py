@@ -13,9 +13,10 @@ import shutil
 import time
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
 
 from ovms_kernel.errors import BadRequest, OvmsError
 from ovms_kernel.files import disk_usage, read_json, sync, write_atomically
@@ -24,6 +25,7 @@ from ovms_kernel.models.metadata import read_metadata
 from ovms_kernel.models.names import staging_key
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from ovms_kernel.settings import Settings
@@ -44,6 +46,19 @@ class Staged:
     """Last time that something was added."""
     offered: bool
     """It is older than the setting ``staging_age``: nobody seems to want it any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What models occupy on disk, in bytes."""
+
+    models: Mapping[str, int]
+    staging: int
+    trash: int
+    """Of removals that were interrupted; the next start or removal empties it."""
+    free: int
+    cache: Mapping[str, int] = field(default_factory=dict)
+    """Compiled code of each model; ``*`` is what an OVMS keeps for all models together."""
 
 
 def model_folder(settings: Settings, model_id: str) -> Path:
@@ -84,6 +99,22 @@ def is_begun(folder: Path, origin: dict[str, str]) -> bool:
     return (read_json(folder / JOURNAL) or {}).get("origin") == origin
 
 
+def cache_folder(settings: Settings, model_id: str) -> Path:
+    """Return where the embedded engine keeps a model's compiled code; OVMS keeps all models' in the folder above."""
+    return settings.cache_dir / quote(staging_key(model_id), safe="@+")
+
+
+def cache_sizes(settings: Settings) -> dict[str, int]:
+    """Return the bytes of compiled code by model id; what lies outside the models' folders is counted as ``*``."""
+    if not settings.cache_dir.is_dir():
+        return {}
+    found: dict[str, int] = {}
+    for each in sorted(settings.cache_dir.iterdir()):
+        name = unquote(each.name).replace("@", "/") if each.is_dir() else "*"
+        found[name] = found.get(name, 0) + (disk_usage(each) if each.is_dir() else each.stat().st_size)
+    return found
+
+
 def check_target(settings: Settings, model_id: str) -> None:
     """Refuse an id whose folder would hold another model or lie in one.
 
@@ -116,6 +147,8 @@ def publish(settings: Settings, model_id: str) -> Path:
         raise OvmsError(f"Model {model_id} could not be moved to {target} ({error.strerror}).") from error
     sync(target.parent)
     sync(settings.models_dir)
+    if old is not None:
+        shutil.rmtree(cache_folder(settings, model_id), ignore_errors=True)  # compiled from the old files
     for each in (old, staging_folder(settings, model_id)):
         if each is not None:
             discard(settings, each)
@@ -132,8 +165,10 @@ def recover(settings: Settings, model_id: str) -> bool:
 
 
 def remove(settings: Settings, model_id: str) -> None:
-    """Take a published model off disk; the caller holds the model's lock."""
+    """Take a published model and its compiled code off disk; the caller holds the model's lock."""
     target = model_folder(settings, model_id)
+    # First, so that a crash between the two leaves no compiled code of a model that is gone.
+    shutil.rmtree(cache_folder(settings, model_id), ignore_errors=True)
     trash = _to_trash(settings, target)
     sync(target.parent)
     if target.parent != settings.models_dir:

@@ -294,6 +294,10 @@ class Residency:
         self._turns.notify()
         return model
 
+    def choose_device(self, device: str) -> None:
+        """Load models that name no device for this one from now on; empty means that the engine chooses."""
+        self._loader.device = device
+
     def default_idle_unload(self, seconds: float) -> None:
         """Unload models that were idle for so long, where no setting says otherwise."""
         self._loader.default_idle = seconds

@@ -52,8 +52,7 @@ class Shaper:
         self._settings = settings
         self._events = events
         self._drivers = {driver.model_type: driver for driver in drivers.values()}
-        self.host = host
-        """What graphs are built for; its devices may be narrowed to the one that a start asked for."""
+        self._host = host
         self._folder_of = folder_of
 
     def check_type(self, model_type: str) -> None:
@@ -103,16 +102,18 @@ class Shaper:
             )
         return declared or best
 
-    async def write(self, folder: Path, model: LocalModel, given: Mapping[str, Any]) -> str:
+    async def write(self, folder: Path, model: LocalModel, given: Mapping[str, Any], device: str = "") -> str:
         """Write the graph of a model that lies, perhaps for the moment, in that folder; return its SHA-256.
 
         :param given: calculator options that came with the pull; they win over settings, extensions over them.
+        :param device: the only one that the graph may use where no option names one; empty means any of the host's.
         :raises BadRequest: an option is unknown or has a wrong value.
         :raises Refused: an extension vetoes, or two contradict each other.
         """
         driver = self._driver(model.model_type)
         values = self._given(model.id, given)
-        options = GraphOptions(self.host, values)
+        host = replace(self._host, devices=(device,)) if device else self._host
+        options = GraphOptions(host, values)
         answers = await self._events.ask("ovms_amend_graph", model=model, options=options)
         patch = merge(((name, answer.values) for name, answer in answers), "the graph option")
         options = replace(options, values=self._resolve(_laid_over(values, patch)))
@@ -134,16 +135,17 @@ class Shaper:
         :raises BadRequest: an option is unknown or has a wrong value.
         """
         values = self._resolve(self._given(model_id, given))
-        return self._driver(model_type).build(described, GraphOptions(self.host, values))
+        return self._driver(model_type).build(described, GraphOptions(self._host, values))
 
     def guess_of(self, described: ModelFiles, model_type: str, model_id: str, given: Mapping[str, Any]) -> str:
         """Return what the driver had to guess of a model, in a sentence; empty if nothing, or if it does not tell."""
         guess = getattr(self._driver(model_type), "guess", None)
         return str(guess(described, self._given(model_id, given))) if guess else ""
 
-    async def refresh(self, model: LocalModel, *, overwrite: bool = False) -> bool:
+    async def refresh(self, model: LocalModel, *, device: str = "", overwrite: bool = False) -> bool:
         """Write the graph that settings and extensions ask for now; return whether the file changed.
 
+        :param device: as for :meth:`write`.
         :param overwrite: replace it even if a user edited it.
         """
         metadata = await anyio.to_thread.run_sync(read_metadata, model.directory)
@@ -153,7 +155,7 @@ class Shaper:
         if before not in ("", metadata.graph) and not overwrite:
             log.info("Model %s: keeping its graph.pbtxt as somebody else wrote it", model.id)
             return False
-        digest = await self.write(model.directory, model, metadata.options)
+        digest = await self.write(model.directory, model, metadata.options, device)
         if digest != metadata.graph:
             await anyio.to_thread.run_sync(write_metadata, model.directory, replace(metadata, graph=digest))
         return digest != before

@@ -221,11 +221,11 @@ class Worker(asyncio.SubprocessProtocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the exit code says more
         """Fail what still runs: the process has ended and everything that it said is read."""
         code = self._process.get_returncode() or 0
-        cause = f"with signal {-code}" if code < 0 else f"with exit code {code}"
-        text = f"The worker of {self._name} {f'was ended: {self._cause}' if self._cause else f'ended {cause}'}."
+        cause = f"was ended: {self._cause}" if self._cause else ending(code)
+        text = f"The worker of {self._name} {cause}."
         if not self._ready.done():
             self._ready.set_exception(LoadFailed(text))
-            self._ready.exception()  # whoever waited for it may have been cancelled
+            self._ready.exception()  # the load that waited for it may have been cancelled
         for call in list(self._calls.values()):
             call.wake(outcome=[wire.ERROR, call.number, wire.INTERNAL, text])
         self._calls.clear()
@@ -287,3 +287,20 @@ class Spare:
             worker, self._worker = self._worker, None
             if worker is not None:
                 await worker.close()
+
+
+def ending(code: int) -> str:
+    """Return how a process ended, in words.
+
+    :param code: as Python's subprocess gives it: negative for a signal.
+    """
+    if code >= 0:
+        return f"ended with exit code {code}"
+    words = {
+        -9: "was killed (signal 9): by the system because memory ran out, or by another program",
+        -15: "was ended by another program (signal 15)",
+        -11: "crashed (segmentation fault)",
+        -6: "crashed (aborted)",
+        -4: "crashed: this processor lacks instructions that it needs",
+    }
+    return words.get(code, f"was ended by signal {-code}")

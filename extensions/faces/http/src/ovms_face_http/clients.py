@@ -22,18 +22,21 @@ export OPENAI_API_KEY={key}""",
     "openai": """\
 # Python, pip install openai
 from openai import OpenAI
+
 client = OpenAI(base_url="{url}/v1", api_key="{key}")
 answer = client.chat.completions.create(model="{chat}", messages=[{{"role": "user", "content": "Hello"}}])
 print(answer.choices[0].message.content)""",
     "anthropic": """\
 # Python, pip install anthropic
 from anthropic import Anthropic
+
 client = Anthropic(base_url="{url}", api_key="{key}")
 answer = client.messages.create(model="{chat}", max_tokens=500, messages=[{{"role": "user", "content": "Hello"}}])
 print(answer.content[0].text)""",
     "ollama": """\
 # Python, pip install ollama
 from ollama import Client
+
 client = Client(host="{url}", headers={{"Authorization": "Bearer {key}"}})
 answer = client.chat(model="{chat}", messages=[{{"role": "user", "content": "Hello"}}])
 print(answer.message.content)""",
