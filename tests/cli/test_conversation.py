@@ -83,7 +83,7 @@ async def test_text_reasoning_and_usage_are_read_from_the_events() -> None:
     found = [(each.kind, each.text) async for each in pieces(events(), stats)]
     assert found == [("reasoning", "Hm"), ("text", "A")]
     assert stats.line().startswith("9 tokens, ")
-    assert stats.line().endswith("3 tokens of prompt, cut off at max_tokens")
+    assert stats.line().endswith("3 tokens of prompt, cut off")
 
 
 @pytest.mark.parametrize(

@@ -81,3 +81,40 @@ def test_a_name_of_a_megabyte_is_refused_in_a_short_sentence(name):
     with pytest.raises(BadRequest) as caught:
         parse_model_ref(name)
     assert len(caught.value.message) < 200
+
+
+@pytest.mark.parametrize(
+    ("page", "meant"),
+    [
+        ("https://modelscope.cn/models/OpenVINO/Qwen3-8B-int4-ov", ("OpenVINO/Qwen3-8B-int4-ov", "", "modelscope")),
+        ("https://www.modelscope.cn/models/O/M/summary", ("O/M", "", "modelscope")),
+        ("www.modelscope.cn/models/O/M/files?version=1#x", ("O/M", "", "modelscope")),
+        ("https://huggingface.co/O/M", ("O/M", "", "huggingface")),
+        ("http://HuggingFace.co/O/M/", ("O/M", "", "huggingface")),
+        ("https://huggingface.co/O/M/tree/v1.0", ("O/M", "v1.0", "huggingface")),
+        ("https://huggingface.co/O/M/blob/main/README.md", ("O/M", "main", "huggingface")),
+        ("hf.co/O/M@v2", ("O/M", "v2", "huggingface")),
+    ],
+)
+def test_the_address_of_a_page_names_its_model(page, meant):
+    ref = parse_model_ref(page)
+    assert (ref.id, ref.revision, ref.hub) == meant
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "told"),
+    [
+        ("https://huggingface.co/datasets/O/M", BadRequest, "not the page of a model"),
+        ("https://modelscope.cn/organization/OpenVINO", BadRequest, "not the page of a model"),
+        ("https://huggingface.co/O", BadRequest, "not the page of a model"),
+        ("https://example.com/O/M", BadRequest, "not the page of a model on ModelScope or Hugging Face"),
+        ("https://", BadRequest, "not the page of a model"),
+        ("https://ollama.com/library/qwen3", NotFound, "a model of Ollama's"),
+        ("hf.co/O/M:Q4_K_M", NotFound, "O/M@Q4_K_M if Q4_K_M is a revision"),
+        ("owner/name:tag", NotFound, "owner/name@tag if tag is a revision"),
+        ("https://modelscope.cn/models/../x", BadRequest, "must not begin with a dot"),
+    ],
+)
+def test_what_is_no_model_is_answered_with_what_to_give(text, error, told):
+    with pytest.raises(error, match=told):
+        parse_model_ref(text)

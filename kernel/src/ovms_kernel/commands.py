@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import logging
+import shutil
 import signal
 import sys
+import textwrap
 import traceback
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -69,7 +72,16 @@ class Session:
 def say(text: str) -> None:
     """Print a notice on stderr: anything that is not the command's result."""
     # In one write: events are told in threads of their own, and two lines must not become one.
-    print(f"{text}\n", end="", file=sys.stderr, flush=True)  # noqa: T201
+    print(f"{_wrapped(text)}\n", end="", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _wrapped(text: str) -> str:
+    """Break a sentence between words where a terminal would break it within one."""
+    if not sys.stderr.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    fill = functools.partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(fill(line) if len(line) > width else line for line in text.splitlines())
 
 
 def print_json(value: Any) -> None:  # noqa: ANN401 - whatever a command reports
@@ -96,6 +108,7 @@ def run_command(
     *,
     debug: bool = False,
     fast_loop: bool = False,
+    reads_config: bool = True,
 ) -> int:
     """Run a command to its end and return its exit code; an error is one sentence on stderr.
 
@@ -103,6 +116,7 @@ def run_command(
     :param data_dir: wins over every other setting of it.
     :param debug: log in detail, and show tracebacks.
     :param fast_loop: use uvloop where it exists; a coroutine function with a true ``fast_loop`` asks for it.
+    :param reads_config: whether the config file must be correct; a command that corrects it does without.
     :raises BrokenPipeError: the reader of the output is gone.
     """
     import asyncio  # takes a tenth of the time that help may take, so not at the top
@@ -118,6 +132,8 @@ def run_command(
     code = 0
     try:
         overrides: dict[str, Any] = {} if data_dir is None else {"data_dir": data_dir.expanduser()}
+        if not reads_config:
+            overrides["file"] = {}
         session = Session(read_settings(**overrides), data_dir is not None, received=received)
         try:
             options = {"use_uvloop": fast_loop and importlib.util.find_spec("uvloop") is not None}
@@ -148,7 +164,7 @@ def report(error: BaseException) -> int:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, OvmsError):
-        print(error.message, file=sys.stderr)  # noqa: T201
+        say(error.message)
         return EXIT_CODES.get(error.code, FAILED)
     from ovms_kernel.extensions import blame
     from ovms_kernel.settings import refused_by_system
@@ -156,7 +172,7 @@ def report(error: BaseException) -> int:
     if told := refused_by_system(error):
         return report(told)
     cause = " ".join(f"{type(error).__name__}: {error}".split())
-    print(f"{blame(error)} ({cause}); --debug shows where.", file=sys.stderr)  # noqa: T201
+    say(f"{blame(error)} ({cause}); --debug shows where.")
     return FAILED
 
 

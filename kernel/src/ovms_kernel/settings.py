@@ -195,12 +195,15 @@ def default_data_dir() -> Path:
 def read_settings(
     environment: Mapping[str, str] | None = None,
     defaults: Mapping[str, Any] | None = None,
+    *,
+    file: Mapping[str, Any] | None = None,
     **overrides: Any,  # noqa: ANN401 - values of fields, checked below
 ) -> Settings:
     """Read all layers and return the settings.
 
     :param environment: instead of ``os.environ``.
     :param defaults: what a face puts in the place of defaults here; every other layer wins over it.
+    :param file: taken instead of what the config file holds.
     :param overrides: fields that win over every layer.
     :raises BadRequest: a value has the wrong type or a key is unknown; the sentence names where it was set.
     """
@@ -213,14 +216,13 @@ def read_settings(
     # A host may start us in any folder, so a relative one is made absolute at once.
     values["data_dir"] = overrides["data_dir"] = Path(values["data_dir"]).absolute()
     _check_folder(values["data_dir"])
-    named = environment.get(PREFIX + "CONFIG")
-    config = Path(named).expanduser() if named else values["data_dir"] / "config.yaml"
-    if named and not config.exists():
+    config = config_file(environment, values["data_dir"])
+    if file is None and environment.get(PREFIX + "CONFIG") and not config.exists():
         raise BadRequest(f"There is no config file {config}, which {PREFIX}CONFIG names; make it or unset that.")
     sections: dict[str, Any] = {}
     places: dict[str, str] = {}
     for layer, where in (
-        (_read_file(config), f"the config file {config}"),
+        (read_config(config), f"the config file {config}") if file is None else (file, "the settings"),
         (_from_environment(environment), "the environment"),
         (overrides, "the command"),
     ):
@@ -235,6 +237,12 @@ def read_settings(
     for model_id in sections.get("models", {}):
         settings.model(model_id)
     return settings
+
+
+def config_file(environment: Mapping[str, str], data_dir: Path) -> Path:
+    """Return the config file, which need not exist."""
+    named = environment.get(PREFIX + "CONFIG")
+    return Path(named).expanduser() if named else data_dir / "config.yaml"
 
 
 def _check_folder(folder: Path) -> None:
@@ -270,7 +278,11 @@ def _join(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     return lower | upper | both
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """Return what a config file holds, its names and values unchecked; nothing if there is none.
+
+    :raises BadRequest: it cannot be read, is no table, or sets ``data_dir``.
+    """
     if not path.exists():
         return {}
     import yaml

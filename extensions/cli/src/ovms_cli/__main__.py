@@ -75,13 +75,11 @@ def _explain() -> int:
     from contextlib import redirect_stdout
 
     from ovms_cli.app import run
+    from ovms_kernel.commands import say
 
     with redirect_stdout(sys.stderr):
         run(["--help"])
-    print(
-        "\nA host such as AOG starts this program by itself, without arguments; at a terminal, name a command.",
-        file=sys.stderr,
-    )
+    say("\nA host such as AOG starts this program by itself; at a terminal, name a command.")
     return 1
 
 

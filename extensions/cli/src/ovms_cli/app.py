@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from ovms_cli import about, autostart, benchmark, chatting, engines, models, people, services
+from ovms_cli import (
+    about,
+    autostart,
+    benchmark,
+    chatting,
+    configuration,
+    engines,
+    models,
+    people,
+    services,
+    stopping,
+)
 from ovms_cli.session import adopt
 from ovms_cli.verbs import Verbs, meant
 
@@ -41,7 +52,8 @@ def make_app(wanted: str = "") -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_options)
-    for each in (chatting, models, people, services, engines, autostart, benchmark, about):
+    groups = (chatting, models, people, services, stopping, engines, configuration, autostart, benchmark, about)
+    for each in groups:
         each.add_to(app)
     ours = {each.name for each in app.registered_commands} | {each.name for each in app.registered_groups}
     offered = {each.name for each in metadata.entry_points(group="ovms.commands")} - ours

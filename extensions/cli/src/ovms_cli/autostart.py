@@ -103,6 +103,8 @@ Documentation=man:ovms-plugin(1)
 [Service]
 ExecStart={words}
 Restart=on-failure
+# What `ovms-plugin stop` and Ctrl-C end it with.
+SuccessExitStatus=130 143
 RestartSec=2
 TimeoutStopSec=60
 

@@ -14,6 +14,8 @@ from ovms_cli.conversation import Conversation, read_file
 from ovms_cli.services import WITHDRAWN, piped
 from ovms_cli.session import Session, add
 from ovms_kernel.errors import BadRequest, NotFound
+from ovms_kernel.models.names import parse_model_ref
+from ovms_kernel.values import ModelRef
 
 if TYPE_CHECKING:
     from ovms_cli.asking import Services
@@ -74,11 +76,12 @@ async def run(
 
     With a text, or one on stdin, it prints the answer; without, it goes on until you leave with /bye.
     """
-    conversation = Conversation(model, system, schema=await _schema(schema, any_object=json))
+    ref = parse_model_ref(model)
+    conversation = Conversation(ref.id, system, schema=await _schema(schema, any_object=json))
     _options(conversation, temperature=temperature, max_tokens=max_tokens, seed=seed)
     for path in image:
         await anyio.to_thread.run_sync(conversation.add_image, path)
-    await _need(session, model)
+    await _need(session, ref)
     await _talk(session, conversation, text, stats=stats)
 
 
@@ -148,15 +151,15 @@ async def _default_of(session: Session, services: "Services") -> str:
     )
 
 
-async def _need(session: Session, model: str) -> None:
+async def _need(session: Session, model: ModelRef) -> None:
     """Pull a model that is not here."""
     async with session.kernel() as kernel:
-        if any(each.id == model for each in await kernel.list_models()):
+        if any(each.id == model.id for each in await kernel.list_models()):
             return
-        output.say(f"{model} is not here yet; it is pulled first.")
-        session.kept = f"Interrupted; what has arrived of {model} is kept, the same command goes on from there."
-        with output.progress(model) as report:
-            await kernel.pull_model(model, report=report)
+        output.say(f"{model.id} is not here yet; it is pulled first.")
+        session.kept = f"Interrupted; what has arrived of {model.id} is kept, the same command goes on from there."
+        with output.progress(model.id) as report:
+            await kernel.library.pull(model, report=report)
 
 
 def _options(conversation: Conversation, *, temperature: float | None, max_tokens: int, seed: int | None) -> None:

@@ -162,7 +162,7 @@ class Stats:
         if self.prompt_tokens:
             parts.append(f"{self.prompt_tokens} tokens of prompt")
         if self.finish_reason == "length":
-            parts.append("cut off at max_tokens")
+            parts.append("cut off")
         return ", ".join(parts)
 
 

@@ -2,6 +2,7 @@
 
 import re
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,14 +11,15 @@ import typer
 from ovms_cli import output
 from ovms_cli.session import Json, Session, add
 from ovms_kernel.commands import need_engine, running
-from ovms_kernel.errors import BadRequest
+from ovms_kernel.commands import report as report_error
+from ovms_kernel.errors import BadRequest, OvmsError
 from ovms_kernel.quantities import parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ovms_kernel.kernel import Kernel
-    from ovms_kernel.values import ModelRef, ResidentModel
+    from ovms_kernel.values import ModelRef, Progress, ResidentModel
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="As owner/name.", show_default=False)]
 Models = Annotated[list[str], typer.Argument(metavar="MODEL", help="One or more, as owner/name.", show_default=False)]
@@ -55,7 +57,7 @@ async def search(
 
 async def pull(
     session: Session,
-    model: Model,
+    models: Models,
     *,
     revision: Annotated[
         str, typer.Option(metavar="NAME", help="Branch, tag or commit on the hub.", show_default=False)
@@ -70,27 +72,43 @@ async def pull(
     max_rate: Annotated[
         str, typer.Option(metavar="RATE", help="Bytes per second at most, such as 5MB.", show_default=False)
     ] = "",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what goes wrong.")] = False,
     json: Json = False,
 ) -> None:
-    """Fetch a model from the hub.
+    """Fetch models from the hub.
 
-    A pull that broke off goes on where it was. A complete copy is left as it is, without a look at the hub.
+    A model is named owner/name, hf:owner/name, or by the address of its page. A pull
+    that broke off goes on where it was. A complete copy is left as it is, without a look at the hub.
     """
     from ovms_kernel.models.names import parse_model_ref
 
-    ref = parse_model_ref(f"{model}@{revision}" if revision else model)
-    limit = {(ref.hub or session.settings.hub): {"max_rate": read_rate(max_rate)}} if max_rate else {}
+    refs = [parse_model_ref(f"{each}@{revision}" if revision else each) for each in models]
+    limit = {(each.hub or session.settings.hub): {"max_rate": read_rate(max_rate)} for each in refs if max_rate}
     async with session.kernel(hubs=limit) if limit else session.kernel() as kernel:
-        if dry_run:
-            await _tell_plan(kernel, ref, json=json)
-            return
-        session.kept = f"Interrupted; what has arrived of {ref.id} is kept, the same command goes on from there."
-        with output.progress(ref.id) as report:
-            pulled = await kernel.library.pull(ref, model_type=type_, refresh=refresh, report=report)
-    if json:
-        output.print_json(pulled)
-    else:
-        print(f"{pulled.id} is here: {pulled.model_type}, {output.size(pulled.size)}.")
+        results = []
+        for ref in refs:
+            if dry_run:
+                await _tell_plan(kernel, ref, json=json)
+                continue
+            session.kept = f"Interrupted; what has arrived of {ref.id} is kept, the same command goes on from there."
+            try:
+                with nullcontext(_unheard) if quiet else output.progress(ref.id) as report:
+                    pulled = await kernel.library.pull(ref, model_type=type_, refresh=refresh, report=report)
+            except OvmsError as error:
+                if len(refs) == 1:
+                    raise
+                output.say(f"{ref.id} was not pulled.")
+                session.code = session.code or report_error(error)
+                continue
+            results.append(pulled)
+            if not json and not quiet:
+                print(f"{pulled.id} is here: {pulled.model_type}, {output.size(pulled.size)}.")
+    if json and not dry_run:
+        output.print_json(results if len(refs) > 1 else results[0])
+
+
+def _unheard(_: "Progress") -> None:
+    """Take progress that nobody wants to hear of."""
 
 
 def read_rate(text: str) -> int:

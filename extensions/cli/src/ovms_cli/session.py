@@ -41,10 +41,8 @@ def as_command(function: Callable[..., Coroutine[Any, Any, None]]) -> Callable[.
     """Return the function that typer calls instead."""
 
     def call(*, data_dir: Path | None, debug: bool, **values: Any) -> None:  # noqa: ANN401 - what typer read
-        fast = getattr(function, "fast_loop", False)
-        raise typer.Exit(
-            run_command(lambda session: function(session, **values), data_dir, debug=debug, fast_loop=fast)
-        )
+        options = {name: getattr(function, name) for name in ("fast_loop", "reads_config") if hasattr(function, name)}
+        raise typer.Exit(run_command(lambda session: function(session, **values), data_dir, debug=debug, **options))
 
     by_name = inspect.Parameter.KEYWORD_ONLY
     parameters = [each.replace(kind=by_name) for each in list(inspect.signature(function).parameters.values())[1:]]

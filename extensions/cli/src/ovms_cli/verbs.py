@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from typer.core import TyperGroup
@@ -62,7 +61,9 @@ class Verbs(TyperGroup):
         if found := super().get_command(ctx, cmd_name):
             return found
         if cmd_name in HINTS:
-            print(HINTS[cmd_name], file=sys.stderr)
+            from ovms_kernel.commands import say
+
+            say(HINTS[cmd_name])
             ctx.exit(2)
         return super().get_command(ctx, meant(cmd_name))
 
