@@ -50,7 +50,8 @@ async def engine(make_world, tmp_path):
             lines = log_path.read_bytes()[since:].decode().splitlines()
             return "\n".join(line for line in lines if model in line and "[error]" in line)
 
-    world.residency._servables = Servables(world.settings, connect, Log(), running=lambda: True)
+    servables = Servables(world.settings, connect, Log(), running=lambda: True)
+    world.residency._servables = world.residency._loader._servables = servables
     world.residency._connect = connect
     with anyio.fail_after(30):
         while not await is_ready(client):
