@@ -37,7 +37,7 @@ anyio.run(main)
 def test_a_copied_and_renamed_service_is_installed_by_pip_and_served(tmp_path: Path, fixtures: Path) -> None:
     source, site = tmp_path / "vectors", tmp_path / "site"
     source.mkdir()
-    for path in (EMBED / "pyproject.toml", EMBED / "ovms_service_embed.py"):
+    for path in (each for each in EMBED.iterdir() if each.is_file()):
         text = path.read_text("utf-8")
         # All that a newcomer has to change: the names.
         for old, new in (
@@ -143,7 +143,7 @@ def test_the_extensions_in_the_documentation_pass_the_tests_in_the_documentation
     [project] = re.findall(r"^```toml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     *modules, tests = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     [service] = re.findall(r'^shout = "(\w+):Shout"$', project, re.MULTILINE)
-    names = (service, "acme_platform", "acme_graph", "acme_hub", "acme_count", "acme_diary")
+    names = (service, "acme_platform", "acme_graph", "acme_hub", "acme_count", "acme_dialect", "acme_diary")
     for name, module in zip(names, modules, strict=True):
         (tmp_path / f"{name}.py").write_text(module, "utf-8")
     (tmp_path / "test_shout.py").write_text(tests, "utf-8")

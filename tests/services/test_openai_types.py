@@ -87,7 +87,7 @@ async def test_chat(ask, stream, more):
     answer = await ask("chat", ChatCompletion, **CHAT | more)
     n = more.get("n", 1)
     said = answer.choices[0].message.content
-    assert said == ("1, 2, 3, 4, 5, 6, 7, 8, 9, 10." if "tools" in more else ANSWER)
+    assert said == ANSWER  # the tiny model's template has no place for tools
     assert [(each.index, each.message.content, each.finish_reason) for each in answer.choices] == [
         (index, said, "stop") for index in range(n)
     ]

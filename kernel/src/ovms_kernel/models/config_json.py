@@ -79,7 +79,9 @@ class ConfigFile:
                 for each in configs
             }
 
-        return await anyio.to_thread.run_sync(work)
+        # Another process writes its note and the file one after the other; between them, ours would look like a user's.
+        async with locked(self._lock):
+            return await anyio.to_thread.run_sync(work)
 
     async def put(self, name: str, folder: Path) -> None:
         """Add an entry at the end, where a failure cannot hide others; one of that name is moved there as it is."""
