@@ -78,6 +78,7 @@ async def run(session: Session, models: Path | None) -> None:
         raise OvmsError(f"The demo worked, but its folder {place.own} could not be removed; remove it by hand.")
     steps.line()
     steps.line(f"Done in {steps.seconds:.1f} s.", "bold")
+    steps.line("Next: `ovms-plugin run OpenVINO/Qwen3-0.6B-int4-ov` talks to a model, `ovms-plugin serve` offers all.")
     if session.data_dir_given:
         say(f"Models and engine are kept in {place.data}.")
 
