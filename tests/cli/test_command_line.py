@@ -20,7 +20,7 @@ from ovms_cli.output import progress, say
 from ovms_kernel import errors
 from ovms_kernel.commands import EXIT_CODES, report
 from ovms_kernel.testing.contract import configured
-from ovms_kernel.values import Progress
+from ovms_kernel.values import Progress, Request
 
 
 def commands() -> Iterator[list[str]]:
@@ -267,7 +267,7 @@ def test_sound_is_not_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> No
     from ovms_cli.services import check_terminal, content_type_of
     from ovms_service_text_to_speech import TextToSpeech
 
-    kind = content_type_of(configured(TextToSpeech), b'{"input": "hello", "response_format": "flac"}')
+    kind = content_type_of(configured(TextToSpeech), Request(b'{"input": "hello", "response_format": "flac"}'))
     check_terminal(kind, None)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     check_terminal(kind, Path("hello.flac"))

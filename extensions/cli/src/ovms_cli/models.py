@@ -304,7 +304,7 @@ async def rm(session: Session, models: Models) -> None:
 
 
 async def df(session: Session, *, json: Json = False) -> None:
-    """Show what models, their compiled code, unfinished pulls and engines occupy."""
+    """Show how much disk models, pulls and engines take."""
     async with session.kernel() as kernel:
         usage = kernel.library.usage()
         staging = kernel.library.staging()
