@@ -1,6 +1,7 @@
 """A conversation: what is sent, what is kept, and how an answer is shown while it grows."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,14 @@ def test_a_block_is_complete_at_a_blank_line_outside_of_code(text: str, done: st
 def test_no_text_is_lost_between_blocks(text: str) -> None:
     done, rest = split_block(text)
     assert done + rest == text
+
+
+def test_a_server_that_is_gone_gets_no_requests_even_if_its_number_is_another_process(tmp_path: Path) -> None:
+    from ovms_cli.asking import server_of
+
+    file = tmp_path / "run" / "http.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"url": "http://127.0.0.1:1", "key_file": "", "pid": os.getpid()}))
+    assert server_of(tmp_path) == ("http://127.0.0.1:1", "")
+    os.utime(file, (1.0, 1.0))  # written long before the process of that number began
+    assert server_of(tmp_path) is None

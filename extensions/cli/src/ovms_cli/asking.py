@@ -227,14 +227,14 @@ async def _client(url: str, key: str) -> AsyncIterator[httpx.AsyncClient]:
 
 def server_of(data_dir: Path) -> tuple[str, str] | None:
     """Return the base URL and the key of the server that runs for a data folder."""
-    import psutil
+    from ovms_cli.stopping import serving
 
+    if serving(data_dir) is None:
+        return None
     try:
         found = json.loads((data_dir / "run" / "http.json").read_bytes())
-        url, key_file, pid = str(found["url"]), str(found["key_file"]), int(found["pid"])
+        url, key_file = str(found["url"]), str(found["key_file"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if not psutil.pid_exists(pid):
         return None
     try:
         return url, Path(key_file).read_text("ascii").strip() if key_file else ""
