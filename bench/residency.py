@@ -92,8 +92,8 @@ class Simulated:
 
     @property
     def shaper(self) -> Any:  # noqa: ANN401
-        async def refresh(model: LocalModel) -> bool:
-            del model
+        async def refresh(model: LocalModel, *, device: str) -> bool:
+            del model, device
             return False
 
         return SimpleNamespace(refresh=refresh)
