@@ -111,6 +111,9 @@ def check(words: list[str]) -> None:
     call(tool("ruff"), "check", ".")
     call(tool("ruff"), "format", "--check", ".")
     call(tool("mypy"), "--strict", *sources())
+    roots = [str((ROOT / each).parent if each.endswith(".py") else ROOT / each) for each in sources()]
+    os.environ["MYPYPATH"] = os.pathsep.join([*roots, str(ROOT / "bench")])
+    call(tool("mypy"), "--explicit-package-bases", "tests", "bench")
     call(tool("lint-imports"), "--no-cache")
 
 

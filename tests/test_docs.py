@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -56,11 +57,16 @@ def _table(struct: type[msgspec.Struct]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def commands_of(command: Any) -> dict[str, Any]:
+    """Return the commands below one, by name."""
+    return getattr(command, "commands", {})
+
+
 def commands_table() -> str:
     """Return the table of all commands, from their own help."""
     lines = ["| command | what it does |", "|---|---|"]
-    for name, command in typer.main.get_command(make_app()).commands.items():
-        inner = getattr(command, "commands", {})
+    for name, command in commands_of(typer.main.get_command(make_app())).items():
+        inner = commands_of(command)
         for words, each in [(f"{name} {key}", each) for key, each in inner.items()] or [(name, command)]:
             operands = [_shown_operand(operand) for operand in each.params if operand.param_type_name == "argument"]
             shown = " ".join([words, *operands]).replace("|", "\\|")
@@ -119,7 +125,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 def test_blocks_of_data_and_python_are_well_formed() -> None:
-    readers = {"yaml": yaml.safe_load, "json": json.loads, "python": ast.parse}
+    readers: dict[str, Any] = {"yaml": yaml.safe_load, "json": json.loads, "python": ast.parse}
     for path, kind, text in blocks(*readers):
         try:
             readers[kind](text)

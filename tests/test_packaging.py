@@ -41,7 +41,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("wheels")
     uv = Path(sys.executable).with_name("uv")
     for project in ("kernel", "extensions/cli", "extensions/services/chat", "."):
-        words = [uv, "build", "--wheel", "--quiet", "--out-dir", folder, ROOT / project]
+        words = [str(uv), "build", "--wheel", "--quiet", "--out-dir", str(folder), str(ROOT / project)]
         subprocess.run(words, check=True, capture_output=True)
     return sorted(folder.glob("*.whl"))
 

@@ -198,14 +198,14 @@ def told(outcome: dict[str, Any]) -> Any:
     if outcome["call"] == "PullModelStream":
         return [{**each["data"], "completed": 0} for each in answers if each["data"]["status"] in ("success", "error")]
     if outcome["call"] == "InvokeServiceBidi":
-        events = [(each["data"]["header"]["event"], each["message_type"]) for each in answers]
+        heard = [(each["data"]["header"]["event"], each["message_type"]) for each in answers]
         texts = [
             each["data"]["payload"]["output"]["sentence"]["text"]
             for each in answers
             if each["data"]["header"]["event"] == "result-generated"
             and each["data"]["payload"]["output"]["sentence"]["end_time"] is not None
         ]
-        return {"last": events[-1], "kinds": {kind for _, kind in events}, "final": texts}
+        return {"last": heard[-1], "kinds": {kind for _, kind in heard}, "final": texts}
     return answers
 
 

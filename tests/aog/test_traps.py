@@ -444,12 +444,16 @@ def event(name: str) -> Message:
     return Message(json.dumps({"header": {"task_id": "t", "event": name}, "payload": {}}).encode(), "text")
 
 
-FIRST = {"service_name": "speech-to-text-ws", "is_first": True, "metadata": {"ws_conn_id": "c7", "language": "en"}}
+FIRST: dict[str, Any] = {
+    "service_name": "speech-to-text-ws",
+    "is_first": True,
+    "metadata": {"ws_conn_id": "c7", "language": "en"},
+}
 
 
 async def test_d1_39_d2_35_actions_that_aog_lost_are_put_back(aog: Any) -> None:
     talk = Talk(aog)
-    later = {"metadata": {"model": "m", "sample_rate": "16000", "format": "pcm", "language": "en"}}
+    later: dict[str, Any] = {"metadata": {"model": "m", "sample_rate": "16000", "format": "pcm", "language": "en"}}
     talk.say(b"{}", **FIRST)
     talk.say(b"\0\1", "binary", **later)
     assert await talk.next() == ("result-generated", "text")
@@ -473,7 +477,7 @@ async def test_d1_39_d2_35_actions_that_aog_lost_are_put_back(aog: Any) -> None:
 
 async def test_d1_39_a_task_whose_run_task_was_lost_begins_with_its_sound_every_time(aog: Any) -> None:
     talk = Talk(aog)
-    later = {"metadata": {"model": "m", "sample_rate": "16000", "format": "pcm", "language": "en"}}
+    later: dict[str, Any] = {"metadata": {"model": "m", "sample_rate": "16000", "format": "pcm", "language": "en"}}
     talk.say(b"\0\1", "binary", **(FIRST | {"metadata": FIRST["metadata"] | later["metadata"]}))
     assert await talk.next() == ("result-generated", "text")
     talk.say(body(model="m"), **later)

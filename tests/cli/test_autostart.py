@@ -25,7 +25,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     found = plan("linux", ["/bin/sleep", "a b"], tmp_path, {})
     (tmp_path / "ovms-plugin.service").write_bytes(found.text)
     # As a unit of the system, which can be checked where no user is logged in.
-    command = ["systemd-analyze", "verify", "--man=no", tmp_path / "ovms-plugin.service"]
+    command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / "ovms-plugin.service")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert not done.stderr
 

@@ -25,7 +25,7 @@ from ovms_kernel.values import Progress, Request
 
 def commands() -> Iterator[list[str]]:
     """Yield the words of every command."""
-    app = typer.main.get_command(make_app())
+    app: Any = typer.main.get_command(make_app())
     for name, command in app.commands.items():
         yield [name]
         yield from ([name, inner] for inner in getattr(command, "commands", {}))
@@ -138,7 +138,7 @@ def test_wrong_words_are_told_and_end_with_2(words: list[str], part: str, capsys
 
 
 @pytest.mark.parametrize("error", [each for each in vars(errors).values() if isinstance(each, type)])
-def test_every_error_has_an_exit_code_and_one_sentence(error: type, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_error_has_an_exit_code_and_one_sentence(error: Any, capsys: pytest.CaptureFixture[str]) -> None:
     code = report(ExceptionGroup("in a task", [error("No good; do this.")]))
     assert capsys.readouterr().err == "No good; do this.\n"
     assert code == EXIT_CODES.get(error.code, 1) != 0

@@ -111,7 +111,7 @@ def test_what_has_no_meaning_is_refused(changed: dict[str, Any], part: str) -> N
 def test_an_answer_with_thoughts_text_and_calls() -> None:
     call = {"id": "c", "function": {"name": "look", "arguments": '{"at": 1}'}}
     message = {"reasoning_content": "hm", "content": "I look.", "tool_calls": [call]}
-    chat = {"model": "m", "choices": [{"message": message, "finish_reason": "tool_calls"}]}
+    chat: dict[str, Any] = {"model": "m", "choices": [{"message": message, "finish_reason": "tool_calls"}]}
     chat["usage"] = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 5}}
     made = answers.from_chat(chat, thoughts=True)
     assert [each["type"] for each in made["content"]] == ["thinking", "text", "tool_use"]

@@ -137,8 +137,8 @@ def test_a_damaged_archive_is_one_sentence(tmp_path: Path) -> None:
             extract(good, tmp_path / str(number), ignore)
     bad_zip = tmp_path / "a.zip"
     windows_archive(bad_zip)
-    data = bytearray(bad_zip.read_bytes())
-    data[48] ^= 0xFF
+    spoilt = bytearray(bad_zip.read_bytes())
+    spoilt[48] ^= 0xFF
     bad_zip.write_bytes(data)
     with pytest.raises(BadRequest, match="is damaged"):
         extract(bad_zip, tmp_path / "zip", ignore)

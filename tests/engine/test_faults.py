@@ -73,7 +73,7 @@ class Setup:
         self.watcher, self.platform = Watcher(), configured(MisbehavingPlatform)
         extensions: Any = Extensions(
             services={"chat": Chat()},
-            platforms={"misbehaving": self.platform},  # type: ignore[dict-item]
+            platforms={"misbehaving": self.platform},
             graphs={"text_generation": TextGeneration({})},
             observers={"watcher": self.watcher},
         )

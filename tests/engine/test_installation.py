@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -42,7 +43,7 @@ class Setup:
         release = platform.release(None, version)
         return await self.installations.install("packed", platform, release, self.told.append, **more)
 
-    def set(self, **settings: object) -> None:
+    def set(self, **settings: Any) -> None:
         """Change settings, as the next process would have them."""
         self.settings = read_settings({}, data_dir=self.settings.data_dir, **settings)
         self.installations = Installations(self.settings, self.events)

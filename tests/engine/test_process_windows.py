@@ -96,7 +96,7 @@ def windows(monkeypatch: pytest.MonkeyPatch) -> Kernel32:
     kernel32 = Kernel32()
     Popen.started, Popen.refuse_breakaway = [], False
     monkeypatch.setattr(process_windows, "_kernel32", lambda: kernel32)
-    monkeypatch.setattr(process_windows.subprocess, "Popen", Popen)
+    monkeypatch.setattr(subprocess, "Popen", Popen)
     monkeypatch.setattr(process_windows, "_resume", lambda pid: kernel32.calls.append(f"resume {pid}"))
     return kernel32
 

@@ -21,7 +21,7 @@ from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.engine.supervisor import State, Supervisor
 from ovms_kernel.settings import Settings
 from ovms_kernel.testing.events import EventRecorder
-from ovms_kernel.values import LaunchPatch
+from ovms_kernel.values import LaunchPatch, Ports
 from tests.engine.conftest import INSTALLATION, Engine, engines_of
 
 
@@ -378,7 +378,7 @@ async def test_an_engine_of_somebody_else_on_the_chosen_port_is_not_taken_for_ou
     # Between choosing a port and listening on it somebody else may take it; here that is certain.
     await engine.start()
     info = await engine.supervisor.ensure_ready()
-    monkeypatch.setattr(launch, "choose_ports", lambda settings: launch.Ports(settings.rest_port, settings.grpc_port))
+    monkeypatch.setattr(launch, "choose_ports", lambda settings: Ports(settings.rest_port, settings.grpc_port))
     other = Engine(
         structs.replace(engine.settings, data_dir=engine.settings.data_dir.with_name("other"), restart_limit=0)
     )

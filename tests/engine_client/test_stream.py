@@ -5,6 +5,7 @@ import json
 import random
 import tracemalloc
 from contextlib import aclosing
+from typing import Any
 
 import anyio
 import pytest
@@ -62,7 +63,7 @@ async def test_an_event_is_handed_on_before_the_next_one_exists(engine, client):
         await reply.end()
 
     engine.answers["/v3/x"] = answer
-    got = []
+    got: list[Any] = []
     with anyio.fail_after(3):
         async for each in client.stream("/v3/x", b"{}"):
             got.append(each)
@@ -74,7 +75,7 @@ async def test_an_event_is_handed_on_before_the_next_one_exists(engine, client):
 async def test_an_error_in_the_stream_is_raised_after_what_came_before(engine, client, tail):
     cause = b'Calculator::Process() for node \\"LLM\\" failed: out of memory'
     engine.answers["/v3/x"] = pieces(EVENTS[0], tail % cause)
-    got = []
+    got: list[Any] = []
     with pytest.raises(EngineFailed, match=r"^The engine says: out of memory$"):
         await collect(client, into=got)
     assert got == EVENTS[:1]
@@ -83,7 +84,7 @@ async def test_an_error_in_the_stream_is_raised_after_what_came_before(engine, c
 @pytest.mark.parametrize("how", [{"cut": True}, {"end": True}])
 async def test_half_an_event_is_an_error(engine, client, how):
     engine.answers["/v3/x"] = pieces(EVENTS[0], EVENTS[1][:-9], **how)
-    got = []
+    got: list[Any] = []
     with pytest.raises(EngineFailed, match="in the middle"):
         await collect(client, into=got)
     assert got == EVENTS[:1]

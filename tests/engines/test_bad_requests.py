@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from conftest import Engine
+    from tests.engines.conftest import Engine
 
 BATCH = 40
 EXAMPLES = 52
@@ -21,7 +21,7 @@ EXAMPLES = 52
 NAMED = {200, 400, 404, 412}
 """What part E names for these; 500 is only for a broken multipart body."""
 
-JUNK = st.sampled_from(
+JUNK: st.SearchStrategy[Any] = st.sampled_from(
     [
         None, True, False, 0, -1, 1, 2, 1.5, -0.5, 1e308, 2**31, 2**32, 2**64, -(2**63), "", " ", "a", "0", "-1",
         10**4000, -(10**4000),

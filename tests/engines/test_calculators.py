@@ -34,7 +34,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     source = shutil.copytree(SOURCE, tmp_path_factory.mktemp("source") / "classify")
     uv = Path(sys.executable).with_name("uv")
-    command = [uv, "pip", "install", "--quiet", "--no-deps", "--target", folder, source]
+    command = [str(uv), "pip", "install", "--quiet", "--no-deps", "--target", str(folder), str(source)]
     subprocess.run(command, check=True, capture_output=True)
     return folder
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import httpx
-    from conftest import Engine
+
+    from tests.engines.conftest import Engine
 
 CHAT = "/v3/chat/completions"
 HI: list[dict[str, Any]] = [{"role": "user", "content": "Hi"}]

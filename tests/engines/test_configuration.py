@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from conftest import Engine
+    from tests.engines.conftest import Engine
 
 GOOD = ("AVAILABLE", "OK")
 FAILED = ("LOADING", "FAILED_PRECONDITION")

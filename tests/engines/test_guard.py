@@ -17,7 +17,7 @@ from ovms_embedded.workers import CallFailed, Worker
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from engines.conftest import Engine
+    from tests.engines.conftest import Engine
 
 MODULE = """
 import time
@@ -80,7 +80,12 @@ async def test_a_worker_that_takes_too_much_memory_is_ended(worker: Worker) -> N
 async def test_a_worker_whose_call_everybody_left_is_ended(worker: Worker) -> None:
     gone = asyncio.Event()
     causes: list[str] = []
-    worker.on_exit = lambda cause: (causes.append(cause), gone.set())[0]
+
+    def note(cause: str) -> None:
+        causes.append(cause)
+        gone.set()
+
+    worker.on_exit = note
     call = worker.call("hang", {})
     assert await anext(call.batches()) == ["begun"]
     call.close()

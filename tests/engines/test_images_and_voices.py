@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import httpx
-    from conftest import Engine
+
+    from tests.engines.conftest import Engine
 
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"
 WIDTH = 16
@@ -176,7 +177,7 @@ def test_recordings_of_browsers_and_phones_are_understood(
     samples, rate = soundfile.read(fixtures / "speech_to_text_samples" / "en_one_two_three.wav", dtype="float32")
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as file:
-        stream = file.add_stream(codec, rate=48000, layout="mono")
+        stream: Any = file.add_stream(codec, rate=48000, layout="mono")
         sound = av.AudioFrame.from_ndarray(np.repeat(samples, 48000 // rate)[None], format="fltp", layout="mono")
         sound.sample_rate = 48000
         for frame in av.AudioResampler(stream.format.name, "mono", 48000, 960 if codec == "libopus" else 1024).resample(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from conftest import Engine
+    from tests.engines.conftest import Engine
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import openai
 import pytest
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from conftest import Engine
+    from tests.engines.conftest import Engine
 
 WEATHER = {
     "type": "function",
@@ -38,7 +38,7 @@ def client(engine: Engine) -> Iterator[openai.OpenAI]:
         yield made
 
 
-def user(text: str) -> list:
+def user(text: str) -> list[Any]:
     return [{"role": "user", "content": text}]
 
 
@@ -57,6 +57,7 @@ def test_chat_plain_and_streamed(client: openai.OpenAI, question: str, answer: s
     plain = client.chat.completions.create(model="text_generation", temperature=0, messages=user(question))
     assert plain.choices[0].message.content == answer
     assert plain.choices[0].finish_reason == "stop"
+    assert plain.usage
     assert plain.usage.total_tokens == plain.usage.prompt_tokens + plain.usage.completion_tokens > 10
     streamed = client.chat.completions.create(
         model="text_generation",
@@ -73,7 +74,7 @@ def test_chat_plain_and_streamed(client: openai.OpenAI, question: str, answer: s
 
 
 def test_chat_over_turns_with_a_system_prompt(client: openai.OpenAI) -> None:
-    messages = [
+    messages: list[Any] = [
         {"role": "system", "content": "You are a helpful assistant."},
         {"role": "user", "content": [{"type": "text", "text": "My name is Alice."}]},
         {"role": "assistant", "content": "Nice to meet you, Alice."},
@@ -84,13 +85,13 @@ def test_chat_over_turns_with_a_system_prompt(client: openai.OpenAI) -> None:
 
 
 def test_a_demanded_tool_is_called(client: openai.OpenAI) -> None:
-    wanted = {"model": "tools", "temperature": 0, "messages": user("Weather?"), "tools": [WEATHER]}
+    wanted: dict[str, Any] = {"model": "tools", "temperature": 0, "messages": user("Weather?"), "tools": [WEATHER]}
     plain = client.chat.completions.create(**wanted, tool_choice="required", max_tokens=1500)
     (call,) = plain.choices[0].message.tool_calls
     assert plain.choices[0].finish_reason == "tool_calls"
     assert call.function.name == "get_weather"
     assert json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
-    named = {"type": "function", "function": {"name": "get_weather"}}
+    named: Any = {"type": "function", "function": {"name": "get_weather"}}
     deltas = [
         each
         for chunk in client.chat.completions.create(**wanted, tool_choice=named, stream=True, max_tokens=1500)
@@ -108,8 +109,12 @@ def test_completions(client: openai.OpenAI) -> None:
         model="text_generation", prompt="The capital of France is", temperature=0, logprobs=1, max_tokens=20
     )
     assert answer.choices[0].text == " Paris."
-    assert answer.choices[0].logprobs.tokens[:2] == [" Paris", "."]
-    assert -0.1 < answer.choices[0].logprobs.token_logprobs[0] < 0
+    logprobs = answer.choices[0].logprobs
+    assert logprobs
+    assert logprobs.tokens
+    assert logprobs.token_logprobs
+    assert logprobs.tokens[:2] == [" Paris", "."]
+    assert -0.1 < logprobs.token_logprobs[0] < 0
     chunks = client.completions.create(model="text_generation", prompt="1, 2, 3,", temperature=0, stream=True)
     assert "".join(each.choices[0].text for each in chunks) == " 4, 5, 6, 7, 8, 9, 10."
 
@@ -118,6 +123,7 @@ def test_responses(client: openai.OpenAI) -> None:
     answer = client.responses.create(model="text_generation", input="Count to five", temperature=0)
     assert (answer.status, answer.output_text) == ("completed", "1, 2, 3, 4, 5.")
     cut = client.responses.create(model="text_generation", input="Count to five", temperature=0, max_output_tokens=5)
+    assert cut.incomplete_details
     assert (cut.status, cut.incomplete_details.reason) == ("incomplete", "max_tokens")
     events = list(client.responses.create(model="text_generation", input="Count to five", temperature=0, stream=True))
     assert [each.sequence_number for each in events] == list(range(len(events)))
@@ -129,7 +135,7 @@ def test_responses(client: openai.OpenAI) -> None:
 
 def test_embeddings_in_either_encoding(client: openai.OpenAI) -> None:
     texts = ["我喜欢小猫", "I love my kitten", "The weather is sunny today."]
-    asked = {"model": "embeddings", "input": texts}
+    asked: dict[str, Any] = {"model": "embeddings", "input": texts}
     floats = [each.embedding for each in client.embeddings.create(**asked, encoding_format="float").data]
     packed = [each.embedding for each in client.embeddings.create(**asked).data]  # the client asks for base64
     for one, other in zip(floats, packed, strict=True):
@@ -140,22 +146,25 @@ def test_embeddings_in_either_encoding(client: openai.OpenAI) -> None:
 
 
 def test_images_and_edits(client: openai.OpenAI) -> None:
+    def decoded(answer: Any) -> list[bytes]:
+        return [base64.b64decode(each.b64_json) for each in answer.data]
+
     def draw(seed: int) -> bytes:
         answer = client.images.generate(
             model="image_generation", prompt="a cat", size="64x64", n=1, extra_body={"rng_seed": seed}
         )
-        return base64.b64decode(answer.data[0].b64_json)
+        return decoded(answer)[0]
 
     first = draw(1)
     assert Image.open(io.BytesIO(first)).size == (64, 64)
     assert draw(1) == first != draw(2)
-    assert len(client.images.generate(model="image_generation", prompt="two", n=2).data) == 2
-    files = {"image": ("a.png", first), "prompt": "a dog", "model": "image_generation"}
+    assert len(decoded(client.images.generate(model="image_generation", prompt="two", n=2))) == 2
+    files: dict[str, Any] = {"image": ("a.png", first), "prompt": "a dog", "model": "image_generation"}
     extra = {"strength": "0.5", "num_inference_steps": "4", "rng_seed": "1"}
-    edited = client.images.edit(**files, extra_body=extra).data[0].b64_json
-    painted = client.images.edit(**files, mask=("m.png", first), extra_body=extra).data[0].b64_json
+    edited = decoded(client.images.edit(**files, extra_body=extra))[0]
+    painted = decoded(client.images.edit(**files, mask=("m.png", first), extra_body=extra))[0]
     for picture in (edited, painted):
-        assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (64, 64)
+        assert Image.open(io.BytesIO(picture)).size == (64, 64)
     assert edited != painted
 
 
@@ -171,6 +180,7 @@ def test_transcription_and_translation(client: openai.OpenAI, fixtures: Path, na
         timestamp_granularities=["segment", "word"],
     )
     assert plain.text.strip() == expected["text"]
+    assert plain.model_extra
     segments = plain.model_extra["segments"]
     assert [each["text"].strip() for each in segments] == [each["text"] for each in expected["segments"]]
     for got, want in zip(segments, expected["segments"], strict=True):
@@ -183,6 +193,7 @@ def test_transcription_and_translation(client: openai.OpenAI, fixtures: Path, na
         )
     )
     assert "".join(each.delta for each in events if each.type == "transcript.text.delta") == plain.text
+    assert events[-1].type == "transcript.text.done"
     assert events[-1].text == plain.text
     if expected["language"] == "en":
         with pytest.warns(DeprecationWarning, match="deprecated"):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from engines.conftest import Engine
+    from tests.engines.conftest import Engine
 
 SENTENCE = "The quick cat sat on the mat and looked at the birds in the garden."
 TEXTS = ["a cat", SENTENCE, "birds", " ".join([SENTENCE] * 5), "birds in a garden"]

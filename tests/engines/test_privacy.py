@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from engines.conftest import Engine
+    from tests.engines.conftest import Engine
 
 WATCH = """
 import os, sys

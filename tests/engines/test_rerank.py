@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from engines.conftest import Engine
+    from tests.engines.conftest import Engine
 
 QUERY = "What is OpenVINO?"
 DOCUMENTS = [

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import httpx
-    from conftest import Engine
+
+    from tests.engines.conftest import Engine
 
 PREFIX = (
     "Mediapipe execution failed. MP status - INVALID_ARGUMENT: CalculatorGraph::Run() failed: \n"

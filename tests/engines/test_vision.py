@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import httpx
-    from conftest import Engine
+
+    from tests.engines.conftest import Engine
 
 MODEL = "vision_text_generation"
 COLOURS = {
@@ -214,7 +215,8 @@ def test_what_is_refused(engine: Engine) -> None:
     for each in bad:
         answer = ask(engine, {"role": "user", "content": each})
         assert (answer.status_code, bool(answer.json()["error"])) == (400, True), each
-    for image in ({}, {"image_url": 1}, {"image_url": {}}):
+    broken: tuple[dict[str, Any], ...] = ({}, {"image_url": 1}, {"image_url": {}})
+    for image in broken:
         turn = [{"role": "user", "content": [{"type": "input_image"} | image]}]
         assert "input_image needs image_url" in engine.post("/v3/responses", model=MODEL, input=turn).json()["error"]
     answer = engine.post("/v3/completions", model=MODEL, prompt="The capital of France is")

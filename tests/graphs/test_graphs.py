@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf import text_format
@@ -18,7 +19,7 @@ from ovms_kernel.values import GraphOptions, Host, ModelFiles
 
 HOST = Host(os="linux", machine="x86_64", memory=16 << 30)
 EXTENSIONS = compose(Settings(Path("unused")), HOST, kinds=("graphs",))
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "text_generation": pb.LLMCalculatorOptions,
     "embeddings": pb.EmbeddingsCalculatorOVOptions,
     "rerank": pb.RerankCalculatorOVOptions,
@@ -36,7 +37,8 @@ def options_of(graph, message):
 
 
 def build(model_type, files=None, host=HOST, section=None, **values):
-    driver = type(EXTENSIONS.graphs[model_type])(section or {})
+    made: Any = type(EXTENSIONS.graphs[model_type])
+    driver = made(section or {})
     graph = driver.build(files or describe(), GraphOptions(host, values))
     return options_of(graph, OPTIONS[model_type])
 
@@ -56,7 +58,7 @@ def architecture(name, identifier="model", **more):
 
 def recognised(files):
     scores = {kind: driver.recognises(files) for kind, driver in EXTENSIONS.graphs.items()}
-    best = max(scores, key=scores.get)
+    best = max(scores, key=lambda kind: scores[kind])
     return best if scores[best] else ""
 
 

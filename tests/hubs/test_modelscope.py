@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -56,7 +57,7 @@ async def test_the_listing_has_sizes_and_digests(hub, driver, repo):
 
 async def test_a_model_arrives_in_parallel_ranges(hub, driver, repo, tmp_path):
     hub.add("me/model", repo)
-    reports = []
+    reports: list[Any] = []
     await download(driver(part_size=200_000), tmp_path / "into", reports.append)
     assert_same(repo, tmp_path / "into")
     assert not any((tmp_path / "into" / PARTIAL).glob("*"))
@@ -68,7 +69,7 @@ async def test_progress_is_in_bytes_often_and_never_falls(hub, driver, repo, tmp
     hub.add("me/model", repo)
     hub.rate = 500_000
     hub.fault(BIG, Fault("corrupt"))
-    reports = []
+    reports: list[Any] = []
     await download(
         driver(part_size=400_000, connections=8),
         tmp_path / "into",

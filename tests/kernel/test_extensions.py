@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,7 +118,7 @@ def test_the_settings_of_an_extension_that_was_uninstalled_are_passed_over(
     assert "services.gardening in the config file" in caplog.text
 
 
-def reports(tmp_path: Path, **settings: object) -> dict[str, ExtensionReport]:
+def reports(tmp_path: Path, **settings: Any) -> dict[str, ExtensionReport]:
     found = compose(read_settings({}, data_dir=tmp_path, **settings), LINUX, events=Events())
     return {each.distribution: each for each in found.reports if each.distribution.startswith("acme")}
 

@@ -261,7 +261,7 @@ async def test_a_cancelled_request_is_told_as_such(ready: Setup) -> None:
         await ready.kernel.invoke("slow", Request(ask()))
     assert ready.watcher.outcomes[-1].code == 499
     stream = ready.kernel.stream("chat", Request(ask()))
-    async with aclosing(stream) as chunks:  # type: ignore[type-var]
+    async with aclosing(stream) as chunks:
         await anext(chunks)
     assert ready.watcher.outcomes[-1].code == 499
 

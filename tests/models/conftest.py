@@ -81,6 +81,9 @@ class TrapEngine:
             raise Unavailable("The engine does not run.")
         return {name: self._status(*graph["state"]) for name, graph in self._graphs.items()}
 
+    async def model_ready(self, name: str) -> bool:
+        return name in self._graphs and self._graphs[name]["state"][0] == "AVAILABLE"
+
     async def reload(self) -> dict[str, Any]:
         if not self.up:
             raise Unavailable("The engine does not run.")

@@ -7,6 +7,7 @@ import shutil
 import tarfile
 import zipfile
 from dataclasses import replace
+from typing import Any
 
 import anyio
 import pytest
@@ -26,7 +27,7 @@ def tree(folder):
 
 
 async def test_an_imported_model_is_all_that_aog_wants_to_know(world, tiny):
-    reports = []
+    reports: list[Any] = []
     model = await world.library.import_(tiny("text_generation"), "me/Tiny-0.5B-int8-ov", report=reports.append)
     assert [model] == world.library.list()
     assert (model.model_type, model.format, model.family) == ("text_generation", "openvino", "qwen2")
@@ -227,7 +228,9 @@ async def test_verify_writes_nothing_into_what_another_is_replacing(world, tiny)
         group.start_soon(world.library.verify, "a", lambda _: begun.set())
         await begun.wait()
         await anyio.sleep(0.2)
-        newer = replace(read_metadata(model.directory), files={})
+        written = read_metadata(model.directory)
+        assert written
+        newer = replace(written, files={})
         assert not newer.damaged
         write_metadata(model.directory, newer)
     assert read_metadata(model.directory) == newer

@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -38,7 +39,7 @@ def assert_whole(world, repo, model_id="me/model"):
 
 async def test_a_model_is_pulled_recognised_and_published(puller, hub, repo):
     hub.add("me/model", repo)
-    reports = []
+    reports: list[Any] = []
     model = await puller.library.pull(REF, report=reports.append)
     assert_whole(puller, repo)
     assert model.model_type == "text_generation"
@@ -104,7 +105,7 @@ async def test_a_refresh_of_what_has_not_changed_touches_nothing(puller, hub, re
     hub.add("me/model", repo)
     model = await puller.library.pull(REF)
     before = (hub.sent, model.directory.stat().st_ino)
-    reports = []
+    reports: list[Any] = []
     assert await puller.library.pull(REF, refresh=True, report=reports.append) == model
     assert reports[-1].status == "success"
     assert (hub.sent, model.directory.stat().st_ino) == before
@@ -191,7 +192,9 @@ async def test_what_is_published_survives_a_power_cut(puller, hub, repo, monkeyp
     assert {"sub", "sub/more.bin", BIG, "graph.pbtxt"} < everything.keys()
     assert set(everything.values()) <= set(kept)
     last = {name: len(kept) - kept[::-1].index(number) for name, number in everything.items()}
-    assert max(last, key=last.get) == ".ovms-plugin.json", "the note says that all is there, so it comes last"
+    assert max(last, key=lambda name: last[name]) == ".ovms-plugin.json", (
+        "the note says that all is there, so it comes last"
+    )
     assert kept[-1] in {each.stat().st_ino for each in (folder.parent, puller.settings.models_dir)}
 
 
@@ -223,7 +226,7 @@ async def test_revisions_are_kept_apart(puller, hub, repo):
 async def test_who_asks_for_the_same_joins_and_sees_progress(puller, hub, repo):
     hub.add("me/model", repo)
     hub.rate = 500_000
-    seen = {name: [] for name in range(5)}
+    seen: dict[int, list[Any]] = {name: [] for name in range(5)}
 
     async def ask(name: int) -> None:
         await anyio.sleep(name * 0.05)
@@ -244,7 +247,7 @@ async def test_the_progress_of_another_process_is_seen(make_puller, hub, repo):
     hub.add("me/model", repo)
     hub.rate = 500_000
     one, other = make_puller(), make_puller()
-    reports = []
+    reports: list[Any] = []
     async with anyio.create_task_group() as group:
         group.start_soon(one.library.pull, REF)
         await anyio.sleep(0.1)
@@ -559,7 +562,8 @@ class Zygote:
         script = tmp_path / "pull.py"
         script.write_text(PULL)
         command = [sys.executable, str(script), str(data), url, str(part_size)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started: Any = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = started
         assert self.process.stdout.readline() == "ready\n"
 
     def pull(self, model_id: str, kill_after: float | None) -> int:

@@ -87,7 +87,7 @@ class Careless:
     model_type = "careless"
 
     def recognises(self, files):
-        return {}["x"]
+        raise KeyError("x")
 
 
 async def test_a_type_that_cannot_be_told_costs_models_of_that_type_alone(make_world, drivers, tiny, caplog):

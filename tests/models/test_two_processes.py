@@ -7,6 +7,7 @@ import shutil
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import anyio
 import pytest
@@ -92,7 +93,8 @@ anyio.run(main)
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    engine = loop = None
+    engine: Any = None
+    loop: Any = None
 
     def log_message(self, format, *args):  # noqa: A002
         pass

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import aclosing, closing
+from typing import Any
 
 import anyio
 import pytest
@@ -95,8 +96,8 @@ async def use(model_type, client, model, fixtures):
         answer = await client.upload("/v3/audio/transcriptions", {"model": model, "language": "en"}, files)
         assert "turn on the light" in json.loads(answer.body)["text"].lower()
     else:
-        body = json.dumps({"model": model, "input": "hello"}).encode()
-        assert (await client.post("/v3/audio/speech", body)).body.startswith(b"RIFF")
+        asked = json.dumps({"model": model, "input": "hello"}).encode()
+        assert (await client.post("/v3/audio/speech", asked)).body.startswith(b"RIFF")
 
 
 @pytest.mark.timeout(120)
@@ -126,7 +127,7 @@ async def test_loading_another_model_does_not_disturb_a_stream(engine, fixtures)
     body = {"model": "tiny/chat", "stream": True, "messages": messages, "temperature": 0, "max_tokens": 150}
     body["ignore_eos"] = True
     alone = [event async for event in engine.client.stream("/v3/chat/completions", json.dumps(body).encode())]
-    during = []
+    during: list[Any] = []
     async with (
         anyio.create_task_group() as group,
         aclosing(engine.client.stream("/v3/chat/completions", json.dumps(body).encode())) as events,

@@ -3,7 +3,7 @@
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -43,7 +43,7 @@ DRIVERS = {
 EMBEDDED = metadata.version("ovms-embedded")
 
 
-def linux(distribution: str, version: str, codename: str = "", *like: str, **more: object) -> Host:
+def linux(distribution: str, version: str, codename: str = "", *like: str, **more: Any) -> Host:
     return Host("linux", more.pop("machine", "x86_64"), distribution, version, like, codename, **more)
 
 

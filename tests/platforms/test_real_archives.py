@@ -41,7 +41,7 @@ HOSTS = [
 def offline(driver: Any) -> Platform:
     """Return a platform that looks for archives on this machine only."""
 
-    class Offline(driver):  # type: ignore[misc]
+    class Offline(driver):
         def release(self, host: Host, version: str) -> Release:
             return replace(super().release(host, version), mirrors=(), asset_list="")
 

@@ -82,7 +82,7 @@ class Client:
 
 @asynccontextmanager
 async def session(engine, service=None):
-    send, receive = anyio.create_memory_object_stream(0)
+    send, receive = anyio.create_memory_object_stream[Message](0)
     client = Client(send)
 
     async def listen():
@@ -95,7 +95,6 @@ async def session(engine, service=None):
         group.start_soon(listen)
         yield client
         await send.aclose()
-        client.over = group
     receive.close()
 
 
@@ -350,7 +349,7 @@ async def test_a_client_that_is_faster_than_the_engine_is_slowed_down(stub, engi
 
 async def test_a_client_that_does_not_read_slows_everything_down(stub, engine, speech):
     stub.answers[HEAR] = measure
-    send, receive = anyio.create_memory_object_stream(0)
+    send, receive = anyio.create_memory_object_stream[Message](0)
     messages = configured(LiveSpeech).converse(receive, engine)
     sent = 0
 
@@ -389,7 +388,7 @@ async def test_leaving_a_session_frees_everything(stub, engine, speech):
 
     stub.answers[HEAR] = hang
     before = asyncio.all_tasks()
-    send, receive = anyio.create_memory_object_stream(5)
+    send, receive = anyio.create_memory_object_stream[Message](5)
     messages = configured(LiveSpeech).converse(receive, engine)
     await send.send(Message(json.dumps(RUN).encode()))
     await send.send(Message(speech, "binary"))

@@ -7,6 +7,7 @@ import os
 import struct
 import tracemalloc
 import wave
+from typing import Any
 
 import anyio
 import numpy as np
@@ -209,14 +210,14 @@ async def test_an_upload_is_changed_and_its_form_has_numbers(stub, ask):
         await ask(configured(TextToImage), files=files, **form)
         wanted = {"prompt": "blue", "n": "2", "strength": "1.0", "size": "64x64", "model": "painter"}
         assert stub.requests[-1].form == wanted | {"image": PNG, "mask": PNG}
-    for files, form, sentence in (
-        ({"image": 1, "image[1]": 1}, {}, "one image at a time"),
-        ({"mask": 1}, {}, "needs the image"),
-        ({"image": 1}, {"n": "two"}, "field n must be a whole number"),
+    for names, more, sentence in (
+        (["image", "image[1]"], {}, "one image at a time"),
+        (["mask"], {}, "needs the image"),
+        (["image"], {"n": "two"}, "field n must be a whole number"),
     ):
-        uploads = {name: Upload("a.png", PNG) for name in files}
+        uploads = {name: Upload("a.png", PNG) for name in names}
         with pytest.raises(BadRequest, match=sentence):
-            await ask(configured(TextToImage), files=uploads, model="painter", prompt="x", **form)
+            await ask(configured(TextToImage), files=uploads, model="painter", prompt="x", **more)
     assert len(stub.requests) == 2
 
 
@@ -494,7 +495,8 @@ def heard(data, form):
 
     container = {"opus": "ogg", "aac": "aac", "pcm": "s16le"}.get(form, form)
     options = {"sample_rate": "24000", "ch_layout": "mono"} if form == "pcm" else {}
-    with av.open(io.BytesIO(data), format=container, options=options) as source:
+    with av.open(io.BytesIO(data), format=container, options=options) as opened:
+        source: Any = opened
         stream = source.streams.audio[0]
         resampler = av.AudioResampler(format="flt", layout="mono", rate=stream.rate)
         frames = [part for frame in source.decode(stream) for part in resampler.resample(frame)]

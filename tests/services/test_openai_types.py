@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def complete(event):
 
 def texts(events):
     """The text of each choice, by index."""
-    found = {}
+    found: dict[int, str] = {}
     for event in events:
         for choice in event.choices:
             piece = choice.text if hasattr(choice, "text") else choice.delta.content
@@ -218,7 +219,11 @@ async def test_rerank_as_jina_and_cohere_ask(house):
         scores = [each["relevance_score"] for each in answer["results"]]
         assert scores == sorted(scores, reverse=True)
         assert all(0 <= each <= 1 for each in scores)
-    ranked = {"model": "tiny/rerank", "query": "What is the capital of France?", "rank_fields": ["title"]}
+    ranked: dict[str, Any] = {
+        "model": "tiny/rerank",
+        "query": "What is the capital of France?",
+        "rank_fields": ["title"],
+    }
     body = ranked | {"documents": [{"title": "oven", "text": "x"}, {"title": "Paris is the capital of France."}]}
     answer = json.loads((await house.invoke("rerank", Request(json.dumps(body).encode()))).body)
     assert answer["results"][0].keys() == {"index", "relevance_score"}

@@ -108,7 +108,7 @@ async def test_what_happens_in_a_pause_costs_nothing(house, fixtures, mishap):
     """AOG unloads models five minutes after their load, whatever goes on; and engines may die."""
     sound, truth = joined(fixtures / "speech_to_text_samples", ENGLISH[:1])
     heard = []
-    send, receive = anyio.create_memory_object_stream(0)
+    send, receive = anyio.create_memory_object_stream[Message](0)
 
     async def listen():
         heard.extend([(0, json.loads(each.data)) async for each in house.converse("speech-to-text-ws", receive)])

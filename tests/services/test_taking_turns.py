@@ -6,6 +6,7 @@ import os
 import random
 import statistics
 import time
+from typing import Any
 
 import anyio
 import pytest
@@ -116,7 +117,7 @@ async def test_models_that_fit_are_asked_in_turn_as_fast_as_one(stocked):
         async def ask(*names):
             began = time.monotonic()
             for name in names:
-                kind = {"tiny/embeddings": ("embed", {"input": "a cat"}), "tiny/rerank": RERANK}[name]
+                kind: Any = {"tiny/embeddings": ("embed", {"input": "a cat"}), "tiny/rerank": RERANK}[name]
                 await kernel.invoke(kind[0], Request(json.dumps({"model": name, **kind[1]}).encode()))
             return time.monotonic() - began
 

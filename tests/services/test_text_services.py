@@ -2,6 +2,7 @@
 
 import json
 from contextlib import aclosing, asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
@@ -63,7 +64,7 @@ async def test_what_is_added_leaves_the_rest_byte_for_byte(stub, engine, call, s
 async def test_unknown_fields_pass_and_nulls_are_absent(stub, ask):
     stub.answers[CHAT] = {}
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"x": None}}}]
-    message = {"role": "assistant", "content": None, "tool_calls": []}
+    message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": []}
     await ask(
         configured(Chat),
         model="llm",

@@ -23,7 +23,8 @@ def _options() -> type[Message]:
     message = file.message_type.add(name="ClassifyCalculatorOptions")
     message.field.add(name="models_path", number=1, type="TYPE_STRING", label="LABEL_REQUIRED")
     message.field.add(name="labels", number=2, type="TYPE_STRING", label="LABEL_REPEATED")
-    added = descriptor_pool.Default().Add(file) or descriptor_pool.Default().FindFileByName(file.name)
+    descriptor_pool.Default().Add(file)
+    added = descriptor_pool.Default().FindFileByName(file.name)
     return message_factory.GetMessageClass(added.message_types_by_name["ClassifyCalculatorOptions"])
 
 

@@ -1,3 +1,3 @@
 """A calculator that cannot be imported."""
 
-import acme_forgotten_dependency  # noqa: F401
+import acme_forgotten_dependency  # type: ignore[import-not-found]  # noqa: F401

@@ -22,7 +22,7 @@ QUESTION = [{"role": "user", "content": "What is OpenVINO?"}]
 
 
 def run(served: Any, *words: str, code: int = 0) -> str:
-    executable = str(Path(served.process.args[0]))  # type: ignore[index]
+    executable = str(Path(served.process.args[0]))
     done = subprocess.run(
         [executable, *words], env=served.environment, capture_output=True, text=True, check=False, timeout=60
     )

@@ -63,7 +63,7 @@ async def test_idle_connections_and_open_streams_keep_nobody_out(tmp_path: Any, 
         await reply.piece(b"data: [DONE]\n\n")
         await reply.end()
 
-    ready = {"/v2/health/live": {}, "/v2/health/ready": {}, "/v2/models/m/ready": {}, "/v1/config": {}}
+    ready: dict[str, Any] = {"/v2/health/live": {}, "/v2/health/ready": {}, "/v2/models/m/ready": {}, "/v1/config": {}}
     asked = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(StubEngine(ready | {"/v3/chat/completions": answer}))

@@ -59,6 +59,7 @@ def test_a_plain_answer(client: httpx.Client, kind: Any, path: str, fields: dict
     assert answer.status_code == 200, answer.text
     made = valid(kind, answer.text)
     if isinstance(made, Response) and "max_output_tokens" in fields:
+        assert made.incomplete_details
         assert (made.status, made.incomplete_details.reason) == ("incomplete", "max_output_tokens")
 
 
