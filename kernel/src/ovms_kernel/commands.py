@@ -90,9 +90,11 @@ def print_json(value: Any) -> None:  # noqa: ANN401 - whatever a command reports
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - any value to its JSON
-    """Return values of the kernel as what JSON knows: dataclasses as objects, paths and times as strings."""
+    """Return values of the kernel as JSON has them: dataclasses and structs as objects, paths and times as texts."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {each.name: plain(getattr(value, each.name)) for each in dataclasses.fields(value) if each.repr}
+    if fields := getattr(value, "__struct_fields__", ()):
+        return {name: plain(getattr(value, name)) for name in fields}
     if isinstance(value, dict):
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

@@ -40,6 +40,7 @@ MEANT = {
     tuple: "a list",
     Path: "a path",
     dict: "a table",
+    Mapping: "a table",
 }
 """What a setting of that type must be, in words."""
 WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
@@ -106,8 +107,12 @@ def read_value(value: Any, wanted: Any, name: str, where: str) -> Any:  # noqa: 
             return read_bool(value)
         if kind is Literal:
             return {str(each).lower(): each for each in get_args(wanted)}[str(value).lower()]
-        if kind is dict and isinstance(value, Mapping):
-            return dict(value)
+        if kind in (dict, Mapping) and isinstance(value, Mapping):
+            inner = (*get_args(wanted), Any, Any)[1]
+            return {
+                str(key): each if inner is Any else read_value(each, inner, f"{name}.{key}", where)
+                for key, each in value.items()
+            }
         if kind in (int, float, str, Path) and not isinstance(value, (bool, Mapping, list)):
             converted = kind(value)
             if kind in (str, Path) or (least <= converted <= most and converted == float(value)):

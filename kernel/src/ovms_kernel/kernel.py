@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self, cast
 import anyio
 import anyio.to_thread
 
+from ovms_kernel import aliases
 from ovms_kernel.admission import admitted, checked
 from ovms_kernel.errors import NotFound, NotSupported, OvmsError, PreconditionFailed, TimedOut
 from ovms_kernel.request_engine import RequestEngine
@@ -202,6 +203,7 @@ class Kernel:
         self, model: str, *, model_type: str = "", report: Callable[[Progress], None] = lambda _: None
     ) -> LocalModel:
         """Fetch a model from its hub, or find that it is here and complete."""
+        model = aliases.target(self.settings.aliases, model)
         return await self.library.pull(self.library.parse_ref(model), model_type=model_type, report=report)
 
     async def import_model(
@@ -212,15 +214,16 @@ class Kernel:
 
     async def delete_model(self, model: str) -> None:
         """Unload a model and remove it from disk."""
+        aliases.refuse(self.settings.aliases, model)
         await self.library.delete(model)
 
     async def list_models(self) -> list[LocalModel]:
-        """Return the models on disk, by id."""
-        return await anyio.to_thread.run_sync(self.library.list)
+        """Return the models on disk and their aliases, by id."""
+        return aliases.listed(self.settings.aliases, await anyio.to_thread.run_sync(self.library.list))
 
     async def running_models(self) -> list[LocalModel]:
-        """Return the models that the engine serves now; none if it does not run."""
-        return await self.residency.running() if self.supervisor.info else []
+        """Return the models that the engine serves now, and their aliases; none if it does not run."""
+        return aliases.listed(self.settings.aliases, await self.residency.running() if self.supervisor.info else [])
 
     async def resident_models(self) -> list[ResidentModel]:
         """Return what is loaded, being loaded or failed to load, by id."""
@@ -230,11 +233,12 @@ class Kernel:
     async def load_model(self, model: str, *, keep_alive: float | None = None) -> LocalModel:
         """Make the engine serve a model; ``keep_alive`` as in ``Request``."""
         self.control.check_open()
+        model = aliases.target(self.settings.aliases, model)
         return (await self.residency.load(model, keep_alive=keep_alive)).model
 
     async def pin_model(self, model: str, *, pinned: bool = True) -> LocalModel:
         """Keep a model loaded, once it is, until a person unpins or unloads it; this outlives a restart."""
-        return await self.residency.pin(model, pinned=pinned)
+        return await self.residency.pin(aliases.target(self.settings.aliases, model), pinned=pinned)
 
     def default_idle_unload(self, seconds: float) -> None:
         """Unload models that were idle for so long, where no setting says otherwise; each face says its own."""
@@ -245,7 +249,7 @@ class Kernel:
 
         :param hint: they may go first when memory is needed, or after a while; models in use stay.
         """
-        for model in models:
+        for model in (aliases.target(self.settings.aliases, each) for each in models):
             if hint:
                 self.residency.hint(model)
             else:
@@ -295,7 +299,7 @@ class Kernel:
         async with admitted(self.events, service, request, streaming=False) as (call, sent):
             try:
                 with anyio.fail_after(timeout):
-                    answer = await driver.invoke(call, self._engine_for_requests(call))
+                    answer = await driver.invoke(*self._asked(call))
             except TimeoutError as error:
                 raise TimedOut(f"The request was not done within its limit of {timeout:g} s.") from error
             sent.model = checked(answer, Answer, service).model
@@ -313,7 +317,7 @@ class Kernel:
         self.control.check_open()
         async with (
             admitted(self.events, service, request, streaming=True) as (call, sent),
-            aclosing(cast("StreamingService", driver).stream(call, self._engine_for_requests(call))) as chunks,
+            aclosing(cast("StreamingService", driver).stream(*self._asked(call))) as chunks,
         ):
             async for chunk in chunks:
                 sent.add(checked(chunk, bytes, service))
@@ -327,17 +331,20 @@ class Kernel:
         self.control.check_open()
         async with (
             admitted(self.events, service, Request(), streaming=True) as (call, sent),
-            aclosing(cast("ConversingService", driver).converse(inbound, self._engine_for_requests(call))) as messages,
+            aclosing(cast("ConversingService", driver).converse(inbound, self._asked(call)[1])) as messages,
         ):
             async for message in messages:
                 sent.add(message.data)
                 yield message
 
-    def _engine_for_requests(self, call: Call) -> RequestEngine:
-        """Return the engine as services are given it: it is started by the first thing that needs one.
+    def _asked(self, call: Call) -> tuple[Call, RequestEngine]:
+        """Return what a service is asked: the call, and the engine, which the first thing that needs one starts.
 
         So what is wrong with a request, or with the model that it names, is said without starting anything.
         """
         if not self.supervisor.started:
             self.control.installed()
-        return RequestEngine(self.control.client, self.residency, call.keep_alive)
+        named = self.settings.aliases
+        return aliases.with_fields(named, call), RequestEngine(
+            self.control.client, self.residency, call.keep_alive, named
+        )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
+from ovms_kernel.aliases import target
 from ovms_kernel.engine.client import NotLoadedYet
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from ovms_kernel.engine.client import EngineClient
     from ovms_kernel.models.residency import Residency
+    from ovms_kernel.settings import AliasSettings
     from ovms_kernel.values import Answer, Upload
 
 T = TypeVar("T")
@@ -30,14 +32,20 @@ class RequestEngine:
 
     :param client: returns the connection to the running engine, starting or awaiting it if need be.
     :param keep_alive: of the request.
+    :param aliases: names that stand for others.
     """
 
     def __init__(
-        self, client: Callable[[], Awaitable[EngineClient]], residency: Residency, keep_alive: float | None = None
+        self,
+        client: Callable[[], Awaitable[EngineClient]],
+        residency: Residency,
+        keep_alive: float | None,
+        aliases: Mapping[str, AliasSettings],
     ) -> None:
         self._client = client
         self._residency = residency
         self._keep_alive = keep_alive
+        self._aliases = aliases
 
     async def post(
         self, path: str, body: bytes, *, content_type: str = "application/json", timeout: float | None = None
@@ -83,6 +91,7 @@ class RequestEngine:
     @asynccontextmanager
     async def model(self, name: str, model_type: str, *, default: str = "") -> AsyncIterator[str]:
         """Hold a model for as long as the block lasts."""
+        name, default = target(self._aliases, name), target(self._aliases, default)
         async with self._residency.use(model_type, name, default=default, keep_alive=self._keep_alive) as model:
             yield model.id
 

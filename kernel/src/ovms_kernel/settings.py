@@ -42,6 +42,17 @@ class ModelSettings(msgspec.Struct, frozen=True):
     """Load the model even if its memory does not suffice."""
 
 
+class AliasSettings(msgspec.Struct, frozen=True):
+    """A further name of an installed model; every client sees it as a model of its own."""
+
+    model: str = ""
+    """The installed model that it stands for."""
+    system: str = ""
+    """System text of chats that bring none."""
+    request: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    """Fields of its requests where they have none, such as `{temperature: 0.2}`."""
+
+
 class Settings(msgspec.Struct, frozen=True):
     """Everything that can be set. Times are in seconds, sizes in bytes."""
 
@@ -89,6 +100,8 @@ class Settings(msgspec.Struct, frozen=True):
     """Time one extension has for one event."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """DEBUG, INFO, WARNING or ERROR; for us, never passed to the engine."""
+    aliases: Mapping[str, AliasSettings] = msgspec.field(default_factory=dict)
+    """Further names of models, such as `{helper: {model: OWNER/NAME, system: Be brief.}}`; see `ovms-plugin alias`."""
     disabled: tuple[str, ...] = ()
     """Extensions that are not loaded, as ``services.chat``."""
     sections: Mapping[str, Mapping[str, Mapping[str, Any]]] = msgspec.field(default_factory=dict)
@@ -236,7 +249,19 @@ def read_settings(
     settings = Settings(**values, sections=sections, places=places)
     for model_id in sections.get("models", {}):
         settings.model(model_id)
+    _check_aliases(settings.aliases)
     return settings
+
+
+def _check_aliases(aliases: Mapping[str, AliasSettings]) -> None:
+    """Refuse aliases that stand for nothing.
+
+    :raises BadRequest: one names no model, or another alias.
+    """
+    for name, alias in aliases.items():
+        if not alias.model or alias.model in aliases:
+            wrong = f"is {alias.model}, another alias" if alias.model else "is missing"
+            raise BadRequest(f"In the settings, aliases.{name}.model {wrong}; name an installed model.")
 
 
 def config_file(environment: Mapping[str, str], data_dir: Path) -> Path:

@@ -285,6 +285,8 @@ class LocalModel:
     family: str = ""
     parameter_size: str = ""
     quantization: str = ""
+    alias_of: str = ""
+    """The id of the model that this is another name of; empty for a model itself."""
 
 
 @dataclass(frozen=True, slots=True)

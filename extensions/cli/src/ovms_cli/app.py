@@ -16,6 +16,7 @@ from ovms_cli import (
     configuration,
     engines,
     models,
+    naming,
     people,
     services,
     stopping,
@@ -52,7 +53,7 @@ def make_app(wanted: str = "") -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_options)
-    groups = (chatting, models, people, services, stopping, engines, configuration, autostart, benchmark, about)
+    groups = (chatting, models, naming, people, services, stopping, engines, configuration, autostart, benchmark, about)
     for each in groups:
         each.add_to(app)
     ours = {each.name for each in app.registered_commands} | {each.name for each in app.registered_groups}

@@ -127,7 +127,7 @@ class ServerServices:
         return [
             LocalModel(
                 each["id"], Path(), each.get("type", ""), each.get("size", 0), "",
-                datetime.fromtimestamp(each["created"], UTC),
+                datetime.fromtimestamp(each["created"], UTC), alias_of=each.get("alias_of", ""),
             )
             for each in found
         ]  # fmt: skip

@@ -136,9 +136,9 @@ async def _default_of(session: Session, services: "Services") -> str:
 
     :raises NotFound: none is installed, or several and none of them is the default.
     """
-    installed = [each.id for each in await services.list_models() if each.model_type == TYPE]
+    installed = [each.id for each in await services.list_models() if each.model_type == TYPE and not each.alias_of]
     default = str(session.settings.section("services", "chat").get("default_model", ""))
-    if default in installed:
+    if default in installed or default in session.settings.aliases:
         return default
     if len(installed) == 1:
         return installed[0]

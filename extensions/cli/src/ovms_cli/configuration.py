@@ -94,22 +94,22 @@ async def set_(
 ) -> None:
     """Set a setting in the config file; a wrong name or value changes nothing."""
     where = locate(key)
-    async with _changing(session) as (file, tree):
+    async with changing(session) as (file, tree):
         table = _table(tree, where)
         table[where.name] = _parsed(where, value)
-        settings = _read(session, tree)
+        settings = read_tree(session, tree)
         _check_section(settings, where.kind, where.section)
         table[where.name] = _plain(_value(settings, where))
         await _check_model(session, settings, where)
     print(f"{key} = {_listed(where, _value(settings, where))}, in {file}.")
-    _tell_server(session)
+    tell_server(session)
 
 
 async def unset(session: Session, key: Name) -> None:
     """Remove a setting from the config file, so that its default holds again."""
     where = split(key)
     removed = False
-    async with _changing(session) as (file, tree):
+    async with changing(session) as (file, tree):
         tables: list[tuple[MutableMapping[str, Any], str]] = []
         table: Any = tree
         for name in filter(None, where):
@@ -129,7 +129,7 @@ async def unset(session: Session, key: Name) -> None:
         print(f"{key} is not set in {file}.")
         return
     print(f"{key} is not set any more.")
-    _tell_server(session)
+    tell_server(session)
 
 
 async def path(session: Session) -> None:
@@ -151,7 +151,7 @@ async def edit(session: Session) -> None:
     if done.returncode:
         raise OvmsError(f"The editor ended with {done.returncode}; nothing was changed, your draft is {draft}.")
     try:
-        settings = _read(session, read_config(draft))
+        settings = read_tree(session, read_config(draft))
         for kind in KINDS:
             for name in settings.sections.get(kind, {}):
                 _check_section(settings, kind, name)
@@ -165,7 +165,7 @@ async def edit(session: Session) -> None:
     draft.unlink()
     print("Nothing was changed." if after == before else f"{file} is changed.")
     if after != before:
-        _tell_server(session)
+        tell_server(session)
 
 
 for each in (set_, unset, path, edit):
@@ -204,8 +204,11 @@ async def _check_model(session: Session, settings: Settings, key: Key) -> None:
         await anyio.to_thread.run_sync(driver.build, files, GraphOptions(kernel.host, options))
 
 
-def _read(session: Session, tree: Mapping[str, Any]) -> Settings:
-    """Read what a config file would hold, as all commands do."""
+def read_tree(session: Session, tree: Mapping[str, Any]) -> Settings:
+    """Read what a config file would hold, as all commands do.
+
+    :raises BadRequest: a name or value in it is wrong.
+    """
     if "data_dir" in tree:
         raise BadRequest(f"data_dir cannot be set in the config file; {ELSEWHERE}.")
     return read_settings({}, file=_plain(tree), data_dir=session.settings.data_dir)
@@ -243,7 +246,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - as YAML and JSON have it
         return [_plain(each) for each in value]
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    return str(value) if isinstance(value, Path) else output.plain(value)
+    return output.plain(value)
 
 
 def _shown(value: Any) -> str:  # noqa: ANN401
@@ -298,7 +301,7 @@ def _table(tree: MutableMapping[str, Any], key: Key) -> MutableMapping[str, Any]
 
 
 @asynccontextmanager
-async def _changing(session: Session) -> AsyncIterator[tuple[Path, MutableMapping[str, Any]]]:
+async def changing(session: Session) -> AsyncIterator[tuple[Path, MutableMapping[str, Any]]]:
     """Give the config file's content, and write it with its comments at the end of the block, unless that fails."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
@@ -339,6 +342,7 @@ def _editor() -> list[str]:
     return [found]
 
 
-def _tell_server(session: Session) -> None:
+def tell_server(session: Session) -> None:
+    """Say when a server that runs takes up a change."""
     if server_of(session.settings.data_dir):
-        output.say("The server that runs here uses it from its next start: `ovms-plugin stop`, then `serve`.")
+        output.say("The server that runs here uses it from its next start: `ovms-plugin restart`.")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ovms_cli import output
+from ovms_cli import naming, output
 from ovms_cli.session import Json, Session, add
+from ovms_kernel.aliases import target
 from ovms_kernel.commands import need_engine, running
 from ovms_kernel.commands import report as report_error
 from ovms_kernel.errors import BadRequest, OvmsError
@@ -170,7 +171,9 @@ async def ls(session: Session, *, json: Json = False) -> None:
         output.print_json(models)
     elif models:
         rows = [
-            (each.id, each.model_type, output.size(each.size), each.quantization or "-", output.ago(each.modified))
+            (each.id, each.model_type, "", "", f"alias of {each.alias_of}")
+            if each.alias_of
+            else (each.id, each.model_type, output.size(each.size), each.quantization or "-", output.ago(each.modified))
             for each in models
         ]
         output.print_table(("MODEL", "TYPE", "SIZE", "WEIGHTS", "CHANGED"), rows, right=("SIZE",))
@@ -239,8 +242,11 @@ def duration(seconds: float) -> str:
 
 async def show(session: Session, model: Model, *, json: Json = False) -> None:
     """Show everything that is known of a model."""
+    alias = session.settings.aliases.get(model)
     async with session.kernel() as kernel:
-        facts = kernel.library.describe(model)
+        facts = kernel.library.describe(alias.model if alias else model)
+    if alias:
+        facts = {"alias": model} | facts | {"system": alias.system, "request": dict(alias.request)}
     if json:
         output.print_json(facts)
         return
@@ -274,7 +280,7 @@ async def verify(
     """
     async with session.kernel() as kernel:
         faults: dict[str, Sequence[str]] = {}
-        for model in models or [each.id for each in await kernel.list_models()]:
+        for model in models or [each.id for each in await kernel.list_models() if not each.alias_of]:
             with output.progress(model) as report:
                 faults[model] = await kernel.library.verify(model, report)
             if not json:
@@ -294,6 +300,9 @@ async def rm(session: Session, models: Models) -> None:
     async with session.kernel() as kernel:
         await running(kernel)
         for model in models:
+            if model in session.settings.aliases:
+                await naming.remove(session, model)
+                continue
             unfinished = {each.id for each in kernel.library.staging()}
             if model in unfinished and model not in kernel.library.usage().models:
                 await kernel.library.discard_staging(model)
@@ -373,6 +382,6 @@ async def unload(session: Session, models: Models) -> None:
         await need_engine(kernel)
         for model in models:
             # Named first, because the kernel passes over what is not served and a typing error should not.
-            found = kernel.library.find(model)
+            found = kernel.library.find(target(session.settings.aliases, model))
             await kernel.unload_models([found.id])
             print(f"{found.id} is unloaded.")

@@ -32,9 +32,8 @@ ALIASES = {
 }
 """Commands by the names that other programs give them."""
 HINTS = {
-    "create": "Models are not built here; `ovms-plugin import FOLDER OWNER/NAME` copies one, and profiles in the "
-    "settings change how it is loaded.",
-    "cp": "Models are not copied; a profile in the settings gives one another name.",
+    "create": "Models are not built here; `ovms-plugin import FOLDER OWNER/NAME` takes one in, and `ovms-plugin "
+    "alias NAME MODEL --system TEXT` gives one another name and a system text.",
     "push": "Models are not uploaded; use the client of your hub.",
     "convert": "Models are not converted here; optimum-cli does that, and `ovms-plugin import` copies the result.",
     "quantize": "Models are not converted here; optimum-cli does that, and `ovms-plugin import` copies the result.",

@@ -82,7 +82,7 @@ class Models:
             "loaded": model.id in loaded,
             "context_length": self._lengths[key],
             "size": model.size,
-        }
+        } | ({"alias_of": model.alias_of} if model.alias_of else {})
 
 
 def find(installed: list[LocalModel], name: str) -> LocalModel:
