@@ -4,6 +4,7 @@ import time
 from types import SimpleNamespace
 
 import anyio
+import pluggy
 import pytest
 
 from ovms_kernel.api.observers import Refused, hookimpl
@@ -142,7 +143,7 @@ async def test_only_before_and_amend_hooks_may_veto() -> None:
     [
         (SimpleNamespace(ovms_puled=hookimpl(lambda: None)), "unknown hook 'ovms_puled'"),
         (SimpleNamespace(ovms_pulled=hookimpl(lambda modle: None)), "modle"),
-        (SimpleNamespace(ovms_pulled=hookimpl(wrapper=True)(lambda: (yield))), "wrapper"),
+        (SimpleNamespace(ovms_pulled=pluggy.HookimplMarker("ovms")(wrapper=True)(lambda: (yield))), "wrapper"),
     ],
     ids=["unknown hook", "unknown argument", "wrapper"],
 )

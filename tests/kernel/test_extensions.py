@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,15 @@ class Site:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def install(self, distribution: str, group: str, entry_point: str, source: str = GOOD) -> str:
+    def install(
+        self, distribution: str, group: str, entry_point: str, source: str = GOOD, *, requires: str = ""
+    ) -> str:
         module = distribution.replace("-", "_")
         (self.folder / f"{module}.py").write_text(source)
         info = self.folder / f"{module}-1.0.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        needs = f"Requires-Dist: {requires}\n" if requires else ""
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n{needs}")
         (info / "entry_points.txt").write_text(f"[{group}]\n{entry_point}\n")
         return module
 
@@ -199,11 +203,26 @@ class Paint:
         ("services", SERVICE.replace("def __init__(self, section)", "def __init__(self)"), "constructing it failed"),
         ("graphs", GRAPH.replace("build", "built"), "it lacks build"),
         ("graphs", GRAPH, "calls itself painting and its entry point calls it paint"),
+        ("services", SERVICE.replace("call, engine", "call"), "Paint.invoke cannot be called as invoke(call, engine)"),
+        ("graphs", GRAPH.replace("files, options", "files, options, more"), "Paint.build cannot be called as build(f"),
         ("platforms", PLATFORM, "examining it failed (KeyError: 'x')"),
         ("platforms", PLATFORM.replace('return {}["x"]', "pass"), "its matches returned NoneType, not a number"),
         ("service", SERVICE, "ovms.service is no group of extensions; there are ovms.services,"),
     ],
-    ids=["nothing", "stream", "converse", "name", "init", "build", "type", "matches", "fit", "group"],
+    ids=[
+        "nothing",
+        "stream",
+        "converse",
+        "name",
+        "init",
+        "build",
+        "type",
+        "arguments",
+        "more arguments",
+        "matches",
+        "fit",
+        "group",
+    ],
 )
 def test_a_driver_that_could_not_do_its_work_is_refused_with_the_reason(
     site: Site, tmp_path: Path, group: str, source: str, cause: str
@@ -241,3 +260,64 @@ def test_an_extension_installed_a_moment_ago_is_found(site: Site, tmp_path: Path
     found = reports(tmp_path)
     assert {each.state for each in found.values()} == {"loaded"}
     assert set(found) == {"acme-first", "acme-second"}
+
+
+@pytest.mark.parametrize(
+    ("requires", "cause"),
+    [
+        ("ovms-kernel>=9.0", f"made for ovms-kernel >=9.0; this is {metadata.version('ovms-kernel')}"),
+        ("ovms_kernel[testing] (<0.1)", "made for ovms-kernel <0.1; this is"),
+        ("ovms-kernel>>1", "has the range >>1 of ovms-kernel, which is none"),
+        ("ovms-kernel>=0.1,<99", ""),
+        ("ovms-kernel", ""),
+        ("ovms-kernel; python_version > '3'", ""),
+    ],
+)
+def test_an_extension_for_another_kernel_is_said_and_not_imported(
+    site: Site, tmp_path: Path, requires: str, cause: str
+) -> None:
+    module = site.install("acme-new", "ovms.observers", "new = acme_new:Observer", requires=requires)
+    report = reports(tmp_path)["acme-new"]
+    assert (report.state, module in sys.modules) == (("broken", False) if cause else ("loaded", True))
+    assert cause in report.cause
+
+
+def test_what_an_extension_prints_is_logged_and_not_printed(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    site.install("acme-loud", "ovms.observers", "loud = acme_loud:Observer", "print('hello')" + GOOD)
+    assert reports(tmp_path)["acme-loud"].state == "loaded"
+    assert capsys.readouterr().out == ""
+    assert "observers.loud of acme-loud prints while it is loaded, and should log: hello" in caplog.text
+
+
+def test_an_extension_that_takes_long_to_load_is_named(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ovms_kernel.examination.SLOW", 0.0)
+    site.install("acme-slow", "ovms.observers", "slow = acme_slow:Observer")
+    reports(tmp_path)
+    assert "observers.slow of acme-slow takes 0.0 s to load." in caplog.text
+
+
+OPTIONAL = """
+from ovms_kernel.api.observers import hookimpl
+class Observer:
+    def __init__(self, section): self.heard = []
+    @hookimpl(optional=True)
+    def ovms_of_a_later_kernel(self, thing): pass
+    @hookimpl(optional=True)
+    def ovms_deleted(self, model, whom): self.heard.append(whom)
+    @hookimpl(optional=True)
+    def ovms_pulled(self, model): self.heard.append(model)
+"""
+
+
+async def test_optional_hooks_and_arguments_that_this_kernel_lacks_are_passed_over(site: Site, tmp_path: Path) -> None:
+    site.install("acme-later", "ovms.observers", "later = acme_later:Observer", OPTIONAL)
+    events = Events()
+    found = compose(read_settings({}, data_dir=tmp_path), LINUX, events=events)
+    await events.tell("ovms_pulled", model="m")
+    await events.tell("ovms_deleted", model="m")
+    assert found.observers["later"].heard == ["m"]  # type: ignore[attr-defined]
+    assert not events.failures

@@ -36,6 +36,16 @@ class HookFailure:
     cause: str
 
 
+class _Manager(pluggy.PluginManager):
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:  # noqa: ANN401 - pluggy's own type
+        """Pass over an optional implementation that wants an argument which this kernel does not have."""
+        options = super().parse_hookimpl_opts(plugin, name)
+        if options and options["optionalhook"] and (caller := getattr(self.hook, name, None)) and caller.spec:
+            wanted = inspect.signature(getattr(plugin, name)).parameters
+            return options if set(wanted) <= set(caller.spec.argnames) else None
+        return options
+
+
 class Events:
     """Who listens, and how they are asked.
 
@@ -44,7 +54,7 @@ class Events:
 
     def __init__(self, time_limit: float = 5.0) -> None:
         self._time_limit = time_limit
-        self._manager = pluggy.PluginManager("ovms")
+        self._manager = _Manager("ovms")
         self._manager.add_hookspecs(hookspecs)
         self._stuck: set[tuple[str, str]] = set()
         self.failures: deque[HookFailure] = deque(maxlen=100)

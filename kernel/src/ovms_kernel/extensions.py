@@ -8,7 +8,6 @@ even imported elsewhere.
 from __future__ import annotations
 
 import difflib
-import inspect
 import logging
 import traceback
 from collections import defaultdict
@@ -16,8 +15,9 @@ from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
-from ovms_kernel.drivers import DRIVER_PROTOCOLS, KERNEL_KINDS, ConversingService, StreamingService
+from ovms_kernel.drivers import DRIVER_PROTOCOLS, KERNEL_KINDS
 from ovms_kernel.errors import BadRequest
+from ovms_kernel.examination import flaw_of, made_for_another_kernel, watched
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -124,13 +124,16 @@ def _driver(
     """Return a driver, and what is wrong with it; empty if nothing is."""
     doing = "importing"
     try:
-        make = _load(report.kind, report.name, entry_point)
-        doing = "reading the settings of"
-        given = settings.for_driver(make, report.kind, report.name)
-        doing = "constructing"
-        driver = make(given)
-        doing = "examining"
-        return driver, _flaw(report.kind, report.name, driver, host)
+        if misfit := made_for_another_kernel(entry_point.dist):
+            return None, misfit
+        with watched(report.key, report.distribution):
+            make = _load(report.kind, report.name, entry_point)
+            doing = "reading the settings of"
+            given = settings.for_driver(make, report.kind, report.name)
+            doing = "constructing"
+            driver = make(given)
+            doing = "examining"
+            return driver, flaw_of(report.kind, report.name, driver, host)
     except (Exception, SystemExit) as error:
         if doing.startswith("reading") and isinstance(error, BadRequest):
             raise
@@ -177,33 +180,6 @@ def _misplaced(offered: Mapping[str, Iterable[metadata.EntryPoint]]) -> Iterator
         cause = f"{group} is no group of extensions; there are {', '.join(groups)}"
         for each in offered[group]:
             yield ExtensionReport(group.removeprefix("ovms."), each.name, *_origin(each), "broken", cause)
-
-
-def _flaw(kind: str, name: str, driver: Any, host: Host) -> str:  # noqa: ANN401 - whatever the entry point made
-    """Return what keeps a driver from doing its work under its name; empty if nothing does."""
-    protocols = [DRIVER_PROTOCOLS[kind]]
-    if kind == "services" and (definition := getattr(driver, "definition", None)):
-        protocols += [StreamingService] * definition.streaming + [ConversingService] * definition.bidirectional
-    needed = {each: None for protocol in protocols for each in _members(protocol)}
-    if missing := [each for each in needed if not hasattr(driver, each)]:
-        return f"{type(driver).__name__} does not have all that a driver of {kind} needs: it lacks {', '.join(missing)}"
-    said = {
-        "services": lambda: driver.definition.name,
-        "graphs": lambda: driver.model_type,
-        "dialects": lambda: driver.name,
-    }.get(kind, lambda: name)()
-    if said != name:
-        return f"it calls itself {said} and its entry point calls it {name}; give it one name"
-    # All platforms are asked whenever one is chosen, so that one which cannot answer would cost the others.
-    if kind == "platforms" and not isinstance(fit := driver.matches(host), int):
-        return f"its matches returned {type(fit).__name__}, not a number"
-    return ""
-
-
-def _members(protocol: type) -> Iterator[str]:
-    """Yield the names that a protocol declares."""
-    for each in reversed(protocol.__mro__):
-        yield from (name for name in (*inspect.get_annotations(each), *vars(each)) if not name.startswith("_"))
 
 
 def _candidates(

@@ -9,12 +9,12 @@ hooks.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import pluggy
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
     from pathlib import Path
 
     from ovms_kernel.values import (
@@ -36,8 +36,27 @@ if TYPE_CHECKING:
         Release,
     )
 
+F = TypeVar("F", bound="Callable[..., Any]")
+
 hookspec = pluggy.HookspecMarker("ovms")
-hookimpl = pluggy.HookimplMarker("ovms")
+_hookimpl = pluggy.HookimplMarker("ovms")
+
+
+@overload
+def hookimpl(function: F, /) -> F: ...
+@overload
+def hookimpl(*, optional: bool = False) -> Callable[[F], F]: ...
+
+
+def hookimpl(function: Any = None, /, *, optional: bool = False) -> Any:
+    """Mark a method as the implementation of the hook of its name.
+
+    :param optional: a kernel that does not know the hook, or an argument of it, never calls it; otherwise such an
+        implementation costs its whole extension.
+    """
+    if function is None:
+        return _hookimpl(optionalhook=optional)
+    return _hookimpl(function)
 
 
 # -- the kernel ----------------------------------------------------------------------------------------------------
