@@ -6,6 +6,7 @@ alone. `python3 dev.py make` runs this; a test finds a distribution that was cha
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ SHARED: dict[str, Any] = {
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 }
+INDEX = ROOT / "extensions" / "authoring" / "src" / "ovms_authoring" / "index.json"
 README = """\
 # {name}
 
@@ -98,7 +100,27 @@ def wanted() -> dict[Path, str]:
             description = str(parsed[path]["description"]).rstrip(".")
             files[path.parent / "LICENSE"] = (ROOT / "LICENSE").read_text("utf-8")
             files[path.parent / "README.md"] = README.format(name=parsed[path]["name"], description=description)
+    files[INDEX] = index(parsed)
     return files
+
+
+def index(parsed: dict[Path, Any]) -> str:
+    """Return the index of distributions with extensions that `ovms-plugin extension list --available` reads."""
+    listed = [
+        {
+            "name": str(project["name"]),
+            "description": str(project["description"]),
+            "extensions": [
+                f"{group.removeprefix('ovms.')}.{name}"
+                for group, names in project.get("entry-points", {}).items()
+                if group.startswith("ovms.")
+                for name in names
+            ],
+        }
+        for project in parsed.values()
+    ]
+    listed = sorted((each for each in listed if each["extensions"]), key=lambda each: str(each["name"]))
+    return json.dumps(listed, indent=2, ensure_ascii=False) + "\n"
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import anyio
 import pytest
 
+from ovms_kernel import hookspecs
 from ovms_kernel.declared import NoSettings, read_struct
 from ovms_kernel.drivers import (
     Command,
@@ -32,6 +33,8 @@ from ovms_kernel.drivers import (
     Service,
     StreamingService,
 )
+from ovms_kernel.events import Events
+from ovms_kernel.examination import flaw_of
 from ovms_kernel.values import Call, GraphOptions, Host, Installation, ModelFiles, ModelRef, Ports
 
 if TYPE_CHECKING:
@@ -54,6 +57,20 @@ def configured(driver: Any, **values: Any) -> Any:  # noqa: ANN401 - any driver
 
 
 ANY_HOST = Host("linux", "x86_64", "ubuntu", "24.04", memory=16 << 30)
+
+
+class DriverContract:
+    """A driver is one that the kernel loads under its name, whatever its kind."""
+
+    kind: ClassVar[str]
+    """Such as ``services``."""
+    name: ClassVar[str]
+    """Of its entry point."""
+    driver: ClassVar[Any]
+
+    def test_the_kernel_accepts_it(self) -> None:
+        """It has what its kind needs, with the arguments that it is called with, under one name."""
+        assert flaw_of(self.kind, self.name, configured(self.driver), ANY_HOST) == ""
 
 
 class ServiceContract:
@@ -198,6 +215,18 @@ class HubContract:
 
         with anyio.fail_after(2), pytest.raises(Unavailable, match="cannot be reached"):
             await served.unreachable.list_files(served.ref)
+
+
+class ObserverContract:
+    """An observer listens to events that there are."""
+
+    driver: ClassVar[Any]
+
+    def test_it_listens(self) -> None:
+        """To one hook at least, with arguments that the hook has."""
+        events = Events()
+        assert not events.register({"observers.test": configured(self.driver)})
+        assert any(events.listens(name) for name in vars(hookspecs) if name.startswith("ovms_"))
 
 
 class FaceContract:
