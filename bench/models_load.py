@@ -17,11 +17,12 @@ from pathlib import Path
 import anyio
 from _smoke import sized
 
+from ovms_kernel.compose import compose_models
 from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.errors import OvmsError
 from ovms_kernel.events import Events
 from ovms_kernel.extensions import compose
-from ovms_kernel.models.library import Library
+from ovms_kernel.models.loader import Loader
 from ovms_kernel.models.memory import Memory
 from ovms_kernel.models.residency import Residency
 from ovms_kernel.models.servables import Servables
@@ -84,8 +85,9 @@ class NoLog:
 async def measure(model_type: str, repeat: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         settings, host, events = Settings(Path(name)), Host(os="linux", machine="x86_64", memory=16 << 30), Events()
-        library = Library(settings, events, {}, compose(settings, host, kinds=("graphs",)).graphs, host)
-        model = await library.import_(FIXTURES / model_type, MODEL)
+        drivers = compose(settings, host, kinds=("graphs",)).graphs
+        store, graphs, ingest = compose_models(settings, events, {}, drivers, host)
+        model = await ingest.import_(FIXTURES / model_type, MODEL)
         write(settings.config_json)
         port = free_port()
         process = launch(settings.config_json, port)
@@ -95,16 +97,10 @@ async def measure(model_type: str, repeat: int) -> None:
             return client
 
         servables = Servables(settings, connect, NoLog(), running=lambda: True)
+        memory = Memory(settings)
+        loader = Loader(settings, events, store, graphs, servables, memory, {})
         residency = Residency(
-            settings,
-            events,
-            library,
-            servables,
-            Memory(settings, library),
-            {},
-            connect=connect,
-            engine_runs=lambda: True,
-            runs_elsewhere=lambda: False,
+            settings, events, store, servables, memory, loader, connect=connect, engine_runs=lambda: True
         )
         alone, ours, again = [], [], []
         for _ in range(repeat):

@@ -25,19 +25,20 @@ from typing import Self
 import anyio, modelscope_hub
 from ovms_kernel.testing.contract import configured
 from ovms_hub_modelscope import ModelScope
+from ovms_kernel.compose import compose_models
 from ovms_kernel.events import Events
 from ovms_kernel.extensions import compose
-from ovms_kernel.models.library import Library
 from ovms_kernel.settings import Settings
 from ovms_kernel.values import Host, ModelRef
 
 data, url, connections, part_size = sys.argv[1:]
 settings, host = Settings(Path(data)), Host(os="linux", machine="x86_64", memory=16 << 30)
 hub = configured(ModelScope, **{"endpoint": url, "connections": connections, "part_size": part_size})
-library = Library(settings, Events(), {"modelscope": hub}, compose(settings, host, kinds=("graphs",)).graphs, host)
+drivers = compose(settings, host, kinds=("graphs",)).graphs
+ingest = compose_models(settings, Events(), {"modelscope": hub}, drivers, host).ingest
 hub._client()
 began = time.perf_counter()
-anyio.run(lambda: library.pull(ModelRef("me/model")))
+anyio.run(lambda: ingest.pull(ModelRef("me/model")))
 print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 

@@ -15,12 +15,12 @@ from datetime import UTC, datetime
 from functools import cache
 from itertools import combinations
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from ovms_kernel.events import Events
+from ovms_kernel.models.loader import Loader
 from ovms_kernel.models.plan import Budget, State, Wanted
 from ovms_kernel.models.residency import Residency
 from ovms_kernel.settings import Settings
@@ -29,7 +29,7 @@ from ovms_kernel.values import LocalModel
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
-    from ovms_kernel.models.plan import Table
+from ovms_kernel.models.plan import Table
 
 FASTER = 40.0
 PATIENCE = 30.0
@@ -61,7 +61,7 @@ class Trace:
 
 @dataclass
 class Simulated:
-    """The library, the memory and the engine."""
+    """The store, the memory and the engine."""
 
     trace: Trace
     table: Table = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Simulated:
         now = datetime.now(UTC)
         return {name: LocalModel(name, Path("nowhere"), "any", 0, "", now) for name in self.trace.sizes}
 
-    # As ``Library``
+    # As ``Store``
 
     def list(self) -> list[LocalModel]:
         return list(self.models().values())
@@ -90,13 +90,11 @@ class Simulated:
         del name
         yield
 
-    @property
-    def shaper(self) -> Any:  # noqa: ANN401
-        async def refresh(model: LocalModel, *, device: str) -> bool:
-            del model, device
-            return False
+    # As ``GraphWriter``
 
-        return SimpleNamespace(refresh=refresh)
+    async def refresh(self, model: LocalModel, *, device: str) -> bool:
+        del model, device
+        return False
 
     # As ``Memory``
 
@@ -145,16 +143,9 @@ async def play(trace: Trace) -> bool:
     async def connect() -> None:
         return None
 
+    loader = Loader(settings, Events(), simulated, simulated, simulated, simulated, simulated.table)
     residency = Residency(
-        settings,
-        Events(),
-        simulated,
-        simulated,
-        simulated,
-        simulated.table,
-        connect=connect,
-        engine_runs=lambda: True,
-        runs_elsewhere=lambda: False,
+        settings, Events(), simulated, simulated, simulated, loader, connect=connect, engine_runs=lambda: True
     )
 
     async def client(steps: Sequence[Step]) -> None:

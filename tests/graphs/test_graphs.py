@@ -11,8 +11,8 @@ from ovms_graph_embeddings import pooling_of
 from ovms_graph_text_generation import cache_gigabytes, detect_parsers, template_of
 from ovms_kernel.errors import BadRequest
 from ovms_kernel.extensions import compose
-from ovms_kernel.models.files import read_files
-from ovms_kernel.models.graph import parse_graph, print_graph
+from ovms_kernel.models.graph_writer import parse_graph, print_graph
+from ovms_kernel.models.model_card import read_files
 from ovms_kernel.models.protos import ovms_graph_pb2 as pb
 from ovms_kernel.settings import Settings
 from ovms_kernel.values import GraphOptions, Host, ModelFiles

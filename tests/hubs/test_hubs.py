@@ -11,10 +11,11 @@ import pytest
 
 from ovms_hub_huggingface import HuggingFace
 from ovms_hub_modelscope import ModelScope
+from ovms_kernel.compose import Models, compose_models
 from ovms_kernel.errors import BadRequest, NotFound, NotSupported, Unauthorized, Unavailable
 from ovms_kernel.events import Events
 from ovms_kernel.extensions import compose
-from ovms_kernel.models.library import Library
+from ovms_kernel.models.names import parse_model_ref
 from ovms_kernel.settings import Settings
 from ovms_kernel.testing.contract import HubContract, ServedModel, configured
 from ovms_kernel.testing.hub import FakeHub, Fault
@@ -66,36 +67,36 @@ class TestModelScope(HubContract):
 
 
 @pytest.fixture
-def library(tmp_path: Path, hub: FakeHub, driver: Any, hugging: Any) -> Library:
+def models(tmp_path: Path, hub: FakeHub, driver: Any, hugging: Any) -> Models:
     settings, host = Settings(tmp_path / "data"), Host("linux", "x86_64", memory=16 << 30)
     graphs = compose(settings, host, kinds=("graphs",)).graphs
-    return Library(settings, Events(), {"modelscope": driver(), "huggingface": hugging()}, graphs, host)
+    return compose_models(settings, Events(), {"modelscope": driver(), "huggingface": hugging()}, graphs, host)
 
 
-async def test_a_model_is_pulled_from_the_hub_that_its_name_says(library, hub, face, model):
+async def test_a_model_is_pulled_from_the_hub_that_its_name_says(models, hub, face, model):
     face.add("me/model", model, revision="main")
     hub.add("me/other", model)
-    pulled = await library.pull(library.parse_ref("hf:me/model"))
-    assert library.describe(pulled.id)["hub"] == "huggingface"
-    assert await library.verify(pulled.id) == []
-    assert (await library.pull(library.parse_ref("ms:me/other"))).model_type == "embeddings"
+    pulled = await models.ingest.pull(parse_model_ref("hf:me/model"))
+    assert models.store.describe(pulled.id)["hub"] == "huggingface"
+    assert await models.store.verify(pulled.id) == []
+    assert (await models.ingest.pull(parse_model_ref("ms:me/other"))).model_type == "embeddings"
     assert (hub.listings, face.listings) == (1, 1)
     with pytest.raises(NotSupported, match=r"no hub 'gh'.*installed: huggingface, modelscope"):
-        await library.pull(library.parse_ref("gh:me/model"))
+        await models.ingest.pull(parse_model_ref("gh:me/model"))
 
 
-async def test_a_complete_copy_needs_no_hub_and_another_hubs_copy_is_not_taken_for_it(library, hub, face, model):
+async def test_a_complete_copy_needs_no_hub_and_another_hubs_copy_is_not_taken_for_it(models, hub, face, model):
     face.add("me/model", model, revision="main")
-    await library.pull(library.parse_ref("hf:me/model"))
+    await models.ingest.pull(parse_model_ref("hf:me/model"))
     face.refuse_all = hub.refuse_all = 500
     before = len(face.requests)
-    assert await library.pull(library.parse_ref("hf:me/model"))
-    assert await library.pull(REF)
+    assert await models.ingest.pull(parse_model_ref("hf:me/model"))
+    assert await models.ingest.pull(REF)
     assert len(face.requests) == before
     hub.refuse_all = 0
     hub.add("me/model", model)
-    await library.pull(library.parse_ref("ms:me/model"))
-    assert library.describe("me/model")["hub"] == "modelscope"
+    await models.ingest.pull(parse_model_ref("ms:me/model"))
+    assert models.store.describe("me/model")["hub"] == "modelscope"
 
 
 async def test_a_pull_from_hugging_face_resumes_and_keeps_to_the_commit_that_was_listed(tmp_path, face, hugging, repo):
@@ -130,10 +131,10 @@ async def test_a_listing_of_hugging_face_that_fails_at_first_is_asked_for_again(
     assert len(await hugging().list_files(REF)) == 6
 
 
-async def test_hugging_face_is_searched(library, face, model):
+async def test_hugging_face_is_searched(models, face, model):
     face.add("OpenVINO/Qwen3-8B-int4-ov", model, revision="main")
     face.add("me/model", model, revision="main")
-    found = await library.search("qwen3", hub="hf")
+    found = await models.ingest.search("qwen3", hub="hf")
     assert [(each.id, each.task) for each in found] == [("OpenVINO/Qwen3-8B-int4-ov", "text-generation")]
 
 

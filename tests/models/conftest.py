@@ -1,4 +1,4 @@
-"""What the tests of models share: a library with real drivers, and an engine with all of OVMS's reload traps."""
+"""What the tests of models share: a store with real drivers, and an engine with all of OVMS's reload traps."""
 
 import hashlib
 import json
@@ -14,14 +14,18 @@ import anyio
 import pytest
 
 from ovms_hub_modelscope import ModelScope
+from ovms_kernel.compose import compose_models
 from ovms_kernel.errors import EngineFailed, Unavailable
 from ovms_kernel.events import Events
 from ovms_kernel.extensions import Extensions, compose
 from ovms_kernel.hookspecs import hookimpl
-from ovms_kernel.models.library import Library
+from ovms_kernel.models.graph_writer import GraphWriter
+from ovms_kernel.models.ingest import Ingest
+from ovms_kernel.models.loader import Loader
 from ovms_kernel.models.memory import Memory
 from ovms_kernel.models.residency import Residency
 from ovms_kernel.models.servables import Servables
+from ovms_kernel.models.store import Store
 from ovms_kernel.settings import Settings
 from ovms_kernel.testing.contract import configured
 from ovms_kernel.testing.hub import FakeHub
@@ -158,7 +162,9 @@ class World:
     settings: Settings
     events: Events
     recorder: Recorder
-    library: Library
+    store: Store
+    graphs: GraphWriter
+    ingest: Ingest
     engine: TrapEngine
     servables: Servables
     memory: Memory
@@ -166,7 +172,7 @@ class World:
 
     async def use(self, name: str) -> None:
         """Use a model as a request does that is answered at once."""
-        async with self.residency.use(self.library.find(name).model_type, name):
+        async with self.residency.use(self.store.find(name).model_type, name):
             pass
 
     def loaded(self) -> set[str]:
@@ -194,7 +200,7 @@ def make_world(tmp_path: Path, drivers: Extensions) -> Callable[..., World]:
         events = Events(chosen.hook_timeout)
         recorder = Recorder()
         events.register({"recorder": recorder})
-        library = Library(chosen, events, hubs or drivers.hubs, graphs, HOST)
+        models = compose_models(chosen, events, hubs or drivers.hubs, graphs, HOST)
         engine = TrapEngine(chosen.config_json)
 
         async def connect() -> TrapEngine:
@@ -207,21 +213,14 @@ def make_world(tmp_path: Path, drivers: Extensions) -> Callable[..., World]:
             running=lambda: engine.up,
             known=lambda: {each.id: chosen.models_dir / each.id for each in residency.loaded()},
         )
-        memory = Memory(chosen, library, available=lambda: 8 << 30, gpu=lambda: None)
+        memory = Memory(chosen, available=lambda: 8 << 30, gpu=lambda: None)
+        loader = Loader(chosen, events, models.store, models.graphs, servables, memory, {})
         residency = Residency(
-            chosen,
-            events,
-            library,
-            servables,
-            memory,
-            {},
-            connect=connect,
-            engine_runs=lambda: True,
-            runs_elsewhere=lambda: False,
+            chosen, events, models.store, servables, memory, loader, connect=connect, engine_runs=lambda: True
         )
         events.register({"residency": residency})
         events.register({"kernel.residency": residency})
-        return World(chosen, events, recorder, library, engine, servables, memory, residency)
+        return World(chosen, events, recorder, *models, engine, servables, memory, residency)
 
     return make
 

@@ -8,7 +8,7 @@ from ovms_kernel.models.memory import RESERVE
 
 async def loaded(world, tiny, *names):
     for name in names:
-        await world.library.import_(tiny("embeddings"), name)
+        await world.ingest.import_(tiny("embeddings"), name)
         await world.residency.load(name)
 
 
@@ -76,7 +76,7 @@ async def test_what_a_host_calls_unneeded_stays_until_its_memory_is_needed(world
     world.residency.hint("hinted")
     world.residency.hint("of another engine")
     assert world.loaded() == {"hinted", "older"}
-    await world.library.import_(tiny("embeddings"), "new")
+    await world.ingest.import_(tiny("embeddings"), "new")
     world.memory.available = lambda: RESERVE
     await world.residency.load("new")
     assert world.loaded() == {"new", "older"}, "it goes although it was used last"

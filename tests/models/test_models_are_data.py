@@ -53,9 +53,9 @@ async def test_a_graph_that_does_more_than_serve_its_model_is_refused(world, tin
     source = tiny(model_type)
     (source / "graph.pbtxt").write_text(graph(calculator, options, fields))
     with pytest.raises(BadRequest, match=words):
-        await world.library.import_(source, "me/a")
-    assert world.library.list() == []
-    assert world.library.staging() == []
+        await world.ingest.import_(source, "me/a")
+    assert world.store.list() == []
+    assert world.store.staging() == []
 
 
 async def test_a_graph_in_an_archive_is_looked_at_too(world, tiny, tmp_path):
@@ -66,8 +66,8 @@ async def test_a_graph_in_an_archive_is_looked_at_too(world, tiny, tmp_path):
     with tarfile.open(tmp_path / "model.tar", "w") as archive:
         archive.add(source, "model")
     with pytest.raises(BadRequest, match="'extensions'"):
-        await world.library.import_(tmp_path / "model.tar", "me/a")
-    assert world.library.list() == []
+        await world.ingest.import_(tmp_path / "model.tar", "me/a")
+    assert world.store.list() == []
 
 
 async def test_a_plain_graph_is_kept(world, tiny):
@@ -78,7 +78,7 @@ async def test_a_plain_graph_is_kept(world, tiny):
         plugin_config: '{"NUM_STREAMS": "1"}'""",
     )
     (source / "graph.pbtxt").write_text(text)
-    model = await world.library.import_(source, "me/a")
+    model = await world.ingest.import_(source, "me/a")
     assert (model.directory / "graph.pbtxt").read_text() == text
 
 
@@ -93,17 +93,17 @@ async def test_a_model_brings_no_list_of_further_models(world, tiny, name):
     source = tiny("embeddings")
     (source / name).write_text(json.dumps(LISTS[name]))
     with pytest.raises(BadRequest, match=r"makes the engine serve other models"):
-        await world.library.import_(source, "me/a", model_type="embeddings")
-    assert world.library.list() == []
+        await world.ingest.import_(source, "me/a", model_type="embeddings")
+    assert world.store.list() == []
 
 
 async def test_a_hub_brings_none_either_and_nothing_large_is_fetched(puller, hub, repo):
     (repo / "subconfig.json").write_text(json.dumps(LISTS["subconfig.json"]))
     hub.add("me/model", repo)
     with pytest.raises(BadRequest, match=r"subconfig\.json"):
-        await puller.library.pull(ModelRef("me/model"))
-    assert puller.library.list() == []
-    assert puller.library.staging() == []
+        await puller.ingest.pull(ModelRef("me/model"))
+    assert puller.store.list() == []
+    assert puller.store.staging() == []
     assert hub.sent < 1_000_000
 
 

@@ -22,7 +22,7 @@ async def restart(world):
 
 
 async def test_a_model_is_loaded_and_unloaded(world, tiny):
-    await world.library.import_(tiny("text_generation"), "me/chat")
+    await world.ingest.import_(tiny("text_generation"), "me/chat")
     loaded = await world.residency.load("me/chat")
     assert loaded.model.id == "me/chat"
     assert world.engine.state("me/chat") == "AVAILABLE"
@@ -35,7 +35,7 @@ async def test_a_model_is_loaded_and_unloaded(world, tiny):
 
 
 async def test_a_second_load_is_quick_and_changes_nothing(world, tiny):
-    await world.library.import_(tiny("text_generation"), "chat")
+    await world.ingest.import_(tiny("text_generation"), "chat")
     await world.residency.load("chat")
     before = world.settings.config_json.read_bytes()
     assert (await world.residency.load("chat")).seconds == 0
@@ -44,7 +44,7 @@ async def test_a_second_load_is_quick_and_changes_nothing(world, tiny):
 
 
 async def test_who_asks_at_the_same_time_gets_the_same_load(world, tiny):
-    await world.library.import_(tiny("text_generation"), "chat")
+    await world.ingest.import_(tiny("text_generation"), "chat")
     world.engine.seconds = 0.05
     async with anyio.create_task_group() as group:
         for _ in range(10):
@@ -53,7 +53,7 @@ async def test_who_asks_at_the_same_time_gets_the_same_load(world, tiny):
 
 
 async def test_d1_16_a_caller_that_leaves_does_not_stop_the_load(world, tiny):
-    await world.library.import_(tiny("text_generation"), "chat")
+    await world.ingest.import_(tiny("text_generation"), "chat")
     world.engine.seconds = 0.1
     with anyio.move_on_after(0.05):
         await world.residency.load("chat")
@@ -63,7 +63,7 @@ async def test_d1_16_a_caller_that_leaves_does_not_stop_the_load(world, tiny):
 
 
 async def test_k01_a_model_that_fails_is_not_taken_for_loaded(world, tiny):
-    await world.library.import_(tiny("text_generation"), "bad")
+    await world.ingest.import_(tiny("text_generation"), "bad")
     world.engine.broken = {"bad"}
     with pytest.raises(EngineFailed, match="no such tensor"):
         await world.residency.load("bad")
@@ -75,7 +75,7 @@ async def test_k01_a_model_that_fails_is_not_taken_for_loaded(world, tiny):
 
 
 async def test_k02_a_changed_graph_alone_is_loaded_again(world, tiny):
-    model = await world.library.import_(tiny("text_generation"), "chat")
+    model = await world.ingest.import_(tiny("text_generation"), "chat")
     await world.residency.load("chat")
     graph = model.directory / "graph.pbtxt"
     graph.write_text(graph.read_text() + "# by hand\n")
@@ -85,7 +85,7 @@ async def test_k02_a_changed_graph_alone_is_loaded_again(world, tiny):
 
 
 async def test_k02_a_model_that_failed_can_be_loaded_when_it_is_whole(world, tiny):
-    await world.library.import_(tiny("text_generation"), "chat")
+    await world.ingest.import_(tiny("text_generation"), "chat")
     world.engine.broken = {"chat"}
     with pytest.raises(EngineFailed):
         await world.residency.load("chat")
@@ -96,7 +96,7 @@ async def test_k02_a_model_that_failed_can_be_loaded_when_it_is_whole(world, tin
 
 async def test_k03_a_broken_entry_hides_no_other(world, tiny):
     for name in ("good", "bad", "later"):
-        await world.library.import_(tiny("embeddings"), name)
+        await world.ingest.import_(tiny("embeddings"), name)
     await world.residency.load("good")
     world.engine.throwing = {"bad"}
     results = []
@@ -118,7 +118,7 @@ async def test_k03_a_broken_entry_hides_no_other(world, tiny):
 
 async def test_k03_an_entry_left_by_a_crash_is_taken_out(world, tiny):
     for name in ("bad", "good"):
-        await world.library.import_(tiny("embeddings"), name)
+        await world.ingest.import_(tiny("embeddings"), name)
     root = {"model_config_list": [{"config": {"name": "bad", "base_path": str(world.settings.models_dir / "bad")}}]}
     world.settings.config_json.write_text(json.dumps(root))
     world.engine.throwing = {"bad"}
@@ -128,7 +128,7 @@ async def test_k03_an_entry_left_by_a_crash_is_taken_out(world, tiny):
 
 async def test_k04_a_second_reload_that_says_200_is_not_believed(world, tiny):
     for name in ("bad", "good"):
-        await world.library.import_(tiny("text_generation"), name)
+        await world.ingest.import_(tiny("text_generation"), name)
     world.engine.broken = {"bad"}
     with pytest.raises(EngineFailed):
         await world.residency.load("bad")
@@ -139,8 +139,8 @@ async def test_k04_a_second_reload_that_says_200_is_not_believed(world, tiny):
 
 
 async def test_k05_other_work_goes_on_while_the_engine_loads(world, tiny):
-    await world.library.import_(tiny("text_generation"), "slow")
-    await world.library.import_(tiny("embeddings"), "quick")
+    await world.ingest.import_(tiny("text_generation"), "slow")
+    await world.ingest.import_(tiny("embeddings"), "quick")
     await world.residency.load("quick")
     world.engine.seconds = 0.3
     async with anyio.create_task_group() as group:
@@ -152,7 +152,7 @@ async def test_k05_other_work_goes_on_while_the_engine_loads(world, tiny):
 
 
 async def test_k16_paths_have_forward_slashes_and_are_absolute(world, tiny):
-    model = await world.library.import_(tiny("text_generation"), "me/chat")
+    model = await world.ingest.import_(tiny("text_generation"), "me/chat")
     await world.residency.load("me/chat")
     entry = json.loads(world.settings.config_json.read_bytes())["model_config_list"][0]["config"]
     assert entry == {"name": "me/chat", "base_path": model.directory.as_posix()}
@@ -161,7 +161,7 @@ async def test_k16_paths_have_forward_slashes_and_are_absolute(world, tiny):
 
 async def test_a_restart_loads_what_users_listed_and_nothing_else(world, tiny):
     for name in ("a", "b", "c"):
-        await world.library.import_(tiny("embeddings"), name)
+        await world.ingest.import_(tiny("embeddings"), name)
         await world.residency.load(name)
     by_hand = {"config": {"name": "resnet", "base_path": "/somewhere"}}
     root = json.loads(world.settings.config_json.read_bytes())
@@ -179,7 +179,7 @@ async def test_a_restart_loads_what_users_listed_and_nothing_else(world, tiny):
 
 async def test_d2_21_who_reads_the_config_meanwhile_never_reads_half_of_it(world, tiny):
     for name in ("a", "b"):
-        await world.library.import_(tiny("embeddings"), name)
+        await world.ingest.import_(tiny("embeddings"), name)
     await world.residency.load("a")
     before = world.settings.config_json.read_bytes()
     with world.settings.config_json.open("rb", buffering=0) as engine:
@@ -191,7 +191,7 @@ async def test_d2_21_who_reads_the_config_meanwhile_never_reads_half_of_it(world
 
 async def test_a_damaged_config_is_set_aside_and_made_anew(world, tiny, caplog):
     for name in ("a", "b"):
-        await world.library.import_(tiny("embeddings"), name)
+        await world.ingest.import_(tiny("embeddings"), name)
     await world.residency.load("a")
     world.settings.config_json.write_text('{"model_config_list": [{"con')
     with caplog.at_level(logging.ERROR):
@@ -205,7 +205,7 @@ async def test_entries_that_a_user_added_stay(world, tiny):
     foreign = {"config": {"name": "resnet", "base_path": "/somewhere", "nireq": 2}}
     await world.servables.prepare()
     world.settings.config_json.write_text(json.dumps({"model_config_list": [foreign]}))
-    await world.library.import_(tiny("embeddings"), "a")
+    await world.ingest.import_(tiny("embeddings"), "a")
     await world.residency.load("a")
     await restart(world)
     await world.events.tell("ovms_engine_exited", exit=EngineExit("x", 1, None, 1.0, expected=False), will_restart=True)
@@ -221,7 +221,7 @@ async def test_what_is_not_installed_cannot_be_loaded(world):
 
 
 async def test_a_model_that_cannot_fit_is_refused_with_numbers(world, tiny):
-    await world.library.import_(tiny("embeddings"), "big")
+    await world.ingest.import_(tiny("embeddings"), "big")
     world.memory.available = lambda: RESERVE + 500
     with pytest.raises(Unavailable, match=r"1\.1 KB .* 500 bytes are free"):
         await world.residency.load("big")
@@ -230,23 +230,23 @@ async def test_a_model_that_cannot_fit_is_refused_with_numbers(world, tiny):
 
 async def test_a_model_is_loaded_whatever_the_memory_if_a_setting_says_so(make_world, tiny):
     world = make_world(sections={"models": {"big": {"force": "on"}}})
-    await world.library.import_(tiny("embeddings"), "big")
+    await world.ingest.import_(tiny("embeddings"), "big")
     world.memory.available = lambda: RESERVE + 500
     await world.residency.load("big")
     assert world.engine.state("big") == "AVAILABLE"
 
 
 async def test_deleting_a_served_model_unloads_it_first(world, tiny):
-    model = await world.library.import_(tiny("embeddings"), "a")
+    model = await world.ingest.import_(tiny("embeddings"), "a")
     await world.residency.load("a")
-    await world.library.delete("a")
+    await world.store.delete("a")
     assert world.engine.state("a") == "END"
     assert world.entries() == []
     assert not model.directory.exists()
 
 
 async def test_nothing_is_started_only_to_unload(world, tiny):
-    await world.library.import_(tiny("embeddings"), "a")
+    await world.ingest.import_(tiny("embeddings"), "a")
     await world.residency.load("a")
     world.engine.up = False
     await world.residency.unload("a", "test")
@@ -254,7 +254,7 @@ async def test_nothing_is_started_only_to_unload(world, tiny):
 
 
 async def test_an_engine_that_dies_while_loading_does_not_load_that_model_again(world, tiny):
-    await world.library.import_(tiny("embeddings"), "deadly")
+    await world.ingest.import_(tiny("embeddings"), "deadly")
 
     async def die() -> dict:
         world.engine.up = False
@@ -268,7 +268,7 @@ async def test_an_engine_that_dies_while_loading_does_not_load_that_model_again(
 
 async def test_what_another_process_unloads_is_loaded_again_on_request(make_world, tiny):
     world, other = make_world(), make_world()
-    await world.library.import_(tiny("embeddings"), "a")
+    await world.ingest.import_(tiny("embeddings"), "a")
     await world.residency.load("a")
     other.engine._graphs = world.engine._graphs
     await other.residency.unload("a", "test")
@@ -278,7 +278,7 @@ async def test_what_another_process_unloads_is_loaded_again_on_request(make_worl
 
 
 async def test_k15_noise_in_the_engines_log_is_no_cause(world, tiny):
-    await world.library.import_(tiny("text_generation"), "bad")
+    await world.ingest.import_(tiny("text_generation"), "bad")
     world.engine.broken = {"bad"}
     lines = ["[error] JSON schema parse error: bad/config.json", "[error] Mediapipe: bad: no such file"]
     world.engine.log_of = lambda *_: "\n".join(lines)

@@ -42,16 +42,16 @@ USE = """
 import sys
 from pathlib import Path
 import anyio
+from ovms_kernel.compose import compose_models
 from ovms_kernel.events import Events
 from ovms_kernel.extensions import compose
-from ovms_kernel.models.library import Library
 from ovms_kernel.settings import Settings
 from ovms_kernel.values import Host
 
 settings, host = Settings(Path(sys.argv[1])), Host(os="linux", machine="x86_64")
 drivers = compose(settings, host, kinds=("graphs",))
-library = Library(settings, Events(), {}, drivers.graphs, host)
-model = anyio.run(lambda: library.import_(Path(sys.argv[2]), "me/ninth"))
+ingest = compose_models(settings, Events(), {}, drivers.graphs, host).ingest
+model = anyio.run(lambda: ingest.import_(Path(sys.argv[2]), "me/ninth"))
 print(model.model_type)
 print((model.directory / "graph.pbtxt").read_text())
 """
@@ -92,13 +92,13 @@ class Careless:
 
 async def test_a_type_that_cannot_be_told_costs_models_of_that_type_alone(make_world, drivers, tiny, caplog):
     world = make_world(graphs={**drivers.graphs, "careless": Careless()})
-    assert (await world.library.import_(tiny("embeddings"), "me/a")).model_type == "embeddings"
+    assert (await world.ingest.import_(tiny("embeddings"), "me/a")).model_type == "embeddings"
     [told] = [each.getMessage() for each in caplog.records if "careless" in each.getMessage()]
     assert told == "Extension graphs.careless cannot tell whether me/a is of its type (KeyError: 'x')."
     with pytest.raises(KeyError):
-        await world.library.import_(tiny("embeddings"), "me/b", model_type="careless")
+        await world.ingest.import_(tiny("embeddings"), "me/b", model_type="careless")
 
 
 async def test_without_any_type_it_says_what_to_install(make_world, tiny):
     with pytest.raises(NotSupported, match="No extension for model types is installed; install one, such as ovms-"):
-        await make_world(graphs={}).library.import_(tiny("embeddings"), "me/a")
+        await make_world(graphs={}).ingest.import_(tiny("embeddings"), "me/a")

@@ -22,7 +22,7 @@ async def make(make_world, tiny):
     async def make(*names, memory_budget=TWO, **settings):
         world = make_world(memory_budget=memory_budget, **settings)
         for name in names:
-            await world.library.import_(tiny("embeddings"), name)
+            await world.ingest.import_(tiny("embeddings"), name)
         await world.residency.__aenter__()
         worlds.append(world)
         return world
@@ -170,10 +170,10 @@ async def test_what_is_pinned_never_goes_and_nobody_waits_for_it(make):
 async def test_a_model_can_be_pinned_while_it_is_loaded_by_any_process(make):
     world = await make("a", "b", memory_budget="1500")
     await world.use("a")
-    await world.library.note("a", pinned=True)
+    await world.store.note("a", pinned=True)
     with pytest.raises(Unavailable, match=r"a \(pinned\)"):
         await world.use("b")
-    await world.library.note("a", pinned=False)
+    await world.store.note("a", pinned=False)
     await world.use("b")
     assert world.loaded() == {"b"}
 
@@ -201,9 +201,9 @@ async def test_loads_run_one_after_another_in_the_order_of_arrival(make):
 
 async def test_a_small_model_need_not_wait_behind_one_that_waits_for_memory(make, tiny):
     world = await make("a", "big", "small", memory_budget="2500", switch_patience=10)
-    (world.library.find("big").directory / "openvino_model.bin").write_bytes(b"x" * 2000)
-    await world.library.note("big", load_bytes=2000)
-    await world.library.note("small", load_bytes=300)
+    (world.store.find("big").directory / "openvino_model.bin").write_bytes(b"x" * 2000)
+    await world.store.note("big", load_bytes=2000)
+    await world.store.note("small", load_bytes=300)
     async with anyio.create_task_group() as group, world.residency.use("embeddings", "a"):
         group.start_soon(world.use, "big")
         await waiting(world, "big")

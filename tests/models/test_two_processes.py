@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from ovms_kernel.errors import OvmsError
-from ovms_kernel.models.publish import TRASH
+from ovms_kernel.models.staging import TRASH
 
 SECONDS = float(os.environ.get("OVMS_STRESS_SECONDS", "8"))
 IDS = ("me/one", "me/two", "you/three")
@@ -27,9 +27,10 @@ from ovms_hub_modelscope import ModelScope
 from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.errors import OvmsError
 from ovms_kernel.testing.contract import configured
+from ovms_kernel.compose import compose_models
 from ovms_kernel.events import Events
 from ovms_kernel.extensions import compose
-from ovms_kernel.models.library import Library
+from ovms_kernel.models.loader import Loader
 from ovms_kernel.models.memory import Memory
 from ovms_kernel.models.residency import Residency
 from ovms_kernel.models.servables import Servables
@@ -43,7 +44,7 @@ async def main():
     settings, host, events = Settings(Path(data)), Host(os="linux", machine="x86_64"), Events()
     drivers = compose(settings, host, kinds=("graphs",))
     modelscope = configured(ModelScope, **{"endpoint": hub, "part_size": 100_000, "retry_delay": 0.01})
-    library = Library(settings, events, {"modelscope": modelscope}, drivers.graphs, host)
+    store, graphs, ingest = compose_models(settings, events, {"modelscope": modelscope}, drivers.graphs, host)
     client = EngineClient(Endpoint(rest=engine, grpc=""))
     async def connect():
         return client
@@ -53,8 +54,9 @@ async def main():
         def log_of(self, subject, since=0):
             return ""
     servables = Servables(settings, connect, Log(), running=lambda: True)
-    residency = Residency(settings, events, library, servables, Memory(settings, library), {}, connect=connect,
-                          engine_runs=lambda: True, runs_elsewhere=lambda: True)
+    memory = Memory(settings)
+    loader = Loader(settings, events, store, graphs, servables, memory, {}, owns_engine=lambda: False)
+    residency = Residency(settings, events, store, servables, memory, loader, connect=connect, engine_runs=lambda: True)
     events.register({"residency": residency})
     end = time.monotonic() + float(seconds)
 
@@ -64,15 +66,15 @@ async def main():
             what = chance.choice(["pull", "pull", "load", "load", "unload", "delete", "list"])
             try:
                 if what == "pull":
-                    await library.pull(ModelRef(model))
+                    await ingest.pull(ModelRef(model))
                 elif what == "load":
                     await residency.load(model)
                 elif what == "unload":
                     await residency.unload(model, "test")
                 elif what == "delete":
-                    await library.delete(model)
+                    await store.delete(model)
                 else:
-                    for each in await anyio.to_thread.run_sync(library.list):
+                    for each in await anyio.to_thread.run_sync(store.list):
                         assert each.size
                 done[what] += 1
             except OvmsError as error:
@@ -158,14 +160,14 @@ async def test_two_processes_end_in_a_consistent_state(make_puller, hub, repo, t
     done = [eval(result.stdout) for result in results]
     assert all(each[what] >= 1 for each in done for what in ("pull", "load", "unload", "delete")), done
 
-    installed = {model.id for model in world.library.list()}
+    installed = {model.id for model in world.store.list()}
     entries = set(world.entries())
     served = {model.id for model in await world.residency.running()}
     assert entries <= installed
     assert served == entries
     for model_id in installed:
-        assert await world.library.verify(model_id) == []
-    assert world.library.staging() == []
+        assert await world.store.verify(model_id) == []
+    assert world.store.staging() == []
     assert list(world.settings.staging_dir.glob(TRASH + "*")) == []
     assert list(world.settings.models_dir.glob("config.json.*")) == []
     shutil.rmtree(world.settings.data_dir)

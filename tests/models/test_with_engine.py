@@ -103,7 +103,7 @@ async def use(model_type, client, model, fixtures):
 @pytest.mark.timeout(120)
 async def test_all_six_types_load_and_serve(engine, fixtures):
     for model_type in TYPES:
-        await engine.library.import_(fixtures / model_type, f"tiny/{model_type}")
+        await engine.ingest.import_(fixtures / model_type, f"tiny/{model_type}")
         loaded = await engine.residency.load(f"tiny/{model_type}")
         assert loaded.model.model_type == model_type
         await use(model_type, engine.client, f"tiny/{model_type}", fixtures)
@@ -113,15 +113,15 @@ async def test_all_six_types_load_and_serve(engine, fixtures):
     assert time.perf_counter() - began < 0.2
     await engine.residency.unload("tiny/rerank", "test")
     assert "tiny/rerank" not in [model.id for model in await engine.residency.running()]
-    await engine.library.delete("tiny/embeddings")
+    await engine.store.delete("tiny/embeddings")
     assert "tiny/embeddings" not in [model.id for model in await engine.residency.running()]
     await use("text_generation", engine.client, "tiny/text_generation", fixtures)
 
 
 @pytest.mark.timeout(120)
 async def test_loading_another_model_does_not_disturb_a_stream(engine, fixtures):
-    await engine.library.import_(fixtures / "text_generation", "tiny/chat")
-    await engine.library.import_(fixtures / "embeddings", "tiny/embeddings")
+    await engine.ingest.import_(fixtures / "text_generation", "tiny/chat")
+    await engine.ingest.import_(fixtures / "embeddings", "tiny/embeddings")
     await engine.residency.load("tiny/chat")
     messages = [{"role": "user", "content": "Count to one hundred"}]
     body = {"model": "tiny/chat", "stream": True, "messages": messages, "temperature": 0, "max_tokens": 150}
@@ -147,9 +147,9 @@ def text_of(event: bytes) -> str:
 
 @pytest.mark.timeout(120)
 async def test_a_broken_model_is_refused_in_the_words_of_the_engine(engine, fixtures, tiny, caplog):
-    await engine.library.import_(fixtures / "rerank", "tiny/good")
+    await engine.ingest.import_(fixtures / "rerank", "tiny/good")
     for model_type in ("text_generation", "embeddings"):
-        await engine.library.import_(tiny(model_type), f"tiny/broken-{model_type}")
+        await engine.ingest.import_(tiny(model_type), f"tiny/broken-{model_type}")
     for model_type in ("text_generation", "embeddings"):
         with caplog.at_level(logging.ERROR), pytest.raises(EngineFailed, match=f"tiny/broken-{model_type}"):
             await engine.residency.load(f"tiny/broken-{model_type}")

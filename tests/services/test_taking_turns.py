@@ -51,7 +51,7 @@ async def stocked(tmp_path, fixtures):
             await kernel.import_model(fixtures / folder, model)
             await kernel.load_model(model)
             await kernel.unload_models([model])
-        needs = sorted(Memory(settings, kernel.library).wanted(each).bytes for each in await kernel.list_models())
+        needs = sorted(Memory(settings).wanted(each).bytes for each in await kernel.list_models())
     assert needs[0] > 10_000_000, "what a load took is measured"
     return common, sum(needs[-2:])
 

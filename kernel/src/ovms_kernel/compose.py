@@ -6,7 +6,7 @@ registered here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ovms_kernel.engine.control import EngineControl
 from ovms_kernel.engine.host import read_host
@@ -16,18 +16,31 @@ from ovms_kernel.engine.supervisor import Supervisor
 from ovms_kernel.events import Events
 from ovms_kernel.extensions import compose
 from ovms_kernel.kernel import Kernel
-from ovms_kernel.models.library import Library
+from ovms_kernel.models.graph_writer import GraphWriter
+from ovms_kernel.models.ingest import Ingest
+from ovms_kernel.models.loader import Loader
 from ovms_kernel.models.memory import Memory, engine_memory
 from ovms_kernel.models.residency import Residency
 from ovms_kernel.models.servables import Servables
+from ovms_kernel.models.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from ovms_kernel.drivers import GraphTemplate, Hub
     from ovms_kernel.extensions import Extensions
     from ovms_kernel.models.plan import Table
     from ovms_kernel.settings import Settings
     from ovms_kernel.values import Host
+
+
+class Models(NamedTuple):
+    """What there is of models without an engine."""
+
+    store: Store
+    graphs: GraphWriter
+    ingest: Ingest
 
 
 def compose_kernel(settings: Settings, *, host: Host | None = None, extensions: Extensions | None = None) -> Kernel:
@@ -44,7 +57,7 @@ def compose_kernel(settings: Settings, *, host: Host | None = None, extensions: 
         events.register(extensions.listeners())
     table: Table = {}
     installations = Installations(settings, events)
-    library = Library(settings, events, extensions.hubs, extensions.graphs, host)
+    models = compose_models(settings, events, extensions.hubs, extensions.graphs, host)
     supervisor = Supervisor(settings, events, IdleProbe(extensions.services.values(), table))
     control = EngineControl(settings, host, extensions.platforms, installations, supervisor)
 
@@ -52,17 +65,41 @@ def compose_kernel(settings: Settings, *, host: Host | None = None, extensions: 
         return {each.id: each.model.directory for each in residency.loaded() if each.model}
 
     servables = Servables(settings, control.client, supervisor, running=control.is_ready, known=known)
-    residency = Residency(
+    memory = Memory(settings)
+    loader = Loader(
         settings,
         events,
-        library,
+        models.store,
+        models.graphs,
         servables,
-        Memory(settings, library),
+        memory,
         table,
-        connect=control.ready,
-        engine_runs=control.runs,
-        runs_elsewhere=control.runs_elsewhere,
         engine_memory=lambda: engine_memory(control.pid()),
+        owns_engine=lambda: not control.runs_elsewhere(),
+    )
+    residency = Residency(
+        settings, events, models.store, servables, memory, loader, connect=control.ready, engine_runs=control.runs
     )
     events.register({"kernel.residency": residency})
-    return Kernel(settings, host, events, extensions, installations, library, supervisor, control, servables, residency)
+    return Kernel(
+        settings,
+        host,
+        events,
+        extensions,
+        installations,
+        models.store,
+        models.ingest,
+        supervisor,
+        control,
+        servables,
+        residency,
+    )
+
+
+def compose_models(
+    settings: Settings, events: Events, hubs: Mapping[str, Hub], drivers: Mapping[str, GraphTemplate], host: Host
+) -> Models:
+    """Return what there is of models without an engine."""
+    store = Store(settings, events)
+    graphs = GraphWriter(settings, events, store, drivers, host)
+    return Models(store, graphs, Ingest(settings, events, store, graphs, hubs))

@@ -14,6 +14,7 @@ import anyio.to_thread
 from ovms_kernel import aliases
 from ovms_kernel.admission import admitted, checked
 from ovms_kernel.errors import NotFound, NotSupported, OvmsError, PreconditionFailed, TimedOut
+from ovms_kernel.models.names import parse_model_ref
 from ovms_kernel.request_engine import RequestEngine
 from ovms_kernel.values import Answer, Request
 
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
     from ovms_kernel.engine.supervisor import Supervisor
     from ovms_kernel.events import Events
     from ovms_kernel.extensions import ExtensionReport, Extensions
-    from ovms_kernel.models.library import Library
+    from ovms_kernel.models.ingest import Ingest
     from ovms_kernel.models.residency import Residency
     from ovms_kernel.models.servables import Servables
+    from ovms_kernel.models.store import Store
     from ovms_kernel.settings import Settings
     from ovms_kernel.values import (
         Call,
@@ -55,7 +57,8 @@ class Kernel:
         events: Events,
         extensions: Extensions,
         installations: Installations,
-        library: Library,
+        store: Store,
+        ingest: Ingest,
         supervisor: Supervisor,
         control: EngineControl,
         servables: Servables,
@@ -66,7 +69,8 @@ class Kernel:
         self.events = events
         self.extensions = extensions
         self.installations = installations
-        self.library = library
+        self.store = store
+        self.ingest = ingest
         self.supervisor = supervisor
         self.control = control
         self.servables = servables
@@ -77,8 +81,8 @@ class Kernel:
     async def __aenter__(self) -> Self:
         await self._stack.enter_async_context(self.residency)
         await self._stack.enter_async_context(self.supervisor)
-        self._stack.push_async_callback(self.library.aclose)
-        await anyio.to_thread.run_sync(self.library.empty_trash)
+        self._stack.push_async_callback(self.ingest.aclose)
+        await anyio.to_thread.run_sync(self.store.empty_trash)
         await self.events.tell("ovms_kernel_started", extensions=self.extensions.reports)
         return self
 
@@ -204,22 +208,22 @@ class Kernel:
     ) -> LocalModel:
         """Fetch a model from its hub, or find that it is here and complete."""
         model = aliases.target(self.settings.aliases, model)
-        return await self.library.pull(self.library.parse_ref(model), model_type=model_type, report=report)
+        return await self.ingest.pull(parse_model_ref(model), model_type=model_type, report=report)
 
     async def import_model(
         self, source: Path, model: str, *, model_type: str = "", report: Callable[[Progress], None] = lambda _: None
     ) -> LocalModel:
         """Take a model in from a folder or archive on this machine."""
-        return await self.library.import_(source, model, model_type=model_type, report=report)
+        return await self.ingest.import_(source, model, model_type=model_type, report=report)
 
     async def delete_model(self, model: str) -> None:
         """Unload a model and remove it from disk."""
         aliases.refuse(self.settings.aliases, model)
-        await self.library.delete(model)
+        await self.store.delete(model)
 
     async def list_models(self) -> list[LocalModel]:
         """Return the models on disk and their aliases, by id."""
-        return aliases.listed(self.settings.aliases, await anyio.to_thread.run_sync(self.library.list))
+        return aliases.listed(self.settings.aliases, await anyio.to_thread.run_sync(self.store.list))
 
     async def running_models(self) -> list[LocalModel]:
         """Return the models that the engine serves now, and their aliases; none if it does not run."""

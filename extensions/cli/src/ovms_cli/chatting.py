@@ -159,7 +159,7 @@ async def _need(session: Session, model: ModelRef) -> None:
         output.say(f"{model.id} is not here yet; it is pulled first.")
         session.kept = f"Interrupted; what has arrived of {model.id} is kept, the same command goes on from there."
         with output.progress(model.id) as report:
-            await kernel.library.pull(model, report=report)
+            await kernel.ingest.pull(model, report=report)
 
 
 def _options(conversation: Conversation, *, temperature: float | None, max_tokens: int, seed: int | None) -> None:

@@ -188,12 +188,12 @@ async def _check_model(session: Session, settings: Settings, key: Key) -> None:
     """
     if key.kind != "models" or key.name in ModelSettings.__struct_fields__:
         return
-    from ovms_kernel.models.files import read_files
+    from ovms_kernel.models.model_card import read_files
     from ovms_kernel.values import GraphOptions
 
     async with session.kernel() as kernel:
         try:
-            model = kernel.library.find(key.section)
+            model = kernel.store.find(key.section)
         except NotFound:
             output.say(f"{key.section} is not installed, so that {key.name} is checked when it is.")
             return

@@ -46,7 +46,7 @@ async def search(
 ) -> None:
     """Search a hub for models."""
     async with session.kernel() as kernel:
-        found = await kernel.library.search(" ".join(words), hub, limit)
+        found = await kernel.ingest.search(" ".join(words), hub, limit)
     if json:
         output.print_json(found)
     elif found:
@@ -94,7 +94,7 @@ async def pull(
             session.kept = f"Interrupted; what has arrived of {ref.id} is kept, the same command goes on from there."
             try:
                 with nullcontext(_unheard) if quiet else output.progress(ref.id) as report:
-                    pulled = await kernel.library.pull(ref, model_type=type_, refresh=refresh, report=report)
+                    pulled = await kernel.ingest.pull(ref, model_type=type_, refresh=refresh, report=report)
             except OvmsError as error:
                 if len(refs) == 1:
                     raise
@@ -122,7 +122,7 @@ def read_rate(text: str) -> int:
 
 async def _tell_plan(kernel: "Kernel", ref: "ModelRef", *, json: bool) -> None:
     """Print what a pull would fetch and what of it is here."""
-    plan, usage = await kernel.library.plan(ref), kernel.library.usage()
+    plan, usage = await kernel.ingest.plan(ref), kernel.store.usage()
     installed, missing = ref.id in usage.models, plan.total - plan.present
     if json:
         asked = {"id": ref.id, "revision": ref.revision, "hub": ref.hub or kernel.settings.hub}
@@ -153,7 +153,7 @@ async def import_(
     async with session.kernel() as kernel:
         with output.progress(model) as report:
             options = {"pooling": pooling.upper()} if pooling else None
-            taken = await kernel.library.import_(path, model, model_type=type_, options=options, report=report)
+            taken = await kernel.ingest.import_(path, model, model_type=type_, options=options, report=report)
     if json:
         output.print_json(taken)
     else:
@@ -164,7 +164,7 @@ async def ls(session: Session, *, json: Json = False) -> None:
     """List the models on this machine."""
     async with session.kernel() as kernel:
         models = await kernel.list_models()
-        damaged = kernel.library.damaged()
+        damaged = kernel.store.damaged()
     for name in damaged:
         output.say(f"The record of {name} is damaged; `ovms-plugin pull {name}` fetches it again, `rm` removes it.")
     if json:
@@ -244,7 +244,7 @@ async def show(session: Session, model: Model, *, json: Json = False) -> None:
     """Show everything that is known of a model."""
     alias = session.settings.aliases.get(model)
     async with session.kernel() as kernel:
-        facts = kernel.library.describe(alias.model if alias else model)
+        facts = kernel.store.describe(alias.model if alias else model)
     if alias:
         facts = {"alias": model} | facts | {"system": alias.system, "request": dict(alias.request)}
     if json:
@@ -282,7 +282,7 @@ async def verify(
         faults: dict[str, Sequence[str]] = {}
         for model in models or [each.id for each in await kernel.list_models() if not each.alias_of]:
             with output.progress(model) as report:
-                faults[model] = await kernel.library.verify(model, report)
+                faults[model] = await kernel.store.verify(model, report)
             if not json:
                 print(f"{model}: {'; '.join(faults[model]) or 'as it was pulled.'}")
     if json:
@@ -303,9 +303,9 @@ async def rm(session: Session, models: Models) -> None:
             if model in session.settings.aliases:
                 await naming.remove(session, model)
                 continue
-            unfinished = {each.id for each in kernel.library.staging()}
-            if model in unfinished and model not in kernel.library.usage().models:
-                await kernel.library.discard_staging(model)
+            unfinished = {each.id for each in kernel.store.staging()}
+            if model in unfinished and model not in kernel.store.usage().models:
+                await kernel.store.discard_staging(model)
             else:
                 await kernel.delete_model(model)
             print(f"{model} is deleted.")
@@ -315,8 +315,8 @@ async def rm(session: Session, models: Models) -> None:
 async def df(session: Session, *, json: Json = False) -> None:
     """Show how much disk models, pulls and engines take."""
     async with session.kernel() as kernel:
-        usage = kernel.library.usage()
-        staging = kernel.library.staging()
+        usage = kernel.store.usage()
+        staging = kernel.store.staging()
         engines = {
             each.version: sum(file.stat().st_size for file in each.directory.rglob("*") if file.is_file())
             for each in kernel.installations.versions()
@@ -382,6 +382,6 @@ async def unload(session: Session, models: Models) -> None:
         await need_engine(kernel)
         for model in models:
             # Named first, because the kernel passes over what is not served and a typing error should not.
-            found = kernel.library.find(target(session.settings.aliases, model))
+            found = kernel.store.find(target(session.settings.aliases, model))
             await kernel.unload_models([found.id])
             print(f"{found.id} is unloaded.")

@@ -27,14 +27,14 @@ from ovms_kernel.errors import (
 from ovms_kernel.hookspecs import (
     hookimpl,
 )
-from ovms_kernel.models.files import (
-    architectures_of,
-    module_types_of,
-)
 from ovms_kernel.models.graph import (
     default_device,
     fill,
     graph_of,
+)
+from ovms_kernel.models.model_card import (
+    architectures_of,
+    module_types_of,
 )
 from ovms_kernel.values import (
     GraphOptions,

@@ -19,8 +19,8 @@ import anyio.to_thread
 from ovms_kernel.errors import BadRequest, NotFound, OvmsError, PreconditionFailed, Unavailable
 from ovms_kernel.fetch.archive import extract
 from ovms_kernel.fetch.http import CONNECT_LIMIT, Body, FetchFailed, Web
-from ovms_kernel.fetch.partial import present_bytes
-from ovms_kernel.fetch.transfer import DigestMismatch, Pace, clean_up, fetch_files, rising
+from ovms_kernel.fetch.partial import clean_up, present_bytes
+from ovms_kernel.fetch.transfer import DigestMismatch, Pace, fetch_files, rising
 from ovms_kernel.files import check_space, hash_file, read_json, write_atomically
 from ovms_kernel.values import Progress, RemoteFile
 

@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
 import anyio
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import urllib3
+
+    from ovms_kernel.values import RemoteFile
 
 REACH_LIMIT = 1.8
 """Seconds that finding out whether a server can be reached may take."""
@@ -140,6 +142,18 @@ class Body:
         if self._left == 0 and not self._aborted:
             self._response.drain_conn()
         self._response.close()
+
+
+class Opener(Protocol):
+    """How a hub opens a range."""
+
+    def __call__(self, file: RemoteFile, start: int, end: int, /) -> Body:
+        """Ask for the bytes from ``start`` to ``end``, both included.
+
+        :raises FetchFailed: for the moment it does not work.
+        :raises OvmsError: any other error ends the transfer.
+        """
+        ...
 
 
 class Web:

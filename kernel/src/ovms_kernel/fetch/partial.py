@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import struct
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO
 
 from ovms_kernel.files import size_of, sync
@@ -200,3 +202,9 @@ def present_bytes(files: Iterable[RemoteFile], into: Path, version: str = "") ->
         partial.look()
         present += partial.completed
     return present
+
+
+def clean_up(into: Path) -> None:
+    """Remove what unfinished transfers left in the folder."""
+    with suppress(FileNotFoundError):
+        shutil.rmtree(into / PARTIAL)

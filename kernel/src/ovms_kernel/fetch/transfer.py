@@ -13,16 +13,15 @@ import random
 import threading
 import time
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO
 
 import anyio
 import anyio.to_thread
 
 from ovms_kernel.errors import Cancelled, Unavailable
-from ovms_kernel.fetch.http import Body, FetchFailed
-from ovms_kernel.fetch.partial import PARTIAL, Partial
+from ovms_kernel.fetch.http import FetchFailed
+from ovms_kernel.fetch.partial import Partial
 from ovms_kernel.files import TICK, disk_error
 from ovms_kernel.values import Progress
 
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from ovms_kernel.fetch.http import Body, Opener
     from ovms_kernel.values import RemoteFile
 
 CHUNK = 512 << 10
@@ -46,18 +46,6 @@ STOP_TIME = 3.0
 
 class DigestMismatch(Unavailable):
     """A file arrived twice with other bytes than it should have."""
-
-
-class Opener(Protocol):
-    """How a hub opens a range."""
-
-    def __call__(self, file: RemoteFile, start: int, end: int, /) -> Body:
-        """Ask for the bytes from ``start`` to ``end``, both included.
-
-        :raises FetchFailed: for the moment it does not work.
-        :raises OvmsError: any other error ends the transfer.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,11 +391,3 @@ def rising(report: Callable[[Progress], None]) -> Callable[[Progress], None]:
         report(replace(progress, completed=highest, total=max(progress.total, highest)))
 
     return forward
-
-
-def clean_up(into: Path) -> None:
-    """Remove what unfinished transfers left in the folder."""
-    import shutil
-
-    with suppress(FileNotFoundError):
-        shutil.rmtree(into / PARTIAL)

@@ -1,22 +1,15 @@
-"""``graph.pbtxt``: built by a graph driver as a message, printed by protobuf, read back before it is written.
-
-The helpers at the top are for graph drivers, through ``ovms_kernel.api``; protobuf is imported where it is used.
-"""
+"""Graphs as protobuf messages, for graph drivers by way of the api; protobuf is imported where it is used."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.errors import BadRequest, OvmsError
-from ovms_kernel.files import write_atomically
-from ovms_kernel.models.files import GRAPH
+from ovms_kernel.errors import BadRequest
 from ovms_kernel.models.properties import PLUGIN_CONFIG, read_properties
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from google.protobuf.message import Message
 
@@ -24,9 +17,6 @@ if TYPE_CHECKING:
     from ovms_kernel.values import Host
 
 BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
-
-
-# -- for graph drivers ---------------------------------------------------------------------------------------------
 
 
 def graph_of(
@@ -166,71 +156,3 @@ def _kind(field: Any) -> str:  # noqa: ANN401
     names = {field.CPPTYPE_BOOL: "true or false", field.CPPTYPE_STRING: "text"}
     whole = field.cpp_type not in (field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE)
     return names.get(field.cpp_type, "a whole number" if whole else "a number")
-
-
-# -- text ----------------------------------------------------------------------------------------------------------
-
-
-def print_graph(graph: CalculatorGraphConfig, header: str) -> str:
-    """Return the text of ``graph.pbtxt``, which was read back and found to be the same message.
-
-    :param header: what wrote it and for what, one line.
-    """
-    from google.protobuf import text_format
-
-    # The second line is OVMS's own directive: keep a pool of built graphs for concurrent requests.
-    comment = f"# {' '.join(header.split())}\n# OVMS_GRAPH_QUEUE_MAX_SIZE: AUTO\n"
-    text = comment + text_format.MessageToString(graph, as_utf8=True)
-    if parse_graph(text) != graph:
-        raise OvmsError("The graph that was built does not read back as it was written; please report this.")
-    return text
-
-
-def parse_graph(text: str) -> CalculatorGraphConfig:
-    """Return the message that the text of a ``graph.pbtxt`` stands for.
-
-    :raises BadRequest: it is not the text of a graph.
-    """
-    from google.protobuf import text_format
-
-    from ovms_kernel.models.protos.ovms_graph_pb2 import CalculatorGraphConfig
-
-    try:
-        return text_format.Parse(text, CalculatorGraphConfig())
-    except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise BadRequest(f"{GRAPH} cannot be read ({' '.join(str(error).split())}); fix or remove it.") from error
-
-
-def read_graph(folder: Path) -> CalculatorGraphConfig | None:
-    """Return the graph in a model's folder; ``None`` if it has none.
-
-    :raises BadRequest: it is not the text of a graph.
-    """
-    try:
-        return parse_graph((folder / GRAPH).read_text("utf-8"))
-    except FileNotFoundError:
-        return None
-    except UnicodeDecodeError as error:
-        raise BadRequest(f"{folder / GRAPH} is not UTF-8 text; fix or remove it.") from error
-
-
-def graph_digest(folder: Path) -> str:
-    """Return the SHA-256 of a folder's ``graph.pbtxt`` as hex; empty if it has none."""
-    try:
-        return hashlib.sha256((folder / GRAPH).read_bytes()).hexdigest()
-    except FileNotFoundError:
-        return ""
-
-
-def is_edited(folder: Path, written: str) -> bool:
-    """Tell whether a folder has a graph other than the one that we wrote, given by its SHA-256."""
-    return graph_digest(folder) not in ("", written)
-
-
-def write_graph(folder: Path, text: str) -> str:
-    """Replace a folder's ``graph.pbtxt`` atomically, if it differs; return its SHA-256 as hex."""
-    data = text.encode()
-    digest = hashlib.sha256(data).hexdigest()
-    if graph_digest(folder) != digest:
-        write_atomically(folder / GRAPH, data)
-    return digest

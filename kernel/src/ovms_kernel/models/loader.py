@@ -14,20 +14,21 @@ import anyio
 import anyio.to_thread
 
 from ovms_kernel.errors import OvmsError
-from ovms_kernel.models.files import GRAPH
-from ovms_kernel.models.metadata import read_metadata, write_metadata
+from ovms_kernel.models.model_record import GRAPH, read_record, write_record
 from ovms_kernel.models.plan import Resident, State, unload_at
 from ovms_kernel.models.servables import AVAILABLE
+from ovms_kernel.single_flight import SingleFlight
 from ovms_kernel.values import LoadedModel, LocalModel, ResidentModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Callable
 
     from ovms_kernel.events import Events
-    from ovms_kernel.models.library import Library
+    from ovms_kernel.models.graph_writer import GraphWriter
     from ovms_kernel.models.memory import Memory
     from ovms_kernel.models.plan import Table, Wanted
     from ovms_kernel.models.servables import Servables
+    from ovms_kernel.models.store import Store
     from ovms_kernel.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -50,30 +51,33 @@ class Loader:
     :param table: every model that was used or loaded, by id.
     :param engine_memory: returns the bytes that the engine holds, 0 if that cannot be seen.
     :param owns_engine: tells whether no other process runs the engine.
-    :param busy: models that are being loaded now, which ``look`` leaves alone.
     """
 
     def __init__(
         self,
         settings: Settings,
         events: Events,
-        library: Library,
+        store: Store,
+        graphs: GraphWriter,
         servables: Servables,
         memory: Memory,
         table: Table,
-        engine_memory: Callable[[], int],
-        owns_engine: Callable[[], bool],
-        busy: Container[str],
+        *,
+        engine_memory: Callable[[], int] = lambda: 0,
+        owns_engine: Callable[[], bool] = lambda: True,
     ) -> None:
         self._settings = settings
         self._events = events
-        self._library = library
+        self._store = store
+        self._graphs = graphs
         self._servables = servables
         self._memory = memory
         self._engine_memory = engine_memory
         self.owns_engine = owns_engine
-        self._busy = busy
         self.table = table
+        """Every model that was used or loaded, by id. Read by others, written here and in ``residency.py`` alone."""
+        self.loads: SingleFlight[LoadedModel, None] = SingleFlight(cancel_abandoned=False)
+        """Those under way, which a look at the engine leaves alone."""
         self.stale = True
         """The engine may serve something else than the table says."""
         self._synchronising = anyio.Lock()
@@ -89,12 +93,12 @@ class Loader:
 
         :raises EngineFailed: the engine cannot load it; the sentence has the engine's own words.
         """
-        model = await anyio.to_thread.run_sync(self._library.find, resident.id)
+        model = await anyio.to_thread.run_sync(self._store.find, resident.id)
         resident.state, resident.model = State.LOADING, model
         resident.bytes = wanted.bytes
         began, before = time.monotonic(), await self._measure_engine()
         try:
-            changed = await self._library.shaper.refresh(model, device=self.device)
+            changed = await self._graphs.refresh(model, device=self.device)
             await self._servables.add(model, anew=changed or resident.graph not in (0, graph_of(model)))
         except OvmsError as error:
             resident.failure, resident.failed_at = error, time.monotonic()
@@ -151,9 +155,9 @@ class Loader:
     async def _look(self) -> None:
         """Bring the table in line with what the engine serves, by whichever process loaded."""
         states, entries = await self._servables.states(), await self._servables.entries()
-        installed = {model.id: model for model in await anyio.to_thread.run_sync(self._library.list)}
+        installed = {model.id: model for model in await anyio.to_thread.run_sync(self._store.list)}
         for name, entry in entries.items():
-            if states.get(name) == AVAILABLE and (model := installed.get(name)) and name not in self._busy:
+            if states.get(name) == AVAILABLE and (model := installed.get(name)) and name not in self.loads:
                 resident = self.resident(model)
                 resident.by_hand = entry.by_hand
                 if resident.state is State.ABSENT:
@@ -223,13 +227,13 @@ class Loader:
         """Look which of the loaded models people have pinned or said how long to keep, here or in another process."""
         loaded = {each.id: each for each in self.loaded()}
         if loaded:
-            records = await anyio.to_thread.run_sync(self._library.records, list(loaded))
+            records = await anyio.to_thread.run_sync(self._store.records, list(loaded))
             for name, record in records.items():
                 loaded[name].pinned = record.pinned or self._is_pinned(name)
                 if record.keep is not None and self.owns_engine():
                     # Another process said so; it is taken from there, so that a later request may say otherwise.
                     loaded[name].keep = kept(record.keep)
-                    await self._library.note(name, keep=None)
+                    await self._store.note(name, keep=None)
 
     def _is_pinned(self, model_id: str) -> bool:
         return model_id in self._settings.pinned or self._settings.model(model_id).pinned
@@ -240,10 +244,10 @@ def _note_memory(model: LocalModel, took: int) -> None:
 
     Requests to other models that are answered meanwhile take memory, too.
     """
-    metadata = read_metadata(model.directory)
-    if metadata is not None and abs(metadata.load_bytes - took) > took * NOISE:
-        average = (metadata.load_bytes + took) // 2 if metadata.load_bytes else took
-        write_metadata(model.directory, replace(metadata, load_bytes=average))
+    record = read_record(model.directory)
+    if record is not None and abs(record.load_bytes - took) > took * NOISE:
+        average = (record.load_bytes + took) // 2 if record.load_bytes else took
+        write_record(model.directory, replace(record, load_bytes=average))
 
 
 def kept(keep_alive: float) -> float:

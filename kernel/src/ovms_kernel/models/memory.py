@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ovms_kernel.errors import BadRequest
-from ovms_kernel.models.files import GRAPH
-from ovms_kernel.models.metadata import read_metadata
+from ovms_kernel.models.model_card import weight_bytes
+from ovms_kernel.models.model_record import GRAPH, read_record
 from ovms_kernel.models.plan import Budget, State, Wanted
 from ovms_kernel.quantities import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ovms_kernel.models.library import Library
     from ovms_kernel.models.plan import Resident
     from ovms_kernel.settings import Settings
     from ovms_kernel.values import LocalModel
@@ -89,13 +88,11 @@ class Memory:
     def __init__(
         self,
         settings: Settings,
-        library: Library,
         *,
         available: Callable[[], int] = available_memory,
         gpu: Callable[[], tuple[int, int] | None] = gpu_memory,
     ) -> None:
         self._settings = settings
-        self._library = library
         self.available = available
         self._gpu = gpu
         self._fixed = parse_budget(settings.memory_budget)
@@ -114,9 +111,10 @@ class Memory:
     def wanted(self, model: LocalModel) -> Wanted:
         """Return what a model needs: what its last load took, else its weights; and its KV cache, as set."""
         device, cache = graph_memory(model.directory)
-        metadata = read_metadata(model.directory)
-        took = metadata.load_bytes if metadata is not None else 0
-        needed = (took or int(self._library.memory_needed(model) * WEIGHT_OVERHEAD)) + cache
+        record = read_record(model.directory)
+        took = record.load_bytes if record else 0
+        weights = weight_bytes({path: size for path, (size, _) in record.files.items()}) if record else 0
+        needed = (took or int(weights * WEIGHT_OVERHEAD)) + cache
         forced = self._settings.model(model.id).force
         return Wanted(model.id, needed, self.pool_of(device), forced, device, took > 0)
 

@@ -9,15 +9,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ovms_kernel.errors import BadRequest
-from ovms_kernel.models.files import GRAPH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from google.protobuf.message import Message
-
-    from ovms_kernel.models.protos.ovms_graph_pb2 import CalculatorGraphConfig
-    from ovms_kernel.values import ModelFiles
+    from collections.abc import Mapping
 
 _NAMES = """
 ACTIVATIONS_SCALE_FACTOR ALLOW_AUTO_BATCHING ATTENTION_BACKEND AUTO_BATCH_DEVICE_CONFIG AUTO_BATCH_TIMEOUT
@@ -50,8 +44,6 @@ file or folder to read or write (``CACHE_DIR``, ``CONFIG_FILE``, ``EXPORT_BLOB``
 BY_DEVICE = "DEVICE_PROPERTIES"
 """The property that holds, by device, properties of that device."""
 PLUGIN_CONFIG = "plugin_config"
-SUBCONFIG = "subconfig.json"
-"""What OVMS reads beside a graph as a list of further models; without one it tries ``config.json`` (docs/models.md)."""
 
 
 def read_properties(value: object, what: str) -> dict[str, Any]:
@@ -84,59 +76,3 @@ def _check(properties: Mapping[str, Any], what: str) -> None:
         if isinstance(value, dict) != (name == BY_DEVICE) or isinstance(value, list) or value is None:
             kind = "a table by device" if name == BY_DEVICE else "text, a number, true or false"
             raise BadRequest(f"{name} in plugin_config of {what} must be {kind}.")
-
-
-def check_imported(graph: CalculatorGraphConfig, usual: CalculatorGraphConfig) -> None:
-    """Refuse a graph that came with a model if it does more than serve that model.
-
-    :param usual: what the driver of the model's type builds.
-    :raises BadRequest: it has another calculator, a property that is not allowed, or a path out of the model's folder.
-    """
-    what = f"the {GRAPH} that came with the model"
-    known = {node.calculator for node in usual.node}
-    for node in graph.node:
-        if node.calculator not in known:
-            raise BadRequest(
-                f"T{what[1:]} uses {node.calculator!r}; a model of this type may use {', '.join(sorted(known))} alone."
-            )
-        for path, name, value in _texts(node):
-            if name == PLUGIN_CONFIG:
-                read_properties(value, what)
-            elif (name == "path" or name.endswith("_path")) and _leads_out(value):
-                raise BadRequest(f"{path} in {what} is {value!r}, which is outside the model's folder; remove it.")
-
-
-def check_files(files: ModelFiles, name: str) -> None:
-    """Refuse a model that brings a list of further models, which OVMS would serve from wherever it says.
-
-    :raises BadRequest: the sentence names the file.
-    """
-    config = files.json("config.json") or {}
-    listed = next((key for key in config if key.endswith("_config_list")), "")
-    if SUBCONFIG in files.sizes or listed:
-        named = SUBCONFIG if SUBCONFIG in files.sizes else f"{listed} in config.json"
-        raise BadRequest(f"{name} brings {named}, which makes the engine serve other models; remove it.")
-
-
-def _texts(message: Message, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Yield place, field and value of each text in a message, unpacking what is packed."""
-    from google.protobuf import descriptor_pool, message_factory
-    from google.protobuf.any_pb2 import Any as Packed
-
-    if isinstance(message, Packed):
-        kind = descriptor_pool.Default().FindMessageTypeByName(message.TypeName())
-        inner = message_factory.GetMessageClass(kind)()
-        message.Unpack(inner)
-        yield from _texts(inner, prefix)
-        return
-    for field, value in message.ListFields():
-        place = f"{prefix}{field.name}"
-        for each in value if field.is_repeated else [value]:
-            if field.message_type is not None:
-                yield from _texts(each, f"{place}." if field.name != "node_options" else "")
-            elif isinstance(each, str):
-                yield place, field.name, each
-
-
-def _leads_out(path: str) -> bool:
-    return path.startswith(("/", "\\", "~")) or ":" in path or ".." in path.replace("\\", "/").split("/")

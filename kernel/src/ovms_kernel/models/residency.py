@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import defaultdict
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import anyio
@@ -19,22 +17,22 @@ import anyio.to_thread
 from ovms_kernel.errors import NotFound, OvmsError, PreconditionFailed
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.models import report, upkeep
-from ovms_kernel.models.loader import Loader, foreign, graph_of, kept, model_of
+from ovms_kernel.models.loader import foreign, graph_of, kept, model_of
 from ovms_kernel.models.names import parse_model_id
-from ovms_kernel.models.plan import Resident, State, Table
+from ovms_kernel.models.plan import Resident, State
 from ovms_kernel.models.resolution import check_type, choose, not_installed
 from ovms_kernel.models.servables import AVAILABLE
 from ovms_kernel.models.turns import Abandoned, Turns, Want
-from ovms_kernel.single_flight import SingleFlight
 from ovms_kernel.values import LoadedModel, LocalModel, ResidentModel
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from ovms_kernel.events import Events
-    from ovms_kernel.models.library import Library
+    from ovms_kernel.models.loader import Loader
     from ovms_kernel.models.memory import Memory
     from ovms_kernel.models.servables import Servables
+    from ovms_kernel.models.store import Store
     from ovms_kernel.settings import Settings
     from ovms_kernel.values import EngineExit, EngineInfo
 
@@ -46,62 +44,36 @@ FOREIGN_PERIOD = 10.0
 """Seconds for which an engine is believed to serve a model that is not installed here."""
 
 
-@dataclass(eq=False)
-class _Ticket:
-    """One request that waits for a model."""
-
-    admitted: bool = False
-
-
 class Residency:
     """Owns the table of models in one engine.
 
-    :param table: empty, and shared with those that read it.
     :param connect: waits until the engine answers, starting it if need be.
     :param engine_runs: tells whether there is an engine that need not be started to be asked.
-    :param runs_elsewhere: tells whether another process runs the engine.
-    :param engine_memory: returns the bytes that the engine holds, 0 if that cannot be seen.
     """
 
     def __init__(
         self,
         settings: Settings,
         events: Events,
-        library: Library,
+        store: Store,
         servables: Servables,
         memory: Memory,
-        table: Table,
+        loader: Loader,
         *,
         connect: Callable[[], Awaitable[object]],
         engine_runs: Callable[[], bool],
-        runs_elsewhere: Callable[[], bool],
-        engine_memory: Callable[[], int] = lambda: 0,
     ) -> None:
         self._settings = settings
         self._events = events
-        self._library = library
+        self._store = store
         self._servables = servables
         self._memory = memory
+        self._loader = loader
         self._connect = connect
         self._engine_runs = engine_runs
-        self._runs_elsewhere = runs_elsewhere
-        self.table = table
-        """Every model that was used or loaded, by id. Read by others, written here alone."""
-        self._tickets: defaultdict[str, list[_Ticket]] = defaultdict(list)
-        self._loads: SingleFlight[LoadedModel, None] = SingleFlight(cancel_abandoned=False)
-        self._loader = Loader(
-            settings,
-            events,
-            library,
-            servables,
-            memory,
-            table,
-            engine_memory,
-            lambda: not runs_elsewhere(),
-            self._loads,
-        )
+        self.table = loader.table
         self._turns = Turns(
-            self.table, lambda: memory.budget(self.table), self._loader.read_records, settings.switch_patience
+            self.table, lambda: memory.budget(self.table), loader.read_records, settings.switch_patience
         )
 
     async def __aenter__(self) -> Self:
@@ -113,7 +85,7 @@ class Residency:
     async def __aexit__(self, *exception: object) -> None:
         self._tasks.cancel_scope.cancel()
         await self._tasks.__aexit__(None, None, None)
-        await self._loads.aclose()
+        await self._loader.loads.aclose()
 
     # -- requests --------------------------------------------------------------------------------------------------
 
@@ -144,7 +116,7 @@ class Residency:
                 return foreign(known.id)
             if known.model and known.model.model_type == model_type:
                 return known.model
-        installed = await anyio.to_thread.run_sync(self._library.list)
+        installed = await anyio.to_thread.run_sync(self._store.list)
         model = choose(installed, self.table, name, model_type, default)
         if model is not None:
             check_type(model, installed, model_type)
@@ -163,20 +135,17 @@ class Residency:
         resident = self._loader.resident(model)
         while resident.state is not State.LOADED or resident.closing:
             recently = time.monotonic() - resident.failed_at < RETRY_AFTER
-            if resident.failure is not None and recently and resident.id not in self._loads:
+            if resident.failure is not None and recently and resident.id not in self._loader.loads:
                 raise resident.failure.again()
-            ticket = _Ticket()
-            self._tickets[resident.id].append(ticket)
-            try:
-                await self._loads.join(resident.id, lambda _: self._bring(resident, stays=False))
-            except Abandoned:
-                continue  # it was given up just before this request came
-            except BaseException:
-                if ticket.admitted:
-                    self._leave(resident, None)
-                raise
-            finally:
-                self._withdraw(resident.id, ticket)
+            with self._turns.ticket(resident.id) as ticket:
+                try:
+                    await self._loader.loads.join(resident.id, lambda _: self._bring(resident, stays=False))
+                except Abandoned:
+                    continue  # it was given up just before this request came
+                except BaseException:
+                    if ticket.admitted:
+                        self._leave(resident, None)
+                    raise
             if ticket.admitted:
                 return resident
         resident.note_use(time.monotonic())
@@ -194,21 +163,6 @@ class Residency:
         else:
             self._turns.notify_waiting()
 
-    def _withdraw(self, model_id: str, ticket: _Ticket) -> None:
-        waiting = self._tickets[model_id]
-        if ticket in waiting:
-            waiting.remove(ticket)
-        if not waiting:
-            del self._tickets[model_id]
-            self._turns.notify()
-
-    def _admit(self, resident: Resident) -> None:
-        """Count every request that waits for a model as its user, before anything else can ask for its memory."""
-        for ticket in self._tickets.get(resident.id, ()):
-            if not ticket.admitted:
-                ticket.admitted = True
-                resident.users += 1
-
     # -- what people and hosts ask ---------------------------------------------------------------------------------
 
     async def load(self, model_id: str, *, keep_alive: float | None = None) -> LoadedModel:
@@ -220,7 +174,7 @@ class Residency:
         """
         model_id = parse_model_id(model_id)
         try:
-            model = await anyio.to_thread.run_sync(self._library.find, model_id)
+            model = await anyio.to_thread.run_sync(self._store.find, model_id)
         except NotFound:
             if self._engine_runs() and (await self._servables.states()).get(model_id) == AVAILABLE:
                 return LoadedModel(foreign(model_id), 0.0)
@@ -230,18 +184,18 @@ class Residency:
         resident = self._loader.resident(model)
         if keep_alive is not None:
             resident.keep = kept(keep_alive)
-            if self._runs_elsewhere():
-                await self._library.note(model_id, keep=keep_alive)
+            if not self._loader.owns_engine():
+                await self._store.note(model_id, keep=keep_alive)
         if resident.state is State.LOADED and not resident.closing:
             if resident.graph == graph_of(model) and (await self._servables.states()).get(model_id) == AVAILABLE:
                 resident.last_used, resident.hinted = time.monotonic(), False
                 self._turns.notify()
                 return LoadedModel(model, 0.0)
-            if model_id not in self._loads:
+            if model_id not in self._loader.loads:
                 resident.state = State.ABSENT
         while True:
             try:
-                return await self._loads.join(model_id, lambda _: self._bring(resident, stays=True))
+                return await self._loader.loads.join(model_id, lambda _: self._bring(resident, stays=True))
             except Abandoned:
                 continue  # the requests that it was loaded for have gone
 
@@ -266,7 +220,7 @@ class Residency:
     async def running(self) -> list[LocalModel]:
         """Return what the engine says that it serves; a model that is not installed has a name and nothing more."""
         states = await self._servables.states()
-        installed = {model.id: model for model in await anyio.to_thread.run_sync(self._library.list)}
+        installed = {model.id: model for model in await anyio.to_thread.run_sync(self._store.list)}
         return [installed.get(name) or foreign(name) for name, each in sorted(states.items()) if each == AVAILABLE]
 
     def loaded(self) -> list[Resident]:
@@ -289,7 +243,7 @@ class Residency:
 
         :raises NotFound: it is not installed.
         """
-        model = await self._library.note(parse_model_id(model_id), pinned=pinned)
+        model = await self._store.note(parse_model_id(model_id), pinned=pinned)
         await self._loader.read_records()
         self._turns.notify()
         return model
@@ -312,21 +266,21 @@ class Residency:
         """
         since = time.monotonic()
         gone: list[LocalModel] = []
-        async with self._library.hold(resident.id):
+        async with self._store.hold(resident.id):
             wanted = await anyio.to_thread.run_sync(self._memory.wanted, model_of(resident))
             resident.device = wanted.device
-            want = Want(resident, wanted, lambda: not stays and resident.id not in self._tickets, since)
+            want = Want(resident, wanted, lambda: not stays and not self._turns.is_waited_for(resident.id), since)
             try:
                 async with self._turns.turn(want) as decision:
                     if decision is None:
-                        self._admit(resident)
+                        self._turns.admit(resident)
                         return LoadedModel(model_of(resident), 0.0)
                     # An engine cannot stop a load, so it goes on without those who wanted it.
                     with anyio.CancelScope(shield=True):
                         for victim in decision.unload:
                             gone += await self._loader.unload(victim)
                         loaded = await self._loader.load(resident, wanted)
-                        self._admit(resident)
+                        self._turns.admit(resident)
             finally:
                 if resident.state in (State.WAITING, State.LOADING):
                     resident.state = State.ABSENT
@@ -343,7 +297,7 @@ class Residency:
             await self._connect()
         async with self._turns.change():
             gone = await self._loader.unload(model.id)
-            self.table.pop(model.id, None) if model.id not in self._loads else None
+            self.table.pop(model.id, None) if model.id not in self._loader.loads else None
         await self._loader.tell_unloaded(gone, "its files are replaced or removed")
 
     # -- the engine's view -----------------------------------------------------------------------------------------
@@ -351,14 +305,14 @@ class Residency:
     @hookimpl
     async def ovms_amend_launch(self) -> None:
         """See that an engine that is about to start loads nothing of an earlier one; it would load all at once."""
-        if not self._runs_elsewhere():
+        if self._loader.owns_engine():
             await self._servables.strip()
 
     @hookimpl
     async def ovms_engine_ready(self, engine: EngineInfo) -> None:  # noqa: ARG002 - the event's own word
         """Look at what the engine serves before the next request, and load what is to be preloaded."""
         self._loader.stale = True
-        if self._settings.preload and not self._runs_elsewhere():
+        if self._settings.preload and self._loader.owns_engine():
             self._tasks.start_soon(self._preload, name="preload")
 
     async def _preload(self) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import bisect
 import math
 import time
-from contextlib import asynccontextmanager
+from collections import defaultdict
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from ovms_kernel.files import human
 from ovms_kernel.models.plan import Decision, Resident, State, Wanted, plan
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from ovms_kernel.models.plan import Budget, Table
 
@@ -29,6 +30,14 @@ SOON = 0.001
 
 class Abandoned(Exception):
     """All requests that waited for a load have gone before it began."""
+
+
+@dataclass(eq=False)
+class Ticket:
+    """One request that waits for a model."""
+
+    admitted: bool = False
+    """It is counted as a user of the model."""
 
 
 @dataclass(eq=False)
@@ -61,6 +70,7 @@ class Turns:
         self._look = look
         self._patience = patience
         self._waiting: list[Want] = []
+        self._tickets: defaultdict[str, list[Ticket]] = defaultdict(list)
         self._changing = False
         self._changed = anyio.Event()
 
@@ -78,6 +88,32 @@ class Turns:
         """Wait for a change of the table, but not longer than that many seconds."""
         with anyio.move_on_after(max(SOON, limit)):
             await self._changed.wait()
+
+    @contextmanager
+    def ticket(self, model_id: str) -> Iterator[Ticket]:
+        """Wait for a model on behalf of a request, as long as the block lasts."""
+        ticket = Ticket()
+        waiting = self._tickets[model_id]
+        waiting.append(ticket)
+        try:
+            yield ticket
+        finally:
+            if ticket in waiting:
+                waiting.remove(ticket)
+            if not waiting:
+                self._tickets.pop(model_id, None)
+                self.notify()
+
+    def is_waited_for(self, model_id: str) -> bool:
+        """Tell whether a request waits for a model."""
+        return model_id in self._tickets
+
+    def admit(self, resident: Resident) -> None:
+        """Count every request that waits for a model as its user, before anything else can ask for its memory."""
+        for ticket in self._tickets.get(resident.id, ()):
+            if not ticket.admitted:
+                ticket.admitted = True
+                resident.users += 1
 
     @asynccontextmanager
     async def change(self) -> AsyncIterator[None]:

@@ -12,7 +12,7 @@ import anyio.to_thread
 
 from ovms_kernel.errors import OvmsError
 from ovms_kernel.models import report
-from ovms_kernel.models.files import METADATA
+from ovms_kernel.models.model_record import RECORD
 from ovms_kernel.models.plan import unload_at
 
 if TYPE_CHECKING:
@@ -79,6 +79,6 @@ async def report_models(loader: Loader, turns: Turns, settings: Settings) -> Non
 def _written(resident: Resident) -> int:
     """Return when a model's record was written."""
     try:
-        return (resident.model.directory / METADATA).stat().st_mtime_ns if resident.model else 0
+        return (resident.model.directory / RECORD).stat().st_mtime_ns if resident.model else 0
     except OSError:
         return 0

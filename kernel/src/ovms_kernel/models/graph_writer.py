@@ -1,28 +1,33 @@
-"""From a model's files to its type and its ``graph.pbtxt``, through the graph drivers."""
+"""From a model's files to its type and its ``graph.pbtxt``, through the graph drivers.
+
+A driver builds a message; here it is printed by protobuf and read back before it is written.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 
-from ovms_kernel.errors import BadRequest, NotFound, NotSupported
+from ovms_kernel.errors import BadRequest, NotFound, NotSupported, OvmsError
 from ovms_kernel.events import merge
-from ovms_kernel.models import graph as graphs
-from ovms_kernel.models.files import read_files
-from ovms_kernel.models.metadata import read_metadata, write_metadata
+from ovms_kernel.files import write_atomically
+from ovms_kernel.models.model_card import read_files
+from ovms_kernel.models.model_record import GRAPH, graph_digest, read_record, write_record
 from ovms_kernel.settings import ModelSettings
 from ovms_kernel.values import GraphOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from ovms_kernel.drivers import GraphTemplate
     from ovms_kernel.events import Events
     from ovms_kernel.models.protos.ovms_graph_pb2 import CalculatorGraphConfig
+    from ovms_kernel.models.store import Store
     from ovms_kernel.settings import Settings
     from ovms_kernel.values import Host, LocalModel, ModelFiles
 
@@ -34,26 +39,25 @@ MODEL_PREFIX = "model:"
 """An option that names another model here, such as a draft model, is written ``model:owner/name``."""
 
 
-class Shaper:
+class GraphWriter:
     """Recognises models and writes their graphs.
 
     :param drivers: graph drivers by name.
-    :param folder_of: returns the folder of an installed model.
     """
 
     def __init__(
         self,
         settings: Settings,
         events: Events,
+        store: Store,
         drivers: Mapping[str, GraphTemplate],
         host: Host,
-        folder_of: Callable[[str], Path],
     ) -> None:
         self._settings = settings
         self._events = events
+        self._store = store
         self._drivers = {driver.model_type: driver for driver in drivers.values()}
         self._host = host
-        self._folder_of = folder_of
 
     def check_type(self, model_type: str) -> None:
         """Refuse a type that no installed extension knows; an empty one is none.
@@ -123,7 +127,7 @@ class Shaper:
 
             graph = driver.build(read_files(folder, model.id.rsplit("/", 1)[-1]), options)
             header = f"Written by ovms-plugin {version('ovms-kernel')} for {model.id}, of type {model.model_type}."
-            return graphs.write_graph(folder, graphs.print_graph(graph, header))
+            return write_graph(folder, print_graph(graph, header))
 
         return await anyio.to_thread.run_sync(build)
 
@@ -148,16 +152,16 @@ class Shaper:
         :param device: as for :meth:`write`.
         :param overwrite: replace it even if a user edited it.
         """
-        metadata = await anyio.to_thread.run_sync(read_metadata, model.directory)
-        if metadata is None:
+        record = await anyio.to_thread.run_sync(read_record, model.directory)
+        if record is None:
             raise NotFound(f"Model {model.id} is not installed any more; pull it again.")
-        before = await anyio.to_thread.run_sync(graphs.graph_digest, model.directory)
-        if before not in ("", metadata.graph) and not overwrite:
+        before = await anyio.to_thread.run_sync(graph_digest, model.directory)
+        if before not in ("", record.graph) and not overwrite:
             log.info("Model %s: keeping its graph.pbtxt as somebody else wrote it", model.id)
             return False
-        digest = await self.write(model.directory, model, metadata.options, device)
-        if digest != metadata.graph:
-            await anyio.to_thread.run_sync(write_metadata, model.directory, replace(metadata, graph=digest))
+        digest = await self.write(model.directory, model, record.options, device)
+        if digest != record.graph:
+            await anyio.to_thread.run_sync(write_record, model.directory, replace(record, graph=digest))
         return digest != before
 
     def _driver(self, model_type: str) -> GraphTemplate:
@@ -175,7 +179,7 @@ class Shaper:
     def _resolve(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Replace ``model:owner/name`` by that model's folder, with forward slashes on every system."""
         return {
-            key: self._folder_of(value.removeprefix(MODEL_PREFIX)).absolute().as_posix()
+            key: self._store.find(value.removeprefix(MODEL_PREFIX)).directory.absolute().as_posix()
             if isinstance(value, str) and value.startswith(MODEL_PREFIX)
             else value
             for key, value in values.items()
@@ -190,3 +194,55 @@ def _laid_over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, 
         if isinstance(value, dict) and isinstance(lower.get(name), dict)
     }
     return {**lower, **upper, **tables}
+
+
+def print_graph(graph: CalculatorGraphConfig, header: str) -> str:
+    """Return the text of ``graph.pbtxt``, which was read back and found to be the same message.
+
+    :param header: what wrote it and for what, one line.
+    """
+    from google.protobuf import text_format
+
+    # The second line is OVMS's own directive: keep a pool of built graphs for concurrent requests.
+    comment = f"# {' '.join(header.split())}\n# OVMS_GRAPH_QUEUE_MAX_SIZE: AUTO\n"
+    text = comment + text_format.MessageToString(graph, as_utf8=True)
+    if parse_graph(text) != graph:
+        raise OvmsError("The graph that was built does not read back as it was written; please report this.")
+    return text
+
+
+def parse_graph(text: str) -> CalculatorGraphConfig:
+    """Return the message that the text of a ``graph.pbtxt`` stands for.
+
+    :raises BadRequest: it is not the text of a graph.
+    """
+    from google.protobuf import text_format
+
+    from ovms_kernel.models.protos.ovms_graph_pb2 import CalculatorGraphConfig
+
+    try:
+        return text_format.Parse(text, CalculatorGraphConfig())
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise BadRequest(f"{GRAPH} cannot be read ({' '.join(str(error).split())}); fix or remove it.") from error
+
+
+def read_graph(folder: Path) -> CalculatorGraphConfig | None:
+    """Return the graph in a model's folder; ``None`` if it has none.
+
+    :raises BadRequest: it is not the text of a graph.
+    """
+    try:
+        return parse_graph((folder / GRAPH).read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"{folder / GRAPH} is not UTF-8 text; fix or remove it.") from error
+
+
+def write_graph(folder: Path, text: str) -> str:
+    """Replace a folder's ``graph.pbtxt`` atomically, if it differs; return its SHA-256 as hex."""
+    data = text.encode()
+    digest = hashlib.sha256(data).hexdigest()
+    if graph_digest(folder) != digest:
+        write_atomically(folder / GRAPH, data)
+    return digest

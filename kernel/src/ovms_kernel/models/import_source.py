@@ -12,7 +12,8 @@ from ovms_kernel.errors import BadRequest
 from ovms_kernel.fetch.archive import MODEL, damage_in_words, opened
 from ovms_kernel.fetch.names import check_file_path, is_junk
 from ovms_kernel.files import CHUNK, disk_errors
-from ovms_kernel.models.files import GRAPH, METADATA, walk
+from ovms_kernel.models.model_card import walk
+from ovms_kernel.models.model_record import GRAPH, RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -68,7 +69,7 @@ def _common_folder(names: Mapping[str, int]) -> str:
 
 
 def _is_wanted(name: str) -> bool:
-    return not (name in (GRAPH, METADATA) or name.startswith(".") or is_junk(name))
+    return not (name in (GRAPH, RECORD) or name.startswith(".") or is_junk(name))
 
 
 def copy_into(source: Source, into: Path, meter: Meter) -> dict[str, tuple[int, str]]:

@@ -1,27 +1,31 @@
-"""What is in a model's folder: sizes, small texts, digests, and what they say about the model."""
+"""What a model's files say of it: sizes and small texts, format, family, number of parameters, precision."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ovms_kernel.fetch.names import is_junk
+from ovms_kernel.models.model_record import OURS
 from ovms_kernel.values import ModelFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-GRAPH = "graph.pbtxt"
-METADATA = ".ovms-plugin.json"
-OURS = frozenset({GRAPH, METADATA})
-"""Files in a model's folder that we write; they are not part of what was pulled."""
-
 MAX_TEXT = 1 << 20
 DATA = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json", "normalizer.json"})
 """Tables for tokenizers: JSON, but nothing that tells what a model is."""
+PARAMETERS = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([bBmM])(?![A-Za-z])")
+"""After a separator, so that "v2M" or "int4b" do not count."""
+PRECISION = re.compile(r"(?i)(?:^|[-_.])(int4|int8|fp16|bf16|fp32|q\d(?:_[0k1](?:_[sml])?)?)(?![a-z0-9])")
+CONSTANT = re.compile(rb'<data element_type="(\w+)"[^>]*? offset="(\d+)" size="(\d+)"')
+"""A constant in an IR file: its type, and where its bytes are among the weights; several may share them."""
+BITS = {"u4": 4, "i4": 4, "nf4": 4, "u8": 8, "i8": 8, "f8e4m3": 8, "f8e5m2": 8, "f16": 16, "bf16": 16, "f32": 32}
+NAMES = {"u4": "int4", "i4": "int4", "u8": "int8", "i8": "int8", "f16": "fp16", "f32": "fp32"}
 
 
 def is_text(path: str, size: int) -> bool:
@@ -71,15 +75,61 @@ def is_served_format(paths: Iterable[str]) -> bool:
     )
 
 
-def manifest_digest(files: Mapping[str, tuple[int, str]]) -> str:
-    """Return one digest for a whole model: of the sorted list of its files, with size and SHA-256 of each."""
-    lines = (f"{path}\0{size}\0{sha256}\n" for path, (size, sha256) in sorted(files.items()))
-    return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
 def weight_bytes(sizes: Mapping[str, int]) -> int:
     """Return the bytes of weights: what a load brings into memory at least."""
     return sum(size for path, size in sizes.items() if path.endswith((".bin", ".gguf")) and "tokenizer" not in path)
+
+
+# -- what lists of models show -------------------------------------------------------------------------------------
+
+
+def format_of(sizes: Mapping[str, int]) -> str:
+    """Return ``gguf`` or ``openvino``."""
+    return "gguf" if any(path.endswith(".gguf") for path in sizes) else "openvino"
+
+
+def family_of(files: ModelFiles) -> str:
+    """Return the model's architecture family as its own config names it; empty if it does not."""
+    config = files.json("config.json") or {}
+    if isinstance(family := config.get("model_type"), str) and family:
+        return family
+    index = files.json("model_index.json") or {}
+    name = index.get("_class_name")
+    return str(name).removesuffix("Pipeline") if isinstance(name, str) else ""
+
+
+def parameter_size_of(files: ModelFiles, weights: Mapping[str, int]) -> str:
+    """Return the number of parameters as people write it, such as ``8B``: from the name, else from the weights."""
+    if found := PARAMETERS.search(files.identifier):
+        return found[1] + found[2].upper()
+    if not (count := sum(size * 8 // BITS.get(kind, 8) for kind, size in weights.items())):
+        return ""
+    for unit, amount in (("B", 10**9), ("M", 10**6)):
+        if count >= amount:
+            return f"{count / amount:.1f}{unit}"
+    return f"{count / 1000:.0f}K"
+
+
+def quantization_of(files: ModelFiles, weights: Mapping[str, int]) -> str:
+    """Return the precision of most of the weights, such as ``int4``; empty if nothing tells."""
+    config = (files.json("openvino_config.json") or {}).get("quantization_config")
+    if isinstance(config, dict) and isinstance(config.get("bits"), int):
+        return f"int{config['bits']}"
+    if found := PRECISION.search(files.identifier):
+        return found[1].lower()
+    most = max(weights, key=lambda kind: weights[kind], default="")
+    return NAMES.get(most, most)
+
+
+def weights_of(folder: Path, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return the bytes of constants by type, from the IR files that describe the model; none for GGUF."""
+    weights: Counter[str] = Counter()
+    for path in sizes:
+        if path.endswith(".xml") and "tokenizer" not in path:
+            for kind, _, size in set(CONSTANT.findall((folder / path).read_bytes())):
+                if kind.decode() in BITS:
+                    weights[kind.decode()] += int(size)
+    return dict(weights)
 
 
 # -- for graph drivers ---------------------------------------------------------------------------------------------

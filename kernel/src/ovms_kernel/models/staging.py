@@ -1,30 +1,33 @@
-"""What one pull fetches: which files of a hub, into which folder, and what of it is here already."""
+"""Staging: where a model grows until it is published. Its folder appears whole and disappears whole.
+
+``models/.staging/<key>/files`` grows until it is complete and on the disk, then gets its record; one rename makes it
+``models/<id>``. A crash or power cut leaves the old state, or a staging folder that the next pull goes on with. What is
+to vanish is renamed first.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import re
 import shutil
 import time
-from collections import Counter
+import uuid
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-import anyio
 import anyio.to_thread
 
-from ovms_kernel.errors import BadRequest, TimedOut, Unavailable
-from ovms_kernel.fetch.http import FetchFailed
-from ovms_kernel.fetch.names import check_file_path, is_junk, one_name, shown
-from ovms_kernel.fetch.partial import present_bytes
-from ovms_kernel.fetch.transfer import clean_up, fetch_files
-from ovms_kernel.files import Meter, hash_file, read_json, run_with_progress, size_of, write_atomically
-from ovms_kernel.models import files as model_files
-from ovms_kernel.models import gguf
-from ovms_kernel.models.publish import JOURNAL, is_begun
+from ovms_kernel.errors import BadRequest, OvmsError, TimedOut, Unavailable
+from ovms_kernel.fetch.partial import clean_up, present_bytes
+from ovms_kernel.fetch.transfer import fetch_files
+from ovms_kernel.files import Meter, hash_file, read_json, run_with_progress, size_of, sync, write_atomically
+from ovms_kernel.models.model_card import is_text, read_texts, walk
+from ovms_kernel.models.model_record import RECORD, read_record
+from ovms_kernel.models.names import staging_key
 from ovms_kernel.values import Progress, PullPlan, RemoteFile
 
 if TYPE_CHECKING:
@@ -33,92 +36,167 @@ if TYPE_CHECKING:
 
     from ovms_kernel.drivers import Hub
     from ovms_kernel.fetch.http import Body
-    from ovms_kernel.models.metadata import Metadata
+    from ovms_kernel.models.model_record import ModelRecord
+    from ovms_kernel.settings import Settings
     from ovms_kernel.values import ModelRef
 
 log = logging.getLogger(__name__)
 
-SPLIT = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
-FOREIGN_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".h5", ".onnx", ".msgpack", ".ckpt")
-MAX_FILES = 10_000
+TRASH = ".trash-"
+JOURNAL = "staging.json"
 WATCH_EVERY = 0.2
+"""Seconds between two looks at what another process has fetched."""
 STUCK = 120.0
 """Seconds without progress after which a pull in another process is not waited for any longer."""
-PREFERRED_GGUF = re.compile(r"(?i)q4_k_m")
+
+# -- folders -------------------------------------------------------------------------------------------------------
 
 
-def choose_files(files: Sequence[RemoteFile], name: str) -> list[RemoteFile]:
-    """Return what to fetch of what a hub offers, checked; the note and the graph are always ours.
+def model_folder(settings: Settings, model_id: str) -> Path:
+    """Return where a checked id lives once published."""
+    return settings.models_dir.joinpath(*model_id.split("/"))
 
-    :raises BadRequest: it is no model that an OpenVINO engine can use, or a path is unsafe.
+
+def staging_folder(settings: Settings, model_id: str) -> Path:
+    """Return where a checked id grows."""
+    return settings.staging_dir / staging_key(model_id)
+
+
+def lock_file(settings: Settings, model_id: str) -> Path:
+    """Return the lock of one model: held by what pulls, publishes, loads or deletes it."""
+    return settings.staging_dir / f"{staging_key(model_id)}.lock"
+
+
+def staged_files(settings: Settings, model_id: str) -> Path:
+    """Return the folder of staging that becomes the model's."""
+    return staging_folder(settings, model_id) / "files"
+
+
+def open_staging(settings: Settings, model_id: str, origin: dict[str, str]) -> bool:
+    """Make the folders in which a model grows; return whether it was begun before, and from the same origin."""
+    folder = staging_folder(settings, model_id)
+    begun = is_begun(folder, origin)
+    if folder.exists() and not begun:
+        discard(settings, folder)
+    staged_files(settings, model_id).mkdir(parents=True, exist_ok=True)
+    if not begun:
+        journal = {"id": model_id, "origin": origin}
+        write_atomically(folder / JOURNAL, json.dumps(journal, ensure_ascii=False).encode())
+    return begun
+
+
+def is_begun(folder: Path, origin: dict[str, str]) -> bool:
+    """Tell whether that folder of staging was begun from that origin."""
+    return (read_json(folder / JOURNAL) or {}).get("origin") == origin
+
+
+def cache_folder(settings: Settings, model_id: str) -> Path:
+    """Return where the embedded engine keeps a model's compiled code; OVMS keeps all models' in the folder above."""
+    return settings.cache_dir / quote(staging_key(model_id), safe="@+")
+
+
+def discard(settings: Settings, folder: Path) -> None:
+    """Remove a folder of staging; what cannot be removed now is only said to be trash and goes another time."""
+    if not folder.name.startswith(TRASH):
+        folder = _to_trash(settings, folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def empty_trash(settings: Settings) -> None:
+    """Remove what an earlier removal left, for want of time, because it was killed, or because it was in use."""
+    for folder in settings.staging_dir.glob(TRASH + "*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# -- publication and removal ---------------------------------------------------------------------------------------
+
+
+def check_target(settings: Settings, model_id: str) -> None:
+    """Refuse an id whose folder would hold another model or lie in one.
+
+    :raises BadRequest: one sentence names the other model.
     """
-    if len(files) > MAX_FILES:
-        raise BadRequest(f"{name} lists {len(files)} files, more than the {MAX_FILES} that a model may have.")
-    for file in files:
-        check_file_path(file.path, name)
-        if file.size < 0:
-            raise BadRequest(f"{name} lists {file.path} with {file.size} bytes, which no file has.")
-    doubled, count = Counter(one_name(file.path) for file in files).most_common(1)[0] if files else ("", 0)
-    if count > 1:
-        raise BadRequest(
-            f"{name} has two files that differ only in case or composition ({shown(doubled)}), "
-            "which not every system can hold."
-        )
-    folders = {one_name(parent) for file in files for parent in _parents(file.path)}
-    for file in files:
-        if one_name(file.path) in folders:
-            raise BadRequest(f"{name} lists {file.path} as a file and as a folder.")
-    chosen = [
-        file
-        for file in files
-        if file.path not in model_files.OURS and not file.path.startswith(".") and not is_junk(file.path)
-    ]
-    check_format((file.path for file in chosen), name)
-    if any(file.path.endswith(".xml") for file in chosen):
-        return chosen
-    return _one_variant(chosen, name)
+    target = model_folder(settings, model_id)
+    if "/" in model_id:
+        if (target.parent / RECORD).exists():
+            raise BadRequest(f"{target.parent.name} is itself a model here, so {model_id} cannot be; delete it first.")
+    elif target.is_dir() and not (target / RECORD).exists() and any(target.iterdir()):
+        raise BadRequest(f"{model_id} is the folder of an owner's models here; choose a name such as {model_id}/model.")
 
 
-def _parents(path: str) -> list[str]:
-    parts = path.split("/")
-    return ["/".join(parts[:count]) for count in range(1, len(parts))]
+def publish(settings: Settings, model_id: str) -> Path:
+    """Make the staged model the published one, in place of an older one; return its folder.
 
-
-def check_format(paths: Any, name: str) -> None:  # noqa: ANN401 - any iterable of text
-    """Refuse what no OpenVINO engine can load.
-
-    :raises BadRequest: the sentence says what to look for instead.
+    The caller holds the model's lock and has written the note, which makes the staged files complete.
     """
-    paths = list(paths)
-    if not model_files.is_served_format(paths):
-        kinds = ", ".join(sorted({each for each in FOREIGN_WEIGHTS for path in paths if path.endswith(each)}))
-        raise BadRequest(
-            f"{name} holds no OpenVINO model, which is an .xml file with its .bin, or a .gguf file"
-            f"{f' (it has {kinds} files)' if kinds else ''}; look for the same model with -ov at the end of its name, "
-            "such as those at https://www.modelscope.cn/organization/OpenVINO."
-        )
+    staged = staged_files(settings, model_id)
+    target = model_folder(settings, model_id)
+    if read_record(staged) is None:
+        raise OvmsError(f"Model {model_id} is not complete, so it was not published; pull it again.")
+    check_target(settings, model_id)
+    old = _to_trash(settings, target) if target.exists() else None
+    try:
+        _rename_into_place(staged, target)
+    except OSError as error:
+        if old is not None:
+            _rename_into_place(old, target)
+        raise OvmsError(f"Model {model_id} could not be moved to {target} ({error.strerror}).") from error
+    sync(target.parent)
+    sync(settings.models_dir)
+    if old is not None:
+        shutil.rmtree(cache_folder(settings, model_id), ignore_errors=True)  # compiled from the old files
+    for each in (old, staging_folder(settings, model_id)):
+        if each is not None:
+            discard(settings, each)
+    return target
 
 
-def _one_variant(files: Sequence[RemoteFile], name: str) -> list[RemoteFile]:
-    """Choose one of the quantizations that GGUF repositories offer side by side: Q4_K_M, unless there is one only."""
-    variants: dict[str, list[RemoteFile]] = {}
-    others = []
-    for file in files:
-        if file.path.endswith(".gguf") and "mmproj" not in file.path:
-            variants.setdefault(SPLIT.sub("", file.path), []).append(file)
-        else:
-            others.append(file)
-    wanted = list(variants) if len(variants) == 1 else [each for each in variants if PREFERRED_GGUF.search(each)]
-    if len(wanted) != 1:
-        raise BadRequest(
-            f"{name} offers several GGUF files ({', '.join(sorted(variants))}); "
-            "choose one with the hub's setting allow_patterns."
-        )
-    return [*others, *variants[wanted[0]]]
+def recover(settings: Settings, model_id: str) -> bool:
+    """Finish a publication that a crash interrupted; the caller holds the model's lock."""
+    staged = staged_files(settings, model_id)
+    if (staged / RECORD).exists() and read_record(staged) is not None:
+        publish(settings, model_id)
+        return True
+    return False
+
+
+def remove(settings: Settings, model_id: str) -> None:
+    """Take a published model and its compiled code off disk; the caller holds the model's lock."""
+    target = model_folder(settings, model_id)
+    # First, so that a crash between the two leaves no compiled code of a model that is gone.
+    shutil.rmtree(cache_folder(settings, model_id), ignore_errors=True)
+    trash = _to_trash(settings, target)
+    sync(target.parent)
+    if target.parent != settings.models_dir:
+        with suppress(OSError):
+            target.parent.rmdir()  # only if that was the owner's last model
+    discard(settings, trash)
+
+
+def _rename_into_place(staged: Path, target: Path) -> None:
+    for last in (False, False, True):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            staged.rename(target)
+            return
+        except FileNotFoundError:
+            # Another process deleted the owner's last model, and the owner's folder with it, in between.
+            if last:
+                raise
+
+
+def _to_trash(settings: Settings, folder: Path) -> Path:
+    settings.staging_dir.mkdir(parents=True, exist_ok=True)
+    trash = settings.staging_dir / f"{TRASH}{uuid.uuid4().hex}"
+    folder.rename(trash)
+    return trash
+
+
+# -- one pull ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Staging:
+class Download:
     """What one pull fetches and the folder in which that grows."""
 
     ref: ModelRef
@@ -126,7 +204,7 @@ class Staging:
     files: Sequence[RemoteFile]
     published: Path
     """Where an older state of the model may be, to take files over from."""
-    known: Metadata | None
+    known: ModelRecord | None
     """The note of that state."""
 
     @property
@@ -165,7 +243,7 @@ class Staging:
 
     def _prepare(self, meter: Meter) -> None:
         before, now = self._noted(), {file.path: [file.size, file.sha256] for file in self.files}
-        for path, status in list(model_files.walk(self.folder)):
+        for path, status in list(walk(self.folder)):
             # What was taken over earlier is the published file itself, which may have changed since.
             if path not in now or before.get(path) != now[path] or status.st_nlink > 1:
                 (self.folder / path).unlink()
@@ -194,33 +272,11 @@ class Staging:
 
     async def fetch_texts(self, hub: Hub, report: Callable[[Progress], None]) -> Mapping[str, str]:
         """Fetch the small files that tell what the model is, and return their content."""
-        texts = [file for file in self.files if model_files.is_text(file.path, file.size)]
+        texts = [file for file in self.files if is_text(file.path, file.size)]
         if texts:
             await self._fetch(hub, texts, report)
         sizes = {file.path: file.size for file in texts}
-        return await anyio.to_thread.run_sync(model_files.read_texts, self.folder, sizes)
-
-    async def check_gguf(self, hub: Hub) -> None:
-        """Read the header of a GGUF model from the hub, and refuse what the engine cannot load.
-
-        :raises BadRequest: it cannot.
-        """
-        for file in self.files:
-            if file.path.endswith(".gguf") and "mmproj" not in file.path and not gguf.LATER_PART.search(file.path):
-
-                def read(file: RemoteFile = file) -> gguf.Gguf:
-                    body = hub.open(self.ref, file, 0, min(file.size, gguf.HEADER_LIMIT) - 1)
-                    try:
-                        return gguf.read_header(body.read, file.path)
-                    finally:
-                        body.close()
-
-                try:
-                    header = await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
-                except FetchFailed as error:
-                    log.info("The header of %s cannot be read yet: %s", file.path, error.message)
-                    return  # it is read again when all of it is here
-                gguf.check_loadable(header, file.path)
+        return await anyio.to_thread.run_sync(read_texts, self.folder, sizes)
 
     async def digests(self, report: Callable[[Progress], None]) -> dict[str, tuple[int, str]]:
         """Return size and SHA-256 of every file, reading only those whose digest the hub did not say.

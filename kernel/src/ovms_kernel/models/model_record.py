@@ -1,18 +1,17 @@
-"""What we note beside a published model: where it came from, its files with their digests, and the graph we wrote.
+"""The record of a model, beside its files: where it came from, their digests, and the graph that was written for it.
 
-The note is written last before a model is published, so a folder that has one is complete.
+It is written last before a model is published, so a folder that has one is complete.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ovms_kernel.files import read_json, size_of, write_atomically
-from ovms_kernel.models.files import GRAPH, METADATA, manifest_digest
-from ovms_kernel.models.graph import is_edited
 from ovms_kernel.values import LocalModel
 
 if TYPE_CHECKING:
@@ -20,10 +19,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 VERSION = 1
+GRAPH = "graph.pbtxt"
+RECORD = ".ovms-plugin.json"
+OURS = frozenset({GRAPH, RECORD})
+"""Files in a model's folder that we write; they are not part of what was pulled."""
 
 
 @dataclass(frozen=True, slots=True)
-class Metadata:
+class ModelRecord:
     """The content of ``.ovms-plugin.json``."""
 
     id: str
@@ -61,51 +64,51 @@ class Metadata:
         return sum(size for size, _ in self.files.values())
 
 
-def read_metadata(folder: Path) -> Metadata | None:
-    """Return the note in a model's folder; ``None`` if there is none that can be used."""
-    value = read_json(folder / METADATA)
+def read_record(folder: Path) -> ModelRecord | None:
+    """Return the record in a model's folder; ``None`` if there is none that can be used."""
+    value = read_json(folder / RECORD)
     if value is None or value.pop("version", None) != VERSION:
         return None
     try:
         files = {str(path): (int(size), str(sha256)) for path, (size, sha256) in value.pop("files").items()}  # type: ignore[attr-defined]
-        metadata = Metadata(files=files, **value)  # type: ignore[arg-type]
-        datetime.fromisoformat(metadata.published)
-        return metadata
+        record = ModelRecord(files=files, **value)  # type: ignore[arg-type]
+        datetime.fromisoformat(record.published)
+        return record
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
 
 
-def write_metadata(folder: Path, metadata: Metadata) -> None:
-    """Write the note into a model's folder, atomically."""
-    value = {"version": VERSION} | asdict(metadata)
-    write_atomically(folder / METADATA, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
+def write_record(folder: Path, record: ModelRecord) -> None:
+    """Write the record into a model's folder, atomically."""
+    value = {"version": VERSION} | asdict(record)
+    write_atomically(folder / RECORD, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
 
 
-def is_whole(folder: Path, metadata: Metadata) -> bool:
+def is_whole(folder: Path, record: ModelRecord) -> bool:
     """Tell whether every file is there with its size, and none was found damaged; nothing is read."""
-    sizes = ((folder / path, size) for path, (size, _) in metadata.files.items())
-    return not metadata.damaged and all(size_of(file) == size for file, size in sizes)
+    sizes = ((folder / path, size) for path, (size, _) in record.files.items())
+    return not record.damaged and all(size_of(file) == size for file, size in sizes)
 
 
-def local_model(folder: Path, metadata: Metadata) -> LocalModel:
+def local_model(folder: Path, record: ModelRecord) -> LocalModel:
     """Return the model in that folder as the kernel hands it around."""
     return LocalModel(
-        id=metadata.id,
+        id=record.id,
         directory=folder,
-        model_type=metadata.type,
-        size=metadata.size,
-        digest=manifest_digest(metadata.files),
-        modified=datetime.fromisoformat(metadata.published),
-        format=metadata.format,
-        family=metadata.family,
-        parameter_size=metadata.parameter_size,
-        quantization=metadata.quantization,
+        model_type=record.type,
+        size=record.size,
+        digest=manifest_digest(record.files),
+        modified=datetime.fromisoformat(record.published),
+        format=record.format,
+        family=record.family,
+        parameter_size=record.parameter_size,
+        quantization=record.quantization,
     )
 
 
-def describe(folder: Path, metadata: Metadata) -> dict[str, Any]:
+def describe(folder: Path, record: ModelRecord) -> dict[str, Any]:
     """Return everything about a model, for people and as JSON."""
-    model = local_model(folder, metadata)
+    model = local_model(folder, record)
     return {
         "id": model.id,
         "type": model.model_type,
@@ -117,11 +120,30 @@ def describe(folder: Path, metadata: Metadata) -> dict[str, Any]:
         "family": model.family,
         "parameter_size": model.parameter_size,
         "quantization": model.quantization,
-        "hub": metadata.hub,
-        "revision": metadata.revision,
-        "source": metadata.source,
-        "options": dict(metadata.options),
-        "files": [{"path": path, "size": size, "sha256": sha} for path, (size, sha) in metadata.files.items()],
+        "hub": record.hub,
+        "revision": record.revision,
+        "source": record.source,
+        "options": dict(record.options),
+        "files": [{"path": path, "size": size, "sha256": sha} for path, (size, sha) in record.files.items()],
         "graph": (folder / GRAPH).read_text("utf-8") if (folder / GRAPH).exists() else "",
-        "graph_edited": is_edited(folder, metadata.graph),
+        "graph_edited": is_edited(folder, record.graph),
     }
+
+
+def manifest_digest(files: Mapping[str, tuple[int, str]]) -> str:
+    """Return one digest for a whole model: of the sorted list of its files, with size and SHA-256 of each."""
+    lines = (f"{path}\0{size}\0{sha256}\n" for path, (size, sha256) in sorted(files.items()))
+    return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def graph_digest(folder: Path) -> str:
+    """Return the SHA-256 of a folder's ``graph.pbtxt`` as hex; empty if it has none."""
+    try:
+        return hashlib.sha256((folder / GRAPH).read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return ""
+
+
+def is_edited(folder: Path, written: str) -> bool:
+    """Tell whether a folder has a graph other than the one that we wrote, given by its SHA-256."""
+    return graph_digest(folder) not in ("", written)

@@ -1,0 +1,238 @@
+"""The models on disk: listed, described, verified, deleted, and held against others. Nothing here asks a network."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import anyio.to_thread
+
+from ovms_kernel.errors import NotFound, PreconditionFailed
+from ovms_kernel.files import Meter, disk_errors, disk_usage, free_space, hash_file, locked, run_with_progress
+from ovms_kernel.models.checks import faults_of
+from ovms_kernel.models.model_record import RECORD, describe, local_model, read_record, write_record
+from ovms_kernel.models.names import parse_model_id
+from ovms_kernel.models.staging import discard, empty_trash, lock_file, model_folder, recover, remove, staging_folder
+from ovms_kernel.models.usage import Usage, cache_sizes, staged_models, trash_size
+from ovms_kernel.values import LocalModel
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from pathlib import Path
+
+    from ovms_kernel.events import Events
+    from ovms_kernel.models.model_record import ModelRecord
+    from ovms_kernel.models.usage import Staged
+    from ovms_kernel.settings import Settings
+    from ovms_kernel.values import Progress
+
+log = logging.getLogger(__name__)
+
+
+class Store:
+    """The models of one data folder. What is published is complete and was verified."""
+
+    def __init__(self, settings: Settings, events: Events) -> None:
+        self._settings = settings
+        self._events = events
+
+    # -- what is here ----------------------------------------------------------------------------------------------
+
+    def list(self) -> list[LocalModel]:
+        """Return the published models, by id."""
+        return [local_model(folder, record) for folder, record in self._published()]
+
+    def find(self, model_id: str) -> LocalModel:
+        """Return one published model.
+
+        :raises NotFound: it is not here; the sentence says what is.
+        """
+        return local_model(*self.entry(model_id))
+
+    def describe(self, model_id: str) -> dict[str, Any]:
+        """Return everything noted about a model, for people: origin, files with digests, options, graph."""
+        return describe(*self.entry(model_id))
+
+    def usage(self) -> Usage:
+        """Return what models and staging occupy, and what is free."""
+        staging = sum(each.size for each in self.staging())
+        free = free_space(self._settings.models_dir)
+        models = {record.id: record.size for _, record in self._published()}
+        models |= {model_id: disk_usage(folder) for model_id, folder in self.damaged().items()}
+        return Usage(models, staging, trash_size(self._settings), free, cache_sizes(self._settings))
+
+    def damaged(self) -> dict[str, Path]:
+        """Return the folders, by id, of models whose record cannot be read."""
+        found = {}
+        for folder in _folders(self._settings.models_dir):
+            for each in [folder] if (folder / RECORD).exists() else _folders(folder):
+                if (each / RECORD).exists() and read_record(each) is None:
+                    found[each.relative_to(self._settings.models_dir).as_posix()] = each
+        return found
+
+    def empty_trash(self) -> None:
+        """Remove what killed or hindered removals left."""
+        empty_trash(self._settings)
+
+    def staging(self) -> Sequence[Staged]:
+        """Return pulls that are not done; the old ones among them are offered for removal, never removed unasked."""
+        return staged_models(self._settings, self._settings.staging_age)
+
+    def records(self, model_ids: Sequence[str]) -> dict[str, ModelRecord]:
+        """Return what is noted of models, by id; those that are not installed any more are left out."""
+        found = ((each, read_record(model_folder(self._settings, each))) for each in model_ids)
+        return {name: record for name, record in found if record is not None}
+
+    async def note(self, model_id: str, **changes: Any) -> LocalModel:  # noqa: ANN401 - fields of the record
+        """Change fields of a model's record, such as ``pinned``.
+
+        :raises NotFound: it is not installed.
+        """
+        folder, record = await anyio.to_thread.run_sync(self.entry, model_id)
+        await anyio.to_thread.run_sync(write_record, folder, replace(record, **changes))
+        return local_model(folder, record)
+
+    async def verify(self, model_id: str, report: Callable[[Progress], None] = lambda _: None) -> Sequence[str]:
+        """Read every file of a model again; return what is wrong, a sentence for each file.
+
+        What is found wrong is noted, so that the next pull fetches it again.
+        """
+        folder, record = await anyio.to_thread.run_sync(self.entry, model_id)
+        meter = Meter("verifying", record.size)
+
+        def check() -> dict[str, str]:
+            faults = {}
+            for path, (size, sha256) in record.files.items():
+                meter.subject = path
+                try:
+                    actual = (folder / path).stat().st_size
+                    if actual != size:
+                        faults[path] = f"{path} has {actual} bytes instead of {size}."
+                    elif hash_file(folder / path, meter.advance) != sha256:
+                        faults[path] = f"{path} is not what was pulled: its SHA-256 differs."
+                except OSError as error:
+                    faults[path] = f"{path} cannot be read ({error.strerror})."
+            there = {path: size for path, (size, _) in record.files.items() if path not in faults}
+            return faults | faults_of(folder, there)
+
+        def note() -> None:
+            # Meanwhile the model may have been replaced or deleted, or its graph written anew.
+            now = read_record(folder)
+            if now is not None and now.files == record.files and tuple(faults) != tuple(now.damaged):
+                write_record(folder, replace(now, damaged=tuple(faults)))
+
+        faults = await run_with_progress(check, meter, report)
+        if tuple(faults) != tuple(record.damaged):
+            async with self.hold(model_id):
+                await anyio.to_thread.run_sync(note)
+        return list(faults.values())
+
+    # -- removal ---------------------------------------------------------------------------------------------------
+
+    async def delete(self, model_id: str) -> None:
+        """Remove a model from disk; the engine unloads it first.
+
+        :raises NotFound: it is not here.
+        """
+        model_id = parse_model_id(model_id)
+        with disk_errors(f"Deleting {model_id}"):
+            model = await anyio.to_thread.run_sync(self._removable, model_id)
+            async with self.hold(model_id):
+                model = await anyio.to_thread.run_sync(self._removable, model_id)
+                await self._events.tell("ovms_before_replace", model=model)
+                await anyio.to_thread.run_sync(remove, self._settings, model_id)
+            await anyio.to_thread.run_sync(self.empty_trash)
+        await self._events.tell("ovms_deleted", model=model)
+
+    def _removable(self, model_id: str) -> LocalModel:
+        """Return a model to remove, even one whose record is damaged."""
+        if (folder := self.damaged().get(model_id)) is None:
+            return self.find(model_id)
+        return LocalModel(model_id, folder, "", disk_usage(folder), "", datetime.now(UTC))
+
+    async def discard_staging(self, model_id: str) -> None:
+        """Remove what is there of a pull that is not done.
+
+        :raises NotFound: there is nothing.
+        """
+        model_id = parse_model_id(model_id)
+        async with self.hold(model_id, timeout=0, busy=f"{model_id} is being pulled right now; cancel that first."):
+            folder = staging_folder(self._settings, model_id)
+            if not folder.exists():
+                raise NotFound(f"Nothing of {model_id} is in staging.")
+            await anyio.to_thread.run_sync(discard, self._settings, folder)
+            await anyio.to_thread.run_sync(empty_trash, self._settings)
+
+    # -- the folders -----------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def hold(
+        self,
+        model_id: str,
+        *,
+        timeout: float | None = None,
+        busy: str = "",
+        waiting: Callable[[], None] | None = None,
+    ) -> AsyncIterator[None]:
+        """Keep every other task and process from pulling, publishing, loading or deleting that model."""
+        path = lock_file(self._settings, model_id)
+        keep = functools.partial(self._is_known, model_id)
+        async with locked(path, timeout=timeout, busy=busy, waiting=waiting, keep=keep):
+            if await anyio.to_thread.run_sync(recover, self._settings, model_id):
+                log.warning("Model %s was complete but not published, because of a crash; it is now", model_id)
+            yield
+
+    def _is_known(self, model_id: str) -> bool:
+        """Tell whether there is anything of a model here."""
+        return model_folder(self._settings, model_id).exists() or staging_folder(self._settings, model_id).exists()
+
+    def _published(self) -> Sequence[tuple[Path, ModelRecord]]:
+        found = []
+        for folder in _folders(self._settings.models_dir):
+            for each in [folder] if (folder / RECORD).exists() else _folders(folder):
+                record = read_record(each)
+                # A copy that somebody made by hand has the note of the model that it is a copy of.
+                if record and _is_same(each, model_folder(self._settings, record.id)):
+                    found.append((each, record))
+        return sorted(found, key=lambda pair: pair[1].id)
+
+    def entry(self, model_id: str) -> tuple[Path, ModelRecord]:
+        """Return a published model's folder and record.
+
+        :raises NotFound: it is not here; the sentence says what is.
+        :raises PreconditionFailed: its record is damaged.
+        """
+        model_id = parse_model_id(model_id)
+        folder = model_folder(self._settings, model_id)
+        record = read_record(folder)
+        if record is None and (folder / RECORD).exists():
+            raise PreconditionFailed(
+                f"The record {folder / RECORD} of {model_id} is damaged; fetch the model again with "
+                f"`ovms-plugin pull {model_id}`, or remove it with `ovms-plugin rm {model_id}`."
+            )
+        # On a file system that ignores case another model's folder may answer.
+        if record is None or record.id != model_id:
+            names = ", ".join(each.id for _, each in self._published()) or "none"
+            raise NotFound(
+                f"Model {model_id} is not installed (installed: {names}); pull it with `ovms-plugin pull {model_id}`."
+            )
+        return folder, record
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def _folders(parent: Path) -> Sequence[Path]:
+    """Return the folders in one; none if it is not there, or not any more."""
+    try:
+        return [each for each in parent.iterdir() if not each.name.startswith(".") and each.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
