@@ -6,8 +6,8 @@ from ovms_graph_rerank import Rerank
 from ovms_graph_speech_to_text import SpeechToText
 from ovms_graph_text_generation import TextGeneration
 from ovms_graph_text_to_speech import TextToSpeech
+from ovms_kernel.drivers import ModelFiles
 from ovms_kernel.testing.contract import GraphContract
-from ovms_kernel.values import ModelFiles
 
 
 def of(architecture: str) -> ModelFiles:

@@ -9,13 +9,14 @@ from google.protobuf import text_format
 
 from ovms_graph_embeddings import pooling_of
 from ovms_graph_text_generation import cache_gigabytes, detect_parsers, template_of
+from ovms_kernel.drivers import GraphOptions, ModelFiles
 from ovms_kernel.errors import BadRequest
 from ovms_kernel.extensions import compose
 from ovms_kernel.models.graph_writer import parse_graph, print_graph
 from ovms_kernel.models.model_card import read_files
 from ovms_kernel.models.protos import ovms_graph_pb2 as pb
 from ovms_kernel.settings import Settings
-from ovms_kernel.values import GraphOptions, Host, ModelFiles
+from ovms_kernel.values import Host
 
 HOST = Host(os="linux", machine="x86_64", memory=16 << 30)
 EXTENSIONS = compose(Settings(Path("unused")), HOST, kinds=("graphs",))

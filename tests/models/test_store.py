@@ -12,13 +12,13 @@ from typing import Any
 import anyio
 import pytest
 
+from ovms_kernel.drivers import GraphPatch, ModelFiles
 from ovms_kernel.errors import BadRequest, NotFound, OvmsError, PreconditionFailed, Refused
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.models import staging
 from ovms_kernel.models.graph_writer import read_graph
 from ovms_kernel.models.model_card import parameter_size_of, quantization_of, read_files, weights_of
 from ovms_kernel.models.model_record import RECORD, read_record, write_record
-from ovms_kernel.values import GraphPatch, ModelFiles
 
 
 def tree(folder):

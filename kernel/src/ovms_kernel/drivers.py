@@ -1,4 +1,4 @@
-"""The protocols that extensions implement, and the face of the engine that services are given.
+"""The protocols that extensions implement, what they are given and give, and the engine as services see it.
 
 A driver is found by name through an entry point and constructed once. What can be set, ``services.chat`` and so on, it
 declares with the class attribute ``settings_type``: a ``msgspec.Struct`` (see ``declared``), an instance of which its
@@ -8,6 +8,8 @@ may also implement any of the hooks of ``hookspecs``.
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -21,13 +23,10 @@ if TYPE_CHECKING:
     from ovms_kernel.values import (
         Answer,
         Call,
-        FoundModel,
-        GraphOptions,
         Host,
         Installation,
         LaunchPlan,
         Message,
-        ModelFiles,
         ModelRef,
         Ports,
         Release,
@@ -36,6 +35,54 @@ if TYPE_CHECKING:
         ServiceDefinition,
         Upload,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """One model that a search on a hub found."""
+
+    id: str
+    """As ``owner/name``."""
+    downloads: int = 0
+    """As the hub counts them; 0 if it does not tell."""
+    task: str = ""
+    """What the hub says it is for, such as ``text-generation``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model's files as far as recognising it and building its graph need them, on disk or still on a hub."""
+
+    identifier: str
+    """Last part of the model id; some families are told apart by it only."""
+    sizes: Mapping[str, int]
+    """Bytes by relative path with forward slashes."""
+    texts: Mapping[str, str]
+    """Contents of the small text files by path, such as ``config.json`` and ``chat_template.jinja``."""
+
+    def json(self, path: str) -> dict[str, Any] | None:
+        """Return the JSON object in that file; ``None`` if it is absent, broken or not an object."""
+        try:
+            value = json.loads(self.texts[path])
+        except (KeyError, ValueError):
+            return None
+        return value if isinstance(value, dict) else None
+
+
+@dataclass(frozen=True, slots=True)
+class GraphOptions:
+    """What a graph is built for: the host, and the options of the calculator that the user or a setting gave."""
+
+    host: Host
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """By field name of the calculator's options, such as ``device`` or ``cache_size``."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphPatch:
+    """Calculator options that an extension sets in ``ovms_amend_graph``, by field name; same name twice is an error."""
+
+    values: Mapping[str, Any]
 
 
 class Engine(Protocol):

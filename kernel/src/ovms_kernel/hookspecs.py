@@ -17,13 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
     from pathlib import Path
 
+    from ovms_kernel.drivers import GraphOptions, GraphPatch
     from ovms_kernel.values import (
         Call,
         EngineExit,
         EngineInfo,
         Finding,
-        GraphOptions,
-        GraphPatch,
         Host,
         Installation,
         LaunchPatch,

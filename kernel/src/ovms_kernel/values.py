@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -195,18 +194,6 @@ class RemoteFile:
 
 
 @dataclass(frozen=True, slots=True)
-class FoundModel:
-    """One model that a search on a hub found."""
-
-    id: str
-    """As ``owner/name``."""
-    downloads: int = 0
-    """As the hub counts them; 0 if it does not tell."""
-    task: str = ""
-    """What the hub says it is for, such as ``text-generation``."""
-
-
-@dataclass(frozen=True, slots=True)
 class PullPlan:
     """What a pull is about to fetch."""
 
@@ -230,42 +217,6 @@ class Progress:
     subject: str = ""
     """The file or thing it is about."""
     digest: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFiles:
-    """A model's files as far as recognising it and building its graph need them, on disk or still on a hub."""
-
-    identifier: str
-    """Last part of the model id; some families are told apart by it only."""
-    sizes: Mapping[str, int]
-    """Bytes by relative path with forward slashes."""
-    texts: Mapping[str, str]
-    """Contents of the small text files by path, such as ``config.json`` and ``chat_template.jinja``."""
-
-    def json(self, path: str) -> dict[str, Any] | None:
-        """Return the JSON object in that file; ``None`` if it is absent, broken or not an object."""
-        try:
-            value = json.loads(self.texts[path])
-        except (KeyError, ValueError):
-            return None
-        return value if isinstance(value, dict) else None
-
-
-@dataclass(frozen=True, slots=True)
-class GraphOptions:
-    """What a graph is built for: the host, and the options of the calculator that the user or a setting gave."""
-
-    host: Host
-    values: Mapping[str, Any] = field(default_factory=dict)
-    """By field name of the calculator's options, such as ``device`` or ``cache_size``."""
-
-
-@dataclass(frozen=True, slots=True)
-class GraphPatch:
-    """Calculator options that an extension sets in ``ovms_amend_graph``, by field name; same name twice is an error."""
-
-    values: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

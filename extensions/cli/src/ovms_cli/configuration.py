@@ -188,8 +188,8 @@ async def _check_model(session: Session, settings: Settings, key: Key) -> None:
     """
     if key.kind != "models" or key.name in ModelSettings.__struct_fields__:
         return
+    from ovms_kernel.drivers import GraphOptions
     from ovms_kernel.models.model_card import read_files
-    from ovms_kernel.values import GraphOptions
 
     async with session.kernel() as kernel:
         try:

@@ -9,7 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ovms_kernel.drivers import (
+    GraphOptions,
+    GraphPatch,
     GraphTemplate,
+    ModelFiles,
 )
 from ovms_kernel.errors import (
     BadRequest,
@@ -36,12 +39,7 @@ from ovms_kernel.models.model_card import (
     architectures_of,
     module_types_of,
 )
-from ovms_kernel.values import (
-    GraphOptions,
-    GraphPatch,
-    Host,
-    ModelFiles,
-)
+from ovms_kernel.values import Host
 
 if TYPE_CHECKING:
     from ovms_kernel.models.protos.ovms_graph_pb2 import (

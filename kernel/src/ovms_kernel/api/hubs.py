@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ovms_kernel.drivers import (
+    FoundModel,
     Hub,
     SearchableHub,
 )
@@ -34,11 +35,7 @@ from ovms_kernel.fetch.transfer import (
 from ovms_kernel.hookspecs import (
     hookimpl,
 )
-from ovms_kernel.values import (
-    FoundModel,
-    ModelRef,
-    RemoteFile,
-)
+from ovms_kernel.values import ModelRef, RemoteFile
 
 __all__ = [
     "BadRequest",

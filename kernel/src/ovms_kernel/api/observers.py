@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ovms_kernel.drivers import GraphPatch
 from ovms_kernel.errors import (
     BadRequest,
     Cancelled,
@@ -23,7 +24,6 @@ from ovms_kernel.values import (
     EngineExit,
     EngineInfo,
     Finding,
-    GraphPatch,
     Host,
     Installation,
     LaunchPatch,

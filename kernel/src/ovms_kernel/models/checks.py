@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
+    from ovms_kernel.drivers import ModelFiles
     from ovms_kernel.models.protos.ovms_graph_pb2 import CalculatorGraphConfig
-    from ovms_kernel.values import ModelFiles, RemoteFile
+    from ovms_kernel.values import RemoteFile
 
 SPLIT = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
 FOREIGN_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".h5", ".onnx", ".msgpack", ".ckpt")

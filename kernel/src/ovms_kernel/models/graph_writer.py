@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 
+from ovms_kernel.drivers import GraphOptions
 from ovms_kernel.errors import BadRequest, NotFound, NotSupported, OvmsError
 from ovms_kernel.events import merge
 from ovms_kernel.files import write_atomically
 from ovms_kernel.models.model_card import read_files
 from ovms_kernel.models.model_record import GRAPH, graph_digest, read_record, write_record
 from ovms_kernel.settings import ModelSettings
-from ovms_kernel.values import GraphOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from ovms_kernel.drivers import GraphTemplate
+    from ovms_kernel.drivers import GraphTemplate, ModelFiles
     from ovms_kernel.events import Events
     from ovms_kernel.models.protos.ovms_graph_pb2 import CalculatorGraphConfig
     from ovms_kernel.models.store import Store
     from ovms_kernel.settings import Settings
-    from ovms_kernel.values import Host, LocalModel, ModelFiles
+    from ovms_kernel.values import Host, LocalModel
 
 log = logging.getLogger(__name__)
 

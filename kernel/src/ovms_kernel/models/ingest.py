@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.to_thread
 
-from ovms_kernel.drivers import SearchableHub
+from ovms_kernel.drivers import ModelFiles, SearchableHub
 from ovms_kernel.errors import BadRequest, NotFound, NotSupported, PreconditionFailed
 from ovms_kernel.fetch.http import FetchFailed
 from ovms_kernel.fetch.transfer import rising
@@ -43,18 +43,18 @@ from ovms_kernel.models.staging import (
     watch_staging,
 )
 from ovms_kernel.single_flight import Conflict, SingleFlight
-from ovms_kernel.values import LocalModel, ModelFiles, ModelRef, Progress
+from ovms_kernel.values import LocalModel, ModelRef, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from ovms_kernel.drivers import Hub
+    from ovms_kernel.drivers import FoundModel, Hub
     from ovms_kernel.events import Events
     from ovms_kernel.models.graph_writer import GraphWriter
     from ovms_kernel.models.store import Store
     from ovms_kernel.settings import Settings
-    from ovms_kernel.values import FoundModel, PullPlan, RemoteFile
+    from ovms_kernel.values import PullPlan, RemoteFile
 
 log = logging.getLogger(__name__)
 

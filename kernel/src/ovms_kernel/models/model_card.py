@@ -9,9 +9,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ovms_kernel.drivers import ModelFiles
 from ovms_kernel.fetch.names import is_junk
 from ovms_kernel.models.model_record import OURS
-from ovms_kernel.values import ModelFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

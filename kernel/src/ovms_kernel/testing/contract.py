@@ -27,15 +27,17 @@ from ovms_kernel.drivers import (
     ConversingService,
     Dialect,
     Face,
+    GraphOptions,
     GraphTemplate,
     Hub,
+    ModelFiles,
     Platform,
     Service,
     StreamingService,
 )
 from ovms_kernel.events import Events
 from ovms_kernel.examination import flaw_of
-from ovms_kernel.values import Call, GraphOptions, Host, Installation, ModelFiles, ModelRef, Ports
+from ovms_kernel.values import Call, Host, Installation, ModelRef, Ports
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
