@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ OPTIONS = {
 """Options that engines have too, and their names there; others set up the hardware, which is the graph's business."""
 UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
+MOST_DIGITS = 300
+"""Characters of a duration; a number with so many digits is still a double."""
 IMAGES = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"), (b"BM", "bmp"))
 
 
@@ -100,17 +103,18 @@ def keep_alive_of(fields: Mapping[str, Any]) -> float | None:
     value = fields.get("keep_alive")
     if value is None or isinstance(value, bool):
         return None
-    if isinstance(value, int | float):
-        return float(value)
-    text = str(value).strip()
+    text = str(value)[:MOST_DIGITS].strip()
     sign, digits = (-1.0, text[1:]) if text.startswith("-") else (1.0, text)
+    parts = DURATION.findall(digits)
+    if parts and "".join(map("".join, parts)) == digits:
+        return sign * sum(float(number) * UNITS[unit] for number, unit in parts)
     try:
-        return sign * float(digits)
+        seconds = float(digits)
     except ValueError:
-        parts = DURATION.findall(digits)
-    if not parts or "".join(map("".join, parts)) != digits:
-        raise BadRequest(f"The field keep_alive must be a duration such as 5m, or seconds, not {text[:40]!r}.")
-    return sign * sum(float(number) * UNITS[unit] for number, unit in parts)
+        seconds = math.nan
+    if math.isfinite(seconds):
+        return sign * seconds
+    raise BadRequest(f"The field keep_alive must be a duration such as 5m, or seconds, not {text[:40]!r}.")
 
 
 def _shared(fields: Mapping[str, Any]) -> Fields:
@@ -119,7 +123,10 @@ def _shared(fields: Mapping[str, Any]) -> Fields:
         raise BadRequest("The field options must be an object.")
     made: Fields = {"model": model_of(fields)}
     made |= {OPTIONS[name]: value for name, value in options.items() if name in OPTIONS and value is not None}
-    if made.get("max_tokens", 1) < 1:  # -1 and -2 mean without a limit
+    limit = made.get("max_tokens", 1)
+    if not isinstance(limit, int):
+        raise BadRequest("The field options.num_predict must be a whole number.")
+    if limit < 1:  # -1 and -2 mean without a limit
         del made["max_tokens"]
     form = fields.get("format")
     if form == "json":
@@ -142,8 +149,11 @@ def _message(given: Fields, before: list[Fields]) -> Fields:
     if images:
         parts = [{"type": "image_url", "image_url": {"url": _data_uri(each)}} for each in images]
         message["content"] = [{"type": "text", "text": content}, *parts]
-    if given.get("tool_calls"):
-        message["tool_calls"] = [_call(each, number) for number, each in enumerate(given["tool_calls"])]
+    calls = given.get("tool_calls") or []
+    if not isinstance(calls, list) or not all(isinstance(each, dict) for each in calls):
+        raise BadRequest("The field tool_calls must be a list of calls, each with a function.")
+    if calls:
+        message["tool_calls"] = [_call(each, number) for number, each in enumerate(calls)]
     if given.get("role") == "tool":
         message["tool_call_id"] = given.get("tool_call_id") or _id_of_call(given, before)
     return message
@@ -151,6 +161,8 @@ def _message(given: Fields, before: list[Fields]) -> Fields:
 
 def _call(given: Fields, number: int) -> Fields:
     function = given.get("function") or {}
+    if not isinstance(function, dict):
+        raise BadRequest("The function of a tool call must be an object with name and arguments.")
     arguments = json.dumps(function.get("arguments") or {}, ensure_ascii=False)
     name = function.get("name")
     return {

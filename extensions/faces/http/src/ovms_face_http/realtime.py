@@ -17,7 +17,7 @@ from urllib.parse import parse_qs
 import anyio
 
 from ovms_face_http.exchange import encode
-from ovms_kernel.api.faces import BadRequest, Message, OvmsError
+from ovms_kernel.api.faces import BadRequest, Message, OvmsError, decode_request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, MutableMapping
@@ -34,8 +34,19 @@ log = logging.getLogger(__name__)
 SERVICE = "speech-to-text-ws"
 RATE = 24000
 """Samples in a second of OpenAI's ``pcm16``, unless the session says another rate."""
+RATES = range(4000, 192_001)
 WAITING = 8
 """Messages of sound that wait for the service; a client that sends faster waits itself."""
+
+
+def _object(value: Any, name: str) -> Fields:  # noqa: ANN401 - as the client sent it
+    """Return an object of an event; one that is absent or null counts as empty.
+
+    :raises BadRequest: it is something else.
+    """
+    if not isinstance(value, dict | None):
+        raise BadRequest(f"The event's {name} must be an object.")
+    return value or {}
 
 
 class Realtime:
@@ -101,14 +112,11 @@ class _Session:
             message = await receive()
             if message["type"] == "websocket.disconnect":
                 return None
-            text = message.get("text") or message.get("bytes") or ""
+            sent = message.get("bytes") or (message.get("text") or "").encode("utf-8", "replace")
             try:
-                event = json.loads(text)
-            except ValueError:
-                event = None
-            if isinstance(event, dict):
-                return event
-            await self.fail("An event must be one JSON object with a type.", "")
+                return decode_request(sent)
+            except BadRequest:
+                await self.fail("An event must be one JSON object with a type.", "")
 
     async def _act(self, event: Fields, group: Any) -> None:  # noqa: ANN401 - anyio's task group
         kind = event.get("type")
@@ -135,21 +143,27 @@ class _Session:
 
     def _configure(self, given: Any) -> None:  # noqa: ANN401 - as the client sent it
         """Take the settings of a session, where newer and older clients put them."""
-        if not isinstance(given, dict):
+        if given is None:
             raise BadRequest("The event needs a session object.")
-        sound = (given.get("audio") or {}).get("input") or {}
-        form = sound.get("format") or given.get("input_audio_format") or {}
+        session = _object(given, "session")
+        sound = _object(_object(session.get("audio"), "audio").get("input"), "audio.input")
+        form: Any = sound.get("format") or session.get("input_audio_format") or {}
+        rate: Any = self._rate
         if isinstance(form, dict):
-            self._rate = int(form.get("rate") or RATE)
+            rate = form.get("rate") or RATE
             form = form.get("type") or "audio/pcm"
         if form not in ("audio/pcm", "pcm16"):
-            raise BadRequest(f"Sound must be audio/pcm, not {form}.")
-        wanted = sound.get("transcription") or given.get("input_audio_transcription") or {}
-        self._model = wanted.get("model") or self._model
-        self._language = wanted.get("language") or self._language
-        for place, name in ((sound, "turn_detection"), (given, "turn_detection")):
+            raise BadRequest(f"Sound must be audio/pcm, not {form!s:.40}.")
+        if not isinstance(rate, int) or rate not in RATES:
+            raise BadRequest(f"The rate must be a whole number from {RATES.start} to {RATES.stop - 1}.")
+        wanted = _object(sound.get("transcription") or session.get("input_audio_transcription"), "transcription")
+        model, language = wanted.get("model") or self._model, wanted.get("language") or self._language
+        if not isinstance(model, str) or not isinstance(language, str):
+            raise BadRequest("The fields model and language of transcription must be texts.")
+        self._rate, self._model, self._language = rate, model, language
+        for place, name in ((sound, "turn_detection"), (session, "turn_detection")):
             if name in place:
-                self._vad = place[name]
+                self._vad = _object(place[name], name) or None
 
     async def _begin(self, group: Any) -> None:  # noqa: ANN401 - anyio's task group
         send, inbound = anyio.create_memory_object_stream[Message](WAITING)
