@@ -5,6 +5,7 @@ python3 dev.py run      make an environment, install the workspace, run the demo
 python3 dev.py test     run the tests; further words go to pytest                  (7 minutes on 2 cores)
 python3 dev.py check    ruff, mypy --strict and import-linter                      (1 minute)
 python3 dev.py bench    run every benchmark; further words name some of them       (20 minutes; most take 1 or 2)
+python3 dev.py soak     use every service while processes are killed and the disk fills; --minutes N says how long
 python3 dev.py release  build wheels and sdists into dist/ and check them; needs a commit    (3 minutes)
 python3 dev.py make     write the generated files again: protobuf code, plugin.yaml, tables in docs
 """
@@ -127,6 +128,11 @@ def bench(words: list[str]) -> None:
         call(tool("python"), str(scripts[name]))
 
 
+def soak(words: list[str]) -> None:
+    install()
+    call(tool("python"), "-m", "tests.soak.soak", *words)
+
+
 def make(words: list[str]) -> None:
     install()
     for folder in sorted(ROOT.glob("[ke]*/**/protos")):
@@ -153,7 +159,7 @@ def sources() -> list[str]:
     return [str(each.relative_to(ROOT)) for each in found]
 
 
-COMMANDS = {each.__name__: each for each in (run, test, check, bench, make, release)}
+COMMANDS = {each.__name__: each for each in (run, test, check, bench, soak, make, release)}
 
 
 def main() -> None:
