@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 
 from ovms_kernel.aliases import target
-from ovms_kernel.engine.client import NotLoadedYet
+from ovms_kernel.engine.client import NotLoadedYet, NotServed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
@@ -46,6 +46,8 @@ class RequestEngine:
         self._residency = residency
         self._keep_alive = keep_alive
         self._aliases = aliases
+        self._held: list[str] = []
+        """Ids of the models that the request holds now."""
 
     async def post(
         self, path: str, body: bytes, *, content_type: str = "application/json", timeout: float | None = None
@@ -55,7 +57,7 @@ class RequestEngine:
         async def send(left: float | None) -> Answer:
             return await (await self._client()).post(path, body, content_type=content_type, timeout=left)
 
-        return await _once_loaded(send, timeout)
+        return await self._once_loaded(send, timeout)
 
     async def upload(
         self,
@@ -70,7 +72,7 @@ class RequestEngine:
         async def send(left: float | None) -> Answer:
             return await (await self._client()).upload(path, fields, files, timeout=left)
 
-        return await _once_loaded(send, timeout)
+        return await self._once_loaded(send, timeout)
 
     async def stream(
         self, path: str, body: bytes, *, content_type: str = "application/json", timeout: float | None = None
@@ -81,7 +83,7 @@ class RequestEngine:
             answer = (await self._client()).stream(path, body, content_type=content_type, timeout=left)
             return answer, await anext(answer, None)
 
-        answer, first = await _once_loaded(send, timeout)
+        answer, first = await self._once_loaded(send, timeout)
         async with aclosing(answer) as events:
             if first is not None:
                 yield first
@@ -93,19 +95,30 @@ class RequestEngine:
         """Hold a model for as long as the block lasts."""
         name, default = target(self._aliases, name), target(self._aliases, default)
         async with self._residency.use(model_type, name, default=default, keep_alive=self._keep_alive) as model:
-            yield model.id
+            self._held.append(model.id)
+            try:
+                yield model.id
+            finally:
+                self._held.remove(model.id)
 
+    async def _once_loaded(self, send: Callable[[float | None], Awaitable[T]], timeout: float | None) -> T:
+        """Send a request, again for as long as the engine does not begin to work on it because it lacks the model.
 
-async def _once_loaded(send: Callable[[float | None], Awaitable[T]], timeout: float | None) -> T:
-    """Send a request, again for as long as the engine does not begin to work on it because it loads the model."""
-    began, pause = time.monotonic(), PAUSES[0]
-    limit = RELOAD_LIMIT if timeout is None else timeout
-    while True:
-        spent = time.monotonic() - began
-        try:
-            return await send(None if timeout is None else max(0.0, timeout - spent))
-        except NotLoadedYet:
-            if spent + pause > limit:
-                raise
-        await anyio.sleep(pause)
-        pause = min(2 * pause, PAUSES[1])
+        It may be loading it, or have been started again by another process since the model was loaded.
+        """
+        began, pause = time.monotonic(), PAUSES[0]
+        limit = RELOAD_LIMIT if timeout is None else timeout
+        while True:
+            spent = time.monotonic() - began
+            try:
+                return await send(None if timeout is None else max(0.0, timeout - spent))
+            except NotLoadedYet:
+                if spent + pause > limit:
+                    raise
+            except NotServed:
+                if spent + pause > limit or not self._held:
+                    raise
+                for model in self._held:
+                    await self._residency.load(model)
+            await anyio.sleep(pause)
+            pause = min(2 * pause, PAUSES[1])

@@ -50,6 +50,10 @@ BY_STATUS: dict[int, type[OvmsError]] = {
 }
 
 
+class NotServed(NotFound):
+    """The engine does not serve the model that a request names, as one does that was started again."""
+
+
 class NotLoadedYet(Unavailable):
     """The engine has not begun to work on a request, as the model is being loaded, again or for the first time."""
 
@@ -323,6 +327,8 @@ def _error(status: int, body: bytes) -> OvmsError:
         return Unauthorized(text)  # a wrong key is a 500
     if status == 500 and "not loaded yet" in text.lower():
         return NotLoadedYet(text)  # and so is a model that is still loading (D.1)
+    if status == 404 and "requested name is not found" in text.lower():
+        return NotServed(text)
     return BY_STATUS.get(status, EngineFailed)(text)
 
 
