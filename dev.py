@@ -3,7 +3,7 @@
 
 python3 dev.py run      make an environment, install the workspace, run the demo   (half a minute the first time)
 python3 dev.py test     run the tests; further words go to pytest                  (7 minutes on 2 cores)
-python3 dev.py check    ruff, mypy --strict and import-linter                      (1 minute)
+python3 dev.py check    ruff, mypy --strict, import-linter, bandit and pip-audit   (1 minute)
 python3 dev.py bench    run every benchmark; further words name some of them       (20 minutes; most take 1 or 2)
 python3 dev.py soak     use every service while processes are killed and the disk fills; --minutes N says how long
 python3 dev.py release  build wheels and sdists into dist/ and check them; needs a commit    (3 minutes)
@@ -12,6 +12,7 @@ python3 dev.py make     write the generated files again: protobuf code, plugin.y
 
 from __future__ import annotations
 
+import json
 import os
 import ssl
 import subprocess
@@ -116,6 +117,25 @@ def check(words: list[str]) -> None:
     os.environ["MYPYPATH"] = os.pathsep.join([*roots, str(ROOT / "bench")])
     call(tool("mypy"), "--explicit-package-bases", "tests", "bench")
     call(tool("lint-imports"), "--no-cache")
+    call(tool("bandit"), "--quiet", "--configfile", "pyproject.toml", "--recursive", *sources())
+    audit()
+
+
+def audit() -> None:
+    """Look for known vulnerabilities of the installed packages; where there are no advisories, a line says so."""
+    command = [tool("pip-audit"), "--skip-editable", "--progress-spinner", "off", "--format", "json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    try:
+        packages = json.loads(done.stdout)["dependencies"]
+    except (ValueError, LookupError):
+        said = done.stderr.strip().splitlines() or ["it said nothing"]
+        say(f"pip-audit found no advisories here, so nothing is known of the packages: {said[-1][:200]}")
+        return
+    unknown = [each["name"] for each in packages if "skip_reason" in each]
+    known = [each for each in packages if "skip_reason" not in each]
+    say(f"pip-audit: {len(known)} packages looked up, {len(unknown)} without advisories here.")
+    if found := [f"{each['name']} {each['version']}: {one['id']}" for each in known for one in each["vulns"]]:
+        sys.exit("\n".join(["Known vulnerabilities:", *found]))
 
 
 def bench(words: list[str]) -> None:
