@@ -34,6 +34,7 @@ class Plan:
     install: Sequence[Sequence[str]]
     uninstall: Sequence[Sequence[str]]
     status: Sequence[str]
+    restart: Sequence[Sequence[str]]
     log: str
     """How to see what it prints."""
 
@@ -53,10 +54,11 @@ def plan(system: str, command: Sequence[str], home: Path, environment: Mapping[s
             [["systemctl", "--user", "daemon-reload"], ["systemctl", "--user", "enable", "--now", NAME]],
             [["systemctl", "--user", "disable", "--now", NAME]],
             ["systemctl", "--user", "status", "--no-pager", NAME],
+            [["systemctl", "--user", "restart", NAME]],
             f"journalctl --user -u {NAME}",
         )
     if system == "darwin":
-        path = home / "Library" / "LaunchAgents" / f"{LABEL}.plist"
+        path = agent(home)
         log = home / "Library" / "Logs" / f"{NAME}.log"
         domain = f"gui/{os.getuid() if hasattr(os, 'getuid') else 0}"
         described = {
@@ -74,6 +76,7 @@ def plan(system: str, command: Sequence[str], home: Path, environment: Mapping[s
             [["launchctl", "bootstrap", domain, str(path)]],
             [["launchctl", "bootout", f"{domain}/{LABEL}"]],
             ["launchctl", "print", f"{domain}/{LABEL}"],
+            [["launchctl", "kickstart", "-k", f"{domain}/{LABEL}"]],
             f"tail {log}",
         )
     if system == "win32":
@@ -86,9 +89,15 @@ def plan(system: str, command: Sequence[str], home: Path, environment: Mapping[s
             [made, [*task, "/Run"]],
             [[*task, "/End"], [*task, "/Delete", "/F"]],
             [*task, "/Query"],
+            [[*task, "/End"], [*task, "/Run"]],
             f"{NAME} logs",
         )
     raise NotSupported(f"Starting at login is not supported on {system}; start `ovms-plugin serve` in another way.")
+
+
+def agent(home: Path) -> Path:
+    """Return the file that describes the service to launchd."""
+    return home / "Library" / "LaunchAgents" / f"{LABEL}.plist"
 
 
 def _unit(command: Sequence[str]) -> str:
@@ -167,10 +176,21 @@ async def status(session: Session) -> None:
     session.code = done.returncode
 
 
+async def restart(session: Session) -> None:
+    """Have the system's manager restart the service."""
+    for command in _plan(session).restart:
+        await anyio.to_thread.run_sync(_call, command)
+    print("The service is restarted.")
+
+
+def program() -> list[str]:
+    """Return the words that start this program."""
+    installed = Path(sys.executable).with_name(NAME + (".exe" if os.name == "nt" else ""))
+    return [str(installed)] if installed.exists() else [sys.executable, "-m", "ovms_cli"]
+
+
 def _plan(session: Session) -> Plan:
-    program = Path(sys.executable).with_name(NAME + (".exe" if os.name == "nt" else ""))
-    command = [str(program)] if program.exists() else [sys.executable, "-m", "ovms_cli"]
-    command.append("serve")
+    command = [*program(), "serve"]
     if session.data_dir_given:
         command += ["--data-dir", str(session.settings.data_dir)]
     return plan(sys.platform, command, Path.home(), os.environ)

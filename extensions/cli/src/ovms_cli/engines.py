@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 
 LOG = "engine.log"
+CLEAR = "\033[H\033[2J\033[H"
+"""Empties a terminal."""
+WATCH_TICK = 2.0
+"""Seconds between two looks at what the engine does."""
 FOLLOW_TICK = 0.25
 """Seconds between two looks at a log that is followed."""
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="As `engine ls` lists it.", show_default=False)]
@@ -37,15 +41,42 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(group, name="engine")
 
 
-async def status(session: Session, *, json: Json = False) -> None:
+async def status(
+    session: Session,
+    *,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on, and show what changes.")] = False,
+    json: Json = False,
+) -> None:
     """Show whether the engine runs, where, and what it serves."""
+    report = await _status(session)
+    _show_status(report, json=json)
+    session.kept = "No longer watching."
+    while watch:
+        await anyio.sleep(WATCH_TICK)
+        before, report = report, await _status(session)
+        if report != before:
+            print(CLEAR if sys.stdout.isatty() and not json else "")
+            _show_status(report, json=json)
+
+
+def _show_status(report: dict[str, Any], *, json: bool) -> None:
+    if json:
+        output.print_json(report)
+    else:
+        shown = report | {"models": ", ".join(report["models"])}
+        shown |= {f"http_{name}": value for name, value in shown.pop("http").items()}
+        output.print_facts({name.replace("_", " "): str(value) for name, value in shown.items() if value})
+    sys.stdout.flush()
+
+
+async def _status(session: Session) -> dict[str, Any]:
     async with session.kernel() as kernel:
         runs = await running(kernel)
         info = kernel.supervisor.info
         active = kernel.installations.active()
-        models = [each.id for each in await kernel.running_models()] if runs else []
+        models = [each.id for each in await kernel.running_models() if not each.alias_of] if runs else []
         state = kernel.supervisor.describe()
-    report: dict[str, Any] = {
+    return {
         "engine": state,
         "version": info.version if info else active.version if active else "",
         "rest": info.endpoint.rest if info else "",
@@ -55,12 +86,6 @@ async def status(session: Session, *, json: Json = False) -> None:
         "data_dir": session.settings.data_dir,
         "http": _http(session),
     }
-    if json:
-        output.print_json(report)
-    else:
-        report["models"] = ", ".join(models)
-        report |= {f"http_{name}": value for name, value in report.pop("http").items()}
-        output.print_facts({name.replace("_", " "): str(value) for name, value in report.items() if value})
 
 
 def _http(session: Session) -> "dict[str, Any]":

@@ -1,17 +1,20 @@
-"""``ovms-plugin stop``: ends the server that runs for this data folder, or unloads models."""
+"""``stop`` and ``restart``: the server that runs for this data folder."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import anyio
+import anyio.to_thread
 import psutil
 import typer
 
+from ovms_cli import autostart, output
 from ovms_cli import models as about_models
-from ovms_cli import output
+from ovms_cli.autostart import program
 from ovms_cli.session import Session, add
-from ovms_kernel.errors import OvmsError, TimedOut
+from ovms_kernel.errors import BadRequest, OvmsError, TimedOut
 
 PATIENCE = 30.0
 """Seconds that a server has to end; its engine alone may take eight."""
@@ -22,8 +25,8 @@ CLOCK = 2.0
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add this command."""
-    add(app, stop)
+    """Add these commands."""
+    add(app, stop, restart)
 
 
 async def stop(
@@ -44,6 +47,40 @@ async def stop(
     if server is None:
         print("No server runs here.")
         return
+    await _end(session, server)
+    print("The server is stopped; models and settings are kept.")
+
+
+async def restart(session: Session) -> None:
+    """Start the server anew, with the options that it has; it then runs in the background.
+
+    So changed settings take effect. One that `service install` starts stays in the system's hands.
+    """
+    server = serving(session.settings.data_dir)
+    if server is None:
+        output.say("No server runs here; it is started.")
+        command = [*program(), "serve"]
+        if session.data_dir_given:
+            command += ["--data-dir", str(session.settings.data_dir)]
+    elif managed(server):
+        await autostart.restart(session)
+        return
+    else:
+        command = await anyio.to_thread.run_sync(server.cmdline)
+        if "serve" not in command:
+            raise BadRequest(f"The server is part of `{' '.join(command)}`, process {server.pid}; restart that.")
+        await _end(session, server)
+    session.kept = "Interrupted; `ovms-plugin status` shows whether the server runs."
+    done = await anyio.run_process([*command, "--detach"], check=False, stdin=None, stdout=None, stderr=None)
+    session.code = done.returncode
+
+
+async def _end(session: Session, server: psutil.Process) -> None:
+    """End a server and wait for that.
+
+    :raises OvmsError: it belongs to somebody else.
+    :raises TimedOut: it goes on.
+    """
     session.kept = "Interrupted; the server is stopping."
     try:
         with output.waiting("stopping"):
@@ -57,7 +94,17 @@ async def stop(
         raise OvmsError(f"The server is process {server.pid} of another user; stop it as that user.") from error
     except TimeoutError as error:
         raise TimedOut(f"The server, process {server.pid}, did not end within {PATIENCE:.0f} s; try again.") from error
-    print("The server is stopped; models and settings are kept.")
+
+
+def managed(server: psutil.Process, system: str = sys.platform) -> bool:
+    """Tell whether the system's manager of services started a server."""
+    if system == "linux":
+        try:
+            return f"/{autostart.NAME}.service" in Path(f"/proc/{server.pid}/cgroup").read_text("ascii", "replace")
+        except OSError:
+            return False
+    # launchd is the parent of what it manages; on Windows nothing tells a task from another process.
+    return system == "darwin" and server.ppid() == 1 and autostart.agent(Path.home()).exists()
 
 
 def serving(data_dir: Path) -> psutil.Process | None:

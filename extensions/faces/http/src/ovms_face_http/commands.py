@@ -56,11 +56,17 @@ async def serve(
     port: Annotated[
         int, typer.Option(min=-1, max=65535, help="Which port; 0 = any free one.", show_default=False)
     ] = -1,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Go on in the background once it is ready.")] = False,
 ) -> None:
     """Serve every installed model at one HTTP address until Ctrl-C.
 
     Other commands, and AOG, use the same engine meanwhile.
     """
+    if detach:
+        from ovms_face_http.detached import detach as start
+
+        await start(session)
+        return
     from ovms_face_http.operation import STOPPED, operate
 
     given = ({"host": host} if host else {}) | ({"port": port} if port >= 0 else {})

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ovms_kernel.api.observers import EngineExit, EngineInfo, LoadedModel, LocalModel
 
 STOPPED = "The server is stopped; models and settings are kept."
+READY = "is ready at"
+"""What the line about an engine that answers has in it."""
 LOOK = 1.0
 """Seconds between two looks at whether the engine was given up."""
 
@@ -33,7 +35,7 @@ class Teller:
     @hookimpl
     def ovms_engine_ready(self, engine: EngineInfo) -> None:
         """Say that it answers."""
-        self._say(f"Engine {engine.version} is ready at {engine.endpoint.rest}.")
+        self._say(f"Engine {engine.version} {READY} {engine.endpoint.rest}.")
 
     @hookimpl
     def ovms_engine_exited(self, exit: EngineExit, will_restart: bool) -> None:  # noqa: A002, FBT001 - the event's words
