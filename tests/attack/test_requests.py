@@ -8,13 +8,14 @@ import json
 import struct
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import httpx
 
@@ -30,6 +31,14 @@ HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_t
 def schema(inner: dict[str, Any]) -> dict[str, Any]:
     wanted = {"type": "json_schema", "json_schema": {"schema": inner}}
     return HELLO | {"response_format": wanted}
+
+
+def nested(levels: int) -> dict[str, Any]:
+    """Return a schema of objects within each other."""
+    made: dict[str, Any] = {"type": "string"}
+    for _ in range(levels):
+        made = {"type": "object", "properties": {"a": made}, "required": ["a"]}
+    return made
 
 
 def wave(rate: int, size: int) -> bytes:
@@ -62,6 +71,11 @@ BOMBS: dict[str, tuple[str, str, dict[str, Any], str]] = {
         CHAT, TEXT, schema({"anyOf": [{"properties": {f"p{i}{j}": {} for i in range(300)}} for j in range(9)]}),
         "properties and alternatives",
     ),
+    "free_schema": (
+        CHAT, TEXT, schema({"anyOf": [{"properties": {f"p{i}{j}": {} for i in range(400)}} for j in range(3)]}),
+        "optional properties",
+    ),
+    "deep_schema": (CHAT, TEXT, schema(nested(33)), "levels"),
     "pattern": (CHAT, TEXT, schema({"type": "string", "pattern": NESTED}), "repeats"),
     "long_schema": (CHAT, TEXT, schema({"enum": ["x" * 50] * 20_000}), "characters"),
     "digits": (CHAT, TEXT, HELLO | {"repetition_penalty": 10**4000}, "repetition_penalty"),
@@ -135,9 +149,9 @@ def test_what_is_usual_still_goes_through(target: Engine) -> None:
     assert [each.status_code for each in answers] == [200] * 4, [each.text[:200] for each in answers]
 
 
-def test_a_stream_of_one_model_goes_on_while_bombs_go_to_others(target: Engine) -> None:
-    """The gaps between its pieces stay those of a busy machine: none is as long as the bombs together take."""
-    others = [bomb for bomb in BOMBS if BOMBS[bomb][1] != TEXT]
+@contextmanager
+def streaming(target: Engine) -> Iterator[list[float]]:
+    """Stream from a model meanwhile, and collect the seconds between two pieces."""
     gaps: list[float] = []
     stopped = threading.Event()
 
@@ -153,10 +167,35 @@ def test_a_stream_of_one_model_goes_on_while_bombs_go_to_others(target: Engine) 
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        for bomb in others * 2:
-            assert send(target, bomb).status_code in (400, 412, 413)
+        yield gaps
     finally:
         stopped.set()
         reader.join()
+
+
+def test_a_stream_of_one_model_goes_on_while_bombs_go_to_others(target: Engine) -> None:
+    """The gaps between its pieces stay those of a busy machine: none is as long as the bombs together take."""
+    others = [bomb for bomb in BOMBS if BOMBS[bomb][1] != TEXT]
+    with streaming(target) as gaps:
+        for bomb in others * 2:
+            assert send(target, bomb).status_code in (400, 412, 413)
     assert len(gaps) > 100
     assert max(gaps) < 1.0
+
+
+def test_no_token_waits_for_a_schema_that_compiles(target: Engine) -> None:
+    """Neither those of the same model: compiling takes several times as long as the longest gap of a stream."""
+    slow = {
+        "type": "object",
+        "properties": {f"p{i}": {"type": "string", "pattern": f"^[a-z]{{3,{9 + i}}}$"} for i in range(100)},
+    }
+    fields = {"model": TEXT} | schema(slow)
+    with streaming(target) as gaps:
+        began = time.monotonic()
+        assert target.http.post(f"/v3/{CHAT}", json=fields).status_code == 200
+        first = time.monotonic() - began
+    assert len(gaps) > 100
+    assert max(gaps) < first / 3
+    began = time.monotonic()
+    assert target.http.post(f"/v3/{CHAT}", json=fields).status_code == 200
+    assert time.monotonic() - began < first / 3, "a schema is compiled once"

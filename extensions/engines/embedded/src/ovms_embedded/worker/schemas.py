@@ -1,4 +1,4 @@
-"""Bounds on JSON schemas: the library compiles them while all other requests of the model wait."""
+"""Bounds on JSON schemas: what the library compiles cannot be stopped."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ PROPERTIES = 500
 """Properties of an object, or alternatives at one place: the time to compile them grows faster than their number."""
 PARTS = 2000
 """Properties and alternatives of all schemas of a request."""
+FREE = PROPERTIES**2
+"""Optional properties of each object, squared and summed up: any of them may follow any other."""
+LEVELS = 64
+"""Objects and lists within each other; a schema needs two for each level of what it describes."""
 PATTERN_LIMIT = 2000
 """Characters of a pattern."""
 REPETITIONS = 100_000
 """Times that something in a pattern may repeat, all nested repetitions multiplied."""
 QUANTIFIER = re.compile(r"\{(\d*)(?:,(\d*))?\}")
+PLAIN = ("enum", "const", "default", "examples")
+"""Keys whose values are no schemas."""
 ALTERNATIVES = ("anyOf", "oneOf", "allOf", "prefixItems")
 
 
@@ -29,17 +35,34 @@ def check_schemas(grammar: str, schemas: list[Any]) -> None:
     """
     if len(grammar) > TEXT_LIMIT:
         raise Refused(f"The JSON schemas of the request have more than {TEXT_LIMIT} characters")
-    parts = 0
-    waiting = list(schemas)
+    parts = free = 0
+    waiting: list[tuple[Any, int]] = [(each, 1) for each in schemas]
     while waiting:
-        value = waiting.pop()
+        value, level = waiting.pop()
+        if level > LEVELS:
+            raise Refused(f"The JSON schemas of the request have more than {LEVELS} levels")
         if isinstance(value, list):
-            waiting += value
+            waiting += [(inner, level + 1) for inner in value]
         elif isinstance(value, dict):
             parts += _parts_of(value)
+            free += _optional(value) ** 2
             if parts > PARTS:
                 raise Refused(f"The JSON schemas of the request have more than {PARTS} properties and alternatives")
-            waiting += [inner for key, inner in value.items() if key not in ("enum", "const", "default", "examples")]
+            if free > FREE:
+                raise Refused("The JSON schemas of the request have too many optional properties; make some required")
+            waiting += [
+                (inner, level + 1)
+                for key, inner in value.items()
+                if key not in ("enum", "const", "default", "examples")
+            ]
+
+
+def _optional(schema: dict[str, Any]) -> int:
+    named, required = schema.get("properties"), schema.get("required")
+    if not isinstance(named, dict):
+        return 0
+    bound = {each for each in required if isinstance(each, str)} if isinstance(required, list) else set()
+    return len(named.keys() - bound)
 
 
 def _parts_of(schema: dict[str, Any]) -> int:

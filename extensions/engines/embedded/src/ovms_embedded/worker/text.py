@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import queue
 import time
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-
-import openvino_genai as genai
 
 from ovms_embedded import wire
 from ovms_embedded.worker import common, detection, grammar, templates
 from ovms_embedded.worker.byte_table import decoder_for
 from ovms_embedded.worker.detokenize import Running, flush
+from ovms_embedded.worker.grammars import COMPILED, Grammars
 from ovms_embedded.worker.pipe import Refused, tidy
 from ovms_embedded.worker.text_pipeline import build, generation_config, sees
 
@@ -23,8 +24,7 @@ FLUSH = (0.004, 0.002, 0.02)
 
 It only matters to models that step faster than that: the others flush with every step.
 """
-REMEMBERED = 1000
-"""Schemas of which it is known whether they can be used."""
+SLOW = "The JSON schema or the tools of the request take too long to compile; make them smaller"
 Message = list[Any]
 
 
@@ -46,7 +46,7 @@ class Text:
         self.urgent: list[Running] = []
         """Running streams of which nothing has reached the client yet."""
         self.waiting: deque[Message] = deque()
-        self.usable_grammars: dict[str, bool] = {}
+        self.grammars = Grammars(self.tokenizer, self.folder, pipe.inbox)
         parsers = detection.parsers(spec["options"], template["template"] or template["tool_template"], pipe)
         self.info = parsers | {"vision": self.vision, "chat_template": template}
 
@@ -59,11 +59,15 @@ class Text:
             if not self.pipeline.has_non_finished_requests():
                 self._flush()
                 if not self.waiting:
-                    self._take(inbox.get())
+                    with suppress(queue.Empty):
+                        self._take(inbox.get(timeout=self.grammars.pause()))
             while not inbox.empty():
                 self._take(inbox.get())
-            if self.waiting:
-                self._admit()
+            for number in self.grammars.overdue():
+                self.pipe.send([wire.ERROR, number, wire.INVALID, SLOW])
+            self._admit()
+            if not self.pipeline.has_non_finished_requests():
+                continue
             try:
                 self.pipeline.step()
             except Exception as error:  # noqa: BLE001 - the pipeline is unusable after it, whatever it was
@@ -81,60 +85,48 @@ class Text:
 
     def _take(self, message: Message) -> None:
         if message[0] == wire.CANCEL:
-            number = message[1]
-            self.pipe.cancelled.discard(number)
-            if running := self.running.pop(number, None):
-                running.handle.cancel()
-            self.waiting = deque(each for each in self.waiting if each[1] != number)
-            self.pipe.send([wire.END, number, None])  # nobody takes it, but the watchdog sees that the call has ended
-            return
-        _, number, operation, payload = message
-        try:
-            if operation == "generate":
-                if payload["grammar"] and payload["grammar"] not in self.usable_grammars:
-                    grammar.check(payload["grammar"])
-                self.waiting.append(message)
+            self._cancel(message[1])
+        elif message[0] == COMPILED:
+            _, sender, wanted, error = message
+            if sender is not self.grammars:
                 return
-            self.pipe.send([wire.END, number, common.tokenize(self.tokenizer, payload, self.window)])
-        except Refused as refused:
-            self.pipe.send([wire.ERROR, number, refused.kind, str(refused)])
+            if error:  # OVMS drops a schema that it cannot use
+                self.pipe.log("error", "llm_calculator", f"A schema is ignored: {error}")
+            self.waiting += self.grammars.settle(wanted, error)
+        else:
+            _, number, operation, payload = message
+            try:
+                if operation == "generate":
+                    self._receive(number, message, payload["grammar"])
+                else:
+                    self.pipe.send([wire.END, number, common.tokenize(self.tokenizer, payload, self.window)])
+            except Refused as refused:
+                self.pipe.send([wire.ERROR, number, refused.kind, str(refused)])
+
+    def _cancel(self, number: int) -> None:
+        self.pipe.cancelled.discard(number)
+        self.grammars.leave(number)
+        if running := self.running.pop(number, None):
+            running.handle.cancel()
+        self.waiting = deque(each for each in self.waiting if each[1] != number)
+        self.pipe.send([wire.END, number, None])  # nobody takes it, but the watchdog sees that the call has ended
+
+    def _receive(self, number: int, message: Message, wanted: str | None) -> None:
+        if wanted and self.grammars.usable(wanted) is None:
+            grammar.check(wanted)
+            self.grammars.hold(number, message, wanted)
+        else:
+            self.waiting.append(message)
 
     def _admit(self) -> None:
         while self.waiting:
-            _, number, _, payload = self.waiting[0]
-            wanted = payload["grammar"]
-            if wanted and wanted not in self.usable_grammars:
-                if self.running or self.pipeline.has_non_finished_requests():
-                    return  # wait until nothing runs: only then can a grammar be tried without harm to others
-                self._try(wanted)
-            self.waiting.popleft()
+            _, number, _, payload = self.waiting.popleft()
             try:
                 self._add(number, payload)
             except Refused as refused:
                 self.pipe.send([wire.ERROR, number, refused.kind, str(refused)])
             except Exception as error:  # noqa: BLE001 - what the library says about this request's parameters
                 self.pipe.send([wire.ERROR, number, wire.INVALID, tidy(error)])
-
-    def _try(self, wanted: str) -> None:
-        """Compile a grammar where its failure can be contained.
-
-        The library compiles grammars while it steps, and a step that throws leaves it unusable; only ``generate``
-        cleans up after itself.
-        """
-        config = genai.GenerationConfig(max_new_tokens=1)
-        if len(self.usable_grammars) >= REMEMBERED:
-            self.usable_grammars.clear()
-        try:
-            config.structured_output_config = grammar.structured_output(wanted)
-            if self.vision:
-                self.pipeline.generate(["a"], [[]], [config])
-            else:
-                self.pipeline.generate([self.tokenizer.encode("a").input_ids], [config])
-        except Exception as error:  # noqa: BLE001 - OVMS drops a schema that it cannot use
-            self.pipe.log("error", "llm_calculator", f"A schema is ignored: {tidy(error)}")
-            self.usable_grammars[wanted] = False
-        else:
-            self.usable_grammars[wanted] = True
 
     def _add(self, number: int, payload: dict[str, Any]) -> None:
         prompt = payload["prompt"]
@@ -145,7 +137,7 @@ class Text:
             text = "Prompt is empty after tokenization"
             raise Refused(text)
         config = generation_config(self.pipeline.get_config(), payload, self.spec["options"], length, self.window)
-        if payload["grammar"] and self.usable_grammars[payload["grammar"]]:
+        if payload["grammar"] and self.grammars.usable(payload["grammar"]):
             config.structured_output_config = grammar.structured_output(payload["grammar"])
         if self.vision:
             from ovms_embedded.worker import pictures  # nothing of Pillow for the others
@@ -171,6 +163,8 @@ class Text:
         self.urgent.clear()
         del self.pipeline
         self.pipeline = build(self.spec, self.folder, self.device)
+        self.tokenizer = self.pipeline.get_tokenizer()
+        self.grammars = self.grammars.renewed(self.tokenizer)
 
 
 def load(spec: dict[str, Any], pipe: Pipe) -> Text:

@@ -1,0 +1,111 @@
+"""Grammars: compiled beside the pipeline, once, for as long as somebody waits for them."""
+
+from __future__ import annotations
+
+import json
+import queue
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+genai = pytest.importorskip("openvino_genai")
+
+from ovms_embedded.worker.grammars import COMPILED, Grammars, logits  # noqa: E402 - after the check above
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SMALL = json.dumps({"schema": {"type": "boolean"}})
+SLOW = [
+    json.dumps({"schema": {"type": "object", "properties": {f"{name}{i}": {"type": "string"} for i in range(400)}}})
+    for name in "abcd"
+]
+MINUTE = 60
+
+
+class Model:
+    """A tokenizer, and what compiles for it."""
+
+    def __init__(self, folder: Path, patience: float = MINUTE) -> None:
+        self.tokenizer = genai.Tokenizer(folder)
+        self.inbox: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
+        self.grammars = Grammars(self.tokenizer, folder, self.inbox, patience)
+
+    def compiled(self) -> tuple[str, str | None]:
+        kind, sender, wanted, error = self.inbox.get(timeout=MINUTE)
+        assert kind == COMPILED
+        assert sender is self.grammars
+        return wanted, error
+
+
+@pytest.fixture
+def folder(fixtures: Path) -> Path:
+    return fixtures / "text_generation"
+
+
+def test_requests_wait_for_their_grammar_and_no_other(folder: Path) -> None:
+    model = Model(folder)
+    for number, wanted in enumerate([SLOW[0], SMALL, SMALL]):
+        model.grammars.hold(number, [number], wanted)
+    assert model.compiled() == (SMALL, None), "a slow grammar keeps no other waiting"
+    assert model.grammars.usable(SMALL) is None
+    assert model.grammars.settle(SMALL, None) == [[1], [2]]
+    assert model.grammars.usable(SMALL)
+    assert model.compiled() == (SLOW[0], None)
+    assert model.grammars.settle(SLOW[0], None) == [[0]]
+    assert model.grammars.pause() is None
+
+
+def test_a_grammar_that_cannot_be_compiled_says_why_and_stays_unusable(folder: Path) -> None:
+    model = Model(folder)
+    bad = json.dumps({"schema": {"type": "nonsense"}})
+    model.grammars.hold(1, ["first"], bad)
+    wanted, error = model.compiled()
+    assert error
+    assert model.grammars.settle(wanted, error) == [["first"]]
+    assert model.grammars.usable(bad) is False
+
+
+def test_a_request_waits_for_so_long_and_a_grammar_that_nobody_waits_for_is_not_begun(folder: Path) -> None:
+    model = Model(folder, patience=0.01)
+    for number, wanted in enumerate(SLOW[:3]):
+        model.grammars.hold(number, [number], wanted)
+    pause = model.grammars.pause()
+    assert pause is not None
+    assert pause <= 0.01
+    time.sleep(0.02)
+    assert model.grammars.overdue() == [0, 1, 2]
+    assert model.grammars.pause() is None
+    model.grammars.hold(9, [9], SMALL)
+    begun = [model.compiled()[0]]
+    while begun[-1] != SMALL:
+        begun.append(model.compiled()[0])
+    assert SLOW[2] not in begun, "two threads had begun the first two at most"
+
+
+def test_a_pipeline_finds_what_was_compiled_beside_it(folder: Path) -> None:
+    pipeline = genai.ContinuousBatchingPipeline(folder, genai.SchedulerConfig(), "CPU", {})
+    inbox: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
+    grammars = Grammars(pipeline.get_tokenizer(), folder, inbox)
+
+    def seconds(wanted: str) -> float:
+        config = genai.GenerationConfig(max_new_tokens=1)
+        config.structured_output_config = genai.StructuredOutputConfig(
+            json_schema=json.dumps(json.loads(wanted)["schema"])
+        )
+        began = time.process_time()
+        pipeline.generate([pipeline.get_tokenizer().encode("a").input_ids], [config])
+        return time.process_time() - began
+
+    grammars.hold(1, [], SLOW[0])
+    inbox.get(timeout=MINUTE)
+    found, compiled = seconds(SLOW[0]), seconds(SLOW[1])
+    assert found < compiled / 3
+
+
+def test_logits_are_counted_in_the_model_and_else_in_the_vocabulary(folder: Path, tmp_path: Path) -> None:
+    tokenizer = genai.Tokenizer(folder)
+    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    assert logits(folder, tokenizer) == size
+    assert logits(tmp_path, tokenizer) == max(tokenizer.get_vocab().values()) + 1
