@@ -1,13 +1,14 @@
 """What the tests of the HTTP face share: one server, as a person starts it, over the tiny models."""
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,10 @@ import anyio
 import httpx
 import pytest
 
+from ovms_face_http import HttpFace, config
 from ovms_kernel.compose import compose_kernel
 from ovms_kernel.settings import read_settings
+from ovms_kernel.testing.stub import StubEngine
 
 MODELS = {
     "tiny/chat": "text_generation",
@@ -133,3 +136,48 @@ def start(data_dir: Path) -> Callable[..., AbstractContextManager[Served]]:
         return serving(data_dir, *words, **settings)
 
     return run
+
+
+@dataclass
+class Stubbed:
+    """The face in this process, over an engine that answers what a test tells it to."""
+
+    engine: StubEngine
+    port: int
+    key: str
+
+    def client(self, **more: object) -> httpx.AsyncClient:
+        options = {"headers": {"authorization": f"Bearer {self.key}"}, "timeout": 30, "trust_env": False} | more
+        return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", **options)  # type: ignore[arg-type]
+
+    def request(self, fields: object, path: str = "/v1/chat/completions") -> bytes:
+        """Return a request as a client writes it."""
+        body = json.dumps(fields).encode()
+        head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\nx-api-key: {self.key}\r\ncontent-length: {len(body)}\r\n"
+        return f"{head}content-type: application/json\r\n\r\n".encode() + body
+
+
+@asynccontextmanager
+async def over_stub(folder: Path, answers: dict[str, object]) -> AsyncIterator[Stubbed]:
+    """Serve the model ``m`` of an engine that answers as told."""
+    ready = {"/v2/health/live": {}, "/v2/health/ready": {}, "/v2/models/m/ready": {}, "/v1/config": {}}
+    async with StubEngine(ready | answers) as engine:
+        remote = {"url": engine.endpoint.rest, "api_key": engine.endpoint.api_key}
+        async with compose_kernel(read_settings({}, data_dir=folder, platforms={"remote": remote})) as kernel:
+            await kernel.install_engine()
+            composed = asyncio.get_running_loop().create_future()
+            composed.set_result(kernel)
+            where = asyncio.get_running_loop().create_future()
+            serving = asyncio.create_task(HttpFace(config.read({"port": 0})).serve(composed, ready=where.set_result))
+            port = int((await where).url.rpartition(":")[2])
+            try:
+                yield Stubbed(engine, port, (folder / "http" / "key").read_text().strip())
+            finally:
+                serving.cancel()
+                await asyncio.wait([serving])
+
+
+@pytest.fixture
+def stubbed(tmp_path: Path) -> Callable[[dict[str, object]], AbstractAsyncContextManager[Stubbed]]:
+    """Serve over an engine that answers as told."""
+    return lambda answers: over_stub(tmp_path, answers)

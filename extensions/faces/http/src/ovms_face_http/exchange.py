@@ -25,8 +25,6 @@ Send = Callable[[Message], Awaitable[None]]
 
 JSON = b"application/json"
 EVENTS = b"text/event-stream"
-SILENCE_LIMIT = 60.0
-"""Seconds that a client may pause while it sends a body."""
 encode = msgspec.json.Encoder().encode
 
 
@@ -68,7 +66,7 @@ class Exchange:
     async def body(self) -> bytes:
         """Return the whole body.
 
-        :raises Denied: it is too large, or does not arrive.
+        :raises Denied: it is too large.
         :raises Cancelled: the client is gone.
         """
         self._check_length()
@@ -96,10 +94,7 @@ class Exchange:
             more = bool(message.get("more_body"))
 
     async def _next(self) -> Message:
-        with anyio.move_on_after(SILENCE_LIMIT) as limit:
-            message = await self.receive()
-        if limit.cancelled_caught:
-            raise Denied(408, "The request's body did not arrive.", "body_timeout", [(b"connection", b"close")])
+        message = await self.receive()
         if message["type"] == "http.disconnect":
             raise Cancelled("The client closed the connection before its request was complete.")
         return message

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -86,14 +87,8 @@ class Guard:
         ]
 
     def _is_ours(self, name: str) -> bool:
-        if name in self.names:
-            return True
-        try:
-            # What is an address already does not have to be resolved by anybody.
-            ipaddress.ip_address(name.strip("[]"))
-        except ValueError:
-            return False
-        return True
+        # What is an address already does not have to be resolved by anybody.
+        return name in self.names or _is_address(name.strip("[]"))
 
     def caller(self, headers: Mapping[bytes, bytes]) -> str:
         """Return the name of the key that a request carries; empty where none is needed.
@@ -113,6 +108,15 @@ class Guard:
             "invalid_api_key",
             [(b"www-authenticate", b'Bearer realm="ovms-plugin"')],
         )
+
+
+@lru_cache(maxsize=64)
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def sent_key(headers: Mapping[bytes, bytes]) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import os
 import socket
+import ssl
 import time
 from email.utils import formatdate
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
@@ -26,7 +29,9 @@ if TYPE_CHECKING:
     from ovms_face_http.config import HttpSettings
 
 HEAD_LIMIT = 20.0
-"""Seconds that the head of a connection's first request may take."""
+"""Seconds that the head of a request may take, the first of a connection from its beginning."""
+SILENCE_LIMIT = 60.0
+"""Seconds that a client may pause while it sends a body."""
 KEEP_ALIVE = 75.0
 """Seconds that a connection may be idle between two requests."""
 HEAD_BYTES = 64 << 10
@@ -39,20 +44,20 @@ BACKLOG = 1024
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's connection, which also gives up on slow heads and tells the work that its client is gone."""
+    """uvicorn's connection, which also gives up on slow requests and tells the work that its client is gone."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as uvicorn makes it
         super().__init__(*args, **kwargs)
         self.leave: dict[object, Callable[[], None]] = {}
         """What to call when the client is gone, by request."""
-        self._head_timer: asyncio.TimerHandle | None = None
+        self.late_at = self.loop.time() + HEAD_LIMIT
+        """When the client should have sent more, by the loop's clock; infinite while nothing is to come."""
         self._head_bytes = 0
         self._in_head = True
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for the first head."""
+        """Begin; see :class:`Corked`."""
         super().connection_made(Corked(transport, self.loop))
-        self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
         """Read, and refuse a head without an end."""
@@ -66,31 +71,35 @@ class Connection(HttpToolsProtocol):
         """Give the request a way to hear that its client is gone."""
         super().on_message_begin()
         self.scope["ovms.connection"] = self  # type: ignore[typeddict-unknown-key]
-        if not self._in_head:
-            self._wait_for_head()
+        self._in_head = True
+        self.late_at = self.loop.time() + HEAD_LIMIT
 
     def on_headers_complete(self) -> None:
-        """Stop waiting for the head."""
+        """Wait for the body, piece by piece."""
         self._in_head, self._head_bytes = False, 0
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        self.late_at = self.loop.time() + SILENCE_LIMIT
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Wait for the next piece."""
+        self.late_at = self.loop.time() + SILENCE_LIMIT
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Wait for nothing: uvicorn closes what is idle for long between two requests."""
+        self.late_at = math.inf
+        super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the work for this client."""
-        if self._head_timer is not None:
-            self._head_timer.cancel()
         super().connection_lost(exc)
         for leave in list(self.leave.values()):
             leave()
 
-    def _wait_for_head(self) -> None:
-        self._in_head = True
-        self._head_timer = self.loop.call_later(HEAD_LIMIT, self._give_up)
-
-    def _give_up(self) -> None:
-        if not self.transport.is_closing():
+    def close_if_late(self, now: float) -> None:
+        """Close the connection if its client has sent too little for too long."""
+        # While an earlier request is answered, the next one is not read, which is not its client's fault.
+        if self.late_at < now and not self.flow.read_paused and not self.transport.is_closing():
             self.transport.close()
 
 
@@ -112,23 +121,17 @@ class Server:
             proxy_headers=False,
             timeout_keep_alive=int(KEEP_ALIVE),
             backlog=BACKLOG,
-            ssl_certfile=settings.tls_cert or None,
-            ssl_keyfile=settings.tls_key or None,
         )
+        self._tls = tls_of(settings) if settings.tls_cert else None
 
     async def __aenter__(self) -> Self:
-        try:
-            self._config.load()
-        except (OSError, ValueError) as error:
-            raise BadRequest(
-                f"The certificate of faces.http.tls_cert and tls_key cannot be used ({error}); check both files."
-            ) from error
+        self._config.load()
         loop = asyncio.get_running_loop()
         self._tell_time()
         self._listener = await loop.create_server(
             lambda: Connection(config=self._config, server_state=self._state, app_state={}, _loop=loop),
             sock=self._sock,
-            ssl=self._config.ssl,
+            ssl=self._tls,
             backlog=BACKLOG,
         )
         return self
@@ -146,13 +149,47 @@ class Server:
                     await asyncio.wait(late, timeout=CANCEL_LIMIT)
 
     async def keep_time(self) -> None:
-        """Keep the Date of answers right, until cancelled."""
+        """Keep the Date of answers right and close connections that are late, until cancelled."""
+        loop = asyncio.get_running_loop()
         while True:
             await anyio.sleep(1 - time.time() % 1)
             self._tell_time()
+            for each in list(self._state.connections):
+                if isinstance(each, Connection):  # not a websocket
+                    each.close_if_late(loop.time())
 
     def _tell_time(self) -> None:
         self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
+
+
+def tls_of(settings: HttpSettings) -> ssl.SSLContext:
+    """Return the TLS context of the certificate by setting.
+
+    :raises BadRequest: it cannot be used; the sentence says which file and why.
+    """
+    files = {name: Path(getattr(settings, name)).expanduser() for name in ("tls_cert", "tls_key")}
+    for name, path in files.items():
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise BadRequest(f"faces.http.{name} {path} cannot be read ({error.strerror}); check the path.") from error
+
+    def password() -> str:
+        raise BadRequest(
+            f"The key {files['tls_key']} is encrypted; write it without a password with `openssl pkey`, for your user "
+            "only, and set faces.http.tls_key to that file."
+        )
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(files["tls_cert"], files["tls_key"], password)
+    except ssl.SSLError as error:
+        cause = "they do not belong together" if error.reason == "KEY_VALUES_MISMATCH" else "one is no PEM file"
+        raise BadRequest(
+            f"The certificate {files['tls_cert']} and the key {files['tls_key']} cannot be used: {cause}; "
+            "check faces.http.tls_cert and faces.http.tls_key."
+        ) from error
+    return context
 
 
 def bind(settings: HttpSettings) -> socket.socket:
