@@ -115,3 +115,25 @@ def test_a_pull_tells_how_far_it_is() -> None:
     assert answers.progress(Progress("verifying")) == {"status": "verifying"}
     told = answers.progress(Progress("downloading", 5, 10, "model.bin"))
     assert (told["completed"], told["total"], told["digest"]) == (5, 10, "model.bin")
+
+
+def test_probabilities_of_tokens_are_asked_for_and_handed_over() -> None:
+    asked = {"model": "m", "messages": [{"role": "user", "content": "x"}], "logprobs": True, "top_logprobs": 2}
+    chat = requests.chat_of(asked)
+    assert (chat["logprobs"], chat["top_logprobs"]) == (True, 2)
+    assert "logprobs" not in requests.chat_of(asked | {"logprobs": False})
+    tokens = [{"token": "a", "logprob": -0.1, "bytes": [97], "top_logprobs": []}]
+    piece = answers.Pieces("m", chat=True).chunk(
+        {"choices": [{"delta": {"content": "a"}, "logprobs": {"content": tokens}}]}
+    )
+    assert json.loads(piece)["logprobs"] == tokens
+    choice = {"message": {"content": "a"}, "logprobs": {"content": tokens}, "finish_reason": "stop"}
+    assert answers.Pieces("m", chat=True).whole({"choices": [choice]})["logprobs"] == tokens
+    assert "logprobs" not in answers.Pieces("m", chat=True).whole({"choices": [choice | {"logprobs": None}]})
+
+
+def test_the_speed_of_a_whole_answer_is_a_speed() -> None:
+    choice = {"message": {"content": "a"}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 3, "completion_tokens": 5}
+    made = answers.Pieces("m", chat=True).whole({"choices": [choice], "usage": usage})
+    assert made["eval_duration"] == made["prompt_eval_duration"] == made["total_duration"]

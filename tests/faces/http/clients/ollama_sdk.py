@@ -5,6 +5,7 @@
 """Ollama's own client."""
 
 import os
+from datetime import UTC, datetime
 
 import ollama
 
@@ -23,6 +24,26 @@ assert client.generate(model="tiny/chat", keep_alive="10m").done_reason == "load
 assert "tiny/chat" in [each.model for each in client.ps().models]
 assert len(client.embed(model="tiny/embeddings", input=["one", "two"]).embeddings) == 2
 assert len(client.embeddings(model="tiny/embeddings", prompt="one").embedding) == 64
+assert len(client.embed(model="tiny/embeddings", input=["word " * 3000, "one"]).embeddings) == 2, "long texts are cut"
+assert client.embed(model="tiny/embeddings", input=[]).embeddings == []
+assert client.chat(model="tiny/chat", messages=ASKED, logprobs=True).logprobs[0].token
+try:
+    client.embed(model="tiny/embeddings", input="word " * 3000, truncate=False)
+except ollama.ResponseError as error:
+    assert error.status_code == 400
+else:
+    raise AssertionError("a text that is too long was taken")
+try:
+    client.copy("tiny/chat", "tiny/other")
+except ollama.ResponseError as error:
+    assert "There is no POST /api/copy" in error.error
+else:
+    raise AssertionError("a model was copied")
+for keep_alive, stays in ((-1, True), ("5m", True), (0, False)):
+    client.chat(model="tiny/chat", messages=ASKED, keep_alive=keep_alive)
+    loaded = {each.model: each.expires_at for each in client.ps().models}
+    now = datetime.now(UTC)
+    assert loaded["tiny/chat"] > now if stays else loaded.get("tiny/chat", now) <= now, keep_alive
 assert "tiny/chat" in [each.model for each in client.list().models]
 assert "completion" in client.show("tiny/chat").capabilities
 try:

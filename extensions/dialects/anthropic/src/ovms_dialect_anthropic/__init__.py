@@ -10,7 +10,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ovms_dialect_anthropic import answers, requests
-from ovms_kernel.api.faces import EngineFailed, OvmsError, Request, StreamedAnswer, decode_request, read_events
+from ovms_kernel.api.faces import (
+    EngineFailed,
+    NotFound,
+    OvmsError,
+    Request,
+    StreamedAnswer,
+    decode_request,
+    read_events,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -44,6 +52,7 @@ class Anthropic:
         return [
             Route("/v1/messages", api.create, methods=["POST"]),
             Route("/v1/messages/count_tokens", api.count, methods=["POST"]),
+            Route("/v1/messages/{rest:path}", api.unknown, methods=["GET", "POST", "DELETE"], include_in_schema=False),
         ]
 
     def error(self, status: int, message: str, code: str) -> Fields:
@@ -71,6 +80,10 @@ class _Api:
         chat = requests.to_chat(decode_request(await http.body()), count=True)
         answer = await self._ask(chat, http)
         return JSONResponse({"input_tokens": (answer.get("usage") or {}).get("prompt_tokens", 0)})
+
+    async def unknown(self, http: HttpRequest) -> Response:
+        """What Anthropic has and nothing here does, such as batches."""
+        raise NotFound(f"There is no {http.method} {http.url.path} here; send each message to /v1/messages.")
 
     async def _ask(self, chat: Fields, http: HttpRequest) -> Fields:
         answer = await self._kernel.invoke(SERVICE, _request(chat, http))

@@ -38,6 +38,8 @@ class Ollama:
             *(Route(f"/api/{name}", getattr(api, name), methods=["POST"]) for name in posts),
             *(Route(f"/api/{name}", getattr(api, name), methods=["GET"]) for name in ("tags", "ps", "version")),
             Route("/api/delete", api.delete, methods=["DELETE"]),
+            # Last, and of every method: its refusal is one that Ollama's clients understand.
+            Route("/api/{rest:path}", api.unknown, methods=["GET", "POST", "DELETE"], include_in_schema=False),
         ]
 
     def error(self, status: int, message: str, code: str) -> dict[str, Any]:

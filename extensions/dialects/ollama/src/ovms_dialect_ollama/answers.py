@@ -50,16 +50,18 @@ class Pieces:
         self._first = self._first or time.monotonic_ns()
         self._usage = chunk.get("usage") or self._usage
         text, thought = "", ""
+        tokens: list[Fields] = []
         for choice in chunk.get("choices") or ():
             delta = choice.get("delta") or {}
             text += delta.get("content") or choice.get("text") or ""
             thought += delta.get("reasoning_content") or ""
             for call in delta.get("tool_calls") or ():
                 self._collect(call)
+            tokens += _tokens(choice)
             self._reason = choice.get("finish_reason") or self._reason
         if not text and not thought:
             return b""
-        return line(self._head() | self._said(text, thought) | {"done": False})
+        return line(self._head() | self._said(text, thought) | _logprobs(tokens) | {"done": False})
 
     def end(self) -> bytes:
         """Return the last lines."""
@@ -78,20 +80,24 @@ class Pieces:
         if self._chat and message.get("tool_calls"):
             said["message"]["tool_calls"] = [_call(each) for each in message["tool_calls"]]
         reason = choice.get("finish_reason") or "stop"
-        return self._head() | said | {"done": True} | self.times(reason, answer.get("usage") or {})
+        ends = {"done": True} | self.times(reason, answer.get("usage") or {})
+        return self._head() | said | _logprobs(_tokens(choice)) | ends
 
     def times(self, reason: str, usage: Mapping[str, Any]) -> Fields:
-        """Return why the answer ended, and its counts; durations are in nanoseconds."""
+        """Return why the answer ended, and its counts; durations are in nanoseconds.
+
+        Of an answer in one piece nothing says when its first token was there, so that both parts count as all of it:
+        speeds that clients reckon from them are too low rather than absurd.
+        """
         end = time.monotonic_ns()
-        first = self._first or end
         return {
             "done_reason": "length" if reason == "length" else "stop",
             "total_duration": end - self._began,
             "load_duration": 0,
             "prompt_eval_count": usage.get("prompt_tokens", 0),
-            "prompt_eval_duration": first - self._began,
+            "prompt_eval_duration": (self._first or end) - self._began,
             "eval_count": usage.get("completion_tokens", 0),
-            "eval_duration": max(end - first, 1),
+            "eval_duration": end - (self._first or self._began),
         }
 
     def _head(self) -> Fields:
@@ -109,6 +115,15 @@ class Pieces:
         known = self._calls.setdefault(call.get("index", 0), {"function": {"name": "", "arguments": ""}})["function"]
         known["name"] += function.get("name") or ""
         known["arguments"] += function.get("arguments") or ""
+
+
+def _tokens(choice: Mapping[str, Any]) -> list[Fields]:
+    """Return the tokens of a choice with their probabilities; none of a raw text, which has them in another shape."""
+    return (choice.get("logprobs") or {}).get("content") or []
+
+
+def _logprobs(tokens: list[Fields]) -> Fields:
+    return {"logprobs": tokens} if tokens else {}
 
 
 def _call(given: Mapping[str, Any]) -> Fields:
@@ -184,7 +199,9 @@ def shown(
 
 def progress(report: Progress) -> Fields:
     """Return a report of a pull."""
-    said: Fields = {"status": f"{report.status} {report.subject}".strip()}
+    # The last line says that it succeeded, once.
+    done = report.status == "success"
+    said: Fields = {"status": f"complete {report.subject}" if done else f"{report.status} {report.subject}".strip()}
     if report.total:
         said |= {"digest": report.digest or report.subject, "total": report.total, "completed": report.completed}
     return said

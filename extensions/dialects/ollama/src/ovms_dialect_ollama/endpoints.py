@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
@@ -24,7 +24,7 @@ from ovms_kernel.api.faces import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
     from pathlib import Path
 
     from starlette.requests import Request as HttpRequest
@@ -68,7 +68,9 @@ class Endpoints:
         """``/api/embed``."""
         began = time.monotonic_ns()
         fields = decode_request(await http.body())
-        answer = await self._ask("embed", requests.embeddings_of(fields), fields, http)
+        if fields.get("input") in ("", []):
+            return await self._only_load(fields, {"embeddings": []})
+        answer = await self._embed(fields, http)
         made = {
             "model": fields.get("model"),
             "embeddings": [each["embedding"] for each in answer["data"]],
@@ -81,8 +83,37 @@ class Endpoints:
     async def embeddings(self, http: HttpRequest) -> Response:
         """``/api/embeddings``, the older one."""
         fields = decode_request(await http.body())
-        answer = await self._ask("embed", requests.embeddings_of(fields), fields, http)
+        if fields.get("prompt") in (None, ""):
+            return await self._only_load(fields, {"embedding": []})
+        answer = await self._embed(fields, http)
         return JSONResponse({"embedding": answer["data"][0]["embedding"]})
+
+    async def _embed(self, fields: Fields, http: HttpRequest) -> Fields:
+        """Return OpenAI's answer; texts that are too long for the model are cut, unless the client forbids that."""
+        asked = requests.embeddings_of(fields)
+        try:
+            return await self._ask("embed", asked, fields, http)
+        except BadRequest as error:
+            if fields.get("truncate") is False or "tokenize" not in self._kernel.services:
+                raise
+            shorter = await self._shortened(asked, http)
+            if shorter is None:
+                raise error from None
+        return await self._ask("embed", asked | {"input": shorter}, fields, http)
+
+    async def _shortened(self, asked: Fields, http: HttpRequest) -> list[list[int]] | None:
+        """Return the tokens of texts, no more than the model takes; ``None`` if none of them is longer."""
+        texts = [asked["input"]] if isinstance(asked["input"], str) else asked["input"]
+        if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
+            return None
+        model = await self._find(str(asked["model"]))
+        length = _length(await anyio.to_thread.run_sync(_texts, model.directory))
+        answer = await self._kernel.invoke("tokenize", _request({"model": model.id, "text": texts}, {}, http))
+        tokens = json.loads(answer.body)["tokens"]
+        if length is None or all(len(each) <= length for each in tokens):
+            return None
+        # The last token, which may end a text for the model, stays.
+        return [each if len(each) <= length else [*each[: length - 1], each[-1]] for each in tokens]
 
     async def _generate(
         self, service: str, translated: Fields, fields: Fields, http: HttpRequest, *, chat: bool
@@ -139,12 +170,10 @@ class Endpoints:
         """``/api/show``: one model."""
         model = await self._find(requests.model_of(decode_request(await http.body())))
         texts = await anyio.to_thread.run_sync(_texts, model.directory)
-        config = _config(texts.get("config.json", ""))
-        length = config.get("max_position_embeddings")
         capabilities = [*CAPABILITIES.get(model.model_type, ())]
-        if "vision_config" in config:
+        if "vision_config" in _config(texts):
             capabilities.append("vision")
-        return JSONResponse(answers.shown(model, texts, length if isinstance(length, int) else None, capabilities))
+        return JSONResponse(answers.shown(model, texts, _length(texts), capabilities))
 
     async def pull(self, http: HttpRequest) -> Response:
         """``/api/pull``: fetch a model from its hub."""
@@ -193,6 +222,13 @@ class Endpoints:
         """``/``, by which clients see that something is here."""
         del http
         return PlainTextResponse("Ollama is running")
+
+    async def unknown(self, http: HttpRequest) -> Response:
+        """What Ollama has and nothing here does, such as ``/api/create``."""
+        raise NotFound(
+            f"There is no {http.method} {http.url.path} here; "
+            "`ovms-plugin import` and `ovms-plugin alias` make models of your own."
+        )
 
     async def _find(self, name: str) -> LocalModel:
         for each in await self._kernel.list_models():
@@ -243,9 +279,15 @@ def _texts(directory: Path) -> dict[str, str]:
     return found
 
 
-def _config(text: str) -> Any:  # noqa: ANN401 - a JSON object
+def _config(texts: Mapping[str, str]) -> Fields:
     try:
-        value = json.loads(text)
+        value = json.loads(texts.get("config.json", ""))
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _length(texts: Mapping[str, str]) -> int | None:
+    """Return how many tokens a model takes; ``None`` if its ``config.json`` does not say."""
+    length = _config(texts).get("max_position_embeddings")
+    return length if isinstance(length, int) and length > 1 else None

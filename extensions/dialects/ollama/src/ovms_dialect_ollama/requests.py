@@ -56,7 +56,7 @@ def chat_of(fields: Mapping[str, Any]) -> Fields:
     messages: list[Fields] = []
     for each in given:
         messages.append(_message(each, messages))
-    chat = _shared(fields) | {"messages": messages}
+    chat = _shared(fields) | _logprobs(fields) | {"messages": messages}
     if fields.get("tools"):
         chat["tools"] = fields["tools"]
     return chat
@@ -68,7 +68,7 @@ def chat_of_prompt(fields: Mapping[str, Any]) -> Fields:
         raise BadRequest("The field suffix is not supported; leave it out.")
     system = [{"role": "system", "content": fields["system"]}] if fields.get("system") else []
     asked = {"role": "user", "content": fields.get("prompt"), "images": fields.get("images")}
-    return _shared(fields) | {"messages": [*system, _message(asked, [])]}
+    return _shared(fields) | _logprobs(fields) | {"messages": [*system, _message(asked, [])]}
 
 
 def completion_of(fields: Mapping[str, Any]) -> Fields:
@@ -138,6 +138,10 @@ def _shared(fields: Mapping[str, Any]) -> Fields:
     if isinstance(think := fields.get("think"), bool):
         made["chat_template_kwargs"] = {"enable_thinking": think}
     return made
+
+
+def _logprobs(fields: Mapping[str, Any]) -> Fields:
+    return {name: fields[name] for name in ("logprobs", "top_logprobs") if fields.get("logprobs") and fields.get(name)}
 
 
 def _message(given: Fields, before: list[Fields]) -> Fields:

@@ -18,7 +18,7 @@ def document(routes: Routes) -> dict[str, Any]:
     listed = [(method, path) for method, path in routes.exact]
     listed += [(method, f"{path}{{name}}") for method, path, _ in routes.below]
     for _, routed in routes.dialects:
-        for route in routed:
+        for route in (each for each in routed if getattr(each, "include_in_schema", True)):
             listed += [(each, getattr(route, "path", "/")) for each in getattr(route, "methods", ()) if each != "HEAD"]
     for method, path in sorted(listed, key=lambda each: (each[1], each[0])):
         paths.setdefault(path, {})[method.lower()] = _operation(method, path)

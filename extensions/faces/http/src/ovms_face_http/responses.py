@@ -71,7 +71,10 @@ def to_chat(fields: Mapping[str, Any], history: Sequence[Fields]) -> Translated:
         chat["tool_choice"] = choice
     if form := _format(fields.get("text")):
         chat["response_format"] = form
-    if LOGPROBS in (fields.get("include") or ()):
+    include = fields.get("include", [])
+    if not isinstance(include, list):
+        raise BadRequest("The field include must be a list of texts.")
+    if LOGPROBS in include:
         chat |= {"logprobs": True} | ({"top_logprobs": fields["top_logprobs"]} if "top_logprobs" in fields else {})
     return Translated(chat, _echo(fields), messages, skipped)
 
@@ -120,10 +123,11 @@ def _content(given: Any, number: int) -> str | list[Fields]:  # noqa: ANN401 - a
     parts: list[Fields] = []
     for part in given if isinstance(given, list) else ():
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind in TEXTS:
-            parts.append({"type": "text", "text": part.get("text") or ""})
-        elif kind == "refusal":
-            parts.append({"type": "text", "text": part.get("refusal") or ""})
+        if kind in (*TEXTS, "refusal"):
+            text = part.get("refusal" if kind == "refusal" else "text")
+            if not isinstance(text, str | None):
+                raise BadRequest(f"Item {number} of input has content of type {kind} whose text is none.")
+            parts.append({"type": "text", "text": text or ""})
         elif kind == "input_image" and isinstance(part.get("image_url"), str):
             parts.append({"type": "image_url", "image_url": {"url": part["image_url"]}})
         else:
