@@ -34,13 +34,18 @@ def _wav() -> bytes:
     return buffer.getvalue()
 
 
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def _event(number: int) -> bytes:
+    delta = {"index": 0, "logprobs": None, "delta": {"content": f" w{number}"}, "finish_reason": None}
+    chunk = {"choices": [delta], "created": 1, "model": "m", "object": "chat.completion.chunk"}
+    event = b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n"
+    return f"{len(event):x}\r\n".encode() + event + b"\r\n"
+
+
 def _events() -> bytes:
-    parts = [b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"]
-    for number in range(CHUNKS):
-        delta = {"index": 0, "logprobs": None, "delta": {"content": f" w{number}"}, "finish_reason": None}
-        chunk = {"choices": [delta], "created": 1, "model": "m", "object": "chat.completion.chunk"}
-        event = b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n"
-        parts.append(f"{len(event):x}\r\n".encode() + event + b"\r\n")
+    parts = [HEAD, *(_event(number) for number in range(CHUNKS))]
     parts.append(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
     return b"".join(parts)
 
@@ -58,7 +63,7 @@ ANSWERS = {
     ),
     b"/v3/audio/speech": _http(_wav()),
 }
-EVENTS = _events()
+EVENT, EVENTS = _event(0), _events()
 
 
 class Engine(asyncio.Protocol):
@@ -81,7 +86,16 @@ class Engine(asyncio.Protocol):
             del self.waiting[: end + 4 + length]
             path = head.split(b" ", 2)[1]
             streams = b'"stream":true' in body or b'"stream": true' in body
-            self.transport.write(EVENTS if streams else ANSWERS.get(path, _json({})))
+            if streams and b'"slow"' in body:
+                self._drip()
+            else:
+                self.transport.write(EVENTS if streams else ANSWERS.get(path, _json({})))
+
+    def _drip(self, sent: int = 0) -> None:
+        """Send an event a second, for ever."""
+        if not self.transport.is_closing():
+            self.transport.write(HEAD + EVENT if sent == 0 else EVENT)
+            asyncio.get_running_loop().call_later(1, self._drip, sent + 1)
 
 
 async def main() -> None:

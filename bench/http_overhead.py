@@ -1,10 +1,12 @@
 """What an HTTP face adds to an engine that answers at once: ours, LiteLLM's proxy and llama-swap, in one run.
 
     python bench/http_overhead.py            ours, and the others where they can be installed
-    python bench/http_overhead.py smoke      ours alone, few requests
+    python bench/http_overhead.py smoke      ours alone, few requests, connections held for 2 s
 
-"Added" is against the engine asked directly by the same client. CPU is that of the face's process, which depends less
-on what else the machine does than times do.
+LiteLLM's proxy is installed from PyPI into a temporary folder; llama-swap is taken from PATH, else built by Go from its
+module. "Added" is against the engine asked directly by the same client. CPU is that of the face's process and of those
+that it started, which depends less on what else the machine does than times do. At the end, idle connections and open
+streams are held while good requests are sent.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import platformdirs
 import psutil
 
 if TYPE_CHECKING:
@@ -37,7 +38,10 @@ CHUNKS = 200
 MOST_CPU, MOST_CHUNK_CPU, MOST_MEMORY = 400e-6, 6e-6, 90 << 20
 MESSAGES = [{"role": "user", "content": "What is OpenVINO?"}]
 LITELLM = "litellm[proxy]>=1.80"
-SWAP = "github.com/mostlygeek/llama-swap@latest"
+SWAP = "github.com/mostlygeek/llama-swap"
+SWAP_VERSIONS = ("latest", "main")
+IDLE, OPEN, HELD = (1000, 300, 2.0 if SMOKE else 60.0)
+"""Idle connections and open streams, and seconds for which they are held."""
 
 
 @dataclass
@@ -51,19 +55,26 @@ class Target:
     pid: int = 0
     model: str = "text_generation"
 
-    def request(self, *, stream: bool) -> bytes:
+    def request(self, *, stream: bool, slow: bool = False) -> bytes:
         fields: dict[str, Any] = {"model": self.model, "messages": MESSAGES} | ({"stream": True} if stream else {})
+        fields |= {"user": "slow"} if slow else {}
         body = json.dumps(fields, separators=(",", ":")).encode()
         head = f"POST {self.path} HTTP/1.1\r\nhost: 127.0.0.1:{self.port}\r\ncontent-type: application/json\r\n"
         head += f"authorization: Bearer {self.key}\r\n" if self.key else ""
         return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
-    def cpu(self) -> float:
-        """Seconds of CPU of its process and of those that it started."""
-        if not self.pid:
-            return 0.0
+    def processes(self) -> list[psutil.Process]:
+        """Its process and those that it started."""
         process = psutil.Process(self.pid)
-        return sum(sum(each.cpu_times()[:2]) for each in [process, *process.children(recursive=True)])
+        return [process, *process.children(recursive=True)]
+
+    def cpu(self) -> float:
+        """Seconds of CPU."""
+        return sum(sum(each.cpu_times()[:2]) for each in self.processes())
+
+    def memory(self) -> float:
+        """Megabytes."""
+        return sum(each.memory_info().rss for each in self.processes()) / 1e6
 
 
 @dataclass
@@ -156,49 +167,59 @@ def ours(engine_at: Target, folder: Path) -> Iterator[Target]:
 
 @contextmanager
 def litellm(engine_at: Target, folder: Path) -> Iterator[Target | None]:
-    """LiteLLM's proxy in an environment of its own, kept in the user's cache."""
-    environment = platformdirs.user_cache_path("ovms-plugin-tests") / "litellm"
-    program = environment / "bin" / "litellm"
+    """LiteLLM's proxy in an environment of its own."""
+    environment = folder / "litellm"
     uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
-    if not program.exists():
-        subprocess.run([uv, "venv", "--quiet", "--clear", str(environment)], check=False)
-        done = subprocess.run(
-            [uv, "pip", "install", "--quiet", "--python", str(environment / "bin" / "python"), LITELLM], check=False
-        )
-        if done.returncode:
-            print("LiteLLM's proxy cannot be installed; it is left out")
-            yield None
-            return
+    python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
+    if not ran([uv, "venv", "--quiet", str(environment)], "LiteLLM's environment") or not ran(
+        [uv, "pip", "install", "--quiet", "--python", str(python), LITELLM], "LiteLLM's proxy"
+    ):
+        yield None
+        return
     served = {"model": "openai/text_generation", "api_base": f"http://127.0.0.1:{engine_at.port}/v3", "api_key": "x"}
     config = folder / "litellm.yaml"
     config.write_text(json.dumps({"model_list": [{"model_name": "text_generation", "litellm_params": served}]}))
     port = free_port()
-    words = [str(program), "--config", str(config), "--port", str(port), "--host", "127.0.0.1"]
+    words = [str(python.with_name("litellm")), "--config", str(config), "--port", str(port), "--host", "127.0.0.1"]
     quiet = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
     with process("LiteLLM", words, env=quiet, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as made:
-        yield Target("LiteLLM", port, pid=made.pid) if answers(port, made) else None
+        yield Target("LiteLLM", port, pid=made.pid) if answers(port, made, "LiteLLM") else None
 
 
 @contextmanager
 def llama_swap(engine_at: Target, folder: Path) -> Iterator[Target | None]:
-    """llama-swap from the Go module proxy, built once and kept in the user's cache."""
-    kept = platformdirs.user_cache_path("ovms-plugin-tests") / "go"
-    program = kept / "llama-swap"
-    go = shutil.which("go")
-    if not program.exists():
-        kept.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run([go, "install", SWAP], env=os.environ | {"GOBIN": str(kept)}, check=False) if go else None
-        if not done or done.returncode:
-            print("llama-swap cannot be installed; it is left out")
-            yield None
-            return
+    """llama-swap, which takes the engine for a program that it has started."""
+    program = shutil.which("llama-swap") or built_swap(folder)
+    if program is None:
+        yield None
+        return
     config = folder / "swap.yaml"
     model = {"cmd": "sleep 100000", "proxy": f"http://127.0.0.1:{engine_at.port}", "checkEndpoint": "none"}
     config.write_text(json.dumps({"models": {"text_generation": model}}))
     port = free_port()
-    words = [str(program), "--config", str(config), "--listen", f"127.0.0.1:{port}"]
+    words = [program, "--config", str(config), "--listen", f"127.0.0.1:{port}"]
     with process("llama-swap", words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as made:
-        yield Target("llama-swap", port, pid=made.pid) if answers(port, made) else None
+        yield Target("llama-swap", port, pid=made.pid) if answers(port, made, "llama-swap") else None
+
+
+def built_swap(folder: Path) -> str | None:
+    go = shutil.which("go")
+    if go is None:
+        print("llama-swap is left out: it is not on PATH, and neither is go, which would build it")
+        return None
+    environment = os.environ | {"GOBIN": str(folder), "GOPATH": str(folder / "go"), "GOFLAGS": "-modcacherw"}
+    for version in SWAP_VERSIONS:
+        if ran([go, "install", f"{SWAP}@{version}"], f"llama-swap {version}", env=environment):
+            return str(folder / "llama-swap")
+    return None
+
+
+def ran(words: list[str], what: str, **more: Any) -> bool:  # noqa: ANN401 - run's
+    """Run a command and say why it failed, if it did."""
+    done = subprocess.run(words, check=False, capture_output=True, text=True, **more)
+    if done.returncode:
+        print(f"{what} is left out: {' '.join(done.stderr.split())[-300:]}")
+    return not done.returncode
 
 
 def free_port() -> int:
@@ -209,7 +230,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def answers(port: int, made: subprocess.Popen[bytes]) -> bool:
+def answers(port: int, made: subprocess.Popen[bytes], name: str) -> bool:
     """Wait until something listens."""
     import socket
 
@@ -221,6 +242,7 @@ def answers(port: int, made: subprocess.Popen[bytes]) -> bool:
             time.sleep(0.2)
         else:
             return True
+    print(f"{name} is left out: it does not listen")
     return False
 
 
@@ -245,28 +267,94 @@ async def compare(targets: list[Target]) -> dict[tuple[str, int, bool], Measured
     return found
 
 
+@dataclass
+class Held:
+    refused: int
+    slowest: float
+    """Milliseconds that a good request took meanwhile."""
+    before: float
+    after: float
+    """Memory in megabytes."""
+
+
+async def hold(target: Target) -> Held:
+    """Keep connections idle and streams open, and send good requests beside them."""
+    plain, stream = target.request(stream=False), target.request(stream=True, slow=True)
+    stack: list[asyncio.StreamWriter] = []
+
+    async def connect(request: bytes) -> asyncio.StreamReader:
+        reader, writer = await asyncio.open_connection("127.0.0.1", target.port, limit=1 << 22)
+        stack.append(writer)
+        writer.write(request)
+        return reader
+
+    async def first_line(request: bytes) -> bool:
+        return b" 200 " in await (await connect(request)).readline()
+
+    async def connections() -> int:
+        good = [await first_line(plain) for _ in range(IDLE)]
+        return good.count(False) + (await asyncio.gather(*(first_line(stream) for _ in range(OPEN)))).count(False)
+
+    refused, slowest, before = await connections(), 0.0, target.memory()
+    end = time.monotonic() + HELD
+    while time.monotonic() < end:
+        began = time.perf_counter()
+        reader = await connect(plain)
+        refused += b" 200 " not in await reader.readline()
+        slowest = max(slowest, (time.perf_counter() - began) * 1e3)
+        stack.pop().close()
+        await asyncio.sleep(0.1)
+    held = Held(refused, slowest, before, target.memory())
+    for writer in stack:
+        writer.close()
+    return held
+
+
+def allow_open_files() -> None:
+    """Raise the limit of open files, which the processes that are started take over, as far as the system lets us."""
+    if sys.platform != "win32":
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main() -> None:
+    allow_open_files()
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         direct = stack.enter_context(engine())
         here = stack.enter_context(ours(direct, folder / "data"))
-        memory = psutil.Process(here.pid).memory_info().rss
         targets = [direct, here]
         if not SMOKE:
             others = [stack.enter_context(other(direct, folder)) for other in (llama_swap, litellm)]
             targets += [each for each in others if each]
+        rest = {each.name: each.memory() for each in targets}
         measured = asyncio.run(compare(targets))
-        after = psutil.Process(here.pid).memory_info().rss
+        busy = here.memory()
+        held = asyncio.run(hold(here))
     plain, streamed = measured["ours", 32, False], measured["ours", 32, True]
-    print(
-        f"  memory at rest {memory / 1e6:.0f} MB (at most {MOST_MEMORY / 1e6:.0f}), after all this {after / 1e6:.0f} MB"
-    )
+    print(f"  memory at rest {rest['ours']:.0f} MB (at most {MOST_MEMORY / 1e6:.0f}), after all this {busy:.0f} MB")
     print(f"  CPU per request {plain.cpu * 1e6:.0f} µs (at most {MOST_CPU * 1e6:.0f})")
     print(f"  CPU per chunk {streamed.chunk_cpu * 1e6:.1f} µs (at most {MOST_CHUNK_CPU * 1e6:.0f})")
+    print(
+        f"  {IDLE} idle connections and {OPEN} open streams for {HELD:.0f} s: {held.refused} good requests refused, "
+        f"the slowest took {held.slowest:.0f} ms; memory {held.before:.0f} MB, then {held.after:.0f} MB"
+    )
     for name, least in (("LiteLLM", 5.0), ("llama-swap", 0.5)):
-        if (name, 32, False) in measured:
-            ratios = [measured["ours", 32, each].rate / measured[name, 32, each].rate for each in (False, True)]
-            print(f"  requests/s against {name}: plain {ratios[0]:.2f}, streams {ratios[1]:.2f} (at least {least})")
+        if name in rest:
+            ahead(measured, name, least, rest[name])
+
+
+def ahead(measured: dict[tuple[str, int, bool], Measured], name: str, least: float, memory: float) -> None:
+    """Print how far ours is ahead of another."""
+    rates = [measured["ours", 32, each].rate / measured[name, 32, each].rate for each in (False, True)]
+    direct = measured["engine", 1, False].median
+    added = (measured[name, 1, False].median - direct) / (measured["ours", 1, False].median - direct)
+    print(
+        f"  against {name}: requests/s of 32 callers {rates[0]:.2f} times, streams {rates[1]:.2f} times "
+        f"(at least {least}); its added p50 of 1 caller is {added:.1f} times ours; it takes {memory:.0f} MB"
+    )
 
 
 if __name__ == "__main__":

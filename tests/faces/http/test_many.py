@@ -1,21 +1,17 @@
 """Many connections at once, over a stub of the engine that holds its streams open."""
 
 import asyncio
-import json
 import resource
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from typing import Any
 
 import psutil
 import pytest
 
-from ovms_face_http import HttpFace, config
-from ovms_kernel.compose import compose_kernel
-from ovms_kernel.settings import read_settings
-from ovms_kernel.testing.stub import StubEngine
-
 IDLE, STREAMS = 1000, 300
 EVENT = b'data: {"id":"x","model":"m","choices":[{"index":0,"delta":{"content":"w"},"finish_reason":null}]}\n\n'
+ANSWER = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}], "model": "m"}
+ASKED = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 
 
 @pytest.fixture
@@ -30,18 +26,15 @@ def room() -> None:
 class Client:
     """One connection."""
 
-    def __init__(self, port: int, key: str) -> None:
-        self.port = port
-        self.key = key
+    def __init__(self, served: Any) -> None:
+        self.served = served
 
     async def ask(self, fields: dict[str, Any] | None = None) -> bytes:
         """Send a request and return the head of its answer."""
         if not hasattr(self, "reader"):
-            self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
-        body = json.dumps(fields).encode() if fields else b""
-        line = "POST /v1/chat/completions" if fields else "GET /health"
-        head = f"{line} HTTP/1.1\r\nhost: localhost\r\nx-api-key: {self.key}\r\ncontent-length: {len(body)}\r\n\r\n"
-        self.writer.write(head.encode() + body)
+            self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.served.port)
+        health = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        self.writer.write(self.served.request(fields) if fields else health)
         return await self.reader.readuntil(b"\r\n\r\n")
 
     async def close(self) -> None:
@@ -50,12 +43,12 @@ class Client:
             await self.writer.wait_closed()
 
 
-async def test_idle_connections_and_open_streams_keep_nobody_out(tmp_path: Any, room: None) -> None:
+async def test_idle_connections_and_open_streams_keep_nobody_out(stubbed: Any, room: None) -> None:
     release = asyncio.Event()
 
     async def answer(request: Any, reply: Any) -> None:
         if b'"stream":true' not in request.body.replace(b" ", b""):
-            await reply.json({"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}], "model": "m"})
+            await reply.json(ANSWER)
             return
         await reply.events()
         await reply.piece(EVENT)
@@ -63,38 +56,21 @@ async def test_idle_connections_and_open_streams_keep_nobody_out(tmp_path: Any, 
         await reply.piece(b"data: [DONE]\n\n")
         await reply.end()
 
-    ready: dict[str, Any] = {"/v2/health/live": {}, "/v2/health/ready": {}, "/v2/models/m/ready": {}, "/v1/config": {}}
-    asked = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
-    async with AsyncExitStack() as stack:
-        engine = await stack.enter_async_context(StubEngine(ready | {"/v3/chat/completions": answer}))
-        remote = {"url": engine.endpoint.rest, "api_key": engine.endpoint.api_key}
-        kernel = compose_kernel(read_settings({}, data_dir=tmp_path, platforms={"remote": remote}))
-        await stack.enter_async_context(kernel)
-        await kernel.install_engine()
-        composed = asyncio.get_running_loop().create_future()
-        composed.set_result(kernel)
-        where = asyncio.get_running_loop().create_future()
-        serving = asyncio.create_task(HttpFace(config.read({"port": 0})).serve(composed, ready=where.set_result))
-        port = int((await where).url.rpartition(":")[2])
-        key = (tmp_path / "http" / "key").read_text().strip()
-
-        first_of_all = Client(port, key)
-        assert b" 200 " in await first_of_all.ask(asked)  # what the engine serves is known from here on
-        await first_of_all.close()
+    async with stubbed({"/v3/chat/completions": answer}) as served:
 
         async def round_of() -> int:
-            idle = [Client(port, key) for _ in range(IDLE)]
+            idle = [Client(served) for _ in range(IDLE)]
             for each in idle:
                 assert b" 200 " in await each.ask()
-            streams = [Client(port, key) for _ in range(STREAMS)]
-            heads = await asyncio.gather(*(each.ask(asked | {"stream": True}) for each in streams))
+            streams = [Client(served) for _ in range(STREAMS)]
+            heads = await asyncio.gather(*(each.ask(ASKED | {"stream": True}) for each in streams))
             assert [head for head in heads if b" 200 " not in head] == []
-            late = Client(port, key)
+            late = Client(served)
             for each in (late, idle[0], idle[-1]):
                 if hasattr(each, "reader"):
                     await each.reader.read(1000)  # the body of its first answer
                 async with asyncio.timeout(5):
-                    assert b" 200 " in await each.ask(asked)
+                    assert b" 200 " in await each.ask(ASKED)
             release.set()
             for each in streams:
                 assert b"[DONE]" in await each.reader.readuntil(b"0\r\n\r\n")
@@ -104,7 +80,6 @@ async def test_idle_connections_and_open_streams_keep_nobody_out(tmp_path: Any, 
             return psutil.Process().memory_info().rss
 
         first = await round_of()
+        assert len([each for each in served.engine.requests if each.path.endswith("/m/ready")]) == 1
         second = await round_of()
         assert second - first < 20 << 20, "what connections take is given back"
-        serving.cancel()
-        await asyncio.wait([serving])

@@ -15,6 +15,7 @@ import anyio
 
 from ovms_kernel.errors import EngineFailed, OvmsError, TimedOut, Unavailable
 from ovms_kernel.models.config_json import ConfigFile, Entry
+from ovms_kernel.single_flight import SingleFlight
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -101,6 +102,7 @@ class Servables:
         self._log = engine_log
         self._running = running
         self._config = ConfigFile(settings.config_json, known)
+        self._readiness: SingleFlight[bool, None] = SingleFlight(cancel_abandoned=True)
 
     async def prepare(self) -> None:
         """Make the engine's configuration file if there is none."""
@@ -128,8 +130,12 @@ class Servables:
         return states_of(await (await self._connect()).config())
 
     async def is_ready(self, name: str) -> bool:
-        """Tell whether the engine itself says that it serves a model."""
-        return await (await self._connect()).model_ready(name)
+        """Tell whether the engine itself says that it serves a model; requests that ask at once are one question."""
+
+        async def ask(_: object) -> bool:
+            return await (await self._connect()).model_ready(name)
+
+        return await self._readiness.join(name, ask)
 
     async def add(self, model: LocalModel, *, anew: bool = False) -> None:
         """Load a model.
