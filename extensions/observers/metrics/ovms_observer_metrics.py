@@ -83,6 +83,16 @@ def _counts(service: str, model: str) -> _Counts:
     )
 
 
+@cache
+def _requests(service: str, model: str, code: int) -> Counter:
+    return requests.labels(service, model, str(code))
+
+
+@cache
+def _in_progress(service: str) -> Gauge:
+    return in_progress.labels(service)
+
+
 class Metrics:
     """Counts what happens.
 
@@ -99,16 +109,16 @@ class Metrics:
     async def ovms_before_request(self, call: Call) -> None:
         """Count it as being answered."""
         self._running.add(call.id)
-        in_progress.labels(call.service).inc()
+        _in_progress(call.service).inc()
 
     @hookimpl
     async def ovms_request_finished(self, call: Call, outcome: Outcome) -> None:
         """Count its outcome."""
         if call.id in self._running:  # what another observer vetoed was not counted
             self._running.remove(call.id)
-            in_progress.labels(call.service).dec()
+            _in_progress(call.service).dec()
         counts = _counts(call.service, outcome.model)
-        requests.labels(call.service, outcome.model, str(outcome.code)).inc()
+        _requests(call.service, outcome.model, outcome.code).inc()
         counts.seconds.observe(outcome.seconds)
         counts.sent.inc(outcome.bytes_out)
         if outcome.first_byte is not None:

@@ -28,7 +28,6 @@ from ovms_kernel.services import (
     served_model,
     time_left,
 )
-from ovms_kernel.sse import split_events
 from ovms_kernel.values import Answer
 
 if TYPE_CHECKING:
@@ -249,27 +248,25 @@ def _events(kind: Completions, wanted: Plan, model: str, call: Call, engine: Eng
 
 
 async def _identified(
-    pieces: AsyncGenerator[bytes, None], identity: str, model: str, name: str
+    events: AsyncGenerator[bytes, None], identity: str, model: str, name: str
 ) -> AsyncGenerator[bytes, None]:
     """Yield events with the fields that the engine leaves out, without decoding more than the first of them."""
-    begin, wrong, right = b"\n\ndata: {", b'"object":"text_completion.chunk"', b'"object":"' + name.encode() + b'"'
-    head = b""
-    async with aclosing(pieces):
-        async for piece in pieces:
-            # A line break within JSON is escaped, so that this is found at the beginning of events only.
-            events = b"\n\n" + piece
-            if not head and begin in events:
-                head = begin + _lacking(events.partition(begin)[2].partition(b"\n\n")[0], identity, model)
-            yield _known_reason(events.replace(begin, head or begin)).replace(wrong, right)[2:]
+    head: bytes | None = None
+    wrong, right = b'"object":"text_completion.chunk"', b'"object":"' + name.encode() + b'"'
+    async with aclosing(events):
+        async for event in events:
+            if not event.startswith(b"data: {"):
+                yield event
+                continue
+            if head is None:
+                head = b"data: {" + _lacking(event, identity, model)
+            yield head + _known_reason(event[7:]).replace(wrong, right)
 
 
 def _lacking(event: bytes, identity: str, model: str) -> bytes:
-    """Return those fields of an event that it lacks, to be put before its own; the events of a stream are alike.
-
-    :param event: its JSON without the first brace.
-    """
+    """Return those fields of an event that it lacks, to be put before its own; the events of a stream are alike."""
     try:
-        own = json.loads(b"{" + event)
+        own = json.loads(event[5:])
     except ValueError:
         return b""
     lacks = {name: value for name, value in (("id", identity), ("model", model)) if name not in own}
@@ -319,15 +316,14 @@ async def _interleaved(
 async def merged(
     sources: Sequence[Callable[[], AsyncGenerator[bytes, None]]],
 ) -> AsyncGenerator[tuple[int, bytes], None]:
-    """Yield the events of several generators as they arrive, with the number of each; the first error ends them all."""
+    """Yield what several generators yield as it arrives, with the number of each; the first error ends all of them."""
     send, receive = anyio.create_memory_object_stream[tuple[int, bytes]](0)
     limiter = anyio.Semaphore(AT_ONCE)
 
     async def read(number: int) -> None:
-        async with limiter, aclosing(sources[number]()) as pieces:
-            async for piece in pieces:
-                for event in split_events(piece):
-                    await send.send((number, event))
+        async with limiter, aclosing(sources[number]()) as events:
+            async for event in events:
+                await send.send((number, event))
 
     async def read_all() -> None:
         async with send, anyio.create_task_group() as group:

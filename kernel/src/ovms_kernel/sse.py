@@ -14,11 +14,6 @@ if TYPE_CHECKING:
 DONE = b"[DONE]"
 
 
-def split_events(piece: bytes) -> list[bytes]:
-    """Return the events in a piece of a stream, each with its blank line; a piece holds whole events, one or more."""
-    return [event + b"\n\n" for event in piece.split(b"\n\n") if event]
-
-
 async def read_events(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[dict[str, Any], None]:
     """Yield the JSON object of each event that a service streams, until ``[DONE]``; closing this closes ``chunks``.
 

@@ -115,6 +115,12 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory, fixtures: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def environment(data_dir: Path) -> Callable[..., dict[str, str]]:
+    """Return an environment for the models of these tests, with settings of the face."""
+    return lambda **settings: environment_of(data_dir, **settings)
+
+
 @pytest.fixture(scope="session")
 def server(data_dir: Path) -> Iterator[Served]:
     """The one server that most tests ask."""

@@ -1,17 +1,22 @@
 """One address: where it is, who may use it, and how it ends."""
 
+import asyncio
 import json
 import socket
 import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
+from ovms_face_aog.client import PluginHost, plugin_command
 from ovms_face_http import config
 from ovms_face_http.keys import Keys
 from ovms_kernel.api.faces import BadRequest
@@ -122,6 +127,22 @@ def test_pages_and_names_of_others_get_nothing(server: Any, client: httpx.Client
     assert "POST" in preflight.headers["access-control-allow-methods"]
 
 
+def test_no_page_reads_what_the_engine_itself_answers(server: Any, client: httpx.Client) -> None:
+    client.post("/v1/chat/completions", json={"model": "tiny/chat", "messages": QUESTION, "max_tokens": 1})
+    port = json.loads((server.data_dir / "run" / "engine.json").read_text())["rest"]
+    for origin in ("http://evil.example", "null", "http://pages.example", f"http://127.0.0.1:{port}"):
+        answer = httpx.get(f"http://127.0.0.1:{port}/v1/config", headers={"origin": origin}, trust_env=False)
+        assert answer.status_code == 200
+        assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which libraries a process has loaded")
+def test_the_server_runs_on_uvloop_and_httptools(server: Any) -> None:
+    loaded = " ".join(each.path for each in psutil.Process(server.process.pid).memory_maps())
+    assert "/uvloop/" in loaded
+    assert "/httptools/" in loaded
+
+
 def test_a_port_in_use_is_said_with_its_holder(server: Any) -> None:
     port = server.url.rpartition(":")[2]
     told = run(server, "serve", "--port", port, code=4)
@@ -191,3 +212,46 @@ def test_silent_and_endless_heads_are_closed(server: Any, monkeypatch: pytest.Mo
         began = time.monotonic()
         assert silent.recv(1000) == b""
         assert time.monotonic() - began < 30
+
+
+def test_a_second_server_on_the_same_models_ends_alone(start: Any) -> None:
+    """It uses the engine of the first; its end, even in the middle of a load, takes nothing from the first."""
+    with start() as first, first.client(timeout=30) as client:
+        client.post("/v1/chat/completions", json={"model": "tiny/chat", "messages": QUESTION, "max_tokens": 1})
+        engine = psutil.Process(json.loads((first.data_dir / "run" / "engine.json").read_text())["pid"])
+        with start() as second, second.client(timeout=30) as other:
+            asked = {"model": "tiny/chat", "messages": QUESTION}
+            assert other.post("/v1/chat/completions", json=asked).status_code == 200
+            assert json.loads(run(second, "status", "--json"))["http"]["url"] == second.url
+            engine.suspend()
+            try:
+                with ThreadPoolExecutor(1) as thread:
+                    loading = {"model": "tiny/embeddings", "input": "x"}
+                    waiting = thread.submit(other.post, "/v1/embeddings", json=loading)
+                    time.sleep(1)  # it is on its way to the engine, which does nothing
+                    second.process.terminate()
+                    assert second.process.wait(15) == 143
+                    with suppress(httpx.HTTPError):
+                        assert waiting.result(5).status_code >= 500
+            finally:
+                engine.resume()
+        asked = {"model": "tiny/embeddings", "input": "x"}
+        assert client.post("/v1/embeddings", json=asked).status_code == 200
+        time.sleep(1.5)  # the first looks once a second whether it is announced
+        assert json.loads(run(first, "status", "--json"))["http"]["url"] == first.url
+
+
+async def test_aogs_plugin_serves_http_if_a_setting_says_so(data_dir: Path, environment: Any) -> None:
+    async with PluginHost(plugin_command(), environment(with_aog="true")) as host:
+        async with asyncio.timeout(30):
+            where = data_dir / "run" / "http.json"
+            while not (where.exists() and json.loads(where.read_text())["pid"] == host.pid):  # noqa: ASYNC110 - a file
+                await asyncio.sleep(0.05)
+        found = json.loads(where.read_text())
+        headers = {"authorization": f"Bearer {Path(found['key_file']).read_text().strip()}"}
+        async with httpx.AsyncClient(base_url=found["url"], headers=headers, timeout=60, trust_env=False) as client:
+            assert len((await client.get("/v1/models")).json()["data"]) == len(MODELS)
+            asked = {"model": "tiny/chat", "messages": QUESTION}
+            answer = await client.post("/v1/chat/completions", json=asked)
+            assert answer.json()["choices"][0]["message"]["content"] == ANSWER
+        assert await host.kill() < 5

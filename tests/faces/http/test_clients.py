@@ -12,6 +12,8 @@ from typing import Any
 import platformdirs
 import pytest
 
+from ovms_face_http.clients import TEXTS
+
 CLIENTS = sorted((Path(__file__).parent / "clients").glob("*.py"))
 NODE = ("openai@6", "ai@6", "@ai-sdk/openai-compatible@2")
 INSTALL_LIMIT = 240
@@ -19,16 +21,24 @@ INSTALL_LIMIT = 240
 
 @pytest.fixture
 def asking(server: Any, fixtures: Path) -> dict[str, str]:
-    """The environment of a client: where the server is, and its key."""
+    """The environment of a client: where the server is, its key, and what `ovms-plugin connect` prints for it."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OVMS_PLUGIN_", "VIRTUAL_ENV"))}
     samples = str(fixtures / "speech_to_text_samples")
-    return kept | {
-        "SERVED": server.url,
-        "KEY": server.key,
-        "SAMPLES": samples,
-        "NO_PROXY": "127.0.0.1",
-        "UV_PYTHON": sys.executable,
+    snippets = {
+        f"SNIPPET_{name.upper()}": TEXTS[name].format(url=server.url, key=server.key, chat="tiny/chat")
+        for name in ("openai", "anthropic", "ollama", "llm")
     }
+    return (
+        kept
+        | snippets
+        | {
+            "SERVED": server.url,
+            "KEY": server.key,
+            "SAMPLES": samples,
+            "NO_PROXY": "127.0.0.1",
+            "UV_PYTHON": sys.executable,
+        }
+    )
 
 
 def run(

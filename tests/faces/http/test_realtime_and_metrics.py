@@ -11,7 +11,9 @@ from typing import Any
 import httpx
 import pytest
 import websockets
+from openai.types.realtime import RealtimeServerEvent
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import TypeAdapter
 
 ASKED = [{"role": "user", "content": "What is OpenVINO?"}]
 
@@ -47,6 +49,8 @@ async def test_a_session_transcribes_what_is_said_and_survives_a_mistake(server:
         await socket.send(json.dumps({"type": "input_audio_buffer.commit"}))
         while "stop" not in "".join(each.get("transcript", "") for each in told):
             told.append(json.loads(await socket.recv()))
+    for each in told:
+        TypeAdapter(RealtimeServerEvent).validate_json(json.dumps(each), strict=True)
     kinds = [each["type"] for each in told]
     assert kinds[0] == "session.created"
     assert kinds.count("error") == 3

@@ -117,11 +117,15 @@ def endpoint_of(ports: Ports, api_key: str) -> Endpoint:
     return Endpoint(f"http://{LOOPBACK}:{ports.rest}", f"{LOOPBACK}:{ports.grpc}", api_key)
 
 
+NO_ORIGIN = "https://nobody.invalid"
+"""The origin of no page: nobody can own a name that ends so (RFC 2606)."""
+
+
 def engine_arguments(settings: Settings, ports: Ports) -> list[str]:
     """Return the flags that every engine is started with.
 
-    Loopback only, as OVMS listens on every interface unless it is told otherwise; and no watching of ``config.json``,
-    as serving asks for each reload.
+    Loopback only, as OVMS listens on every interface unless it is told otherwise; no web page may read its answers,
+    which OVMS allows all of them; and no watching of ``config.json``, as serving asks for each reload.
     """
     flags = {
         "rest_port": ports.rest,
@@ -131,6 +135,7 @@ def engine_arguments(settings: Settings, ports: Ports) -> list[str]:
         "config_path": settings.config_json,
         "cache_dir": settings.cache_dir,
         "api_key_file": key_file(settings),
+        "allowed_origins": NO_ORIGIN,
         "file_system_poll_wait_seconds": 0,
         "log_level": "INFO",
     }

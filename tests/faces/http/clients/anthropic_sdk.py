@@ -4,6 +4,8 @@
 # ///
 """Anthropic's own client."""
 
+import contextlib
+import io
 import os
 
 import anthropic
@@ -35,3 +37,7 @@ for key, model, wrong in (
         assert error.body["type"] == "error"
     else:
         raise AssertionError(f"{wrong.__name__} was expected")
+
+with contextlib.redirect_stdout(io.StringIO()) as printed:
+    exec(os.environ["SNIPPET_ANTHROPIC"])
+assert printed.getvalue().strip() == ANSWER, "what `ovms-plugin connect` prints works as it is"

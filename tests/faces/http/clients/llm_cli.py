@@ -13,9 +13,7 @@ from pathlib import Path
 ANSWER = "OpenVINO is an open source toolkit for running AI models fast on Intel CPUs, GPUs and NPUs."
 with tempfile.TemporaryDirectory() as folder:
     os.environ["LLM_USER_PATH"] = folder
-    Path(folder, "extra-openai-models.yaml").write_text(
-        f"- model_id: ovms\n  model_name: tiny/chat\n  api_base: {os.environ['SERVED']}/v1\n  api_key_name: ovms\n"
-    )
+    Path(folder, "extra-openai-models.yaml").write_text(os.environ["SNIPPET_LLM"])
 
     def llm(*words: str) -> str:
         return subprocess.run([sys.executable, "-m", "llm", *words], check=True, capture_output=True, text=True).stdout

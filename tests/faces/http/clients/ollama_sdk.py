@@ -4,6 +4,8 @@
 # ///
 """Ollama's own client."""
 
+import contextlib
+import io
 import os
 from datetime import UTC, datetime
 
@@ -53,3 +55,7 @@ except ollama.ResponseError as error:
     assert "pull no/such" in str(error)
 else:
     raise AssertionError("a model that is not installed answered")
+
+with contextlib.redirect_stdout(io.StringIO()) as printed:
+    exec(os.environ["SNIPPET_OLLAMA"])
+assert printed.getvalue().strip() == ANSWER, "what `ovms-plugin connect` prints works as it is"

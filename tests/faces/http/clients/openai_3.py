@@ -5,6 +5,8 @@
 """OpenAI's own client."""
 
 import base64
+import contextlib
+import io
 import os
 
 import openai
@@ -85,3 +87,7 @@ except openai.AuthenticationError as error:
     assert "ovms-plugin connect" in str(error)
 else:
     raise AssertionError("a wrong key was accepted")
+
+with contextlib.redirect_stdout(io.StringIO()) as printed:
+    exec(os.environ["SNIPPET_OPENAI"])
+assert printed.getvalue().strip() == ANSWER, "what `ovms-plugin connect` prints works as it is"

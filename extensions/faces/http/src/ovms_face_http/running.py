@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from ovms_face_http.keys import Keys
 from ovms_face_http.server import Server, bind
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from ovms_face_http.config import HttpSettings
@@ -30,6 +29,8 @@ log = logging.getLogger(__name__)
 
 IDLE_UNLOAD = 1800.0
 """Seconds after which a model that nobody uses is unloaded, where no setting says otherwise."""
+LOOK = 1.0
+"""Seconds between two looks at whether other commands find this server."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,21 @@ async def serve(
         async with Server(settings, app, sock) as server, anyio.create_task_group() as group:
             group.start_soon(app.keep_alive)
             group.start_soon(server.keep_time)
-            with _announced(folder, where):
-                log.info("Serving at %s", where.url)
+            log.info("Serving at %s", where.url)
+            _announce(folder, where)
+            try:
                 if ready:
                     ready(where)
-                await anyio.sleep_forever()
+                await _stay_announced(folder, where)
+            finally:
+                if _owner(file_of(folder)) == where.pid:
+                    file_of(folder).unlink(missing_ok=True)
     finally:
         sock.close()
 
 
 def file_of(data_dir: Path) -> Path:
-    """Return the file that tells where a face listens while one does."""
+    """Return the file that tells where a face listens while one does; of several, the one that was started last."""
     return data_dir / "run" / "http.json"
 
 
@@ -99,18 +104,20 @@ def keys_of(settings: Settings) -> Keys:
     return Keys(settings.data_dir / "http")
 
 
-@contextmanager
-def _announced(data_dir: Path, where: Running) -> Iterator[None]:
+def _announce(data_dir: Path, where: Running) -> None:
     path = file_of(data_dir)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     new = path.with_suffix(f".{where.pid}")
     new.write_text(json.dumps(asdict(where)))
     new.replace(path)
-    try:
-        yield
-    finally:
-        if _owner(path) == where.pid:
-            path.unlink(missing_ok=True)
+
+
+async def _stay_announced(data_dir: Path, where: Running) -> None:
+    """Tell again where this one listens when a server that was started later on the same data folder has ended."""
+    while True:
+        await anyio.sleep(LOOK)
+        if read(data_dir) is None:
+            _announce(data_dir, where)
 
 
 def _owner(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
