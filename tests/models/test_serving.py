@@ -277,6 +277,22 @@ async def test_what_another_process_unloads_is_loaded_again_on_request(make_worl
     assert world.engine.state("a") == "AVAILABLE"
 
 
+async def test_another_engine_than_before_serves_what_it_says_itself(world, tiny):
+    """No event tells of the end of an engine that another process ran."""
+    await world.library.import_(tiny("text_generation"), "me/chat")
+    async with world.residency.use("text_generation", "me/chat"):
+        pass
+    await world.events.ask("ovms_amend_launch", plan=None)
+    await world.engine.restart()
+
+    async def connect() -> EngineInfo:
+        return EngineInfo("1", Endpoint("http://127.0.0.1:1", "", "another key"), 1)
+
+    world.residency._connect = connect
+    async with world.residency.use("text_generation", "me/chat"):
+        assert world.engine.state("me/chat") == "AVAILABLE"
+
+
 async def test_k15_noise_in_the_engines_log_is_no_cause(world, tiny):
     await world.ingest.import_(tiny("text_generation"), "bad")
     world.engine.broken = {"bad"}

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
 from typing import Any
 
 import openai
@@ -197,6 +197,27 @@ async def test_a_request_behind_another_waits_as_long_as_that_takes(stubbed: Stu
                 assert b" 200 " in head
                 await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]))
         writer.close()
+
+
+async def test_work_that_outlasts_the_end_is_told_that_the_server_stops(stubbed: Stub, monkeypatch: Any) -> None:
+    monkeypatch.setattr(server, "DRAIN_LIMIT", 0.5)
+    begun = asyncio.Semaphore(0)
+
+    async def endless(request: Any, reply: Any) -> None:
+        begun.release()
+        await asyncio.sleep(60)
+
+    async with asyncio.timeout(20), AsyncExitStack() as stack:
+        served = await stack.enter_async_context(stubbed({CHAT: endless}))
+        connections = [await connect(served.port, served.request(ASKED | {"stream": each})) for each in (True, False)]
+        for _ in connections:
+            await begun.acquire()
+        await stack.aclose()
+        for reader, writer in connections:
+            answer = await reader.read()
+            assert b" 503 " in answer.partition(b"\r\n")[0]
+            assert b"The server is stopping." in answer
+            writer.close()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to drain at")

@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+from datetime import UTC, datetime
 
 import httpx
 import pytest
@@ -123,3 +124,31 @@ def test_a_client_that_leaves_ends_its_generation(start) -> None:
             before = busy()
             time.sleep(0.5)
             assert busy() - before < 0.2, "the engine still works for nobody"
+
+
+def test_a_model_stays_for_as_long_as_is_said(client: httpx.Client) -> None:
+    """Half an hour unless a request says otherwise, as Ollama's clients do."""
+    asked = {"model": "tiny/vision", "messages": CHAT["messages"], "stream": False, "options": {"num_predict": 1}}
+
+    def stays() -> float | None:
+        """Return for how many seconds from now the model stays; ``None`` if it is not loaded."""
+        found = {each["model"]: each for each in client.get("/api/ps").json()["models"]}
+        if "tiny/vision" not in found:
+            return None
+        return (datetime.fromisoformat(found["tiny/vision"]["expires_at"]) - datetime.now(UTC)).total_seconds()
+
+    client.post("/v1/chat/completions", json=CHAT | {"model": "tiny/vision", "max_tokens": 1})
+    assert 1700 < (stays() or 0) < 1801
+    client.post("/api/chat", json=asked | {"keep_alive": -1})
+    assert (stays() or 0) > 86400 * 365
+    client.post("/api/chat", json=asked | {"keep_alive": "2s"})
+    end = time.monotonic() + 20
+    while stays() is not None:
+        assert time.monotonic() < end, "it is not unloaded"
+        time.sleep(0.1)
+    assert client.get("/v1/models/tiny/vision").json()["loaded"] is False
+    client.post("/api/chat", json=asked | {"keep_alive": "5m"})
+    assert 250 < (stays() or 0) < 301
+    unloaded = client.post("/api/generate", json={"model": "tiny/vision", "keep_alive": 0}).json()
+    assert unloaded["done_reason"] == "unload"
+    assert stays() is None

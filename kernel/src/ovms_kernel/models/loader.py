@@ -80,6 +80,7 @@ class Loader:
         """Those under way, which a look at the engine leaves alone."""
         self.stale = True
         """The engine may serve something else than the table says."""
+        self._engine: object = None
         self._synchronising = anyio.Lock()
         self.device = ""
         """Of models that name none: what the engine was started for; empty means that the engine chooses."""
@@ -138,8 +139,13 @@ class Loader:
             log.info("Model %s is unloaded: %s", model.id, reason)
             await self._events.tell("ovms_unloaded", model=model, reason=reason)
 
-    async def synchronise(self) -> None:
-        """See what another process, such as a command line, has loaded or unloaded in the same engine."""
+    async def synchronise(self, engine: object = None) -> None:
+        """See what another process, such as a command line, has loaded or unloaded in the same engine.
+
+        :param engine: the one that is asked next; what an earlier one served says nothing of it.
+        """
+        if engine is not None and engine != self._engine:
+            self._engine, self.stale = engine, True
         self.stale |= self._servables.was_changed()
         if not self.stale:
             return

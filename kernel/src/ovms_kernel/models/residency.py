@@ -130,8 +130,7 @@ class Residency:
 
     async def _enter(self, model: LocalModel) -> Resident:
         """Count a request as a user of a model once that is loaded."""
-        await self._connect()
-        await self._loader.synchronise()
+        await self._loader.synchronise(await self._connect())
         resident = self._loader.resident(model)
         while resident.state is not State.LOADED or resident.closing:
             recently = time.monotonic() - resident.failed_at < RETRY_AFTER
@@ -179,8 +178,7 @@ class Residency:
             if self._engine_runs() and (await self._servables.states()).get(model_id) == AVAILABLE:
                 return LoadedModel(foreign(model_id), 0.0)
             raise
-        await self._connect()
-        await self._loader.synchronise()
+        await self._loader.synchronise(await self._connect())
         resident = self._loader.resident(model)
         if keep_alive is not None:
             resident.keep = kept(keep_alive)

@@ -163,7 +163,7 @@ class Servables:
         except BaseException:
             if entry is None or not entry.by_hand:
                 with anyio.CancelScope(shield=True):
-                    await self._withdraw(client, model.id)
+                    await self._withdraw(model.id)
             raise
 
     async def remove(self, *names: str) -> bool:
@@ -208,10 +208,12 @@ class Servables:
             else:
                 await anyio.sleep(POLL)
 
-    async def _withdraw(self, client: ModelServer, name: str) -> None:
+    async def _withdraw(self, name: str) -> None:
         await self._config.take(name)
+        if not self._running():
+            return  # it has ended, or is another process's and this one ends: nothing is to be waited for
         try:
-            await self._reload(client)
+            await self._reload(await self._connect())
         except OvmsError as error:
             # Mostly because it has ended; the next one reads the file without the entry.
             log.info("The engine did not reload after %s was removed: %s", name, error.message)

@@ -88,7 +88,7 @@ class App:
         self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, whatever happens; a client that goes away ends the work for it."""
+        """Answer, whatever happens; a client that goes away ends the work for it, and so does the end of the server."""
         if scope["type"] == "websocket":
             await self._socket(scope, receive, send)
             return
@@ -105,12 +105,14 @@ class App:
                 self._running -= 1
                 if connection is not None:
                     del connection.leave[exchange]
-                if log.isEnabledFor(logging.INFO):
-                    seconds, status = time.monotonic() - began, exchange.status or 499
-                    log.info(
-                        "%s %s %s %d in %.3f s for %s",
-                        exchange.id, exchange.method, exchange.path, status, seconds, exchange.caller or "-",
-                    )  # fmt: skip
+        if work.cancelled_caught and connection is not None and not connection.transport.is_closing():
+            await _fail(exchange, Problem(503, "The server is stopping.", SERVER, "stopping"), None)
+        if log.isEnabledFor(logging.INFO):
+            seconds, status = time.monotonic() - began, exchange.status or 499
+            log.info(
+                "%s %s %s %d in %.3f s for %s",
+                exchange.id, exchange.method, exchange.path, status, seconds, exchange.caller or "-",
+            )  # fmt: skip
 
     async def keep_alive(self) -> None:
         """Send a sign of life to the clients whose answers take long, until cancelled."""

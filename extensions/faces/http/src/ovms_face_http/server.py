@@ -141,12 +141,19 @@ class Server:
         with anyio.CancelScope(shield=True):
             for connection in list(self._state.connections):
                 connection.shutdown()
-            if running := set(self._state.tasks):
-                _, late = await asyncio.wait(running, timeout=DRAIN_LIMIT)
-                for task in late:
+            late = await self._left(DRAIN_LIMIT)
+            for connection in self._state.connections:
+                for leave in list(getattr(connection, "leave", {}).values()):
+                    leave()
+            if late:
+                for task in await self._left(CANCEL_LIMIT):
                     task.cancel()
-                if late:
-                    await asyncio.wait(late, timeout=CANCEL_LIMIT)
+                await self._left(CANCEL_LIMIT)
+
+    async def _left(self, seconds: float) -> set[asyncio.Task[None]]:
+        """Wait for the work that is under way; return what of it is not done by then."""
+        running = set(self._state.tasks)
+        return (await asyncio.wait(running, timeout=seconds))[1] if running else running
 
     async def keep_time(self) -> None:
         """Keep the Date of answers right and close connections that are late, until cancelled."""
