@@ -38,7 +38,8 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=3),
     max_leaves=5,
 )
-SHAPES = st.sampled_from([[], {}, [[]], [{}], [None], [""], {"": ""}, [[[[[]]]]], "x", [1, 2, 3]]).map(copy.deepcopy)
+_SHAPES: list[Any] = [[], {}, [[]], [{}], [None], [""], {"": ""}, [[[[[]]]]], "x", [1, 2, 3]]
+SHAPES = st.sampled_from(_SHAPES).map(copy.deepcopy)
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -193,7 +193,7 @@ def target(tmp_path_factory: pytest.TempPathFactory, fixtures: Path, sound: byte
     """A server over all the tiny models and one that may be deleted, its routes, and its websockets."""
     folder = tmp_path_factory.mktemp("fuzz") / "data"
 
-    async def fill() -> api.Routes:
+    async def fill() -> Any:
         async with compose_kernel(read_settings({}, data_dir=folder, platform="portable")) as kernel:
             await kernel.install_engine()
             for model, source in {**MODELS, "tiny/spare": "embeddings"}.items():
@@ -204,7 +204,7 @@ def target(tmp_path_factory: pytest.TempPathFactory, fixtures: Path, sound: byte
         routes = thread.submit(asyncio.run, fill()).result()  # this one may have an event loop already
     found = [*routes.exact, *((method, f"{path}tiny/chat") for method, path, _ in routes.below)]
     for _, dialect in routes.dialects:
-        found += [(method, each.path) for each in dialect for method in each.methods or ()]  # type: ignore[attr-defined]
+        found += [(method, each.path) for each in dialect for method in each.methods or ()]
     # The hubs are nowhere, so that a pull ends at once.
     (folder / "config.yaml").write_text("hubs: {modelscope: {endpoint: 'http://127.0.0.1:9', retries: 0}}")
     with serving(folder) as served:
@@ -358,7 +358,9 @@ async def test_every_route_and_websocket_of_the_http_face(target: Target) -> Non
 
         some = st.lists(requests(target), min_size=TOGETHER, max_size=TOGETHER)
         event = st.one_of([bodies(each) for each in EVENTS])
-        events = st.just([]) | st.lists(event | event.map(lambda body: body.decode("utf-8", "replace")), max_size=4)
+        events: Any = st.just([]) | st.lists(
+            event | event.map(lambda body: body.decode("utf-8", "replace")), max_size=4
+        )
         often = settings(
             max_examples=REQUESTS // TOGETHER,
             deadline=None,

@@ -175,14 +175,14 @@ def test_an_extension_is_installed_and_removed_by_name(written: Path, tmp_path: 
     # As a site folder, so that editable installs in it count.
     (packages / "here.pth").write_text(f"import site; site.addsitedir({here!r})\n")
     (tmp_path / "env" / "bin" / "uv").symlink_to(UV)
-    environment = {"OVMS_PLUGIN_DATA_DIR": str(tmp_path / "data")}
+    data = str(tmp_path / "data")
     command = [str(python), "-m", "ovms_cli", "extension"]
     copy = shutil.copytree(written / "ovms-service-word-count", tmp_path / "copy")
     project = (copy / "pyproject.toml").read_text()
     (copy / "pyproject.toml").write_text(re.sub(r"^dependencies = .*$", "", project, flags=re.MULTILINE))
     source = str(copy)  # without dependencies, which no index may have
-    done = run(*command, "install", source, **environment)
+    done = run(*command, "install", source, OVMS_PLUGIN_DATA_DIR=data)
     assert done.stdout.startswith("services.word-count  loaded  ovms-service-word-count 0.1.0")
-    assert "Nothing changed" in run(*command, "install", source, **environment).stderr
-    assert run(*command, "remove", "ovms-service-word-count", **environment).stderr.startswith("Removed")
-    assert "word-count" not in run(*command, "list", **environment).stdout
+    assert "Nothing changed" in run(*command, "install", source, OVMS_PLUGIN_DATA_DIR=data).stderr
+    assert run(*command, "remove", "ovms-service-word-count", OVMS_PLUGIN_DATA_DIR=data).stderr.startswith("Removed")
+    assert "word-count" not in run(*command, "list", OVMS_PLUGIN_DATA_DIR=data).stdout

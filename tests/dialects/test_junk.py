@@ -11,7 +11,24 @@ from ovms_dialect_ollama import requests as ollama
 from ovms_face_http import responses
 from ovms_kernel.api.faces import BadRequest
 
-JUNK = (None, 5, -1, 1.5, True, "", "x", [], [5], [None], [[]], {}, {"a": 1}, [{}], [{"type": "x"}], [{"type": "text"}])
+JUNK: tuple[Any, ...] = (
+    None,
+    5,
+    -1,
+    1.5,
+    True,
+    "",
+    "x",
+    [],
+    [5],
+    [None],
+    [[]],
+    {},
+    {"a": 1},
+    [{}],
+    [{"type": "x"}],
+    [{"type": "text"}],
+)
 CALL = {"function": {"name": "look", "arguments": {"at": 1}}}
 OLLAMA = {
     "model": "m",

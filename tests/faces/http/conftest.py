@@ -166,7 +166,12 @@ class Stubbed:
 @asynccontextmanager
 async def over_stub(folder: Path, answers: dict[str, object]) -> AsyncIterator[Stubbed]:
     """Serve the model ``m`` of an engine that answers as told."""
-    ready = {"/v2/health/live": {}, "/v2/health/ready": {}, "/v2/models/m/ready": {}, "/v1/config": {}}
+    ready: dict[str, object] = {
+        "/v2/health/live": {},
+        "/v2/health/ready": {},
+        "/v2/models/m/ready": {},
+        "/v1/config": {},
+    }
     async with StubEngine(ready | answers) as engine:
         remote = {"url": engine.endpoint.rest, "api_key": engine.endpoint.api_key}
         async with compose_kernel(read_settings({}, data_dir=folder, platforms={"remote": remote})) as kernel:

@@ -17,7 +17,7 @@ from ovms_face_http import app, server
 
 Stub = Callable[[dict[str, Any]], AbstractAsyncContextManager[Any]]
 
-ASKED = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+ASKED: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 ANSWER = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}]}
 EVENT = b'data: {"model":"m","choices":[{"index":0,"delta":{"content":"w"},"finish_reason":null}]}\n\n'
 DONE = b"data: [DONE]\n\n"
