@@ -75,10 +75,10 @@ async def engine_alone(client: EngineClient, config: Path, folder: Path) -> floa
 class NoLog:
     """The log of an engine whose failures nobody explains."""
 
-    def log_position(self) -> int:
+    def position(self) -> int:
         return 0
 
-    def log_of(self, subject: str, since: int = 0) -> str:  # noqa: ARG002
+    def about(self, subject: str, since: int = 0) -> str:  # noqa: ARG002
         return ""
 
 

@@ -139,7 +139,7 @@ def test_a_damaged_archive_is_one_sentence(tmp_path: Path) -> None:
     windows_archive(bad_zip)
     spoilt = bytearray(bad_zip.read_bytes())
     spoilt[48] ^= 0xFF
-    bad_zip.write_bytes(data)
+    bad_zip.write_bytes(spoilt)
     with pytest.raises(BadRequest, match="is damaged"):
         extract(bad_zip, tmp_path / "zip", ignore)
 

@@ -23,7 +23,7 @@ import pytest
 from ovms_graph_text_generation import TextGeneration
 from ovms_kernel.api.services import Call, Engine, EngineFailed, Route, ServiceDefinition, Unavailable, forward
 from ovms_kernel.compose import compose_kernel
-from ovms_kernel.engine import launch, probe
+from ovms_kernel.engine import engine_log, launch, probe
 from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.engine.probe import IdleProbe
 from ovms_kernel.engine.supervisor import Supervisor
@@ -270,13 +270,13 @@ async def test_what_run_holds_is_for_this_user_only_and_gone_after_a_stop(setup:
 async def test_the_log_is_rotated_and_never_ours(settings: Settings, capfd: pytest.CaptureFixture[str]) -> None:
     log = settings.logs_dir / "engine.log"
     log.parent.mkdir(parents=True)
-    log.write_bytes(b"x" * (launch.LOG_LIMIT + 1))
+    log.write_bytes(b"x" * (engine_log.LOG_LIMIT + 1))
     events, platform = EventRecorder(), configured(MisbehavingPlatform, how="exit=1")
     async with Supervisor(settings, events) as supervisor:
         await supervisor.start(platform, INSTALLATION, trial=True)
         with pytest.raises(Unavailable, match="made of cheese"):
             await supervisor.ensure_ready()
-    assert log.with_suffix(".log.1").stat().st_size == launch.LOG_LIMIT + 1
+    assert log.with_suffix(".log.1").stat().st_size == engine_log.LOG_LIMIT + 1
     assert "made of cheese" in log.read_text()
     assert "cheese" not in "".join(capfd.readouterr())
 
@@ -288,9 +288,9 @@ async def test_the_log_of_a_running_engine_is_set_aside_without_losing_its_place
     await setup.kernel.engine()
     log = setup.kernel.settings.logs_dir / "engine.log"
     with log.open("ab") as file:
-        file.write(b"x" * (launch.LOG_LIMIT + 1))
+        file.write(b"x" * (engine_log.LOG_LIMIT + 1))
     await wait_until(lambda: log.stat().st_size == 0)
-    assert log.with_suffix(".log.1").stat().st_size > launch.LOG_LIMIT
+    assert log.with_suffix(".log.1").stat().st_size > engine_log.LOG_LIMIT
     setup.platform.how = "exit=1"
     os.kill((await setup.kernel.engine()).pid or 0, signal.SIGKILL)
     await wait_until(lambda: len(setup.watcher.exits) > 1)
@@ -302,17 +302,17 @@ def test_a_disk_too_full_to_set_a_log_aside_costs_no_older_one(
 ) -> None:
     import resource
 
-    monkeypatch.setattr(launch, "LOG_LIMIT", 1 << 20)
+    monkeypatch.setattr(engine_log, "LOG_LIMIT", 1 << 20)
     log = settings.logs_dir / "engine.log"
     log.parent.mkdir()
-    kept = {f"engine.log.{number}": f"old {number}\n".encode() for number in range(1, launch.LOGS_KEPT + 1)}
+    kept = {f"engine.log.{number}": f"old {number}\n".encode() for number in range(1, engine_log.LOGS_KEPT + 1)}
     for name, content in {**kept, log.name: bytes(2 << 20)}.items():
         (log.parent / name).write_bytes(content)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     # No file may have more than 1 MB: a real error of a real write, in the middle.
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
-        assert not launch.cut_log(log)
+        assert not engine_log.cut_log(log)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caplog.messages == [f"The engine's log {log} cannot be set aside (File too large); fix that."]

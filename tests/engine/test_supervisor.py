@@ -15,9 +15,9 @@ import pytest
 from msgspec import structs
 
 from ovms_kernel.api.observers import EngineFailed, PreconditionFailed, Refused, TimedOut, Unavailable, hookimpl
-from ovms_kernel.engine import launch
-from ovms_kernel.engine.causes import cause_of
+from ovms_kernel.engine import engine_log, launch
 from ovms_kernel.engine.client import EngineClient
+from ovms_kernel.engine.exit_status import cause_of
 from ovms_kernel.engine.supervisor import State, Supervisor
 from ovms_kernel.settings import Settings
 from ovms_kernel.testing.events import EventRecorder
@@ -101,9 +101,9 @@ def test_what_was_said_of_answered_requests_is_no_cause_of_the_end(tmp_path: Pat
     last = "[2026-01-01 12:00:09.500][1][serving][error][a.py:1] The disk is full"
     path = tmp_path / "engine.log"
     path.write_text(f"{old}\n | its traceback\n{refusal}\n{last}\nterminate called")
-    assert launch.last_lines(path) == [last, "terminate called"]
+    assert engine_log.last_lines(path) == [last, "terminate called"]
     os.utime(path, (0, 0))
-    assert launch.last_lines(path) == [], "nothing was said around the end"
+    assert engine_log.last_lines(path) == [], "nothing was said around the end"
 
 
 async def test_an_engine_that_exits_at_start_is_given_up_after_a_few_tries_with_its_own_words(
@@ -211,7 +211,7 @@ async def test_a_log_that_is_no_file_is_replaced_by_one(engine: Engine, kind: st
         os.mkfifo(path)
     else:
         path.symlink_to("/dev/full")
-    assert launch.log_lines(path) == []
+    assert engine_log.log_lines(path) == []
     with anyio.fail_after(20):
         await engine.start()
         await engine.supervisor.ensure_ready()

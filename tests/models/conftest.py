@@ -114,10 +114,10 @@ class TrapEngine:
         with suppress(EngineFailed):
             await self.reload()
 
-    def log_position(self) -> int:
+    def position(self) -> int:
         return 0
 
-    def log_of(self, model: str, since: int = 0) -> str:
+    def about(self, model: str, since: int = 0) -> str:
         return f"[2026-11-23 10:00:00.000][1][serving][error][x.cpp:1] Mediapipe: {model}: no such tensor"
 
     def state(self, name: str) -> str:

@@ -279,7 +279,7 @@ async def test_what_another_process_unloads_is_loaded_again_on_request(make_worl
 
 async def test_another_engine_than_before_serves_what_it_says_itself(world, tiny):
     """No event tells of the end of an engine that another process ran."""
-    await world.library.import_(tiny("text_generation"), "me/chat")
+    await world.ingest.import_(tiny("text_generation"), "me/chat")
     async with world.residency.use("text_generation", "me/chat"):
         pass
     await world.events.ask("ovms_amend_launch", plan=None)
@@ -297,7 +297,7 @@ async def test_k15_noise_in_the_engines_log_is_no_cause(world, tiny):
     await world.ingest.import_(tiny("text_generation"), "bad")
     world.engine.broken = {"bad"}
     lines = ["[error] JSON schema parse error: bad/config.json", "[error] Mediapipe: bad: no such file"]
-    world.engine.log_of = lambda *_: "\n".join(lines)
+    world.engine.about = lambda *_: "\n".join(lines)
     with pytest.raises(EngineFailed) as caught:
         await world.residency.load("bad")
     assert "no such file" in caught.value.message

@@ -49,9 +49,9 @@ async def main():
     async def connect():
         return client
     class Log:
-        def log_position(self):
+        def position(self):
             return 0
-        def log_of(self, subject, since=0):
+        def about(self, subject, since=0):
             return ""
     servables = Servables(settings, connect, Log(), running=lambda: True)
     memory = Memory(settings)

@@ -44,10 +44,10 @@ async def engine(make_world, tmp_path):
         return client
 
     class Log:
-        def log_position(self):
+        def position(self):
             return log_path.stat().st_size
 
-        def log_of(self, model, since=0):
+        def about(self, model, since=0):
             lines = log_path.read_bytes()[since:].decode().splitlines()
             return "\n".join(line for line in lines if model in line and "[error]" in line)
 

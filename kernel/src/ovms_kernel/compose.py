@@ -64,7 +64,7 @@ def compose_kernel(settings: Settings, *, host: Host | None = None, extensions: 
     def known() -> dict[str, Path]:
         return {each.id: each.model.directory for each in residency.loaded() if each.model}
 
-    servables = Servables(settings, control.client, supervisor, running=control.is_ready, known=known)
+    servables = Servables(settings, control.client, supervisor.log, running=control.is_ready, known=known)
     memory = Memory(settings)
     loader = Loader(
         settings,

@@ -227,7 +227,7 @@ async def try_version(platform: Platform, installation: Installation) -> str:
 
     :raises EngineFailed: it does not run here; the sentence says why.
     """
-    from ovms_kernel.engine.causes import cause_of
+    from ovms_kernel.engine.exit_status import cause_of
 
     plan = platform.launch(installation, Ports(0, 0))
     if not plan.argv:

@@ -1,26 +1,29 @@
-"""What starting an engine needs beside the platform's plan: ports, a key, flags, a log file, notes in ``run/``."""
+"""Starting and ending an engine process: ports, a key, flags, and notes in ``run/`` of which one runs."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import re
 import secrets
-import shutil
 import socket
 import sys
-import time
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ovms_kernel.errors import Unavailable
+import anyio
+
+from ovms_kernel.errors import EngineFailed
 from ovms_kernel.events import merge
 from ovms_kernel.files import write_atomically
 from ovms_kernel.values import Endpoint, LaunchPlan, Ports
+
+if sys.platform == "win32":
+    from ovms_kernel.engine.process_windows import EngineProcess, spawn
+else:
+    from ovms_kernel.engine.process_posix import EngineProcess, spawn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,21 +35,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
-LOG_LIMIT = 16 << 20
-"""Bytes of an engine log before it is set aside."""
-LOGS_KEPT = 3
 START_TOLERANCE = 0.5
 """Seconds by which two readings of one process's start time may differ."""
-ERRORS = re.compile(r"\[(error|critical)\]|error while loading|Traceback|Error:|terminate called", re.IGNORECASE)
-PREFIX = re.compile(r"^\[[^\]]*\]\[[^\]]*\]\[[^\]]*\]\[[^\]]*\]\[[^\]]*\]\s*")
-"""Time, thread, logger, level and place before an OVMS log line."""
-
-STAMP = re.compile(r"^\[(?P<time>\d{4}-[^\]]*)\]\[")
-"""The time of such a line."""
-ANSWERED = re.compile(r"^\[[^\]]*\]\[[^\]]*\]\[[^\]]*_calculator\]")
-"""A line that tells what a model's calculator answered to a request."""
-END = timedelta(seconds=5)
-"""How long before an engine's end a line may tell of its cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +143,34 @@ async def amended(plan: LaunchPlan, events: Events) -> LaunchPlan:
     return LaunchPlan(plan.argv + extra if plan.argv else (), dict(plan.env) | env, plan.cwd, plan.endpoint)
 
 
+async def start(plan: LaunchPlan, arguments: list[str], log_file: Path) -> EngineProcess:
+    """Start the engine's process.
+
+    :raises EngineFailed: the system cannot.
+    """
+    try:
+        return await spawn([*plan.argv, *arguments], plan.env, plan.cwd, log_file)
+    except OSError as error:
+        raise EngineFailed(f"The engine {plan.argv[0]} cannot be started: {error.strerror}.") from error
+
+
+async def end(process: EngineProcess, patience: float) -> int:
+    """Stop a process: ask it, wait that many seconds, end it by force with all that it started; return its code."""
+    if patience:
+        process.terminate()
+        with anyio.move_on_after(patience):
+            return await process.wait()
+        log.warning("The engine did not stop within %g s and is ended by force", patience)
+    process.kill()
+    return await process.wait()
+
+
 # -- run/ ----------------------------------------------------------------------------------------------------------
+
+
+def started_here(pid: int, version: str, ports: Ports) -> RunningEngine:
+    """Return the note of an engine that this process has just started."""
+    return RunningEngine(pid, start_time(pid), os.getpid(), version, ports.rest, ports.grpc)
 
 
 def note_running(settings: Settings, running: RunningEngine) -> None:
@@ -174,6 +191,17 @@ def read_running(settings: Settings) -> RunningEngine | None:
         return running if whole and isinstance(running.started, int | float) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def noted_endpoint(settings: Settings, running: RunningEngine) -> Endpoint | None:
+    """Return where an engine that was written down answers; ``None`` if it or its key is gone."""
+    if not is_alive(running):
+        return None
+    try:
+        key = key_file(settings).read_text("utf-8").strip()
+    except OSError:
+        return None
+    return endpoint_of(Ports(running.rest, running.grpc), key)
 
 
 def forget_running(settings: Settings) -> None:
@@ -233,118 +261,3 @@ def listens(pid: int, port: int) -> bool:
     except psutil.Error:
         pass
     return False
-
-
-# -- the log -------------------------------------------------------------------------------------------------------
-
-
-def open_log(settings: Settings) -> Path:
-    """Return the engine's log file, setting a large one aside first.
-
-    :raises Unavailable: it cannot be written.
-    """
-    path = settings.logs_dir / "engine.log"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.is_file():
-            # A pipe would wait for a reader for ever, and /dev/full has no end.
-            log.warning("The engine's log %s is no file; it is replaced by one.", path)
-            path.unlink()
-        if path.exists() and path.stat().st_size > LOG_LIMIT:
-            _make_room(path)
-            path.replace(path.with_suffix(".log.1"))
-        path.open("ab").close()
-    except OSError as error:
-        raise Unavailable(
-            f"The engine's log {path} cannot be written ({error.strerror}); fix that and retry."
-        ) from error
-    return path
-
-
-def cut_log(path: Path) -> bool:
-    """Set the lines of a large log aside while the engine goes on writing to it; return whether that was done.
-
-    The engine's handle appends, so it goes on at the beginning of the emptied file. On Windows it would not, so there
-    the log is only set aside at a start.
-    """
-    copy = path.with_suffix(".log.partial")
-    try:
-        if sys.platform == "win32" or path.stat().st_size <= LOG_LIMIT:
-            return False
-        # Before the older ones move up, or a full disk would cost one of them at each try.
-        shutil.copyfile(path, copy)
-        _make_room(path)
-        copy.replace(path.with_suffix(".log.1"))
-        os.truncate(path, 0)
-    except FileNotFoundError:
-        return False  # an engine that runs elsewhere writes no log here
-    except OSError as error:
-        with suppress(OSError):
-            copy.unlink()
-        log.warning("The engine's log %s cannot be set aside (%s); fix that.", path, error.strerror)
-        return False
-    return True
-
-
-def _make_room(path: Path) -> None:
-    for number in range(LOGS_KEPT, 1, -1):
-        newer = path.with_suffix(f".log.{number - 1}")
-        if newer.exists():
-            newer.replace(path.with_suffix(f".log.{number}"))
-
-
-def log_lines(path: Path, begin: int = 0, *, limit: int = 64 << 10) -> list[str]:
-    """Return the lines of a log after a position in bytes, the last 64 KiB of them at most."""
-    if not path.is_file():
-        return []
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(begin, size - limit, 0))
-            return file.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        return []
-
-
-def last_lines(path: Path, begin: int = 0) -> list[str]:
-    """Return the lines around the end of an engine, without what it said of requests that it answered.
-
-    The engine's clock may show another zone, so the times in the log are compared with each other only.
-
-    :param begin: a position in bytes; nothing before it counts.
-    """
-    try:
-        if time.time() - path.stat().st_mtime > END.total_seconds():
-            return []
-    except OSError:
-        return []
-    lines = log_lines(path, begin)
-    times = [_time_of(line) for line in lines]
-    last = max((each for each in times if each), default=None)
-    found = []
-    keep = True
-    for line, written in zip(lines, times, strict=True):
-        if written and last:  # a line without a time goes on the one before it
-            keep = last - written <= END and not ANSWERED.match(line)
-        if keep:
-            found.append(line)
-    return found
-
-
-def _time_of(line: str) -> datetime | None:
-    match = STAMP.match(line)
-    try:
-        return datetime.fromisoformat(match["time"]) if match else None
-    except ValueError:
-        return None
-
-
-def error_lines(lines: list[str], *, most: int = 5) -> list[str]:
-    """Return the last lines that tell of errors, without their prefix; else the last that is not of OVMS's own form.
-
-    Such a line is what the loader, the shell or Python says of an engine that did not come so far.
-    """
-    found = [PREFIX.sub("", line).strip() for line in lines if ERRORS.search(line)]
-    if not found:
-        found = [line.strip() for line in lines if line.strip() and not PREFIX.match(line)][-1:]
-    return found[-most:]

@@ -1,7 +1,7 @@
-"""Asks an engine that has nothing to do for a little real work, as answering its health says little about models.
+"""Whether an engine answers, and whether it works: while it has nothing to do, it is asked for a little real work.
 
-A servable may be AVAILABLE while every request to it hangs or fails until the engine is restarted.
-What to ask is said by the services, as ``ServiceDefinition.probe``.
+Its health says little about models: a servable may be AVAILABLE while every request to it hangs or fails until the
+engine is restarted. What to ask is said by the services, as ``ServiceDefinition.probe``.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import logging
 import time
 from typing import TYPE_CHECKING, Protocol
 
+import anyio
+import anyio.to_thread
+
 from ovms_kernel.errors import BadRequest, NotFound, OvmsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from ovms_kernel.drivers import Service
     from ovms_kernel.engine.client import EngineClient
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+READY_POLL = 0.01
+"""Seconds between two looks at an engine that starts, at first; it grows to three times that."""
 IDLE = 60.0
 """Seconds without a request after which the engine is probed, and again after each that went well."""
 LIMIT = 60.0
@@ -44,6 +49,23 @@ class Probed(Protocol):
 
 
 LOADED = "loaded"
+
+
+async def await_answers(client: EngineClient, is_it: Callable[[], bool], limit: float) -> bool:
+    """Return true once REST and gRPC answer, false if that takes too long.
+
+    :param is_it: tells, in a thread, whether what answers is the engine that was started.
+    :param limit: seconds.
+    """
+    pause = READY_POLL
+    with anyio.move_on_after(limit):
+        while True:
+            # gRPC is up before REST, so its channel connects at the first try.
+            if await client.live() and await client.grpc_live() and await anyio.to_thread.run_sync(is_it):
+                return True
+            await anyio.sleep(pause)
+            pause = min(pause * 1.2, READY_POLL * 3)
+    return False
 
 
 async def no_probe(client: EngineClient) -> bool:

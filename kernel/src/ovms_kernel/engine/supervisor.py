@@ -13,31 +13,25 @@ A second plugin on the same data folder attaches to the first one's engine, and 
 from __future__ import annotations
 
 import logging
-import os
 import random
-import sys
 import time
-from contextlib import suppress
 from enum import StrEnum
 from typing import TYPE_CHECKING, Self
 
 import anyio.to_thread
 
 from ovms_kernel.engine import launch
-from ovms_kernel.engine.causes import exit_of
 from ovms_kernel.engine.client import EngineClient
+from ovms_kernel.engine.engine_log import EngineLog
+from ovms_kernel.engine.exit_status import exit_of
 from ovms_kernel.engine.ownership import take_ownership
-from ovms_kernel.engine.probe import no_probe
+from ovms_kernel.engine.probe import await_answers, no_probe
 from ovms_kernel.errors import EngineFailed, OvmsError, TimedOut, Unavailable
 from ovms_kernel.files import disk_error
-from ovms_kernel.values import EngineInfo, Ports
-
-if sys.platform == "win32":
-    from ovms_kernel.engine.process_windows import EngineProcess, spawn
-else:
-    from ovms_kernel.engine.process_posix import EngineProcess, spawn
+from ovms_kernel.values import EngineInfo
 
 if TYPE_CHECKING:
+    import sys
     from collections.abc import Awaitable, Callable
 
     from ovms_kernel.drivers import Platform
@@ -45,10 +39,15 @@ if TYPE_CHECKING:
     from ovms_kernel.settings import Settings
     from ovms_kernel.values import EngineExit, Installation, LaunchPlan
 
+    if sys.platform == "win32":
+        from ovms_kernel.engine.process_windows import EngineProcess
+    else:
+        from ovms_kernel.engine.process_posix import EngineProcess
+
 log = logging.getLogger(__name__)
 
-READY_POLL = 0.01
-"""Seconds between two looks at an engine that starts, at first; it grows to three times that."""
+ATTACH_POLL = 0.1
+"""Seconds between two looks for the engine that another plugin starts."""
 ATTACHED_POLL = 1.0
 """Seconds between two looks at an engine that another plugin runs."""
 WATCH_PERIOD = 10.0
@@ -88,9 +87,9 @@ class Supervisor:
         self._wanted: tuple[Platform, Installation] | None = None
         self._failure: OvmsError | None = None
         self._restarts = settings.restart_limit
+        self.log = EngineLog(settings.logs_dir / "engine.log")
         self._process: EngineProcess | None = None
         self._changed = anyio.Event()
-        self._log_file, self._log_begin = settings.logs_dir / "engine.log", 0
         self._closing = False
 
     async def __aenter__(self) -> Self:
@@ -172,24 +171,6 @@ class Supervisor:
             return f"being started again after it ended: {self.last_exit.cause}"
         return {State.STARTING: "starting", State.STOPPING: "stopping"}.get(self.state, str(self.state))
 
-    def log_position(self) -> int:
-        """Return where the engine's log ends now."""
-        try:
-            return self._log_file.stat().st_size
-        except OSError:
-            return 0
-
-    def log_of(self, subject: str, since: int = 0) -> str:
-        """Return the engine's last log lines of errors that name a model, else of any error.
-
-        :param since: a position in the log; nothing before it counts, nor what an earlier engine wrote.
-        """
-        since = since if since <= self.log_position() else 0  # the log was set aside in the meantime
-        lines = launch.log_lines(self._log_file, max(since, self._log_begin))
-        about = [line for line in lines if subject in line]
-        found = launch.error_lines(about) if about else []
-        return "; ".join(found or launch.error_lines(lines, most=3))
-
     # -- the one writer --------------------------------------------------------------------------------------------
 
     async def _work(self) -> None:
@@ -213,24 +194,15 @@ class Supervisor:
             began = time.monotonic()
             try:
                 await self._live_once(*self._wanted)
-            except OvmsError as error:
+            except Exception as error:  # noqa: BLE001 - logged there
                 # What an extension vetoes or the system forbids does not get better by itself.
-                self._fail(error)
-                continue
-            except OSError as error:
-                self._fail(disk_error("Starting the engine", error))
-                continue
-            except Exception as error:
-                log.exception("The engine could not be supervised")
-                self._fail(EngineFailed(f"The engine could not be started ({type(error).__name__}); see the log."))
+                self._fail(_failure_of(error))
                 continue
             if not self.started:
                 continue
             attempt = 1 if time.monotonic() - began > GOOD_RUN else attempt + 1
             if attempt > self._restarts:
-                cause = self.last_exit.cause if self.last_exit else "unknown"
-                often = f"{attempt} times in a row" if attempt > 1 else "at its first start"
-                self._fail(Unavailable(f"The engine ended {often} and is given up: {cause}."))
+                self._fail(_given_up(attempt, self.last_exit))
                 continue
             pause = BACK_OFF[min(attempt, len(BACK_OFF)) - 1]
             await self._wait_until(lambda: self._wanted is None or self._closing, pause * random.uniform(0.8, 1.2))  # noqa: S311
@@ -251,22 +223,15 @@ class Supervisor:
 
     async def _own(self, plan: LaunchPlan, installation: Installation) -> None:
         settings, ports = self._settings, self._ports
-        self._log_file = await anyio.to_thread.run_sync(launch.open_log, settings)
-        self._log_begin = self._log_file.stat().st_size
+        await anyio.to_thread.run_sync(self.log.open)
         settings.cache_dir.mkdir(parents=True, exist_ok=True)
         endpoint = launch.endpoint_of(ports, launch.write_key(settings))
-        argv = [*plan.argv, *launch.engine_arguments(settings, ports)]
         began = time.monotonic()
-        try:
-            process = await spawn(argv, plan.env, plan.cwd, self._log_file)
-        except OSError as error:
-            raise EngineFailed(f"The engine {argv[0]} cannot be started: {error.strerror}.") from error
+        process = await launch.start(plan, launch.engine_arguments(settings, ports), self.log.path)
         hung, ended = False, list[int]()
         self._process = process
         try:
-            running = launch.RunningEngine(
-                process.pid, launch.start_time(process.pid), os.getpid(), installation.version, ports.rest, ports.grpc
-            )
+            running = launch.started_here(process.pid, installation.version, ports)
             launch.note_running(settings, running)
             log.info("Engine %s runs as process %d on port %d", running.version, running.pid, running.rest)
             async with anyio.create_task_group() as group:
@@ -284,13 +249,12 @@ class Supervisor:
             with anyio.CancelScope(shield=True):
                 expected = not ended and not hung
                 self._set(State.STOPPING if expected else State.STARTING)
-                returncode = ended[0] if ended else await self._end(process, patient=not hung)
+                returncode = ended[0] if ended else await launch.end(process, 0 if hung else settings.stop_timeout)
                 self._process = None
                 await anyio.to_thread.run_sync(process.close)
                 launch.forget_running(settings)
-        lines = launch.error_lines(launch.last_lines(self._log_file, self._log_begin))
         uptime = time.monotonic() - began
-        self.last_exit = exit_of(returncode, lines, uptime, expected=expected, hung=hung)
+        self.last_exit = exit_of(returncode, self.log.last_errors(), uptime, expected=expected, hung=hung)
         if not expected:
             log.error("The engine ended after %.1f s: %s", uptime, self.last_exit.cause)
         await self._events.tell("ovms_engine_exited", exit=self.last_exit, will_restart=self._wanted is not None)
@@ -299,7 +263,7 @@ class Supervisor:
         """Wait until an engine is ready, then as long as it is wanted; return whether it hangs."""
         client = EngineClient(info.endpoint)
         try:
-            if not await self._await_answers(client, is_it):
+            if not await self._while_wanted(lambda: await_answers(client, is_it, self._settings.start_timeout)):
                 return self._wanted is not None
             self.info, self._failure = info, None
             self._restarts = self._settings.restart_limit
@@ -307,11 +271,14 @@ class Supervisor:
             log.info("The engine is ready at %s", info.endpoint.rest)
             await self._events.tell("ovms_engine_ready", engine=info)
             misses = 0
+
+            async def works() -> bool:
+                return await client.live() and await self.probe(client)
+
             while self._wanted is not None:
                 await self._wait_until(lambda: self._wanted is None, WATCH_PERIOD)
-                if await anyio.to_thread.run_sync(launch.cut_log, self._log_file):
-                    self._log_begin = 0
-                misses = 0 if await self._is_well(client) else misses + 1
+                await anyio.to_thread.run_sync(self.log.cut)
+                misses = 0 if await self._while_wanted(works) else misses + 1
                 if misses >= WATCH_MISSES:
                     return True
             return False
@@ -320,43 +287,21 @@ class Supervisor:
             with anyio.CancelScope(shield=True):
                 await client.aclose()
 
-    async def _is_well(self, client: EngineClient) -> bool:
-        """Ask the engine for a sign of life and, if it is idle, for work; a stop does not wait for the answer."""
-        well = True
+    async def _while_wanted(self, work: Callable[[], Awaitable[bool]]) -> bool:
+        """Do what tells whether the engine is well; a stop does not wait for the answer, which is false then."""
+        result = False
         async with anyio.create_task_group() as group:
 
-            async def ask() -> None:
-                nonlocal well
-                well = await client.live() and await self.probe(client)
+            async def run() -> None:
+                nonlocal result
+                result = await work()
                 group.cancel_scope.cancel()
 
-            group.start_soon(ask)
+            group.start_soon(run)
             while self._wanted is not None:
                 await self._changed.wait()
             group.cancel_scope.cancel()
-        return well
-
-    async def _await_answers(self, client: EngineClient, is_it: Callable[[], bool]) -> bool:
-        """Return true once REST and gRPC answer, false when that takes too long or is no longer wanted."""
-        deadline = time.monotonic() + self._settings.start_timeout
-        pause = READY_POLL
-        while self._wanted is not None and time.monotonic() < deadline:
-            # gRPC is up before REST, so its channel connects at the first try.
-            if await client.live() and await client.grpc_live() and await anyio.to_thread.run_sync(is_it):
-                return True
-            await self._wait_until(lambda: self._wanted is None, pause)
-            pause = min(pause * 1.2, READY_POLL * 3)
-        return False
-
-    async def _end(self, process: EngineProcess, *, patient: bool) -> int:
-        """Stop a process: ask it, wait, end it by force with all that it started."""
-        if patient:
-            process.terminate()
-            with anyio.move_on_after(self._settings.stop_timeout):
-                return await process.wait()
-            log.warning("The engine did not stop within %g s and is ended by force", self._settings.stop_timeout)
-        process.kill()
-        return await process.wait()
+        return result
 
     # -- engines that others run -----------------------------------------------------------------------------------
 
@@ -365,16 +310,13 @@ class Supervisor:
         deadline = time.monotonic() + self._settings.start_timeout
         while self._wanted is not None:
             running = launch.read_running(self._settings)
-            if running is not None and launch.is_alive(running):
-                with suppress(OSError):
-                    key = launch.key_file(self._settings).read_text("utf-8").strip()
-                    endpoint = launch.endpoint_of(Ports(running.rest, running.grpc), key)
-                    await self._attend_foreign(EngineInfo(running.version, endpoint, running.pid), running)
-                    return
+            if running and (endpoint := launch.noted_endpoint(self._settings, running)):
+                await self._attend_foreign(EngineInfo(running.version, endpoint, running.pid), running)
+                return
             if time.monotonic() > deadline:
                 holder = f"process {running.owner}" if running else "another process"
                 raise Unavailable(f"The data folder is in use by {holder}, whose engine does not run; end that first.")
-            await self._wait_until(lambda: self._wanted is None, READY_POLL * 10)
+            await self._wait_until(lambda: self._wanted is None, ATTACH_POLL)
             if running is None and (lock := await take_ownership(self._settings)):
                 lock.release()  # the owner has gone without a word
                 return
@@ -424,3 +366,19 @@ class Supervisor:
         with anyio.move_on_after(limit):
             while not condition():
                 await self._changed.wait()
+
+
+def _failure_of(error: Exception) -> OvmsError:
+    """Return the sentence for what kept an engine from being started."""
+    if isinstance(error, OvmsError):
+        return error
+    if isinstance(error, OSError):
+        return disk_error("Starting the engine", error)
+    log.error("The engine could not be supervised", exc_info=error)
+    return EngineFailed(f"The engine could not be started ({type(error).__name__}); see the log.")
+
+
+def _given_up(attempts: int, last: EngineExit | None) -> Unavailable:
+    """Return the sentence for an engine that ended too often."""
+    often = f"{attempts} times in a row" if attempts > 1 else "at its first start"
+    return Unavailable(f"The engine ended {often} and is given up: {last.cause if last else 'unknown'}.")

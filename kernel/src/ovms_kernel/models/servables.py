@@ -55,11 +55,11 @@ class ModelServer(Protocol):
 class EngineLog(Protocol):
     """The engine's log, for the causes of loads that failed."""
 
-    def log_position(self) -> int:
+    def position(self) -> int:
         """Return where the log ends now."""
         ...
 
-    def log_of(self, subject: str, since: int = 0) -> str:
+    def about(self, subject: str, since: int = 0) -> str:
         """Return the last lines after that position that tell of errors, those that name the subject first."""
         ...
 
@@ -151,7 +151,7 @@ class Servables:
         state = states_of(await client.config()).get(model.id)
         if listed and state == AVAILABLE and not anew:
             return
-        began = self._log.log_position()
+        began = self._log.position()
         try:
             if listed and state == FAILED:
                 # A graph that failed is not tried again unless its entry was away.
@@ -231,6 +231,6 @@ class Servables:
             log.debug("The engine says of the reload: %s", error.message)
 
     def _failure(self, name: str, log_begin: int, otherwise: str) -> str:
-        lines = (line.strip() for line in self._log.log_of(name, log_begin).splitlines())
+        lines = (line.strip() for line in self._log.about(name, log_begin).splitlines())
         telling = [line for line in lines if line and not any(noise in line for noise in NOISE)]
         return f"The engine could not load {name}: {' | '.join(telling[-5:]) or otherwise}"
