@@ -62,6 +62,10 @@ def prepare(fields: dict[str, Any]) -> list[dict[str, Any]]:
         raise BadRequest("The engine takes prompts as texts, not as tokens; send the text.")
     if not all(isinstance(each, str) and each for each in prompts):
         raise BadRequest("The field prompt must be a text that is not empty, or a list of such texts.")
+    if fields.get("suffix"):
+        raise BadRequest(
+            "The field suffix is not supported: the engine writes at the end of a text only; leave it out."
+        )
     if (logprobs := check(fields, "logprobs", int, "a whole number")) is not None:
         if not 0 <= logprobs <= MOST_LOGPROBS:
             raise BadRequest(f"The field logprobs must be between 0 and {MOST_LOGPROBS}.")

@@ -115,6 +115,8 @@ def test_a_list_of_models(client: httpx.Client) -> None:
         ("POST", "/v1/responses", {"model": "tiny/chat", "input": "x", "background": True}),
         ("GET", "/v1/models/no/such", None),
         ("GET", "/v1/responses/resp_none", None),
+        ("GET", "/v1/responses/resp_none/input_items", None),
+        ("POST", "/v1/completions", {"model": "tiny/chat", "prompt": "a", "suffix": "b"}),
         ("POST", "/v1/moderations", {"input": "x"}),
     ],
 )

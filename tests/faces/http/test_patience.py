@@ -70,9 +70,10 @@ async def test_openais_client_reads_past_comments_and_a_late_error(stubbed: Stub
         stubbed({CHAT: late}) as served,
         openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{served.port}/v1", api_key=served.key, max_retries=0) as client,
     ):
-        stream = await client.chat.completions.create(**ASKED, stream=True)
+        create: Any = client.chat.completions.create
+        stream = await create(**ASKED, stream=True)
         assert [chunk.choices[0].delta.content async for chunk in stream] == ["w"]
-        stream = await client.chat.completions.create(**ASKED | {"user": "fail"}, stream=True)
+        stream = await create(**ASKED | {"user": "fail"}, stream=True)
         with pytest.raises(openai.APIError, match="no memory is left"):
             [chunk async for chunk in stream]
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ovms_face_http import responses
+from ovms_face_http.errors import unknown_url
 from ovms_face_http.exchange import encode
+from ovms_face_http.guard import Denied
 from ovms_face_http.response_events import Events
 from ovms_face_http.services import NAME, fields_of, in_words
 from ovms_kernel.api.faces import BadRequest, EngineFailed, NotFound, Request, read_events
@@ -115,11 +117,11 @@ class Responses:
 
     async def retrieve(self, exchange: Exchange) -> None:
         """Return an answer that is kept."""
-        await exchange.json(self._store.find(exchange.path.rpartition("/")[2], exchange.caller).response)
+        await exchange.json(self._store.find(_id_in(exchange), exchange.caller).response)
 
     async def delete(self, exchange: Exchange) -> None:
         """Forget an answer."""
-        name = exchange.path.rpartition("/")[2]
+        name = _id_in(exchange)
         self._store.find(name, exchange.caller)
         self._store.drop(name)
         await exchange.json({"id": name, "object": "response", "deleted": True})
@@ -147,3 +149,11 @@ class Responses:
     def _keep(self, made: Translated, response: Fields, exchange: Exchange) -> None:
         if made.echo["store"]:
             self._store.keep(response, made.history + responses.said(response["output"]), exchange.caller)
+
+
+def _id_in(exchange: Exchange) -> str:
+    """Return the id at the end of the path; OpenAI has more below it, such as ``/input_items``."""
+    _, _, name = exchange.path.partition("/responses/")
+    if "/" in name:
+        raise Denied(404, unknown_url(exchange.method, exchange.path).message, "unknown_url")
+    return name
