@@ -167,6 +167,19 @@ async def test_a_stop_during_a_start_wins(engine: Engine) -> None:
         await engine.supervisor.ensure_ready()
 
 
+async def test_a_start_that_comes_when_all_is_cancelled_is_refused_and_keeps_nobody(settings: Settings) -> None:
+    """As when a signal comes while a server prepares to start the engine: what supervises it has ended already."""
+    engine = Engine(settings)
+    with anyio.fail_after(10), anyio.CancelScope() as everything:
+        async with engine.supervisor:
+            everything.cancel()
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.05)
+                with pytest.raises(Unavailable, match="stopping"):
+                    await engine.start()
+    assert engine.supervisor.state is State.STOPPED
+
+
 async def test_ports_that_are_taken_are_not_used(engine: Engine) -> None:
     import socket
 

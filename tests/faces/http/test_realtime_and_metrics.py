@@ -50,7 +50,9 @@ async def test_a_session_transcribes_what_is_said_and_survives_a_mistake(server:
         while "stop" not in "".join(each.get("transcript", "") for each in told):
             told.append(json.loads(await socket.recv()))
     for each in told:
-        TypeAdapter(RealtimeServerEvent).validate_json(json.dumps(each), strict=True)
+        # OpenAI takes one rate of sound only, this server any.
+        data = json.dumps(each).replace(f'"rate": {rate}', '"rate": 24000')
+        TypeAdapter(RealtimeServerEvent).validate_json(data, strict=True)
     kinds = [each["type"] for each in told]
     assert kinds[0] == "session.created"
     assert kinds.count("error") == 3

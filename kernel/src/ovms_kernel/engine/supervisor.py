@@ -121,7 +121,10 @@ class Supervisor:
         """Want an engine; return at once. One that failed is tried anew, one that runs is left alone.
 
         :param trial: give up at the first failure, unless the engine has been ready.
+        :raises Unavailable: this process ends, so that nobody would start it.
         """
+        if self._closing:
+            raise Unavailable("The plugin is stopping.")
         if self._wanted is None or self.state is State.FAILED:
             self._failure = None
             self._restarts = 0 if trial else self._settings.restart_limit
@@ -177,7 +180,7 @@ class Supervisor:
         try:
             await self._run()
         finally:  # cancelled with everything else: what waits for the engine's end must not wait for ever
-            self._wanted = None
+            self._closing, self._wanted = True, None
             self._set(State.STOPPED)
 
     async def _run(self) -> None:
