@@ -272,7 +272,8 @@ async def test_the_last_asker_to_leave_stops_the_pull(puller, hub, repo):
 
         for scope in scopes:
             group.start_soon(ask, scope)
-        await anyio.sleep(0.5)
+        while hub.sent == 0:
+            await anyio.sleep(0.01)
         scopes[0].cancel()
         await anyio.sleep(0.3)
         assert hub.connections > 0, "one asker is left, so it goes on"
