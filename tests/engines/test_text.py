@@ -359,3 +359,7 @@ def test_assisted_generation_gives_the_same_answers(
         streamed = chat(engine, model=name, stream=True, **fields).text
         assert '"content":"1' in streamed
     assert chat(engine, model="draft", num_assistant_tokens=-1).status_code == 400
+    assert chat(engine, model="draft", tree_depth="deep").status_code == 400
+    refused = chat(engine, model="draft", branching_factor=2, tree_depth=3)
+    assert refused.status_code == 400
+    assert "need an EAGLE3 draft model; the one of this graph is plain" in refused.json()["error"]

@@ -11,6 +11,8 @@ from ovms_embedded.rest.fields import Fields, as_float
 STOPS = 16
 ASSISTANT_TOKENS, NGRAM = 5, 3
 """Drafted tokens, and the tokens that prompt lookup compares, where the request does not say."""
+TREE = ("branching_factor", "tree_depth")
+"""Of the drafts of an EAGLE3; 0 = one draft after the other."""
 NUMBERS = (
     ("temperature", 0.0, 2.0, False),
     ("top_p", 0.0, 1.0, False),
@@ -152,7 +154,9 @@ def _stops(value: object) -> list[str]:
 def _assistance(data: dict[str, Any], options: dict[str, Any], settings: dict[str, Any]) -> None:
     tokens, threshold = data.get("num_assistant_tokens"), data.get("assistant_confidence_threshold")
     ngram = data.get("max_ngram_size")
-    for name, value, least in (("num_assistant_tokens", tokens, 0), ("max_ngram_size", ngram, 1)):
+    tree = {name: data.get(name) for name in TREE}
+    whole = {"num_assistant_tokens": (tokens, 0), "max_ngram_size": (ngram, 1)}
+    for name, (value, least) in (whole | {name: (value, 0) for name, value in tree.items()}).items():
         if value is not None and (
             isinstance(value, bool) or not isinstance(value, int) or not least <= value < 1 << 31
         ):
@@ -173,6 +177,8 @@ def _assistance(data: dict[str, Any], options: dict[str, Any], settings: dict[st
             settings["num_assistant_tokens"] = tokens or 1
         if threshold is not None and draft:
             settings["assistant_confidence_threshold"] = as_float(threshold, "assistant_confidence_threshold")
+        if draft:
+            settings |= {name: value for name, value in tree.items() if value is not None}
         if lookup:
             settings["max_ngram_size"] = ngram or NGRAM
 

@@ -9,12 +9,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ovms_embedded import wire
-from ovms_embedded.worker import common, detection, grammar, templates
+from ovms_embedded.worker import common, detection, drafts, grammar, templates
 from ovms_embedded.worker.byte_table import decoder_for
 from ovms_embedded.worker.detokenize import Running, flush
 from ovms_embedded.worker.grammars import COMPILED, Grammars
 from ovms_embedded.worker.pipe import Refused, tidy
-from ovms_embedded.worker.text_pipeline import build, generation_config, sees
+from ovms_embedded.worker.text_pipeline import build, draft_kind, generation_config, sees
 
 if TYPE_CHECKING:
     from ovms_embedded.worker.pipe import Pipe
@@ -37,7 +37,8 @@ class Text:
         self.folder = common.models_path(spec)
         self.vision = sees(self.folder)
         self.device = common.device(spec, pipe, "device")
-        self.pipeline = build(spec, self.folder, self.device)
+        self.draft = draft_kind(spec)
+        self.pipeline = build(spec, self.folder, self.device, self.draft, pipe)
         self.tokenizer = self.pipeline.get_tokenizer()
         template = templates.find(self.folder, self.tokenizer)
         self.decoder = decoder_for(self.tokenizer)
@@ -136,6 +137,7 @@ class Text:
         if not length:
             text = "Prompt is empty after tokenization"
             raise Refused(text)
+        drafts.check_request(payload["settings"], self.draft or "none")
         config = generation_config(self.pipeline.get_config(), payload, self.spec["options"], length, self.window)
         if payload["grammar"] and self.grammars.usable(payload["grammar"]):
             config.structured_output_config = grammar.structured_output(payload["grammar"])
@@ -162,7 +164,7 @@ class Text:
         self.running.clear()
         self.urgent.clear()
         del self.pipeline
-        self.pipeline = build(self.spec, self.folder, self.device)
+        self.pipeline = build(self.spec, self.folder, self.device, self.draft, self.pipe)
         self.tokenizer = self.pipeline.get_tokenizer()
         self.grammars = self.grammars.renewed(self.tokenizer)
 

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import openvino_genai as genai
 
-from ovms_embedded.worker import common
+from ovms_embedded.worker import common, drafts
 from ovms_embedded.worker.pipe import Refused
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from ovms_embedded.worker.pipe import Pipe
 
 UNLIMITED = 1 << 30
 """Tokens; stands for "until it ends by itself" where neither the request, the graph nor the model says a number."""
@@ -20,20 +22,37 @@ DEFAULT_TOP_K = 40
 DRAFT_OPTIONS = ("max_num_batched_tokens", "cache_size", "max_num_seqs", "dynamic_split_fuse")
 
 
-def build(spec: dict[str, Any], folder: Path, device: str) -> genai.ContinuousBatchingPipeline:
+def build(spec: dict[str, Any], folder: Path, device: str, draft: str, pipe: Pipe) -> genai.ContinuousBatchingPipeline:
     """Load the model.
 
+    :param draft: the kind of the draft model, or nothing.
     :raises ValueError: the options contradict the model folder or ask for what this engine does not have.
     """
     options = spec["options"]
     _check_kind(options["pipeline_type"], folder, device)
     properties = common.properties(spec, device)
-    if options.get("draft_models_path"):
-        properties["draft_model"] = _draft(spec, device)
+    scheduler = _scheduler(options)
+    if draft:
+        properties["draft_model"] = _draft(spec, device, draft)
+        if scheduler.enable_prefix_caching and not drafts.caches_prefixes(draft):
+            scheduler.enable_prefix_caching = False
+            pipe.log("info", "llm_executor", f"Prefix caching is off: {draft} does not work with it")
     elif given := [name for name in options if name.startswith("draft_") and name != "draft_eagle3_mode"]:
         message = f"{given[0]} is set but draft_models_path is not"
         raise ValueError(message)
-    return genai.ContinuousBatchingPipeline(folder, _scheduler(options), device, properties)
+    return genai.ContinuousBatchingPipeline(folder, scheduler, device, properties)
+
+
+def draft_kind(spec: dict[str, Any]) -> str:
+    """Return the kind of the graph's draft model, or nothing if it has none.
+
+    :raises FileNotFoundError: it does not exist.
+    """
+    options = spec["options"]
+    if not options.get("draft_models_path"):
+        return ""
+    folder = common.models_path(spec, "draft_models_path")
+    return drafts.kind_of(folder, eagle3=bool(options.get("draft_eagle3_mode")))
 
 
 def sees(folder: Path) -> bool:
@@ -86,12 +105,15 @@ def _scheduler(options: dict[str, Any]) -> genai.SchedulerConfig:
     return scheduler
 
 
-def _draft(spec: dict[str, Any], device: str) -> Any:  # noqa: ANN401 - an opaque property of the library
+def _draft(spec: dict[str, Any], device: str, kind: str) -> Any:  # noqa: ANN401 - an opaque property of the library
     options = spec["options"]
     folder = common.models_path(spec, "draft_models_path")
     named = {name: options.get(f"draft_{name}", options.get(name)) for name in DRAFT_OPTIONS}
     device = options.get("draft_device") or device
-    return genai.draft_model(folder, device, scheduler_config=_scheduler(named), **common.properties(spec, device))
+    properties = common.properties(spec, device)
+    if kind == drafts.EAGLE3:
+        properties["eagle3_mode"] = True
+    return genai.draft_model(folder, device, scheduler_config=_scheduler(named), **properties)
 
 
 def generation_config(
