@@ -60,7 +60,7 @@ ENDPOINTS: dict[str, tuple[dict[str, Any], str]] = {
         {"model": "text_generation", "input": "Hi", "max_output_tokens": 1},
         f"model input max_output_tokens stream stream_options reasoning temperature {SAMPLING} {TOOLS}",
     ),
-    "embeddings": ({"model": "embeddings", "input": "a"}, "model input encoding_format dimensions user"),
+    "embeddings": ({"model": "embeddings", "input": "a"}, "model input encoding_format dimensions max_length user"),
     "rerank": (
         {"model": "rerank", "query": "a", "documents": ["b"]},
         "model query documents top_n return_documents rank_fields max_chunks_per_doc",

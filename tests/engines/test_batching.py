@@ -96,7 +96,12 @@ def front(fixtures: Path) -> Iterator[Front]:
 
 
 def call(number: int, *texts: str) -> list[Any]:
-    return [wire.CALL, number, "embed", {"texts": list(texts), "tokens": None, "base64": False, "dimensions": None}]
+    return [
+        wire.CALL,
+        number,
+        "embed",
+        {"texts": list(texts), "tokens": None, "base64": False, "dimensions": None, "max_length": None},
+    ]
 
 
 def test_calls_that_wait_share_inferences(front: Front) -> None:
@@ -126,7 +131,9 @@ def test_a_shared_inference_is_bounded_and_each_call_has_its_turn(front: Front) 
 
 def test_a_call_that_the_model_refuses_fails_alone(front: Front) -> None:
     length = len(
-        front.servable.embed(0, {"texts": ["the bad one"], "tokens": None, "base64": False, "dimensions": None}).rows[0]
+        front.servable.embed(
+            0, {"texts": ["the bad one"], "tokens": None, "base64": False, "dimensions": None, "max_length": None}
+        ).rows[0]
     )
     front.broken = str(length)
     front.send(call(1, "a"), call(2, "the bad one"), call(3, "a cat sat on the mat and on the other mats"))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 genai = pytest.importorskip("openvino_genai")
 
+from ovms_embedded.worker.byte_cache import find_decoder  # noqa: E402 - after the check above
 from ovms_embedded.worker.byte_table import ByteTable, decoder_for  # noqa: E402 - after the check above
 from ovms_embedded.worker.detokenize import TextStream  # noqa: E402
 
@@ -129,3 +130,48 @@ def test_a_tokenizer_that_writes_other_words_than_its_vocabulary_stays_with_the_
 
     tokenizer = Capitals()
     assert decoder_for(tokenizer) is tokenizer
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_kept_table_is_the_one_that_was_made(name: str, tmp_path: Path) -> None:
+    tokenizer, made = load(name)
+    folder = HERE / "tokenizers" / name
+    assert isinstance(made, ByteTable)
+    for _ in range(2):
+        found = find_decoder(tokenizer, folder, str(tmp_path / "cache"))
+        assert isinstance(found, ByteTable)
+        assert (found.whole, found.plain, found.strips) == (made.whole, made.plain, made.strips)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_a_kept_table_spares_the_questions_and_a_damaged_one_does_not_count(tmp_path: Path) -> None:
+    folder = HERE / "tokenizers" / "byte_level"
+    tokenizer, made = load("byte_level")
+    assert isinstance(made, ByteTable)
+    find_decoder(tokenizer, folder, str(tmp_path))
+    (kept,) = tmp_path.iterdir()
+    assert isinstance(find_decoder(None, folder, str(tmp_path)), ByteTable), "nothing is asked of the tokenizer"
+    content = kept.read_bytes()
+    for damaged in (b"", content[:-1], content[:40] + b"?" + content[41:], b"\x00" * 64):
+        kept.write_bytes(damaged)
+        found = find_decoder(tokenizer, folder, str(tmp_path))
+        assert isinstance(found, ByteTable)
+        assert found.whole == made.whole
+        assert kept.read_bytes() == content
+
+
+def test_it_is_kept_too_that_the_library_decodes(tmp_path: Path) -> None:
+    folder = HERE / "tokenizers" / OTHERS[0]
+    tokenizer, _ = load(OTHERS[0])
+    assert find_decoder(tokenizer, folder, str(tmp_path)) is tokenizer
+    mark = object()
+    assert find_decoder(mark, folder, str(tmp_path)) is mark
+
+
+def test_another_tokenizer_has_a_table_of_its_own(tmp_path: Path) -> None:
+    for name in TABLES:
+        find_decoder(load(name)[0], HERE / "tokenizers" / name, str(tmp_path))
+    assert len(list(tmp_path.iterdir())) == len(TABLES)
+    blocked = tmp_path / "file"
+    blocked.touch()
+    assert isinstance(find_decoder(load("llama")[0], HERE / "tokenizers" / "llama", str(blocked)), ByteTable)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
+from ovms_embedded.metrics import Metrics
 from ovms_embedded.protos import ovms_kserve_pb2 as pb
 
 if TYPE_CHECKING:
@@ -99,5 +100,28 @@ def test_metrics_count_requests(engine: Engine) -> None:
     assert engine.post("/v3/embeddings", model="embeddings", input=[]).status_code == 400
     assert value(f"ovms_requests_success{labels}") == success + 1
     assert value(f"ovms_requests_fail{labels}") == fail + 1
-    assert value("ovms_request_time_us_count" + labels) >= 2
+    times = [
+        value(f"ovms_{name}_us_count{labels}") for name in ("request_time", "inference_time", "wait_for_infer_req_time")
+    ]
+    assert times[0] >= 2
+    assert times == [times[0]] * 3
+    taken = [value(f"ovms_{name}_us_sum{labels}") for name in ("inference_time", "request_time")]
+    assert 0 < taken[0] <= taken[1]
+    assert value('ovms_streams{name="embeddings"}') == 1
     assert engine.http.get("/metrics").headers["content-type"] == "text/plain"
+
+
+def test_a_page_of_metrics_has_what_is_named_in_prometheus_format() -> None:
+    metrics = Metrics(["ovms_infer_req_active", "ovms_inference_time_us", "ovms_responses"])
+    metrics.set("ovms_infer_req_active", 'name="m"', 3)
+    metrics.set("ovms_streams", 'name="m"', 1)
+    for seconds in (0.00001, 0.000011, 9.0):
+        metrics.time("ovms_inference_time_us", 'name="m"', seconds)
+    lines = metrics.text().splitlines()
+    assert "# TYPE ovms_infer_req_active gauge" in lines
+    assert 'ovms_infer_req_active{name="m"} 3' in lines
+    assert "# TYPE ovms_inference_time_us histogram" in lines
+    buckets = [int(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("ovms_inference_time_us_bucket")]
+    assert (buckets[:2], buckets[-2:], len(buckets)) == ([1, 2], [2, 3], 20)
+    assert 'ovms_inference_time_us_sum{name="m"} 9000021' in lines
+    assert not [line for line in lines if "ovms_streams" in line or "ovms_responses" in line]

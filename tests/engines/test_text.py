@@ -180,6 +180,24 @@ def test_vectors_are_as_short_as_the_client_asks(engine: Engine) -> None:
         assert "dimensions" in answer.json()["error"]
 
 
+def test_texts_are_cut_to_the_tokens_that_the_client_asks_for(engine: Engine) -> None:
+    def embed(given: Any, **fields: Any) -> httpx.Response:
+        return engine.post("/v3/embeddings", model="embeddings", input=given, **fields)
+
+    long = "the cat sat on the mat and looked at the birds " * 200
+    assert embed(long).status_code == 400, "it is longer than the model's window"
+    answers = [embed(text, max_length=8) for text in (long, " ".join(long.split()[:40]))]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert [answer.json()["usage"]["prompt_tokens"] for answer in answers] == [8, 8]
+    assert answers[0].json()["data"] == answers[1].json()["data"]
+    assert embed([[7, 8, 9, 10]], max_length=3).json()["usage"]["prompt_tokens"] == 3
+    for wrong in (0, -1, "8", 1.5, True, 1 << 31):
+        answer = embed("a", max_length=wrong)
+        assert answer.status_code == 400
+        assert "max_length" in answer.json()["error"]
+    assert "special tokens" in embed("a", max_length=1).json()["error"]
+
+
 @pytest.mark.parametrize("cut", ["cat \\ud83d", "\\ude00 cat", "\\ud83d\\ud83d\\ude00"])
 def test_half_a_character_is_replaced(engine: Engine, cut: str) -> None:
     headers = {"content-type": "application/json"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, defaultdict
+from itertools import accumulate
 
 BUCKETS = (
     10,
@@ -42,6 +44,7 @@ DEFAULTS = (
 )
 OPTIONAL = ("ovms_infer_req_queue_size", "ovms_infer_req_active")
 HELP = {
+    "ovms_streams": "Number of pipelines of a loaded graph; requests share its steps.",
     "ovms_current_graphs": "Number of graphs currently in process.",
     "ovms_current_requests": "Number of requests currently in process.",
     "ovms_graph_loaded": "Whether the graph is loaded (1) or unloaded because it was idle (0).",
@@ -51,8 +54,19 @@ HELP = {
     "ovms_requests_rejected": "Number of requests rejected by the graph.",
     "ovms_responses": "Number of responses sent by the graph.",
     "ovms_request_time_us": "Processing time of requests to a model or a DAG.",
+    "ovms_inference_time_us": "Time that requests were with the graph.",
+    "ovms_wait_for_infer_req_time_us": "Time that requests waited for their graph, such as for its load.",
+    "ovms_infer_req_queue_size": "Number of requests that may be with the graph, running and waiting.",
+    "ovms_infer_req_active": "Number of requests that are with the graph.",
 }
-GAUGES = {"ovms_current_graphs", "ovms_current_requests", "ovms_graph_loaded"}
+GAUGES = {
+    "ovms_streams",
+    "ovms_current_graphs",
+    "ovms_current_requests",
+    "ovms_graph_loaded",
+    "ovms_infer_req_queue_size",
+    "ovms_infer_req_active",
+}
 
 
 class Metrics:
@@ -68,8 +82,8 @@ class Metrics:
             raise ValueError(message)
         self._wanted = tuple(wanted or DEFAULTS)
         self._values: dict[str, Counter[str]] = defaultdict(Counter)
-        self._times: dict[str, list[int]] = {}
-        self._sums: Counter[str] = Counter()
+        self._times: dict[str, dict[str, list[int]]] = defaultdict(dict)
+        """By family and labels, how many times each bucket had; the last one is what all took together."""
 
     def add(self, family: str, labels: str, amount: int = 1) -> None:
         """Count."""
@@ -79,28 +93,33 @@ class Metrics:
         """Set a gauge."""
         self._values[family][labels] = value
 
-    def time(self, labels: str, seconds: float) -> None:
-        """Enter the time that a request took."""
+    def time(self, family: str, labels: str, seconds: float) -> None:
+        """Enter a time into a histogram."""
         microseconds = int(seconds * 1e6)
-        counts = self._times.setdefault(labels, [0] * (len(BUCKETS) + 1))
-        counts[next((at for at, bound in enumerate(BUCKETS) if microseconds <= bound), len(BUCKETS))] += 1
-        self._sums[labels] += microseconds
+        counts = self._times[family].setdefault(labels, [0] * (len(BUCKETS) + 2))
+        counts[bisect_left(BUCKETS, microseconds)] += 1
+        counts[-1] += microseconds
 
     def text(self) -> str:
         """Return the page."""
         lines: list[str] = []
         for family in self._wanted:
-            if family == "ovms_request_time_us" and self._times:
-                lines += [f"# HELP {family} {HELP[family]}", f"# TYPE {family} histogram"]
-                for labels, counts in self._times.items():
-                    total = 0
-                    for bound, count in zip((*BUCKETS, "+Inf"), counts, strict=True):
-                        total += count
-                        lines.append(f'{family}_bucket{{{labels},le="{bound}"}} {total}')
-                    lines.append(f"{family}_count{{{labels}}} {total}")
-                    lines.append(f"{family}_sum{{{labels}}} {self._sums[labels]}")
-            elif values := self._values.get(family):
-                kind = "gauge" if family in GAUGES else "counter"
+            values, times = self._values.get(family), self._times.get(family)
+            if values or times:
+                kind = "histogram" if times else "gauge" if family in GAUGES else "counter"
                 lines += [f"# HELP {family} {HELP[family]}", f"# TYPE {family} {kind}"]
-                lines += [f"{family}{{{labels}}} {value}" for labels, value in values.items()]
+            for labels, value in (values or {}).items():
+                lines.append(f"{family}{{{labels}}} {value}")
+            for labels, counts in (times or {}).items():
+                lines += _histogram(family, labels, counts)
         return "\n".join(lines) + "\n"
+
+
+def _histogram(family: str, labels: str, counts: list[int]) -> list[str]:
+    *counts, together = counts
+    totals = list(accumulate(counts))
+    lines = [
+        f'{family}_bucket{{{labels},le="{bound}"}} {total}'
+        for bound, total in zip((*BUCKETS, "+Inf"), totals, strict=True)
+    ]
+    return [*lines, f"{family}_count{{{labels}}} {totals[-1]}", f"{family}_sum{{{labels}}} {together}"]

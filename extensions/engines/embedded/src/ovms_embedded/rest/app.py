@@ -124,9 +124,7 @@ class App:
             _only(get)
             if self._metrics is None:
                 raise HttpError(400, "Metrics are disabled")
-            for name, servable in self._manager.servables.items():
-                self._metrics.set("ovms_graph_loaded", f'name="{name}"', int(servable.worker is not None))
-            return Reply(self._metrics.text().encode(), b"text/plain")
+            return Reply(self._page(self._metrics), b"text/plain")
         if CONFIG.fullmatch(path):
             return _only(get, Reply(encode(self._manager.status())))
         if RELOAD.fullmatch(path):
@@ -140,6 +138,16 @@ class App:
             _only(not get)
             return await self._generate(unquote(match[1]), path, headers, receive, send, cors)
         raise HttpError(400, "Invalid request URL")
+
+    def _page(self, metrics: Metrics) -> bytes:
+        for name, servable in self._manager.servables.items():
+            labels = f'name="{name}"'
+            loaded = int(servable.worker is not None)
+            metrics.set("ovms_graph_loaded", labels, loaded)
+            metrics.set("ovms_streams", labels, loaded)
+            metrics.set("ovms_infer_req_active", labels, servable.in_use)
+            metrics.set("ovms_infer_req_queue_size", labels, servable.limit())
+        return metrics.text().encode()
 
     def _preflight(self, cors: list[tuple[bytes, bytes]]) -> Reply:
         cors += [
@@ -218,10 +226,11 @@ class App:
         servable = self._manager.find(request.model)
         if servable is None:
             raise HttpError(404, "Mediapipe graph definition with requested name is not found")
+        arrived = time.monotonic()
         await self._manager.settle(servable)
         await self._manager.wake(servable)
         await self._usable(servable)
-        with self._counted(servable, request):
+        with self._counted(servable, request, arrived):
             watch = asyncio.create_task(_watch(receive, _current()))
             try:
                 answer = await self._answer(servable, request)
@@ -276,7 +285,7 @@ class App:
             raise HttpError(500, "Mediapipe graph definition with requested name is not loaded yet")
 
     @contextmanager
-    def _counted(self, servable: Servable, request: Request) -> Iterator[None]:
+    def _counted(self, servable: Servable, request: Request, arrived: float) -> Iterator[None]:
         method = "Stream" if request.stream else "Unary"
         labels = f'api="V3",interface="REST",method="{method}",name="{servable.name}"'
         count = self._metrics.add if self._metrics else lambda *_: None
@@ -300,7 +309,10 @@ class App:
             servable.leave()
             count("ovms_current_graphs", f'name="{servable.name}"', -1)
             if self._metrics:
-                self._metrics.time(labels, time.monotonic() - began)
+                ended = time.monotonic()
+                self._metrics.time("ovms_request_time_us", labels, ended - arrived)
+                self._metrics.time("ovms_wait_for_infer_req_time_us", labels, began - arrived)
+                self._metrics.time("ovms_inference_time_us", labels, ended - began)
 
     async def _answer(self, servable: Servable, request: Request) -> Reply | Stream:
         node = servable.graph.node if servable.graph else ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ovms_embedded.rest.errors import Invalid
-from ovms_embedded.rest.fields import Fields
+from ovms_embedded.rest.fields import INT32, Fields
 from ovms_embedded.rest.http import Reply, Request, encode
 
 if TYPE_CHECKING:
@@ -28,8 +28,14 @@ async def embeddings(request: Request, _: Servable, worker: Worker) -> Reply:
     form = request.fields.get("encoding_format", "float")
     if form not in ("float", "base64"):
         raise Invalid("encoding_format should either be base64 or float")
-    dimensions = Fields(request.fields).unsigned("dimensions", least=1)
-    wanted = {"texts": texts, "tokens": tokens, "base64": form == "base64", "dimensions": dimensions}
+    fields = Fields(request.fields)
+    wanted = {
+        "texts": texts,
+        "tokens": tokens,
+        "base64": form == "base64",
+        "dimensions": fields.unsigned("dimensions", least=1),
+        "max_length": fields.unsigned("max_length", least=1, most=INT32),
+    }
     call = worker.call("embed", wanted)
     try:
         result = await call.result()

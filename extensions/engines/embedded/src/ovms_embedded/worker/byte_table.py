@@ -3,18 +3,21 @@
 The library decodes by running a model: some 0.1 ms alone, some milliseconds between two steps of a generation. Nearly
 every vocabulary is a table, though: byte-level BPE (GPT-2, Llama 3, Qwen) and SentencePiece's (Llama 2, Gemma,
 Mistral), where the text is the bytes of the tokens in a row. The table is read off the tokenizer and compared with
-what the library says about each token, alone, behind another one, and in pairs. If they differ, the library decodes.
+what the library says about each token, behind another one and before another one. If they differ, the library decodes.
 """
 
 from __future__ import annotations
 
 import re
+from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import openvino
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import openvino_genai
 
 SPACE = "▁".encode()
@@ -48,16 +51,16 @@ class ByteTable:
     """
 
     def __init__(self, whole: list[bytes], plain: list[bytes], *, strips: bool) -> None:
-        self._whole = whole
-        self._plain = plain
-        self._strips = strips
+        self.whole = whole
+        self.plain = plain
+        self.strips = strips
 
     def decode(self, tokens: list[int], /, *, skip_special_tokens: bool = True) -> str:
         """Return the text of tokens; numbers beyond the vocabulary have none."""
-        pieces = self._plain if skip_special_tokens else self._whole
+        pieces = self.plain if skip_special_tokens else self.whole
         size = len(pieces)
         text = b"".join([pieces[token] for token in tokens if token < size])
-        return (_strip(text) if self._strips else text).decode("utf-8", "replace")
+        return (_strip(text) if self.strips else text).decode("utf-8", "replace")
 
 
 def decoder_for(tokenizer: openvino_genai.Tokenizer) -> Decoder:
@@ -98,17 +101,19 @@ def _table(
     plain = pieces.copy()
     for token in special:
         plain[token] = b""
-    if not _same([anchor + piece for piece in plain], said):
+    if not _same([anchor] * size, plain, said):
         return None
     tokens = np.arange(size)
-    alone = _ask(tokenizer, tokens, skip=False)
-    strips = not _same(pieces, alone)
-    if strips and not _same([_strip(piece) for piece in pieces], alone):
-        return None
     others = tokens * STEP % size
-    pairs = [first + pieces[second] for first, second in zip(pieces, others.tolist(), strict=True)]
-    if not _same([_strip(pair) for pair in pairs] if strips else pairs, _ask(tokenizer, tokens, others, skip=False)):
-        return None
+    seconds = itemgetter(*others.tolist(), 0)(pieces)[:-1]
+    pairs = _ask(tokenizer, tokens, others, skip=False)
+    strips = not _same(pieces, seconds, pairs)
+    if strips:
+        bare = [_strip(piece) for piece in pieces]
+        if not _same(
+            bare, [second if first else _strip(second) for first, second in zip(pieces, seconds, strict=True)], pairs
+        ):
+            return None
     table = ByteTable(pieces, plain, strips=strips)
     hard: list[int] = tokenizer.encode(PROBE, add_special_tokens=False).input_ids.data[0].tolist()
     tails = [hard[start:] for start in range(len(hard))]
@@ -126,7 +131,10 @@ def _ask(tokenizer: openvino_genai.Tokenizer, *columns: np.ndarray, skip: bool) 
     return found
 
 
-def _same(ours: list[bytes], said: list[str]) -> bool:
-    one = BETWEEN.encode().join(ours).decode("utf-8", "replace")
-    other = BETWEEN.join(said)
+def _same(firsts: Sequence[bytes], seconds: Sequence[bytes], said: list[str]) -> bool:
+    """Tell whether the library says of each pair what its bytes say in a row."""
+    parts = [BETWEEN.encode()] * (3 * len(said))
+    parts[1::3], parts[2::3] = firsts, seconds
+    one = b"".join(parts).decode("utf-8", "replace")
+    other = BETWEEN + BETWEEN.join(said)
     return one == other or INVALID.sub("\ufffd", one) == INVALID.sub("\ufffd", other)

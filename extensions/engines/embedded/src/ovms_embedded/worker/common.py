@@ -134,6 +134,16 @@ def encode(tokenizer: openvino_genai.Tokenizer, texts: list[str], **options: Any
     return encoded.input_ids.data[:-1], encoded.attention_mask.data[:-1]
 
 
+def check_cut(tokenizer: openvino_genai.Tokenizer, most: int) -> None:
+    """Refuse to cut texts to so few tokens that the special ones do not fit; the library would read beyond its memory.
+
+    :raises Refused: they do not.
+    """
+    bare, whole = (encode(tokenizer, ["a"], add_special_tokens=each)[0].shape[1] for each in (False, True))
+    if most < whole - bare:
+        raise Refused(f"max_length should be at least {whole - bare}, the number of special tokens")
+
+
 def tokenize(tokenizer: openvino_genai.Tokenizer, payload: dict[str, Any], window: int | None) -> list[list[int]]:
     """Return the tokens of texts as the tokenize endpoint wants them.
 
@@ -155,9 +165,8 @@ def tokenize(tokenizer: openvino_genai.Tokenizer, payload: dict[str, Any], windo
     arguments: dict[str, Any] = {"add_special_tokens": payload["add_special_tokens"]}
     if (most := payload["max_length"]) is not None:
         arguments |= {"max_length": most, "truncation": True}
-        bare, whole = (encode(tokenizer, ["a"], add_special_tokens=each)[0].shape[1] for each in (False, True))
-        if payload["add_special_tokens"] and most < whole - bare:  # the library would read beyond its memory
-            raise Refused(f"max_length should be at least {whole - bare}, the number of special tokens")
+        if payload["add_special_tokens"]:
+            check_cut(tokenizer, most)
     if payload["pad_to_max_length"]:
         arguments["pad_to_max_length"] = True
     if payload["padding_side"]:

@@ -70,18 +70,21 @@ class Embeddings:
         return Work(rows, finish)
 
     def _read(self, payload: dict[str, Any], check: Callable[[], None]) -> list[Tokens]:
+        wanted: int | None = payload["max_length"]
+        end = min(wanted or self.window, self.window) if self.truncate else wanted
         if payload["texts"]:
-            options: dict[str, Any] = {"max_length": self.window, "truncation": True} if self.truncate else {}
+            options: dict[str, Any] = {"max_length": end, "truncation": True} if end else {}
             texts: list[str] = payload["texts"]
-            if self.truncate:
-                texts = [text[: common.characters(self.window)] for text in texts]
+            if wanted:
+                common.check_cut(self.tokenizer, wanted)
+            if end:
+                texts = [text[: common.characters(min(end, self.window))] for text in texts]
             for text in texts:
                 common.check_length(text, self.window)
             return read(self.tokenizer, texts, check, **options)
         if (largest := max(map(max, payload["tokens"]))) >= self.vocabulary:
             text = f"Token {largest} is not in the vocabulary of this model, which has {self.vocabulary} tokens"
             raise Refused(text)
-        end = self.window if self.truncate else None
         return [np.array(row[:end], np.int64) for row in payload["tokens"]]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ovms_embedded import wire
 from ovms_embedded.worker import common, detection, drafts, grammar, templates
-from ovms_embedded.worker.byte_table import decoder_for
+from ovms_embedded.worker.byte_cache import find_decoder
 from ovms_embedded.worker.detokenize import Running, flush
 from ovms_embedded.worker.grammars import COMPILED, Grammars
 from ovms_embedded.worker.pipe import Refused, tidy
@@ -41,7 +41,7 @@ class Text:
         self.pipeline = build(spec, self.folder, self.device, self.draft, pipe)
         self.tokenizer = self.pipeline.get_tokenizer()
         template = templates.find(self.folder, self.tokenizer)
-        self.decoder = decoder_for(self.tokenizer)
+        self.decoder = find_decoder(self.tokenizer, self.folder, spec["cache_dir"])
         self.window = common.window(self.folder)
         self.running: dict[int, Running] = {}
         self.urgent: list[Running] = []
