@@ -105,7 +105,10 @@ def run(words: list[str]) -> None:
 
 def test(words: list[str]) -> None:
     install()
-    call(tool("python"), "-m", "pytest", *words)
+    # A file stays on one worker, as its tests share an engine. `-n0` runs everything in one process.
+    workers = str(min(os.cpu_count() or 1, 4))
+    say(f"Running the tests in {workers} processes …")
+    call(tool("python"), "-m", "pytest", "-n", workers, "--dist", "loadfile", *words)
 
 
 def check(words: list[str]) -> None:
