@@ -27,9 +27,12 @@ from ovms_kernel.engine import engine_log, launch, probe
 from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.engine.probe import IdleProbe
 from ovms_kernel.engine.supervisor import Supervisor
+from ovms_kernel.events import Events
 from ovms_kernel.extensions import Extensions
 from ovms_kernel.hookspecs import hookimpl
+from ovms_kernel.models.passport import Key, Passports
 from ovms_kernel.models.plan import Resident, State
+from ovms_kernel.models.vetting import Vetting, questions_of
 from ovms_kernel.settings import Settings
 from ovms_kernel.testing.contract import configured
 from ovms_kernel.testing.events import EventRecorder
@@ -42,7 +45,7 @@ MODEL = "tiny/text"
 
 
 class Chat:
-    definition = ServiceDefinition("chat", "text_generation", "/v3/chat/completions", probe='{"max_tokens": 1}')
+    definition = ServiceDefinition("chat", "text_generation", "/v3/chat/completions", probes=('{"max_tokens": 1}',))
 
     async def invoke(self, call: Call, engine: Engine) -> Answer:
         return await forward(Route(self.definition), call, engine)
@@ -163,7 +166,7 @@ async def test_an_engine_that_is_well_but_does_no_work_is_noticed_and_started_ag
 
 
 async def test_a_busy_engine_is_not_probed_and_one_model_is_asked_after_the_other(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked: list[dict[str, Any]] = []
 
@@ -172,12 +175,19 @@ async def test_a_busy_engine_is_not_probed_and_one_model_is_asked_after_the_othe
             asked.append(json.loads(body) | {"path": path})
 
     def loaded(name: str, model_type: str = "text_generation", **more: Any) -> Resident:
-        return Resident(name, SimpleNamespace(model_type=model_type), state=State.LOADED, **more)  # type: ignore[arg-type]
+        return Resident(name, SimpleNamespace(id=name, model_type=model_type), state=State.LOADED, **more)  # type: ignore[arg-type]
 
     client: Any = Client()
+
+    async def connect() -> Any:
+        return client
+
     models = [loaded("b"), loaded("a"), loaded("voice", "text_to_speech")]
     models[0].last_used = time.monotonic()
-    idle = IdleProbe([Chat()], {each.id: each for each in models})
+    vetting = Vetting(
+        Passports(tmp_path), questions_of([Chat()]), Events(), ("CPU",), lambda device: Key("1.0", device), connect
+    )
+    idle = IdleProbe(vetting.probe, {each.id: each for each in models})
     assert await idle(client)
     assert asked == [], "it was used a moment ago"
     monkeypatch.setattr(probe, "IDLE", 0.0)

@@ -51,5 +51,5 @@ async def test_every_kind_of_model_answers_its_probe(
             monkeypatch.setattr("ovms_kernel.engine.probe.IDLE", 0.0)
             for _ in TYPES:
                 assert await probe(client)
-        assert sorted(posts) == ["/v3/chat/completions", "/v3/embeddings", "/v3/rerank"]
+        assert set(posts) == {"/v3/chat/completions", "/v3/embeddings", "/v3/rerank"}
         assert not [each for each in caplog.records if each.name == "ovms_kernel.engine.probe"]

@@ -57,6 +57,9 @@ load_seconds = _histogram("model_load_seconds", "Time that loads took.", "model"
 unloads = _counter("model_unloads", "Models that were unloaded.", "model")
 loaded = _gauge("model_loaded", "1 for each model that is loaded.", "model", "type")
 users = _gauge("model_users", "Requests that use a model now.", "model")
+suspect = Gauge(
+    "ovms_model_suspect", "1 for each model that answers nonsense on a device.", ["model", "device"], registry=registry
+)
 memory = _gauge("model_memory_bytes", "Memory that a model takes, as far as known.", "model")
 
 
@@ -150,6 +153,11 @@ class Metrics:
         """Count a load."""
         loads.labels(model.model.id, "ok").inc()
         load_seconds.labels(model.model.id).observe(model.seconds)
+
+    @hookimpl
+    async def ovms_model_suspect(self, model: LocalModel, device: str) -> None:
+        """Show it until this process ends."""
+        suspect.labels(model.id, device).set(1)
 
     @hookimpl
     async def ovms_load_failed(self, model: LocalModel) -> None:

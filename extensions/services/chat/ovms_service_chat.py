@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
     from ovms_kernel.api.services import Answer, Call, Engine
 
+PROBES = tuple(
+    f'{{"messages":[{{"role":"user","content":"{each}"}}],"max_tokens":12,"temperature":0}}'
+    for each in ("Count from one to ten.", "What is the capital of France?", "Write a sentence about the sea.")
+)
+
 
 class ChatSettings(msgspec.Struct, frozen=True):
     """What can be set."""
@@ -35,7 +40,8 @@ class Chat:
             default_model=settings.default_model,
             support_models=("OpenVINO/Qwen3-8B-int4-ov", "OpenVINO/Phi-3.5-mini-instruct-int4-ov"),
             streaming=True,
-            probe='{"messages":[{"role":"user","content":"."}],"max_tokens":1}',
+            probes=PROBES,
+            probe_answers="text",
             extras={"aog": {"config_ref": "openvino:chat", "config_ref_full": "openai:chat"}},
         )
         self._kind = Completions(self.definition, "chatcmpl", "chat.completion.chunk", prepare, pieces)

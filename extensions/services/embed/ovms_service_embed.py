@@ -47,7 +47,8 @@ class Embed:
             paths=("/v1/embeddings",),
             default_model=settings.default_model,
             support_models=("OpenVINO/Qwen3-Embedding-0.6B-int8-ov",),
-            probe='{"input":"."}',
+            probes=('{"input":["A cat sleeps on the sofa.","The price of oil rose again."]}',),
+            probe_answers="vectors",
             extras={"aog": {"config_ref": "openvino:embed", "config_ref_full": "aog:embed"}},
         )
         self._route = Route(self.definition, prepare, adds=with_model)

@@ -49,7 +49,8 @@ class Rerank:
             paths=("/v1/rerank", "/v2/rerank", "/rerank"),
             default_model=settings.default_model,
             support_models=("OpenVINO/Qwen3-Reranker-0.6B-seq-cls-fp16-ov",),
-            probe='{"query":".","documents":["."]}',
+            probes=('{"query":"What do cats eat?","documents":["Cats eat fish and mice.","Oil is dear."]}',),
+            probe_answers="scores",
             extras={"aog": {"config_ref": "openvino:rerank", "config_ref_full": "aog:rerank"}},
         )
 

@@ -66,6 +66,8 @@ class TextToImage:
             model_type="image_generation",
             endpoint="/v3/images/generations",
             paths=("/v1/images/generations", "/v1/images/edits"),
+            probes=('{"prompt":"a red ball on green grass","num_inference_steps":1,"rng_seed":1}',),
+            probe_answers="picture",
             default_model=settings.default_model,
             support_models=(DEFAULT_MODEL, "OpenVINO/stable-diffusion-v1-5-int8-ov"),
             extras={

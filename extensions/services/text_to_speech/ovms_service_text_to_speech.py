@@ -96,6 +96,8 @@ class TextToSpeech:
             default_model=settings.default_model,
             support_models=(DEFAULT_MODEL,),
             streaming=True,
+            probes=('{"input":"One, two, three."}',),
+            probe_answers="sound",
             extras={
                 "aog": {
                     "config_ref": "openvino:text-to-speech",

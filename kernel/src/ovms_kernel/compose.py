@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from ovms_kernel.engine.control import EngineControl
-from ovms_kernel.engine.host import read_host
+from ovms_kernel.engine.host import driver_of, read_host
 from ovms_kernel.engine.installation import Installations
 from ovms_kernel.engine.probe import IdleProbe
 from ovms_kernel.engine.supervisor import Supervisor
@@ -20,15 +20,18 @@ from ovms_kernel.models.graph_writer import GraphWriter
 from ovms_kernel.models.ingest import Ingest
 from ovms_kernel.models.loader import Loader
 from ovms_kernel.models.memory import Memory, engine_memory
+from ovms_kernel.models.passport import Key, Passports
 from ovms_kernel.models.residency import Residency
 from ovms_kernel.models.servables import Servables
 from ovms_kernel.models.store import Store
+from ovms_kernel.models.vetting import Vetting, questions_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from ovms_kernel.drivers import GraphTemplate, Hub
+    from ovms_kernel.engine.client import EngineClient
     from ovms_kernel.extensions import Extensions
     from ovms_kernel.models.plan import Table
     from ovms_kernel.settings import Settings
@@ -58,14 +61,24 @@ def compose_kernel(settings: Settings, *, host: Host | None = None, extensions: 
     table: Table = {}
     installations = Installations(settings, events)
     models = compose_models(settings, events, extensions.hubs, extensions.graphs, host)
-    supervisor = Supervisor(settings, events, IdleProbe(extensions.services.values(), table))
+
+    def key_of(device: str) -> Key:
+        return Key(supervisor.info.version if supervisor.info else "", device, driver_of(device))
+
+    async def connect() -> EngineClient:
+        return await control.client()
+
+    passports = Passports(settings.data_dir / "passports")
+    questions = questions_of(extensions.services.values())
+    vetting = Vetting(passports, questions, events, host.devices, key_of, connect)
+    supervisor = Supervisor(settings, events, IdleProbe(vetting.probe, table))
     control = EngineControl(settings, host, extensions.platforms, installations, supervisor)
 
     def known() -> dict[str, Path]:
         return {each.id: each.model.directory for each in residency.loaded() if each.model}
 
     servables = Servables(settings, control.client, supervisor.log, running=control.is_ready, known=known)
-    memory = Memory(settings)
+    memory = Memory(settings, usual="GPU" if "GPU" in host.devices else "CPU")
     loader = Loader(
         settings,
         events,
@@ -76,6 +89,7 @@ def compose_kernel(settings: Settings, *, host: Host | None = None, extensions: 
         table,
         engine_memory=lambda: engine_memory(control.pid()),
         owns_engine=lambda: not control.runs_elsewhere(),
+        place=vetting.place,
     )
     residency = Residency(
         settings, events, models.store, servables, memory, loader, connect=control.ready, engine_runs=control.runs
@@ -93,6 +107,7 @@ def compose_kernel(settings: Settings, *, host: Host | None = None, extensions: 
         control,
         servables,
         residency,
+        passports,
     )
 
 

@@ -143,6 +143,11 @@ def ovms_model_ready(model: LoadedModel) -> None:
 
 
 @hookspec
+def ovms_model_suspect(model: LocalModel, device: str, cause: str) -> None:
+    """The model answers nonsense on that device; ``cause`` says what, as the end of a sentence."""
+
+
+@hookspec
 def ovms_load_failed(model: LocalModel, cause: str) -> None:
     """The engine could not load the model and its entry was taken out again."""
 

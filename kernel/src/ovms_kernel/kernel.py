@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ovms_kernel.events import Events
     from ovms_kernel.extensions import ExtensionReport, Extensions
     from ovms_kernel.models.ingest import Ingest
+    from ovms_kernel.models.passport import Passports
     from ovms_kernel.models.residency import Residency
     from ovms_kernel.models.servables import Servables
     from ovms_kernel.models.store import Store
@@ -63,6 +64,7 @@ class Kernel:
         control: EngineControl,
         servables: Servables,
         residency: Residency,
+        passports: Passports,
     ) -> None:
         self.settings = settings
         self.host = host
@@ -75,6 +77,7 @@ class Kernel:
         self.control = control
         self.servables = servables
         self.residency = residency
+        self.passports = passports
         self._stack = AsyncExitStack()
         self._stopping = False
 

@@ -269,6 +269,8 @@ class ResidentModel:
     """When it is unloaded if nobody uses it, in seconds since the epoch; ``None`` = when memory is needed."""
     failure: str = ""
     """Why the last load failed."""
+    suspect: str = ""
+    """What is wrong with its answers on this device, or why it does not run on another one; empty if nothing is."""
 
 
 # -- requests ------------------------------------------------------------------------------------------------------
@@ -290,8 +292,10 @@ class ServiceDefinition:
     support_models: tuple[str, ...] = ()
     streaming: bool = False
     bidirectional: bool = False
-    probe: str = ""
-    """The smallest request that shows that a model works, as JSON without ``model``; empty = it would cost too much."""
+    probes: tuple[str, ...] = ()
+    """Small requests that show that a model works, as JSON without ``model``; none = they would cost too much."""
+    probe_answers: Literal["", "text", "vectors", "scores", "sound", "picture"] = ""
+    """What the answers to the probes hold, so that those of two devices are compared; empty = any is good."""
     extras: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What single faces need to offer it, by the face's name, such as ``{"http": {"name": "value"}}``."""
 

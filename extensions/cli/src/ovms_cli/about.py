@@ -63,6 +63,7 @@ async def doctor(session: Session, *, json: Json = False) -> None:
     """
     async with session.kernel() as kernel:
         findings = [*_host(kernel), *_extensions(kernel), *await _platform(kernel), *_disk(session)]
+        findings += await _models(kernel)
         for name, found in await kernel.events.ask("ovms_check_host", host=kernel.host):
             findings += [replace(each, subject=each.subject or name) for each in found]
         findings += [
@@ -103,6 +104,21 @@ def _extensions(kernel: "Kernel") -> list[Finding]:
     ]
     loaded = sum(each.state == "loaded" for each in kernel.extensions.reports)
     return [*broken, Finding("ok", "extensions", f"{loaded} loaded")]
+
+
+async def _models(kernel: "Kernel") -> list[Finding]:
+    """Return the models that answer nonsense on a device."""
+    return [
+        Finding(
+            "warning",
+            each.id,
+            f"answers {entry.fault} on {entry.key.device} (engine {entry.key.engine})",
+            f"Update the driver of that device or the engine, or run `ovms-plugin passport {each.id}`.",
+        )
+        for each in await kernel.list_models()
+        for entry in kernel.passports.entries(each.digest)
+        if entry.fault
+    ]
 
 
 async def _platform(kernel: "Kernel") -> list[Finding]:

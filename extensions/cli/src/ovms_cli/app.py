@@ -17,6 +17,7 @@ from ovms_cli import (
     engines,
     models,
     naming,
+    passports,
     people,
     services,
     stopping,
@@ -53,7 +54,20 @@ def make_app(wanted: str = "") -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_options)
-    groups = (chatting, models, naming, people, services, stopping, engines, configuration, autostart, benchmark, about)
+    groups = (
+        chatting,
+        models,
+        naming,
+        passports,
+        people,
+        services,
+        stopping,
+        engines,
+        configuration,
+        autostart,
+        benchmark,
+        about,
+    )
     for each in groups:
         each.add_to(app)
     ours = {each.name for each in app.registered_commands} | {each.name for each in app.registered_groups}

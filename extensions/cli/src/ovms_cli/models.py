@@ -205,6 +205,9 @@ async def ps(session: Session, *, json: Json = False) -> None:
         ]
         titles = ("MODEL", "TYPE", "MEMORY", "DEVICE", "USERS", "IDLE", "NEXT")
         output.print_table(titles, rows, right=("MEMORY", "USERS"))
+        for each in models:
+            if each.suspect:
+                output.say(f"{each.model.id} {each.suspect}; see `ovms-plugin passport {each.model.id}`.")
     else:
         output.say(f"No model is loaded; the engine is {state}.")
 

@@ -51,6 +51,26 @@ def _memory() -> int:
     return int(psutil.virtual_memory().total)
 
 
+DRIVERS = {"GPU": ("libze_intel_gpu.so.1", "libigdrcl.so"), "NPU": ("libze_intel_npu.so.1",)}
+"""Libraries of the drivers of Intel's devices on Linux, whose files have the version in their names."""
+
+
+@functools.cache
+def driver_of(device: str) -> str:
+    """Return the version of a device's driver, as far as the system tells; empty for the CPU."""
+    kind = device.partition(".")[0].upper()
+    if kind not in DRIVERS:
+        return ""
+    names = {
+        path.resolve().name
+        for folder in LIBRARY_FOLDERS
+        for name in DRIVERS[kind]
+        for pattern in (name, f"*/{name}", f"*/*/{name}")
+        for path in Path(folder).glob(pattern)
+    }
+    return " ".join([*sorted(names), platform.release() if sys.platform == "linux" else platform.version()])
+
+
 def _devices() -> tuple[str, ...]:
     """Return what the system shows of Intel's GPUs and NPUs; whether their drivers work only the engine can tell."""
     devices = ["CPU"]

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 SERVING_KEYS = frozenset(ModelSettings.__struct_fields__)
 """Settings of a model that are about serving it; all others are options of its calculator."""
+DEVICE_OPTIONS = ("device", "target_device")
+"""Options that name the device of a graph."""
 MODEL_PREFIX = "model:"
 """An option that names another model here, such as a draft model, is written ``model:owner/name``."""
 
@@ -106,11 +108,14 @@ class GraphWriter:
             )
         return declared or best
 
-    async def write(self, folder: Path, model: LocalModel, given: Mapping[str, Any], device: str = "") -> str:
+    async def write(
+        self, folder: Path, model: LocalModel, given: Mapping[str, Any], device: str = "", *, forced: bool = False
+    ) -> str:
         """Write the graph of a model that lies, perhaps for the moment, in that folder; return its SHA-256.
 
         :param given: calculator options that came with the pull; they win over settings, extensions over them.
         :param device: the only one that the graph may use where no option names one; empty means any of the host's.
+        :param forced: the graph uses it whatever the options name.
         :raises BadRequest: an option is unknown or has a wrong value.
         :raises Refused: an extension vetoes, or two contradict each other.
         """
@@ -120,7 +125,10 @@ class GraphWriter:
         options = GraphOptions(host, values)
         answers = await self._events.ask("ovms_amend_graph", model=model, options=options)
         patch = merge(((name, answer.values) for name, answer in answers), "the graph option")
-        options = replace(options, values=self._resolve(_laid_over(values, patch)))
+        values = self._resolve(_laid_over(values, patch))
+        if forced:
+            values |= {name: device for name in DEVICE_OPTIONS if name in values}
+        options = replace(options, values=values)
 
         def build() -> str:
             from importlib.metadata import version
@@ -146,10 +154,12 @@ class GraphWriter:
         guess = getattr(self._driver(model_type), "guess", None)
         return str(guess(described, self._given(model_id, given))) if guess else ""
 
-    async def refresh(self, model: LocalModel, *, device: str = "", overwrite: bool = False) -> bool:
+    async def refresh(
+        self, model: LocalModel, *, device: str = "", forced: bool = False, overwrite: bool = False
+    ) -> bool:
         """Write the graph that settings and extensions ask for now; return whether the file changed.
 
-        :param device: as for :meth:`write`.
+        :param device: as for :meth:`write`, like ``forced``.
         :param overwrite: replace it even if a user edited it.
         """
         record = await anyio.to_thread.run_sync(read_record, model.directory)
@@ -159,7 +169,7 @@ class GraphWriter:
         if before not in ("", record.graph) and not overwrite:
             log.info("Model %s: keeping its graph.pbtxt as somebody else wrote it", model.id)
             return False
-        digest = await self.write(model.directory, model, record.options, device)
+        digest = await self.write(model.directory, model, record.options, device, forced=forced)
         if digest != record.graph:
             await anyio.to_thread.run_sync(write_record, model.directory, replace(record, graph=digest))
         return digest != before

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import anyio
 import anyio.to_thread
@@ -21,8 +22,6 @@ from ovms_kernel.single_flight import SingleFlight
 from ovms_kernel.values import LoadedModel, LocalModel, ResidentModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ovms_kernel.events import Events
     from ovms_kernel.models.graph_writer import GraphWriter
     from ovms_kernel.models.memory import Memory
@@ -44,6 +43,18 @@ SHOWN: dict[State, Literal["failed", "waiting", "loading", "loaded", "unloading"
 }
 """What a state is called outside; an absent model is listed only if it failed to load."""
 
+Write: TypeAlias = Callable[[str], Awaitable[str]]
+Serve: TypeAlias = Callable[[], Awaitable[None]]
+Place: TypeAlias = Callable[[LocalModel, Write, Serve], Awaitable[str]]
+
+
+async def as_usual(model: LocalModel, write: Write, serve: Serve) -> str:
+    """Load a model on its usual device, whatever it answers there."""
+    del model
+    await write("")
+    await serve()
+    return ""
+
 
 class Loader:
     """Changes what is loaded; ``residency.py`` says when, and sees that there is one change at a time.
@@ -51,6 +62,7 @@ class Loader:
     :param table: every model that was used or loaded, by id.
     :param engine_memory: returns the bytes that the engine holds, 0 if that cannot be seen.
     :param owns_engine: tells whether no other process runs the engine.
+    :param place: chooses the device and loads; returns what is wrong with the usual one.
     """
 
     def __init__(
@@ -65,6 +77,7 @@ class Loader:
         *,
         engine_memory: Callable[[], int] = lambda: 0,
         owns_engine: Callable[[], bool] = lambda: True,
+        place: Place = as_usual,
     ) -> None:
         self._settings = settings
         self._events = events
@@ -74,6 +87,7 @@ class Loader:
         self._memory = memory
         self._engine_memory = engine_memory
         self.owns_engine = owns_engine
+        self._place = place
         self.table = table
         """Every model that was used or loaded, by id. Read by others, written here and in ``residency.py`` alone."""
         self.loads: SingleFlight[LoadedModel, None] = SingleFlight(cancel_abandoned=False)
@@ -98,9 +112,20 @@ class Loader:
         resident.state, resident.model = State.LOADING, model
         resident.bytes = wanted.bytes
         began, before = time.monotonic(), await self._measure_engine()
+        known = resident.graph
+
+        async def write(device: str) -> str:
+            await self._graphs.refresh(model, device=device or self.device, forced=bool(device))
+            return await anyio.to_thread.run_sync(self._memory.device_of, model)
+
+        async def serve() -> None:
+            nonlocal known
+            written = await anyio.to_thread.run_sync(graph_of, model)
+            await self._servables.add(model, anew=known not in (0, written))
+            known = written
+
         try:
-            changed = await self._graphs.refresh(model, device=self.device)
-            await self._servables.add(model, anew=changed or resident.graph not in (0, graph_of(model)))
+            suspect = await self._place(model, write, serve)
         except OvmsError as error:
             resident.failure, resident.failed_at = error, time.monotonic()
             log.error("Model %s did not load: %s", model.id, error.message)
@@ -108,9 +133,9 @@ class Loader:
             raise
         if before and (took := await self._measure_engine() - before) > 0:
             await anyio.to_thread.run_sync(_note_memory, model, took)
-        if not wanted.measured:
-            wanted = await anyio.to_thread.run_sync(self._memory.wanted, model)
-        self._mark_loaded(resident, model, wanted)
+        now = await anyio.to_thread.run_sync(self._memory.wanted, model)
+        self._mark_loaded(resident, model, wanted if wanted.measured and now.runs_on == wanted.runs_on else now)
+        resident.suspect = suspect
         resident.load_seconds = time.monotonic() - began
         log.info("Model %s is loaded, after %.2f s", model.id, resident.load_seconds)
         return LoadedModel(model, resident.load_seconds)
@@ -200,6 +225,7 @@ class Loader:
                     pinned=each.stays,
                     unload_at=due + ahead if due < math.inf else None,
                     failure=each.failure.message if each.failure else "",
+                    suspect=each.suspect,
                 )
             )
         return found

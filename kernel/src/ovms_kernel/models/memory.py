@@ -81,6 +81,7 @@ def parse_budget(text: str) -> dict[str, int]:
 class Memory:
     """Measures what models may take, and knows what each one needs.
 
+    :param usual: the device of graphs that name none.
     :param available: returns the bytes of the system's memory that are free now.
     :param gpu: returns total and free bytes of the GPU's own memory.
     """
@@ -89,10 +90,12 @@ class Memory:
         self,
         settings: Settings,
         *,
+        usual: str = SYSTEM,
         available: Callable[[], int] = available_memory,
         gpu: Callable[[], tuple[int, int] | None] = gpu_memory,
     ) -> None:
         self._settings = settings
+        self._usual = usual
         self.available = available
         self._gpu = gpu
         self._fixed = parse_budget(settings.memory_budget)
@@ -110,13 +113,18 @@ class Memory:
 
     def wanted(self, model: LocalModel) -> Wanted:
         """Return what a model needs: what its last load took, else its weights; and its KV cache, as set."""
-        device, cache = graph_memory(model.directory)
+        named, cache = graph_memory(model.directory)
+        device = named or self._usual
         record = read_record(model.directory)
         took = record.load_bytes if record else 0
         weights = weight_bytes({path: size for path, (size, _) in record.files.items()}) if record else 0
         needed = (took or int(weights * WEIGHT_OVERHEAD)) + cache
         forced = self._settings.model(model.id).force
         return Wanted(model.id, needed, self.pool_of(device), forced, device, took > 0)
+
+    def device_of(self, model: LocalModel) -> str:
+        """Return the device that a model runs on, by its graph."""
+        return graph_memory(model.directory)[0] or self._usual
 
     def pool_of(self, device: str) -> str:
         """Return whose memory a model on that device takes: the GPU's if it has its own, else the system's."""
@@ -125,14 +133,14 @@ class Memory:
 
 
 def graph_memory(folder: Path) -> tuple[str, int]:
-    """Return the device that a model's graph names, and the bytes of KV cache that it sets."""
+    """Return the device that a model's graph names, empty if none, and the bytes of KV cache that it sets."""
     try:
         text = (folder / GRAPH).read_text("utf-8")
     except (OSError, UnicodeDecodeError):
-        return "CPU", 0
+        return "", 0
     device = re.search(r'^\s*(?:target_)?device: "([^"]+)"', text, re.MULTILINE)
     cache = re.search(r"^\s*cache_size: (\d+)", text, re.MULTILINE)
-    return device[1] if device else "CPU", int(cache[1]) << 30 if cache else 0
+    return device[1] if device else "", int(cache[1]) << 30 if cache else 0
 
 
 def engine_memory(pid: int | None) -> int:

@@ -70,6 +70,8 @@ class Resident:
     """No new request is admitted, as another model waits for its memory."""
     keep: float | None = None
     """Seconds without use after which it is unloaded, infinite = never; ``None`` = as the settings say."""
+    suspect: str = ""
+    """What is wrong with its answers on a device; empty if nothing is known to be."""
     failure: OvmsError | None = None
     """Why the last load failed."""
     failed_at: float = -math.inf

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 PERIOD = 2.0
 """Seconds between two looks whether something has changed."""
-FIELDS = ("state", "users", "last_used", "loaded_at", "memory", "device", "pinned", "unload_at", "failure")
+FIELDS = ("state", "users", "last_used", "loaded_at", "memory", "device", "pinned", "unload_at", "failure", "suspect")
 
 
 def write(settings: Settings, models: Sequence[ResidentModel]) -> None:

@@ -18,6 +18,7 @@ from ovms_kernel.errors import NotFound, OvmsError, PreconditionFailed
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.models import report, upkeep
 from ovms_kernel.models.loader import foreign, graph_of, kept, model_of
+from ovms_kernel.models.memory import SYSTEM
 from ovms_kernel.models.names import parse_model_id
 from ovms_kernel.models.plan import Resident, State
 from ovms_kernel.models.resolution import check_type, choose, not_installed
@@ -297,6 +298,16 @@ class Residency:
             gone = await self._loader.unload(model.id)
             self.table.pop(model.id, None) if model.id not in self._loader.loads else None
         await self._loader.tell_unloaded(gone, "its files are replaced or removed")
+
+    @hookimpl
+    async def ovms_model_suspect(self, model: LocalModel, device: str, cause: str) -> None:
+        """Unload a model that answers nonsense, so that its next request loads it on another device."""
+        resident = self.table.get(model.id)
+        if resident is None or resident.state is not State.LOADED:
+            return  # it is being loaded, and whoever loads it knows
+        resident.suspect = f"answers {cause} on {device}"
+        if device != SYSTEM:
+            await self.unload(model.id, f"it answers nonsense on {device}")
 
     # -- the engine's view -----------------------------------------------------------------------------------------
 

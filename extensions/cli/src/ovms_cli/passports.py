@@ -1,0 +1,54 @@
+"""``passport``: what a model answered to fixed requests on each device, engine and driver."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ovms_cli import output
+from ovms_cli.session import Session, add
+
+if TYPE_CHECKING:
+    from ovms_kernel.models.passport import Entry
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this command."""
+    add(app, passport)
+
+
+async def passport(
+    session: Session,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Such as OpenVINO/Qwen3-8B-int4-ov.")],
+    *,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, the answers included.")] = False,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Remove what is known, so that the model is compared again.")
+    ] = False,
+) -> None:
+    """Show where a model answered sense, by engine, device and driver.
+
+    A model that answers nonsense on a device runs on another one until the engine or the driver changes, or until you
+    use --forget.
+    """
+    async with session.kernel() as kernel:
+        found = kernel.store.find(model)
+        entries = kernel.passports.entries(found.digest)
+    if forget:
+        known = kernel.passports.forget(found.digest)
+        print(f"What is known of {model} is removed." if known else f"Nothing is known of {model}.")
+        return
+    if json:
+        output.print_json({"model": found.id, "digest": found.digest, "entries": entries})
+    elif entries:
+        output.print_table(("ENGINE", "DEVICE", "DRIVER", "AT", "ANSWERS"), [row(each) for each in entries])
+    else:
+        output.say(
+            f"{model} was not asked yet; it is when it is loaded on a GPU or NPU, or has been idle for a minute."
+        )
+
+
+def row(entry: "Entry") -> tuple[Any, ...]:
+    """Return what a person reads of an entry."""
+    key = entry.key
+    said = f"wrong: {entry.fault}" if entry.fault else f"{len(entry.answers)} kept, as they should be"
+    return key.engine, key.device, key.driver or "-", entry.at, said

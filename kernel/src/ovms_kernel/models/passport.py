@@ -1,0 +1,116 @@
+"""What models answered to fixed requests, by weights, engine, driver and device, and where they answered nonsense.
+
+One file for the weights of a model, ``<data folder>/passports/<digest>.json``, so that it outlives a pull of the same
+weights; this module is its only reader and writer.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from ovms_kernel.files import read_json, write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from ovms_kernel.models.judge import Sample
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+CPU = "CPU"
+KEPT = 16
+"""Entries of one model: those of the engines and drivers that were used last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Where weights ran."""
+
+    engine: str
+    """Version of the engine."""
+    device: str
+    driver: str = ""
+    """Version of the device's driver; empty for a CPU, and where the system does not tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one model answered in one place."""
+
+    key: Key
+    answers: tuple[Sample, ...]
+    """One for each of the fixed requests, in their order."""
+    fault: str = ""
+    """What is wrong with the answers; empty if nothing is."""
+    at: str = ""
+    """When it was noted, as ISO 8601."""
+
+
+class Passports:
+    """The store.
+
+    :param folder: made when something is noted.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._read: dict[str, tuple[float, list[Entry]]] = {}
+        """By digest: when the file was written that was read, and what it says."""
+
+    def entries(self, digest: str) -> list[Entry]:
+        """Return all that is known of those weights, the latest last."""
+        path = self._path(digest)
+        try:
+            written = path.stat().st_mtime_ns
+        except OSError:
+            return []
+        known = self._read.get(digest)
+        if known is None or known[0] != written:
+            known = self._read[digest] = written, list(_parse(read_json(path)))
+        return known[1]
+
+    def find(self, digest: str, key: Key) -> Entry | None:
+        """Return what those weights answered there; ``None`` if they were never asked."""
+        return next((each for each in self.entries(digest) if each.key == key), None)
+
+    def faulty(self, digest: str, key: Key) -> str:
+        """Return what is wrong with those weights there; empty if nothing is known to be."""
+        entry = self.find(digest, key)
+        return entry.fault if entry else ""
+
+    def note(self, digest: str, model_id: str, entry: Entry) -> None:
+        """Keep an entry instead of the one with the same key."""
+        stamped = replace(entry, at=entry.at or datetime.now(UTC).isoformat(timespec="seconds"))
+        kept = [each for each in self.entries(digest) if each.key != entry.key]
+        value = {"version": VERSION, "model": model_id, "entries": [asdict(each) for each in [*kept, stamped][-KEPT:]]}
+        write_atomically(self._path(digest), json.dumps(value, ensure_ascii=False).encode())
+
+    def forget(self, digest: str) -> bool:
+        """Remove what is known of those weights; return whether there was anything."""
+        self._read.pop(digest, None)
+        with suppress(FileNotFoundError):
+            self._path(digest).unlink()
+            return True
+        return False
+
+    def _path(self, digest: str) -> Path:
+        return self._folder / f"{digest[:32] or 'none'}.json"
+
+
+def _parse(value: dict[str, Any] | None) -> Iterable[Entry]:
+    """Yield the entries of a file; of a damaged one, those that can be used."""
+    if value is None or value.get("version") != VERSION or not isinstance(value.get("entries"), list):
+        return
+    for each in value["entries"]:
+        try:
+            key = Key(**{name: str(text) for name, text in each["key"].items()})
+            yield Entry(key, tuple(dict(one) for one in each["answers"]), str(each["fault"]), str(each["at"]))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            log.warning("An entry of a model's passport is damaged and is made again.")
