@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from ovms_embedded import guard as guards
-from ovms_embedded.workers import CallFailed, Worker
+from ovms_embedded.workers import CallFailed, LoadFailed, Worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -55,7 +55,9 @@ async def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     monkeypatch.setattr(guards, "PATIENCE", 0.5)
     started = await Worker.spawn()
     await started.load("me/greedy", {"worker": "greedy"})
-    manager: Any = SimpleNamespace(servables={"me/greedy": SimpleNamespace(name="me/greedy", worker=started)})
+    manager: Any = SimpleNamespace(
+        servables={"me/greedy": SimpleNamespace(name="me/greedy", worker=started, loading=None)}
+    )
     task = asyncio.create_task(guards.guard(manager))
     try:
         yield started
@@ -74,6 +76,34 @@ async def test_a_worker_that_takes_too_much_memory_is_ended(worker: Worker) -> N
         await worker.call("grow", {}).result()
     assert len(causes) == 1
     assert not psutil.pid_exists(worker.pid)
+
+
+@pytest.mark.anyio
+async def test_a_worker_that_takes_too_much_while_it_loads_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hungry.py").write_text(MODULE + "\n\ndef load(spec, pipe):\n    Greedy(pipe).grow(0, {})\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    started = await Worker.spawn()
+    started.memory_limit = guards.memory_of(started.pid) + 200 * MEGABYTE
+    manager: Any = SimpleNamespace(servables={"me/m": SimpleNamespace(name="me/m", worker=None, loading=started)})
+    task = asyncio.create_task(guards.guard(manager))
+    try:
+        with pytest.raises(LoadFailed, match=r"me/m was ended: it took \d+ MB of memory; \d+ are allowed"):
+            await started.load("me/m", {"worker": "hungry"})
+    finally:
+        task.cancel()
+        await started.close()
+
+
+def test_the_limit_of_a_load_follows_from_the_files(fixtures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=64 << 30))
+    size = sum(each.stat().st_size for each in (fixtures / "embeddings").rglob("*") if each.is_file())
+    assert guards.weights_of(str(fixtures / "embeddings"), {"models_path": "./"}) == size
+    both = {"models_path": str(fixtures / "embeddings"), "draft_models_path": str(fixtures / "embeddings")}
+    assert guards.weights_of("/nowhere", both) == 2 * size
+    assert guards.loading_limit(10 << 30, {}, 0) == 40 << 30
+    assert guards.loading_limit(10 << 30, {}, 300) == 300 * MEGABYTE
 
 
 @pytest.mark.anyio

@@ -26,6 +26,8 @@ MARGIN = 4 << 30
 """Bytes that a worker may take beyond what it has when its model is loaded, at least."""
 GIGABYTE = 1 << 30
 MEGABYTE = 1 << 20
+LOADING = 2
+"""Copies of a model's weights that a load may need at the same time."""
 SHARE = 0.8
 """Of the machine's memory: no worker may take more, unless its model alone does."""
 OOM_SCORE = 900
@@ -61,12 +63,31 @@ def memory_limit(loaded: int, options: dict[str, Any], wanted: int) -> int:
     return int(max(min(loaded + max(MARGIN, loaded) + cache, SHARE * whole), loaded + GIGABYTE))
 
 
+def weights_of(base: str, options: dict[str, Any]) -> int:
+    """Return the bytes of the files that a graph loads: its model's and its draft model's."""
+    found = 0
+    for option in ("models_path", "draft_models_path"):
+        if isinstance(named := options.get(option), str) and named:
+            path = Path(base) / named
+            files = path.rglob("*") if path.is_dir() else [path]
+            found += sum(each.stat().st_size for each in files if each.is_file())
+    return found
+
+
+def loading_limit(weights: int, options: dict[str, Any], wanted: int) -> int:
+    """Return how many bytes a worker may have while it loads its model, whose copies for a device are made then.
+
+    :param weights: bytes of the model's files.
+    """
+    return memory_limit(LOADING * weights, options, wanted)
+
+
 async def guard(manager: Manager) -> None:
     """Watch over the workers, for ever."""
     while True:
         await asyncio.sleep(PERIOD)
         for servable in manager.servables.values():
-            worker = servable.worker
+            worker = servable.worker or servable.loading
             if worker is None or not worker.pid:
                 continue
             if worker.memory_limit and (taken := memory_of(worker.pid)) > worker.memory_limit:

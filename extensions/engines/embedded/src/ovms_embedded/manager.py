@@ -15,7 +15,7 @@ from ovms_embedded.calculators.discovery import Calculators, find_calculators
 from ovms_embedded.config import Config, ConfigError, Entry, read_config, single
 from ovms_embedded.entries import cache_folder, graph_of
 from ovms_embedded.graphs import Graph, GraphInvalid, digest_of
-from ovms_embedded.guard import memory_limit, memory_of
+from ovms_embedded.guard import loading_limit, memory_limit, memory_of, weights_of
 from ovms_embedded.templates import ChatTemplate
 from ovms_embedded.workers import LoadFailed, Spare, Worker
 
@@ -67,6 +67,8 @@ class Servable:
     """Why it failed."""
     graph: Graph | None = None
     worker: Worker | None = None
+    loading: Worker | None = None
+    """The worker that is to be its own, while it loads the model."""
     template: ChatTemplate | None = None
     """What renders the prompts of chats, where the graph generates text."""
     digest: str = ""
@@ -294,7 +296,10 @@ class Manager:
                 "base_path": entry.base_path,
                 "cache_dir": cache_folder(self._cache_dir, entry.name),
             }
+            weights = await asyncio.to_thread(weights_of, entry.base_path, graph.options)
             worker = await self._spare.take()
+            worker.memory_limit = loading_limit(weights, graph.options, self._memory)
+            servable.loading = worker
             try:
                 async with self._loads:  # its imports go on while others load
                     await worker.load(entry.name, spec)
@@ -303,6 +308,8 @@ class Manager:
             except BaseException:
                 await worker.close()
                 raise
+            finally:
+                servable.loading = None
         except Exception as error:  # noqa: BLE001 - an entry fails alone, whatever is wrong with it
             expected = isinstance(error, (GraphInvalid, LoadFailed, OSError))
             log.manager.error("Mediapipe: %s failed to load: %s", entry.name, error, exc_info=not expected)
