@@ -18,7 +18,11 @@ of HTTP; faces send them.
 
 from __future__ import annotations
 
+import re
 from typing import Self
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What would move a terminal's cursor, color it or turn its text around; names that callers send may hold any."""
 
 
 class OvmsError(Exception):
@@ -27,6 +31,7 @@ class OvmsError(Exception):
     code = 500
 
     def __init__(self, message: str) -> None:
+        message = _CONTROL.sub(lambda found: repr(found[0])[1:-1], message)
         super().__init__(message)
         self.message = message
 
