@@ -20,7 +20,7 @@ import psutil
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from tests.soak.faces import Face
 
@@ -141,10 +141,14 @@ class Faults:
             self.kill_worker, self.stop_worker, self.kill_command, self.kill_command, self.finish_command,
             self.step_clock, self.fill_disk,
         ]  # fmt: skip
-        while True:
-            await asyncio.sleep(self._rolls.uniform(0, 2 * pause))
-            if await self._rolls.choice(kinds)():
-                self._note()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await asyncio.sleep(self._rolls.uniform(0, 2 * pause))
+                group.create_task(self._cause(self._rolls.choice(kinds)))
+
+    async def _cause(self, kind: Callable[[], Awaitable[bool]]) -> None:
+        if await kind():
+            self._note()
 
     def _note(self) -> None:
         for each in self._faces:
@@ -190,8 +194,10 @@ class Faults:
         process = self._rolls.choice(found)
         with suppress(psutil.Error):
             process.suspend()
-            await asyncio.sleep(self._rolls.uniform(0, 3))
-            process.resume()
+            try:
+                await asyncio.sleep(self._rolls.uniform(0, 3))
+            finally:
+                process.resume()
         return self._count("worker halted")
 
     async def step_clock(self) -> bool:
@@ -208,23 +214,25 @@ class Faults:
         self._count("disk full")
         balloon = self._place.own / "balloon"
         try:
-            with balloon.open("wb") as file, suppress(OSError):
+            with suppress(OSError), balloon.open("wb", buffering=0) as file:
                 while True:
                     file.write(bytes(1 << 20))
             await asyncio.sleep(self._rolls.uniform(0, 4))
         finally:
-            balloon.unlink()
+            balloon.unlink(missing_ok=True)
         return True
 
     async def kill_command(self) -> bool:
         """Kill an import, a pull or a removal half way."""
         process = await self._command(*self._chosen())
-        await asyncio.sleep(self._rolls.uniform(0, 4))
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
-            self._count("command killed")
-        await process.communicate()
+        try:
+            await asyncio.sleep(self._rolls.uniform(0, 4))
+        finally:
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    process.kill()
+                self._count("command killed")
+            await process.communicate()
         return True
 
     async def finish_command(self) -> bool:
@@ -234,9 +242,11 @@ class Faults:
         try:
             async with asyncio.timeout(COMMAND_LIMIT):
                 said = (await process.communicate())[0].decode(errors="replace")
-        except TimeoutError:
+        except (TimeoutError, asyncio.CancelledError) as error:
             process.kill()
             await process.communicate()
+            if isinstance(error, asyncio.CancelledError):
+                raise
             self.wrong.append(f"{' '.join(words)}: no end within {COMMAND_LIMIT:g} s")
             return False
         if "Traceback" in said or "should not have happened" in said:
