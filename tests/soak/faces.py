@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import grpc.aio
 import httpx
 
 from ovms_face_aog.client import PluginFailed, PluginHost, plugin_command
@@ -50,7 +51,7 @@ class Face:
             try:
                 async with asyncio.timeout(START_LIMIT):
                     await self.start()
-            except (TimeoutError, PluginFailed, OSError, httpx.HTTPError) as error:
+            except (TimeoutError, PluginFailed, OSError, httpx.HTTPError, grpc.aio.AioRpcError) as error:
                 if not self.killed and not self.stopping:
                     self.failures.append(f"{self.name} did not start: {error!r:.300}")
                 await self.end()
