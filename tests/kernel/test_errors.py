@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
+from ovms_kernel.commands import say
 from ovms_kernel.errors import NotFound
 from tests.faces.http.conftest import environment_of
 
@@ -38,3 +41,14 @@ def test_nor_can_a_service_of_the_command_line(tmp_path: Path) -> None:
     assert done.returncode
     assert "\x1b" not in done.stderr
     assert "no" in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no device that is always full")  # noqa: PTH110
+def test_a_notice_that_cannot_be_written_costs_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server whose stderr is a file on a full disk goes on."""
+    full = os.fdopen(os.open("/dev/full", os.O_WRONLY), "w")
+    monkeypatch.setattr("sys.stderr", full)
+    say("tiny/chat is loaded.")
+    monkeypatch.undo()
+    with contextlib.suppress(OSError):
+        full.close()

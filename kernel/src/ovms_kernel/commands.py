@@ -12,7 +12,7 @@ import signal
 import sys
 import textwrap
 import traceback
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -70,9 +70,10 @@ class Session:
 
 
 def say(text: str) -> None:
-    """Print a notice on stderr: anything that is not the command's result."""
+    """Print a notice on stderr: anything that is not the command's result. One that cannot be written is dropped."""
     # In one write: events are told in threads of their own, and two lines must not become one.
-    print(f"{_wrapped(text)}\n", end="", file=sys.stderr, flush=True)  # noqa: T201
+    with suppress(OSError):  # a file on a full disk, or a terminal that is gone
+        print(f"{_wrapped(text)}\n", end="", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _wrapped(text: str) -> str:

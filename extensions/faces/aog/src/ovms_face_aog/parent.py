@@ -55,7 +55,8 @@ class Seat:
     def take(self) -> None:
         """Have what is dialled from now on arrive at the private socket."""
         self.private.rename(self.public)
-        os.write(self._ready, b"1")
+        with contextlib.suppress(BrokenPipeError):  # the parent was killed, which the watch will find
+            os.write(self._ready, b"1")
         os.close(self._ready)
 
 
