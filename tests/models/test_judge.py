@@ -27,11 +27,16 @@ TEXTS = (
     "I am only a tiny test model, so I do not know the answer to that.",
     "The capital of France is Paris, which lies on the Seine.",
 )
+HEARD = "Turn on the light."
 TRIALS = 200
 
 
 def text(said: str) -> bytes:
     return json.dumps({"choices": [{"message": {"content": said}}]}).encode()
+
+
+def words(said: str) -> bytes:
+    return json.dumps({"text": said}).encode()
 
 
 def vectors(*given: list[float]) -> bytes:
@@ -76,6 +81,8 @@ GARBAGE: dict[str, tuple[str, Callable[[random.Random], tuple[bytes, bytes]]]] =
     "shifted tokens": ("text", lambda r: (text(shifted(said := r.choice(TEXTS), r)), text(said))),
     "truncated": ("text", lambda r: (text((said := r.choice(TEXTS))[: r.randrange(1, len(said) - 1)]), text(said))),
     "empty": ("text", lambda r: (text(r.choice(["", " ", "\n"])), text(r.choice(TEXTS)))),
+    "other words": ("words", lambda r: (words(" ".join(r.sample(["one", "two", "stop", "no"], 3))), words(HEARD))),
+    "no words": ("words", lambda r: (words(r.choice(["", "."])), words(HEARD))),
     "not a number": ("vectors", lambda r: (vectors([math.nan] * 64), vectors(noise(r)))),
     "zeros": ("vectors", lambda r: (vectors([0.0] * 64), vectors(noise(r)))),
     "constant": ("vectors", lambda r: (vectors(*[[r.random()] * 64] * 2), vectors(noise(r), noise(r)))),

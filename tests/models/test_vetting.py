@@ -15,8 +15,9 @@ from ovms_kernel.compose import compose_kernel
 from ovms_kernel.errors import EngineFailed, OvmsError
 from ovms_kernel.events import Events
 from ovms_kernel.hookspecs import hookimpl
+from ovms_kernel.models import judge
 from ovms_kernel.models.passport import Entry, Key, Passports
-from ovms_kernel.models.vetting import Questions, Vetting
+from ovms_kernel.models.vetting import Questions, Vetting, verdict
 from ovms_kernel.settings import read_settings
 from ovms_kernel.values import Answer, Host, LocalModel
 
@@ -189,7 +190,7 @@ def test_a_damaged_passport_is_made_again(tmp_path: Path) -> None:
 # -- with real models --------------------------------------------------------------------------------------------------
 
 
-TYPES = ("text_generation", "embeddings", "rerank", "text_to_speech")
+TYPES = ("text_generation", "embeddings", "rerank", "text_to_speech", "speech_to_text", "image_generation")
 
 
 @pytest.fixture(scope="module")
@@ -210,19 +211,37 @@ def heard(kernel: Kernel) -> Heard:
     return heard
 
 
+async def test_every_kind_of_model_answers_what_it_is_asked_and_answers_it_again(kernel: Kernel) -> None:
+    vetting: Any = kernel.supervisor.probe._ask.__self__  # type: ignore[attr-defined]
+    client = await kernel.client()
+    kinds = set()
+    for model in await kernel.list_models():
+        asked = vetting._questions[model.model_type]
+        kinds.add(asked.kind)
+        first, second = [await vetting._answers(model, asked, client) for _ in range(2)]
+        assert not [each for each in first if judge.UNREADABLE in each]
+        assert verdict(asked.kind, second, first, same=True) == ""
+        if asked.kind == "words":
+            assert first[0]["words"], "it heard nothing"
+    assert kinds == judge.KINDS
+
+
 async def test_good_models_raise_no_alarm(kernel: Kernel, heard: Heard) -> None:
     vetting: Any = kernel.supervisor.probe._ask.__self__  # type: ignore[attr-defined]
     for _ in range(ROUNDS):
         client = await kernel.client()
         for model in await kernel.list_models():
-            assert await vetting.probe(model, "CPU", client)
+            assert await vetting.probe(model, "CPU", client) is not False
     for number in range(max(2, ROUNDS // 10)):
         name = f"tiny/{TYPES[number % len(TYPES)]}"
         await kernel.unload_models([name])
         await kernel.load_model(name)
-        assert await vetting.probe(await kernel.load_model(name), "CPU", await kernel.client())
+        assert await vetting.probe(await kernel.load_model(name), "CPU", await kernel.client()) is not False
     assert heard.suspects == []
-    assert all(len(kernel.passports.entries(each.digest)) == 1 for each in await kernel.list_models())
+    asked = [
+        each for each in await kernel.list_models() if each.model_type not in ("speech_to_text", "image_generation")
+    ]
+    assert all(len(kernel.passports.entries(each.digest)) == 1 for each in asked)
 
 
 def said(change: Callable[[str], str]) -> Callable[[Any], None]:

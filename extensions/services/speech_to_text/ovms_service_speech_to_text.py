@@ -45,6 +45,36 @@ FRAMES = 100
 
 DEFAULT_MODEL = "OpenVINO/whisper-base-int8-ov"
 
+PROBE = (
+    "SUQzBAAAAAAAI1RTU0UAAAAPAAADTGF2ZjYyLjEyLjEwMgAAAAAAAAAAAAAA/+M4wAAAAAAAAAAAAEluZm8AAAAPAAAAGQAAB+AAJCQkLS0t"
+    "LTY2NjZAQEBASUlJSVJSUlJbW1tbZGRkZG1tbW12dnZ2gICAgImJiYmSkpKSm5ubm6SkpKStra2ttra2tsDAwMDJycnJ0tLS0tvb29vk5OTk"
+    "7e3t7fb29vb/////AAAAAExhdmYAAAAAAAAAAAAAAAAAAAAAACQDQQAAAAAAAAfgwIjhLgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+    "AAAAAAAAAAAAAAAAAAAAAAAA/+MYxAAAAANIAAAAAP8VHigJ/uRk/xQn/+Lk7f/+7HdTjy///4uL5ih8X////yKd9rCh/////thgsHARyDjA"
+    "QEf/////8jIK/+MYxDsAAANIAAAAAAoYUiG7zz3//jnVHX4dvNWuEaz199SQP3L2Gpt1kThmJv8RISZyWmTHp7e0v3HaTosf1/afOPTnq0mo"
+    "/+MYxHYAAANIAAAAAFuP/uE6+/Sn///Hvd9/ig6PQOPSXdJp7eJm3d0+bqv4+jL3w7DQVbYJjD/G1Lf4emFKAWCzzcaY//6B/+MYxLEAAANI"
+    "AUAAAEUFw47/9CoHF7IUO/zwjCIls3+hiL//0//mDwLsMhXFm6teYYg8EQQBcCCJx6b/57mLm/9//+fU9Cpt/+MYxOwPs5pgAYUoAZtFTSxU"
+    "XEY9V7UB6LO/JGDcWAck0HYIsl7IfQUYBMR4tYkC9/UgLEuGv/8TBCDB50OZzkP1NHwIiSR8/+MYxOgaGtrNkYlAAO0Pjg7HlU3/1PEAVFrf"
+    "96Dg6Y/Ff5URHiyAeF3AYTCI0eFXlQBWFBpL//QMg65c8m/ucxMG5O1qrmG0/+MYxLoTWu7+WcdQAzQJwCZdvh+8/qSyPrvQCJWPGDhxZ2Ip"
+    "N25Xb7ADTFg1fgxgDADyZhn1mGkwIAMFj//yNnyoa/Vf+v///+MYxKcVQg7uWANONqfx4PoM6uicP0LOM5xnGW4YEKdbWXcSPEvS98ZXhuKK"
+    "fX+tlqUmQVlt/WpMsEHCzwXNDiHomTUyXuYm/+MYxI0VacrKYFYO5AT5ICdgDIjmmz/+s45FW3/91fS2WzoVMya7602mBpKetGv///MtLQLt"
+    "bLq7ZPz+AShwQWNEPv873SH2/+MYxHIXej7OWAPmEGTBsmnaJ7+atTih2AFPyf0SIpOiE+5n6FEQgB2UfIB/7FgSDm7p1SyxE//u/2qyYY6V"
+    "A1lwwf/qW5NG/+MYxE8RYUryWAPGLliikUzJ0DRBDUYHBJANYhCXMD1PUhLiJWPwPoGMMCmeq/omZFLif/bRJZm/+owJ5gfb9VmJ5UMCJkXW"
+    "/+MYxEQW8w69kGgFgNaLqSdBdMwM2v/b//9FI4wsYVJPFYEXoRDWqA0KAuk7YChsRIccms4QYAsQlNrLkA/IAbyc7/zox//3/+MYxCMOebLO"
+    "WAKEGEb/6MRXVP/QIIEbsjYBF/f/////r5A+Agbu/8oA3Jf/55v/qRiuEoKIGom69Wc3AUgcIFIIyf0///u2/+MYxCQRKZ8qWAKeNigazNFL"
+    "IQhbhemcfHY1ec5Ly6HakXD4//9KUlDh7y4DTQGIHLaIAFDif/U4wE//IQKkv6BAAnBAChUT/+MYxBoMiVb+WACSNE8//gogQiYKhlFPP///"
+    "SeA0S8C/u4IOCyoONAAGBQH6BCaa38cEQa/9QAoF/9gzw17FHvr/Ev/9+Ej3/+MYxCIM8NLmWAHEDDQFIiiwsAzAEcCADJ//9L4DsgqkDJGn"
+    "hBf+pQJj/8wmR/7jUeJP1hUNZoO/DIK/EgNB3qFjwa6xV3///+MYxCkMqJrieUcAAPngDHTKP/+16n1/OfBkutYZ3e75mkNu2rnZOU5a9He9"
+    "tYd4tzhDGHMRSmGMGJnVyVdFXUx9QpF//1+5/+MYxDEWQ4q0AYwQAaqlRJv6f02IogxepTnARKgxPf/yburL3SjvjFm1///5x69P+soQldf6"
+    "GMGKCoKgrEQNA0DUSgqCoKg0/+MYxBMMiCqQAcIYAP+JQVDv6wVBoGgaDv4lDWIgaf/lQV8Jf////+CoLA0qTEFNRTMuMTBMQU1FMy4xMDCq"
+    "qqqqqqqqqqqq/+MYxBsAAANIAAAAAKqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqpMQU1FMy4xMDCqqqqqqqqqqqqq"
+    "/+MYxFYAAANIAAAAAKqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqpMQU1FMy4xMDCqqqqqqqqqqqqq/+MYxJEAAANI"
+    "AAAAAKqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq/+MYxMQAAANIAAAAAKqqqqqq"
+    "qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq/+MYxMQAAANIAAAAAKqqqqqqqqqqqqqqqqqq"
+    "qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq/+MYxMQAAANIAAAAAKqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq"
+    "qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq"
+)
+"""MP3 of espeak-ng, which says: turn on the light."""
+
 
 class SpeechToTextSettings(msgspec.Struct, frozen=True):
     """What can be set."""
@@ -65,6 +95,8 @@ class SpeechToText:
             name="speech-to-text",
             model_type="speech_to_text",
             endpoint="/v3/audio/transcriptions",
+            probes=(f'{{"file":"{PROBE}","language":"en"}}',),
+            probe_answers="words",
             paths=("/v1/audio/transcriptions", "/v1/audio/translations"),
             default_model=settings.default_model,
             support_models=(DEFAULT_MODEL, "NamoLi/whisper-large-v3-ov"),

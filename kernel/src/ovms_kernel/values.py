@@ -293,8 +293,11 @@ class ServiceDefinition:
     streaming: bool = False
     bidirectional: bool = False
     probes: tuple[str, ...] = ()
-    """Small requests that show that a model works, as JSON without ``model``; none = they would cost too much."""
-    probe_answers: Literal["", "text", "vectors", "scores", "sound", "picture"] = ""
+    """Small requests that show that a model works, as JSON without ``model``; none = they would cost too much.
+
+    A field ``file`` is an upload of MP3 in base64.
+    """
+    probe_answers: Literal["", "text", "vectors", "scores", "words", "sound", "picture"] = ""
     """What the answers to the probes hold, so that those of two devices are compared; empty = any is good."""
     extras: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What single faces need to offer it, by the face's name, such as ``{"http": {"name": "value"}}``."""

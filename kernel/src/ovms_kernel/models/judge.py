@@ -15,6 +15,7 @@ import re
 import wave
 import zlib
 from array import array
+from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ SCORE = {False: 0.2, True: 0.02}
 AGREE = {False: 0.25, True: 0.6}
 """Least share of a text's characters before the first that differs. Rounding differs between devices, so greedy texts
 part at some token; on one device they hardly do."""
+WORDS = {False: 0.7, True: 0.8}
+"""Least likeness of what two devices hear, from 0 to 1."""
 LENGTH = {False: 2.0, True: 1.25}
 """Most by which the durations of two recordings of one text differ, as a factor."""
 FLAT = 16
@@ -45,7 +48,7 @@ QUIET = 1e-4
 def sample(kind: str, body: bytes) -> Sample:
     """Return what is kept of an answer.
 
-    :param kind: ``text``, ``vectors``, ``scores``, ``sound`` or ``picture``.
+    :param kind: ``text``, ``vectors``, ``scores``, ``words``, ``sound`` or ``picture``.
     :raises ValueError: the answer has no such thing in it.
     """
     try:
@@ -98,6 +101,17 @@ def repeats(text: str) -> bool:
 
 def _shown(text: str) -> str:
     return repr(text[:40])
+
+
+def _read_words(body: bytes) -> Sample:
+    return {"words": re.findall(r"\w+", str(json.loads(body)["text"]).lower())}
+
+
+def _judge_words(found: Sample, known: Sample, same: bool) -> str:  # noqa: FBT001
+    words, before = found["words"], known["words"]
+    if (alike := SequenceMatcher(None, words, before, autojunk=False).ratio()) < WORDS[same]:
+        return f"other words ({_shown(' '.join(words))}, {100 * alike:.0f} % of them right)"
+    return ""
 
 
 # -- vectors and scores ------------------------------------------------------------------------------------------------
@@ -192,10 +206,10 @@ def _judge_picture(found: Sample, known: Sample, same: bool) -> str:  # noqa: AR
 
 _READERS: dict[str, Callable[[bytes], Sample]] = {
     "text": _read_text, "vectors": _read_vectors, "scores": _read_scores, "sound": _read_sound,
-    "picture": _read_picture,
+    "picture": _read_picture, "words": _read_words,
 }  # fmt: skip
 _JUDGES: dict[str, Callable[[Sample, Sample, bool], str]] = {
     "text": _judge_text, "vectors": _judge_vectors, "scores": _judge_scores, "sound": _judge_sound,
-    "picture": _judge_picture,
+    "picture": _judge_picture, "words": _judge_words,
 }  # fmt: skip
 KINDS = frozenset(_READERS)

@@ -6,16 +6,18 @@ Later the same requests are asked now and then while nothing else is. ``judge.py
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio.to_thread
 
 from ovms_kernel.errors import BadRequest, NotFound, NotSupported, OvmsError
 from ovms_kernel.models import judge
 from ovms_kernel.models.passport import CPU, Entry, Key
+from ovms_kernel.values import Upload
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -29,12 +31,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+COSTLY = ("picture", "words")
+"""Answers that take too much work to be asked for again and again."""
 LIMIT = 120.0
 """Seconds that one answer may take."""
 
 
 class Asked(Protocol):
     """The engine as far as it is asked fixed requests; ``engine/client.py`` is one."""
+
+    async def upload(
+        self, path: str, fields: Mapping[str, Any], files: Mapping[str, Upload], *, timeout: float | None = None
+    ) -> Answer:
+        """Send one multipart request and return the whole answer."""
+        ...
 
     async def post(self, path: str, body: bytes, *, timeout: float | None = None) -> Answer:
         """Send one request and return the whole answer."""
@@ -123,7 +133,7 @@ class Vetting:
         :return: whether it answers at all; ``None`` if there is nothing to ask it, or it would take too long.
         """
         asked = self._questions.get(model.model_type)
-        if asked is None or asked.kind == "picture":
+        if asked is None or asked.kind in COSTLY:
             return None
         try:
             await self._probe(model, asked, device, client)
@@ -211,9 +221,12 @@ class Vetting:
         return tuple([await self._answer(model, asked, each, client) for each in asked.bodies])
 
     async def _answer(self, model: LocalModel, asked: Questions, body: str, client: Asked) -> Sample:
-        answer = await client.post(
-            asked.endpoint, json.dumps(json.loads(body) | {"model": model.id}).encode(), timeout=LIMIT
-        )
+        fields = json.loads(body) | {"model": model.id}
+        if (sound := fields.pop("file", None)) is None:
+            answer = await client.post(asked.endpoint, json.dumps(fields).encode(), timeout=LIMIT)
+        else:
+            upload = Upload("probe.mp3", base64.b64decode(sound), "audio/mpeg")
+            answer = await client.upload(asked.endpoint, fields, {"file": upload}, timeout=LIMIT)
         if not asked.kind:
             return {}
         try:
