@@ -171,7 +171,7 @@ async def test_a_busy_engine_is_not_probed_and_one_model_is_asked_after_the_othe
     asked: list[dict[str, Any]] = []
 
     class Client:
-        async def post(self, path: str, body: bytes, *, timeout: float) -> None:
+        async def post(self, path: str, body: bytes) -> None:
             asked.append(json.loads(body) | {"path": path})
 
     def loaded(name: str, model_type: str = "text_generation", **more: Any) -> Resident:

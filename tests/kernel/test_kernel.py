@@ -4,7 +4,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,15 @@ class Chat:
 
 
 class Slow:
-    definition = ServiceDefinition("slow", "text_generation", "/v3/slow")
+    definition = ServiceDefinition("slow", "text_generation", "/v3/slow", streaming=True)
 
     async def invoke(self, call: Call, engine: Engine) -> Answer:
         await anyio.sleep_forever()
         raise AssertionError
+
+    async def stream(self, call: Call, engine: Engine) -> AsyncIterator[bytes]:
+        yield b"data: {}\n\n"
+        await anyio.sleep_forever()
 
 
 class Careless:
@@ -155,8 +159,8 @@ async def test_a_request_starts_the_engine_loads_the_model_and_is_answered(ready
     assert [each.id for each in await kernel.running_models()] == ["tiny/text"]
     await kernel.health()
     chunks = [chunk async for chunk in kernel.stream("chat", Request(ask()))]
-    assert len(chunks) == 21
-    assert chunks[-1] == b"data: [DONE]\n\n"
+    assert b"".join(chunks).count(b"data: ") == 21
+    assert chunks[-1].endswith(b"\n\ndata: [DONE]\n\n")
     assert [(each.code, each.bytes_out > 0) for each in ready.watcher.outcomes] == [(200, True), (200, True)]
 
 
@@ -187,7 +191,7 @@ async def test_a_wrong_name_lists_what_there_is(ready: Setup) -> None:
     ):
         await ready.kernel.invoke("chat", Request(ask(model="no/model")))
     with pytest.raises(NotSupported, match="does not stream"):
-        await anext(ready.kernel.stream("slow", Request(ask())))
+        await anext(ready.kernel.stream("echo", Request(ask())))
 
 
 async def test_a_request_that_no_engine_could_answer_starts_none(ready: Setup) -> None:
@@ -250,9 +254,29 @@ async def test_an_extension_may_veto_a_request(ready: Setup) -> None:
 
 
 async def test_a_request_has_its_time_and_no_more(ready: Setup) -> None:
-    with pytest.raises(TimedOut, match=r"within its limit of 0\.2 s"):
+    with pytest.raises(TimedOut, match=r"request was not done within its limit of 0\.2 s"):
         await ready.kernel.invoke("slow", Request(ask(), timeout=0.2))
     assert ready.watcher.outcomes[-1].code == 408
+    async with aclosing(ready.kernel.stream("slow", Request(ask(), timeout=0.2))) as pieces:
+        assert await anext(pieces) == b"data: {}\n\n"
+        with pytest.raises(TimedOut, match=r"request was not done within its limit of 0\.2 s"):
+            await anext(pieces)
+    assert ready.watcher.outcomes[-1].code == 408
+
+
+async def test_the_limit_of_a_request_holds_while_its_model_is_loaded(
+    ready: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @asynccontextmanager
+    async def never_ready(*_: Any, **__: Any) -> AsyncIterator[None]:
+        await anyio.sleep_forever()
+        yield
+
+    monkeypatch.setattr(ready.kernel.residency, "use", never_ready)
+    with pytest.raises(TimedOut, match=r"model was not ready within its limit of 0\.05 s"):
+        await ready.kernel.invoke("chat", Request(ask(), timeout=0.05))
+    with pytest.raises(TimedOut, match=r"model was not ready within its limit of 0\.05 s"):
+        await anext(ready.kernel.stream("chat", Request(ask(), timeout=0.05)))
 
 
 async def test_a_cancelled_request_is_told_as_such(ready: Setup) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,6 @@ from ovms_kernel.api.services import (
     need,
     present,
     served_model,
-    time_left,
 )
 
 if TYPE_CHECKING:
@@ -56,17 +54,16 @@ class Rerank:
 
     async def invoke(self, call: Call, engine: Engine) -> Answer:
         """Return the documents' places in the order of their scores."""
-        began = time.monotonic()
         fields = present(call)
         wanted = prepare(fields)
         with_documents = wanted.pop("return_documents", False)
         async with served_model(self.definition, call, engine) as model:
             wanted["model"] = model
-            answer = await engine.post(self.definition.endpoint, encode(wanted), timeout=time_left(call, began))
+            answer = await engine.post(self.definition.endpoint, encode(wanted))
             ranked = decode_answer(answer.body)
             if (usage := ranked.get("usage")) is None:
                 texts = [wanted["query"], *wanted["documents"]]
-                usage = await count_tokens(engine, model, texts, time_left(call, began))
+                usage = await count_tokens(engine, model, texts)
         results = ranked_results(ranked, fields["documents"] if with_documents else None)
         answered = {"id": f"rerank-{uuid.uuid4().hex}", "model": model, "results": results, "usage": usage}
         return Answer(encode(ranked | answered), model=model)
@@ -124,10 +121,10 @@ def ranked_results(answer: dict[str, Any], documents: Sequence[Any] | None) -> l
     ]
 
 
-async def count_tokens(engine: Engine, model: str, texts: Sequence[str], timeout: float | None) -> dict[str, int]:
+async def count_tokens(engine: Engine, model: str, texts: Sequence[str]) -> dict[str, int]:
     """Return how many tokens the query and the documents have; an engine that cannot tell counts none."""
     try:
-        answer = await engine.post("/v3/tokenize", encode({"model": model, "text": list(texts)}), timeout=timeout)
+        answer = await engine.post("/v3/tokenize", encode({"model": model, "text": list(texts)}))
         tokens = decode_answer(answer.body).get("tokens") or []
         total = sum(len(each) if isinstance(each, list) else 1 for each in tokens)
     except (BadRequest, EngineFailed, NotFound, TypeError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,6 @@ from ovms_kernel.api.services import (
     read_media,
     served_model,
     sound_for_engine,
-    time_left,
     transcribe,
     transcription_fields,
 )
@@ -144,15 +142,13 @@ class SpeechToText:
         self, call: Call, fields: dict[str, Any], engine: Engine, *, words: bool = False
     ) -> tuple[str, Heard, float]:
         """Return the model, what is said, and how long the recording is in seconds."""
-        began = time.monotonic()
         task = check(fields, "task", str, "a text") or "transcribe"
         if task not in ("transcribe", "translate"):
             raise BadRequest(f"The field task must be transcribe or translate, not {task!r}.")
         wanted = transcription_fields(fields, words=words)
         sound, seconds = await anyio.to_thread.run_sync(sound_for_engine, await self._recording(call, fields))
         async with served_model(self.definition, call, engine) as model:
-            left = time_left(call, began)
-            heard = await transcribe(engine, model, sound, wanted, translate=task == "translate", timeout=left)
+            heard = await transcribe(engine, model, sound, wanted, translate=task == "translate")
         return model, heard, seconds
 
     async def _recording(self, call: Call, fields: dict[str, Any]) -> bytes:

@@ -22,7 +22,6 @@ from ovms_kernel.api.services import (
     present,
     read_media,
     served_model,
-    time_left,
 )
 
 if TYPE_CHECKING:
@@ -82,7 +81,6 @@ class TextToImage:
 
     async def invoke(self, call: Call, engine: Engine) -> Answer:
         """Return ``created`` and ``data`` with an image each, PNG, as ``b64_json`` or as a data URI in ``url``."""
-        began = time.monotonic()
         fields = present(call)
         source = fields.pop("image_type", None)
         wanted = prepare(numbers_of_form(fields) if call.files else fields)
@@ -91,9 +89,9 @@ class TextToImage:
         async with served_model(self.definition, call, engine) as model:
             wanted["model"] = model
             if images:
-                answer = await engine.upload("/v3/images/edits", form(wanted), images, timeout=time_left(call, began))
+                answer = await engine.upload("/v3/images/edits", form(wanted), images)
             else:
-                answer = await engine.post(self.definition.endpoint, encode(wanted), timeout=time_left(call, began))
+                answer = await engine.post(self.definition.endpoint, encode(wanted))
         painted = {"created": int(time.time())} | decode_answer(answer.body) | {"model": model}
         return Answer(encode(with_urls(painted) if as_url else painted), model=model)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,6 @@ from ovms_kernel.api.services import (
     present,
     served_model,
     spoken_samples,
-    time_left,
 )
 
 if TYPE_CHECKING:
@@ -110,20 +108,18 @@ class TextToSpeech:
 
     async def invoke(self, call: Call, engine: Engine) -> Answer:
         """Return the sound in the ``response_format`` that is asked for, MP3 by default."""
-        began = time.monotonic()
         wanted, form = prepare(present(call))
         parts, rate = [], 0
         async with served_model(self.definition, call, engine) as model:
             wanted["model"] = model
             for text in pieces(wanted["input"]):
-                samples, rate = await self._speak(wanted, text, engine, time_left(call, began))
+                samples, rate = await self._speak(wanted, text, engine)
                 parts.append(samples)
         body = await anyio.to_thread.run_sync(encode_sound, parts, rate, form)
         return Answer(body, FORMATS[form].content_type, model)
 
     async def stream(self, call: Call, engine: Engine) -> AsyncGenerator[bytes, None]:
         """Yield the sound as it is spoken, sentence by sentence; with ``"stream_format": "sse"`` as OpenAI's events."""
-        began = time.monotonic()
         fields = present(call)
         wanted, form = prepare(fields)
         events = fields.get("stream_format") == "sse"
@@ -131,7 +127,7 @@ class TextToSpeech:
         async with served_model(self.definition, call, engine) as model:
             wanted["model"] = model
             for text in sentences(wanted["input"]):
-                samples, rate = await self._speak(wanted, text, engine, time_left(call, began))
+                samples, rate = await self._speak(wanted, text, engine)
                 encoder = encoder or Encoder(form, rate)
                 if data := await anyio.to_thread.run_sync(encoder.write, samples):
                     yield _delta(data) if events else data
@@ -148,17 +144,15 @@ class TextToSpeech:
         form = fields.get("response_format")
         return FORMATS[form if isinstance(form, str) and form in FORMATS else DEFAULT_FORMAT].content_type
 
-    async def _speak(
-        self, wanted: dict[str, Any], text: str, engine: Engine, timeout: float | None
-    ) -> tuple[NDArray[Any], int]:
+    async def _speak(self, wanted: dict[str, Any], text: str, engine: Engine) -> tuple[NDArray[Any], int]:
         """Return the samples of a text; a voice of OpenAI's that the model lacks gives way to the model's own."""
         try:
-            answer = await engine.post(self.definition.endpoint, encode(wanted | {"input": text}), timeout=timeout)
+            answer = await engine.post(self.definition.endpoint, encode(wanted | {"input": text}))
         except BadRequest as error:
             if wanted.get("voice") not in VOICES or "voice" not in error.message.lower():
                 raise
             del wanted["voice"]
-            return await self._speak(wanted, text, engine, timeout)
+            return await self._speak(wanted, text, engine)
         return await anyio.to_thread.run_sync(spoken_samples, answer.body)
 
 

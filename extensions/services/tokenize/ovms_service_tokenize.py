@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from ovms_kernel.api.services import Answer, BadRequest, ServiceDefinition, encode, need, present, time_left
+from ovms_kernel.api.services import Answer, BadRequest, ServiceDefinition, encode, need, present
 
 if TYPE_CHECKING:
     from ovms_kernel.api.services import Call, Engine
@@ -40,13 +39,12 @@ class Tokenize:
 
     async def invoke(self, call: Call, engine: Engine) -> Answer:
         """Return the engine's answer: ``{"tokens": […]}``."""
-        began = time.monotonic()
         fields = present(call)
         fields["text"] = need(fields, "text", (str, list), "a text, or a list of texts")
         async with AsyncExitStack() as held:
             model = await self._hold(held, call, engine)
             body = encode(fields | {"model": model})
-            answer = await engine.post(self.definition.endpoint, body, timeout=time_left(call, began))
+            answer = await engine.post(self.definition.endpoint, body)
         return Answer(answer.body, model=model)
 
     async def _hold(self, held: AsyncExitStack, call: Call, engine: Engine) -> str:

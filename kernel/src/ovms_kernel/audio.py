@@ -231,7 +231,6 @@ async def transcribe(
     fields: Mapping[str, str | list[str]],
     *,
     translate: bool = False,
-    timeout: float | None = None,
 ) -> Heard:
     """Return what is said in a WAV or MP3.
 
@@ -242,7 +241,7 @@ async def transcribe(
     if translate:
         form = {name: value for name, value in form.items() if name not in ("language", "timestamp_granularities[]")}
     path = TRANSLATIONS if translate else TRANSCRIPTIONS
-    answer = await engine.upload(path, form, {"file": Upload("audio.wav", sound, "audio/wav")}, timeout=timeout)
+    answer = await engine.upload(path, form, {"file": Upload("audio.wav", sound, "audio/wav")})
     heard = decode_answer(answer.body)
     text = str(heard.get("text") or "").strip()
     segments = _segments(heard.get("segments"), "text")

@@ -88,34 +88,24 @@ class GraphPatch:
 class Engine(Protocol):
     """The running engine as a service sees it: requests go out once and are never retried.
 
-    All methods raise ``BadRequest`` (the engine refuses the request), ``EngineFailed`` (it failed), ``Unavailable`` (it
-    is not there) or ``TimedOut``, with the engine's own cause stripped of its wrapper text.
+    All methods raise ``BadRequest`` (the engine refuses the request), ``EngineFailed`` (it failed) or ``Unavailable``
+    (it is not there), with the engine's own cause stripped of its wrapper text. The kernel keeps the call's time limit:
+    it cancels what is awaited when the time is up.
     """
 
-    async def post(
-        self, path: str, body: bytes, *, content_type: str = "application/json", timeout: float | None = None
-    ) -> Answer:
-        """Send one request and return the whole answer; ``timeout`` in seconds, ``None`` = no limit."""
+    async def post(self, path: str, body: bytes, *, content_type: str = "application/json") -> Answer:
+        """Send one request and return the whole answer."""
         ...
 
-    def stream(
-        self, path: str, body: bytes, *, content_type: str = "application/json", timeout: float | None = None
-    ) -> AsyncGenerator[bytes, None]:
+    def stream(self, path: str, body: bytes, *, content_type: str = "application/json") -> AsyncGenerator[bytes, None]:
         """Send one request and yield the events of the answer as they arrive.
 
-        Each item is one whole server-sent event with its closing blank line. Closing the iterator closes the
-        connection, which makes the engine stop generating.
+        An item is one or more whole server-sent events, each with its closing blank line: all that had arrived. Closing
+        the iterator closes the connection, which makes the engine stop generating.
         """
         ...
 
-    async def upload(
-        self,
-        path: str,
-        fields: Mapping[str, str | list[str]],
-        files: Mapping[str, Upload],
-        *,
-        timeout: float | None = None,
-    ) -> Answer:
+    async def upload(self, path: str, fields: Mapping[str, str | list[str]], files: Mapping[str, Upload]) -> Answer:
         """Send one multipart request and return the whole answer."""
         ...
 
@@ -152,7 +142,7 @@ class StreamingService(Service, Protocol):
     """
 
     def stream(self, call: Call, engine: Engine) -> AsyncGenerator[bytes, None]:
-        """Yield server-sent events, each with its closing blank line, or the bytes of another content type."""
+        """Yield whole server-sent events, one or more at a time, or the bytes of another content type."""
         ...
 
 

@@ -46,6 +46,17 @@ class _Manager(pluggy.PluginManager):
         return options
 
 
+@dataclass(frozen=True, slots=True)
+class _Listener:
+    """One implementation of one hook."""
+
+    extension: str
+    function: Callable[..., Any]
+    arguments: tuple[str, ...]
+    is_coroutine: bool
+    time_limit: float | None
+
+
 class Events:
     """Who listens, and how they are asked.
 
@@ -56,6 +67,8 @@ class Events:
         self._time_limit = time_limit
         self._manager = _Manager("ovms")
         self._manager.add_hookspecs(hookspecs)
+        self._listeners: dict[str, tuple[_Listener, ...]] = {}
+        """Those of each hook, in the order in which they are called: looked up for every request."""
         self._stuck: set[tuple[str, str]] = set()
         self.failures: deque[HookFailure] = deque(maxlen=100)
         """The last failures, oldest first."""
@@ -79,57 +92,70 @@ class Events:
                 if self._manager.get_plugin(name) is not None:
                     self._manager.unregister(name=name)
                 refused[name] = " ".join(str(error).split())
+        self._listeners.clear()
         return refused
 
     def listens(self, hook: str) -> bool:
         """Return whether anything implements a hook, so that nothing is made for an event that nobody hears."""
-        return bool(getattr(self._manager.hook, hook).get_hookimpls())
+        return bool(self._of(hook))
+
+    def _of(self, hook: str) -> tuple[_Listener, ...]:
+        if (found := self._listeners.get(hook)) is None:
+            implementations = getattr(self._manager.hook, hook).get_hookimpls()
+            if hook not in REVERSED:
+                implementations = list(reversed(implementations))
+            # The kernel's own listeners take the time that they need, such as for an unload that waits for requests.
+            found = self._listeners[hook] = tuple(
+                _Listener(
+                    each.plugin_name,
+                    each.function,
+                    each.argnames,
+                    inspect.iscoroutinefunction(each.function),
+                    None if each.plugin_name.startswith("kernel.") else self._time_limit,
+                )
+                for each in implementations
+            )
+        return found
 
     async def ask(self, hook: str, **arguments: object) -> list[tuple[str, Any]]:
         """Call every implementation in order and return what they said, as pairs of extension and result.
 
         :raises Refused: an implementation of a ``before`` or ``amend`` hook vetoes.
         """
-        implementations = getattr(self._manager.hook, hook).get_hookimpls()
-        if not implementations:
-            return []
-        if hook not in REVERSED:
-            implementations = reversed(implementations)
         may_veto = hook.startswith(("ovms_before_", "ovms_amend_"))
         results: list[tuple[str, Any]] = []
-        for each in implementations:
+        for each in self._of(hook):
             try:
-                result = await self._call(each, hook, [arguments[name] for name in each.argnames])
+                result = await self._call(each, hook, [arguments[name] for name in each.arguments])
             except Refused as error:
                 if may_veto:
-                    raise Refused(f"{error.message} (extension {each.plugin_name})") from error
-                self._failed(each.plugin_name, hook, error.message)
+                    raise Refused(f"{error.message} (extension {each.extension})") from error
+                self._failed(each.extension, hook, error.message)
             except TimeoutError:
-                self._failed(each.plugin_name, hook, f"no answer within {self._time_limit:g} s")
+                self._failed(each.extension, hook, f"no answer within {self._time_limit:g} s")
             except Exception as error:
-                log.exception("Extension %s failed in %s", each.plugin_name, hook)
-                self._failed(each.plugin_name, hook, f"{type(error).__name__}: {error}", logged=True)
+                log.exception("Extension %s failed in %s", each.extension, hook)
+                self._failed(each.extension, hook, f"{type(error).__name__}: {error}", logged=True)
             else:
                 if result is not None:
-                    results.append((each.plugin_name, result))
+                    results.append((each.extension, result))
         return results
 
     async def tell(self, hook: str, **arguments: object) -> None:
         """Call every implementation in order; failures are only reported."""
         await self.ask(hook, **arguments)
 
-    async def _call(self, implementation: pluggy.HookImpl, hook: str, values: list[object]) -> object:
+    async def _call(self, listener: _Listener, hook: str, values: list[object]) -> object:
         import asyncio
 
-        key = (implementation.plugin_name, hook)
+        key = (listener.extension, hook)
         if key in self._stuck:
             raise RuntimeError("still busy with an earlier event")
-        # The kernel's own listeners take the time that they need, such as for an unload that waits for requests.
-        async with asyncio.timeout(None if implementation.plugin_name.startswith("kernel.") else self._time_limit):
-            if inspect.iscoroutinefunction(implementation.function):
-                return await implementation.function(*values)
+        async with asyncio.timeout(listener.time_limit):
+            if listener.is_coroutine:
+                return await listener.function(*values)
             self._stuck.add(key)
-            result = await _in_thread(lambda: implementation.function(*values), lambda: self._stuck.discard(key))
+            result = await _in_thread(lambda: listener.function(*values), lambda: self._stuck.discard(key))
             return await result if inspect.isawaitable(result) else result
 
     def _failed(self, extension: str, hook: str, cause: str, *, logged: bool = False) -> None:

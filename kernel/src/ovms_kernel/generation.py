@@ -8,25 +8,24 @@ none of that: such a request becomes several to the engine, whose answers are me
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from ovms_kernel.errors import BadRequest
+from ovms_kernel.errors import BadRequest, EngineFailed
 from ovms_kernel.services import (
     Fields,
     add_fields,
+    body_of,
     check,
     decode_answer,
     encode,
     present,
     served_model,
-    time_left,
 )
 from ovms_kernel.values import Answer
 
@@ -150,10 +149,9 @@ async def complete(kind: Completions, call: Call, engine: Engine) -> Answer:
 
     :raises OvmsError: for a wrong request, a model that is not there, or a failure of the engine.
     """
-    began = time.monotonic()
     wanted = plan(kind, call, streaming=False)
     async with served_model(kind.definition, call, engine) as model:
-        answers = await _answers(kind, wanted, model, replace(call, timeout=time_left(call, began)), engine)
+        answers = await _answers(kind, wanted, model, call, engine)
     identity = {"id": new_id(kind.prefix), "model": model}
     if len(answers) == 1:
         return Answer(add_fields(answers[0], identity), model=model)
@@ -163,18 +161,17 @@ async def complete(kind: Completions, call: Call, engine: Engine) -> Answer:
 
 async def _answers(kind: Completions, wanted: Plan, model: str, call: Call, engine: Engine) -> list[bytes]:
     """Return the engine's answer to each request of a plan."""
-    began = time.monotonic()
     endpoint = kind.definition.endpoint
     if len(wanted.requests) == 1:
-        body = _body(wanted.requests[0], model, call)
-        return [_known_reason((await engine.post(endpoint, body, timeout=call.timeout)).body)]
+        body = body_of(call, wanted.requests[0], model)
+        return [_known_reason((await engine.post(endpoint, body)).body)]
     answers = [b""] * len(wanted.requests)
     limiter = anyio.Semaphore(AT_ONCE)
 
     async def ask(number: int, fields: Fields) -> None:
         async with limiter:
             body = encode(fields | {"model": model})
-            answer = await engine.post(endpoint, body, timeout=time_left(call, began))
+            answer = await engine.post(endpoint, body)
             answers[number] = _known_reason(answer.body)
 
     try:
@@ -196,12 +193,6 @@ def _merged(answers: Sequence[Fields], per_prompt: int) -> Fields:
     return answers[0] | {"choices": choices, "usage": usage.fields()}
 
 
-def _body(fields: Fields, model: str, call: Call) -> bytes:
-    """Return what the engine is sent: the caller's own bytes if nothing in them has to change."""
-    fields = fields | {"model": model}
-    return call.raw if call.raw and fields == call.fields else encode(fields)
-
-
 def _known_reason(body: bytes) -> bytes:
     """Replace the one ``finish_reason`` of the engine that OpenAI's API does not have."""
     # A quote within a text is escaped, so that this is found in no text.
@@ -221,25 +212,23 @@ async def stream_completion(kind: Completions, call: Call, engine: Engine) -> As
 
     One prompt with one answer is passed on event by event. Several go to the engine at the same time.
     """
-    began = time.monotonic()
     wanted = plan(kind, call, streaming=True)
-    async with served_model(kind.definition, call, engine) as model:
-        left = replace(call, timeout=time_left(call, began))
-        async with aclosing(_events(kind, wanted, model, left, engine)) as events:
-            async for event in events:
-                yield event
+    async with (
+        served_model(kind.definition, call, engine) as model,
+        aclosing(_events(kind, wanted, model, call, engine)) as events,
+    ):
+        async for event in events:
+            yield event
 
 
 def _events(kind: Completions, wanted: Plan, model: str, call: Call, engine: Engine) -> AsyncGenerator[bytes, None]:
     """Return the events of a plan's requests as one stream."""
-    began = time.monotonic()
     identity = new_id(kind.prefix)
 
     def ask(fields: Fields) -> AsyncGenerator[bytes, None]:
-        left = time_left(call, began)
         if fields.get("logprobs") not in (None, False):  # which the engine does not stream
-            return _streamed_late(kind, fields | {"model": model}, replace(call, timeout=left), engine)
-        return engine.stream(kind.definition.endpoint, _body(fields, model, call), timeout=left)
+            return _streamed_late(kind, fields | {"model": model}, engine)
+        return engine.stream(kind.definition.endpoint, body_of(call, fields, model))
 
     if len(wanted.requests) == 1:
         return _identified(ask(wanted.requests[0]), identity, model, kind.event)
@@ -251,33 +240,32 @@ async def _identified(
     events: AsyncGenerator[bytes, None], identity: str, model: str, name: str
 ) -> AsyncGenerator[bytes, None]:
     """Yield events with the fields that the engine leaves out, without decoding more than the first of them."""
-    head: bytes | None = None
+    head = b""
     wrong, right = b'"object":"text_completion.chunk"', b'"object":"' + name.encode() + b'"'
     async with aclosing(events):
-        async for event in events:
-            if not event.startswith(b"data: {"):
-                yield event
-                continue
-            if head is None:
-                head = b"data: {" + _lacking(event, identity, model)
-            yield head + _known_reason(event[7:]).replace(wrong, right)
+        async for chunk in events:
+            if not head and (first := chunk.find(b"data: {")) >= 0:
+                head = b"\n\ndata: {" + _lacking(chunk[first + 6 : chunk.find(b"\n\n", first)], identity, model)
+            # The borders of events are found in no text, as a line's end is escaped there.
+            whole = (b"\n\n" + chunk).replace(b"\n\ndata: {", head) if head else b"\n\n" + chunk
+            yield _known_reason(whole[2:]).replace(wrong, right)
 
 
 def _lacking(event: bytes, identity: str, model: str) -> bytes:
     """Return those fields of an event that it lacks, to be put before its own; the events of a stream are alike."""
     try:
-        own = json.loads(event[5:])
-    except ValueError:
+        own = decode_answer(event)
+    except EngineFailed:
         return b""
     lacks = {name: value for name, value in (("id", identity), ("model", model)) if name not in own}
     return encode(lacks)[1:-1] + (b"," if lacks and own else b"")
 
 
-async def _streamed_late(kind: Completions, fields: Fields, call: Call, engine: Engine) -> AsyncGenerator[bytes, None]:
+async def _streamed_late(kind: Completions, fields: Fields, engine: Engine) -> AsyncGenerator[bytes, None]:
     """Yield a whole answer as a stream."""
     options = fields.get("stream_options") or {}
     asked = {name: value for name, value in fields.items() if name not in ("stream", "stream_options")}
-    answer = decode_answer((await engine.post(kind.definition.endpoint, encode(asked), timeout=call.timeout)).body)
+    answer = decode_answer((await engine.post(kind.definition.endpoint, encode(asked))).body)
     head = {"created": answer.get("created") or int(time.time()), "model": fields["model"], "object": kind.event}
     with_usage = bool(options.get("include_usage"))
     for choice in answer.get("choices") or ():
@@ -298,9 +286,7 @@ async def _interleaved(
     with_usage = bool((wanted.requests[0].get("stream_options") or {}).get("include_usage"))
     async with aclosing(merged(sources)) as events:
         async for number, event in events:
-            if not event.startswith(b"data: {"):
-                continue  # each stream's own [DONE]
-            value = decode_answer(_known_reason(event[6:]))
+            value = decode_answer(_known_reason(event))
             last = {name: value[name] for name in ("created", "model") if name in value}
             if value.get("usage"):
                 usage.add(number, value["usage"])
@@ -316,14 +302,19 @@ async def _interleaved(
 async def merged(
     sources: Sequence[Callable[[], AsyncGenerator[bytes, None]]],
 ) -> AsyncGenerator[tuple[int, bytes], None]:
-    """Yield what several generators yield as it arrives, with the number of each; the first error ends all of them."""
+    """Yield the JSON of what several generators stream as it arrives, with the number of each, without ``[DONE]``.
+
+    The first error ends all of them.
+    """
     send, receive = anyio.create_memory_object_stream[tuple[int, bytes]](0)
     limiter = anyio.Semaphore(AT_ONCE)
 
     async def read(number: int) -> None:
         async with limiter, aclosing(sources[number]()) as events:
-            async for event in events:
-                await send.send((number, event))
+            async for chunk in events:
+                for event in chunk.split(b"\n\n"):
+                    if event.startswith(b"data: {"):
+                        await send.send((number, event[6:]))
 
     async def read_all() -> None:
         async with send, anyio.create_task_group() as group:

@@ -12,8 +12,8 @@ import anyio
 import anyio.to_thread
 
 from ovms_kernel import aliases
-from ovms_kernel.admission import admitted, checked
-from ovms_kernel.errors import NotFound, NotSupported, OvmsError, PreconditionFailed, TimedOut
+from ovms_kernel.admission import admitted, checked, end_of, in_time
+from ovms_kernel.errors import NotFound, NotSupported, OvmsError, PreconditionFailed
 from ovms_kernel.models.names import parse_model_ref
 from ovms_kernel.request_engine import RequestEngine
 from ovms_kernel.values import Answer, Request
@@ -300,35 +300,29 @@ class Kernel:
 
     async def invoke(self, service: str, request: Request) -> Answer:
         """Answer one request as a whole."""
-        timeout = request.timeout
         driver = self.service(service)
         self.control.check_open()
-        async with admitted(self.events, service, request, streaming=False) as (call, sent):
-            try:
-                with anyio.fail_after(timeout):
-                    answer = await driver.invoke(*self._asked(call))
-            except TimeoutError as error:
-                raise TimedOut(f"The request was not done within its limit of {timeout:g} s.") from error
+        async with admitted(self.events, service, request, streaming=False) as (admission, sent):
+            call, engine = self._asked(admission)
+            answer = await in_time(driver.invoke(call, engine), end_of(request), engine.late)
             sent.model = checked(answer, Answer, service).model
             sent.add(answer.body)
             return answer
 
     async def stream(self, service: str, request: Request) -> AsyncGenerator[bytes, None]:
-        """Answer one request piece by piece; closing the iterator stops the generation.
-
-        The engine's client keeps the time limit, as a cancel scope must not span a generator's yields.
-        """
+        """Answer one request piece by piece; closing the iterator stops the generation."""
         driver = self.service(service)
         if not driver.definition.streaming:
             raise NotSupported(f"The service {service} does not stream; ask for the whole answer.")
         self.control.check_open()
-        async with (
-            admitted(self.events, service, request, streaming=True) as (call, sent),
-            aclosing(cast("StreamingService", driver).stream(*self._asked(call))) as chunks,
-        ):
-            async for chunk in chunks:
-                sent.add(checked(chunk, bytes, service))
-                yield chunk
+        end = end_of(request)
+        async with admitted(self.events, service, request, streaming=True) as (admission, sent):
+            call, engine = self._asked(admission)
+            async with aclosing(cast("StreamingService", driver).stream(call, engine)) as chunks:
+                # The limit holds for each wait, as a scope must not span a generator's yields.
+                while (chunk := await in_time(anext(chunks, None), end, engine.late)) is not None:
+                    sent.add(checked(chunk, bytes, service))
+                    yield chunk
 
     async def converse(self, service: str, inbound: AsyncIterator[Message]) -> AsyncGenerator[Message, None]:
         """Hold a session of messages, which counts as one request whose body is empty."""
@@ -353,5 +347,5 @@ class Kernel:
             self.control.installed()
         named = self.settings.aliases
         return aliases.with_fields(named, call), RequestEngine(
-            self.control.client, self.residency, call.keep_alive, named
+            self.control.client, self.residency, call.keep_alive, named, call.timeout
         )

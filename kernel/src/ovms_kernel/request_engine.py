@@ -10,6 +10,7 @@ import anyio
 
 from ovms_kernel.aliases import target
 from ovms_kernel.engine.client import NotLoadedYet, NotServed
+from ovms_kernel.errors import TimedOut
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
@@ -33,6 +34,7 @@ class RequestEngine:
     :param client: returns the connection to the running engine, starting or awaiting it if need be.
     :param keep_alive: of the request.
     :param aliases: names that stand for others.
+    :param limit: the request's seconds, which the kernel keeps; ``None`` = no limit.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class RequestEngine:
         residency: Residency,
         keep_alive: float | None,
         aliases: Mapping[str, AliasSettings],
+        limit: float | None = None,
     ) -> None:
         self._client = client
         self._residency = residency
@@ -48,42 +51,36 @@ class RequestEngine:
         self._aliases = aliases
         self._held: list[str] = []
         """Ids of the models that the request holds now."""
+        self._limit = limit
+        self._waits = False
+        """For a model to be ready."""
 
-    async def post(
-        self, path: str, body: bytes, *, content_type: str = "application/json", timeout: float | None = None
-    ) -> Answer:
+    async def post(self, path: str, body: bytes, *, content_type: str = "application/json") -> Answer:
         """Send one request and return the whole answer."""
 
-        async def send(left: float | None) -> Answer:
-            return await (await self._client()).post(path, body, content_type=content_type, timeout=left)
+        async def send() -> Answer:
+            return await (await self._client()).post(path, body, content_type=content_type)
 
-        return await self._once_loaded(send, timeout)
+        return await self._once_loaded(send)
 
-    async def upload(
-        self,
-        path: str,
-        fields: Mapping[str, str | list[str]],
-        files: Mapping[str, Upload],
-        *,
-        timeout: float | None = None,
-    ) -> Answer:
+    async def upload(self, path: str, fields: Mapping[str, str | list[str]], files: Mapping[str, Upload]) -> Answer:
         """Send one multipart request and return the whole answer."""
 
-        async def send(left: float | None) -> Answer:
-            return await (await self._client()).upload(path, fields, files, timeout=left)
+        async def send() -> Answer:
+            return await (await self._client()).upload(path, fields, files)
 
-        return await self._once_loaded(send, timeout)
+        return await self._once_loaded(send)
 
     async def stream(
-        self, path: str, body: bytes, *, content_type: str = "application/json", timeout: float | None = None
+        self, path: str, body: bytes, *, content_type: str = "application/json"
     ) -> AsyncGenerator[bytes, None]:
         """Send one request and yield the events of the answer as they arrive."""
 
-        async def send(left: float | None) -> tuple[AsyncGenerator[bytes, None], bytes | None]:
-            answer = (await self._client()).stream(path, body, content_type=content_type, timeout=left)
+        async def send() -> tuple[AsyncGenerator[bytes, None], bytes | None]:
+            answer = (await self._client()).stream(path, body, content_type=content_type)
             return answer, await anext(answer, None)
 
-        answer, first = await self._once_loaded(send, timeout)
+        answer, first = await self._once_loaded(send)
         async with aclosing(answer) as events:
             if first is not None:
                 yield first
@@ -94,31 +91,36 @@ class RequestEngine:
     async def model(self, name: str, model_type: str, *, default: str = "") -> AsyncIterator[str]:
         """Hold a model for as long as the block lasts."""
         name, default = target(self._aliases, name), target(self._aliases, default)
+        self._waits = True
         async with self._residency.use(model_type, name, default=default, keep_alive=self._keep_alive) as model:
+            self._waits = False
             self._held.append(model.id)
             try:
                 yield model.id
             finally:
                 self._held.remove(model.id)
 
-    async def _once_loaded(self, send: Callable[[float | None], Awaitable[T]], timeout: float | None) -> T:
+    def late(self) -> TimedOut:
+        """Return the error for a request whose time is up."""
+        what = "The model was not ready" if self._waits else "The request was not done"
+        return TimedOut(f"{what} within its limit of {self._limit:g} s.")
+
+    async def _once_loaded(self, send: Callable[[], Awaitable[T]]) -> T:
         """Send a request, again for as long as the engine does not begin to work on it because it lacks the model.
 
         It may be loading it, or have been started again by another process since the model was loaded.
         """
-        began, pause = time.monotonic(), PAUSES[0]
-        limit = RELOAD_LIMIT if timeout is None else timeout
+        pause, began = PAUSES[0], 0.0
         while True:
-            spent = time.monotonic() - began
             try:
-                return await send(None if timeout is None else max(0.0, timeout - spent))
-            except NotLoadedYet:
-                if spent + pause > limit:
+                return await send()
+            except (NotLoadedYet, NotServed) as error:
+                began = began or time.monotonic()
+                late = time.monotonic() + pause > began + (self._limit or RELOAD_LIMIT)
+                if late or (isinstance(error, NotServed) and not self._held):
                     raise
-            except NotServed:
-                if spent + pause > limit or not self._held:
-                    raise
-                for model in self._held:
-                    await self._residency.load(model)
+                if isinstance(error, NotServed):
+                    for model in self._held:
+                        await self._residency.load(model)
             await anyio.sleep(pause)
             pause = min(2 * pause, PAUSES[1])

@@ -7,18 +7,18 @@ carry it there and back.
 from __future__ import annotations
 
 import json
-import time
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import anyio
+import msgspec
 
-from ovms_kernel.errors import BadRequest, EngineFailed, TimedOut
+from ovms_kernel.errors import BadRequest, EngineFailed
 from ovms_kernel.values import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
 
     from ovms_kernel.drivers import Engine
     from ovms_kernel.values import Call, ServiceDefinition
@@ -59,11 +59,9 @@ async def forward(route: Route, call: Call, engine: Engine) -> Answer:
 
     :raises OvmsError: whatever the model, the request or the engine deserves.
     """
-    began = time.monotonic()
     fields = _prepared(route, call, streaming=False)
     async with served_model(route.definition, call, engine) as model:
-        body = _body(call, fields, model)
-        answer = await engine.post(route.definition.endpoint, body, timeout=time_left(call, began))
+        answer = await engine.post(route.definition.endpoint, body_of(call, fields, model))
     body = answer.body
     if route.finish is not None:
         body = encode(route.finish(decode_answer(body), model))
@@ -72,11 +70,10 @@ async def forward(route: Route, call: Call, engine: Engine) -> Answer:
 
 async def forward_stream(route: Route, call: Call, engine: Engine) -> AsyncGenerator[bytes, None]:
     """Yield the engine's events as they arrive, byte for byte; closing the iterator stops the generation."""
-    began = time.monotonic()
     fields = _prepared(route, call, streaming=True)
     async with served_model(route.definition, call, engine) as model:
-        body = _body(call, fields, model)
-        async with aclosing(engine.stream(route.definition.endpoint, body, timeout=time_left(call, began))) as events:
+        body = body_of(call, fields, model)
+        async with aclosing(engine.stream(route.definition.endpoint, body)) as events:
             async for event in events:
                 yield event
 
@@ -93,9 +90,9 @@ def _prepared(route: Route, call: Call, *, streaming: bool) -> Fields:
     return route.prepare(fields)
 
 
-def _body(call: Call, fields: Fields, model: str) -> bytes:
+def body_of(call: Call, fields: Fields, model: str) -> bytes:
     """Return the body to send: the caller's own bytes if nothing in them has to change."""
-    fields = fields | {"model": model}
+    fields = {**fields, "model": model}
     return call.raw if call.raw and fields == call.fields else encode(fields)
 
 
@@ -109,39 +106,13 @@ def present(call: Call) -> Fields:
     return {name: value for name, value in call.fields.items() if value is not None}
 
 
-@asynccontextmanager
-async def served_model(definition: ServiceDefinition, call: Call, engine: Engine) -> AsyncIterator[str]:
+def served_model(definition: ServiceDefinition, call: Call, engine: Engine) -> AbstractAsyncContextManager[str]:
     """Hold the model for a call, loaded: the one it names, else the default, else the only sensible one.
 
     :raises NotFound: it is not installed; the sentence lists what is, and how to pull it.
     :raises BadRequest: it is a model of another type.
-    :raises TimedOut: it is not ready within the call's limit; of a stream nobody else watches that.
     """
-    async with AsyncExitStack() as held:
-        try:
-            with anyio.fail_after(call.timeout):
-                entered = engine.model(call.model, definition.model_type, default=definition.default_model)
-                model = await held.enter_async_context(entered)
-        except TimeoutError as error:
-            raise _late(call) from error
-        yield model
-
-
-def time_left(call: Call, began: float) -> float | None:
-    """Return how many of the call's seconds are left, given when it began by the monotonic clock.
-
-    :raises TimedOut: none is left.
-    """
-    if call.timeout is None:
-        return None
-    left = call.timeout - (time.monotonic() - began)
-    if left <= 0:
-        raise _late(call)
-    return left
-
-
-def _late(call: Call) -> TimedOut:
-    return TimedOut(f"The model was not ready within the limit of {call.timeout:g} s.")
+    return engine.model(call.model, definition.model_type, default=definition.default_model)
 
 
 def need(fields: Mapping[str, Any], name: str, kinds: type | tuple[type, ...], what: str) -> Any:  # noqa: ANN401 - any field
@@ -172,7 +143,10 @@ def check(fields: Mapping[str, Any], name: str, kinds: type | tuple[type, ...], 
 
 def encode(fields: Fields) -> bytes:
     """Return compact JSON."""
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+    try:
+        return msgspec.json.encode(fields)
+    except OverflowError:  # a whole number of more than 64 bits
+        return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def decode_answer(body: bytes) -> Fields:

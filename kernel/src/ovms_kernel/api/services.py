@@ -56,7 +56,6 @@ from ovms_kernel.services import (
     need,
     present,
     served_model,
-    time_left,
     with_model,
 )
 from ovms_kernel.values import (
@@ -109,7 +108,6 @@ __all__ = [
     "sound_for_engine",
     "spoken_samples",
     "stream_completion",
-    "time_left",
     "transcribe",
     "transcription_fields",
     "wav",

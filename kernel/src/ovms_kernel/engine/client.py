@@ -6,9 +6,7 @@ the first request is made.
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +33,8 @@ PROBE_LIMIT = 3.0
 """Seconds that a question about health may take."""
 WRAPPER = "failed: "
 """What a calculator really said stands behind the last of these."""
+BORDER = b"\n\n"
+"""The end of an event; within one, a line's end is escaped."""
 BROKE_OFF = "The engine broke off in the middle of its answer; its log says why."
 BY_STATUS: dict[int, type[OvmsError]] = {
     400: BadRequest,
@@ -78,65 +78,40 @@ class EngineClient:
 
     # -- requests of services --------------------------------------------------------------------------------------
 
-    async def post(
-        self, path: str, body: bytes, *, content_type: str = "application/json", timeout: float | None = None
-    ) -> Answer:
+    async def post(self, path: str, body: bytes, *, content_type: str = "application/json") -> Answer:
         """Send one request and return the whole answer; see ``drivers.Engine``."""
-        with _translated(timeout):
-            async with asyncio.timeout(timeout):
-                status, headers, answer = await self._send(path, body, content_type)
-                content = await answer.read()
+        with _translated():
+            status, headers, answer = await self._send(path, body, content_type)
+            content = await answer.read()
         if status >= 400:
             raise _error(status, content)
         return Answer(content, dict(headers).get(b"content-type", b"").decode("latin-1"))
 
-    async def upload(
-        self,
-        path: str,
-        fields: Mapping[str, str | list[str]],
-        files: Mapping[str, Upload],
-        *,
-        timeout: float | None = None,
-    ) -> Answer:
+    async def upload(self, path: str, fields: Mapping[str, str | list[str]], files: Mapping[str, Upload]) -> Answer:
         """Send one multipart request and return the whole answer; see ``drivers.Engine``."""
         parts = {name: (each.name, each.data, each.content_type) for name, each in files.items()}
-        with _translated(timeout), anyio.fail_after(timeout):
+        with _translated():
             response = await self._client().post(path, data=dict(fields), files=parts)
         return _answer(response)
 
     async def stream(
-        self, path: str, body: bytes, *, content_type: str = "application/json", timeout: float | None = None
+        self, path: str, body: bytes, *, content_type: str = "application/json"
     ) -> AsyncGenerator[bytes, None]:
         """Send one request and yield its events as they arrive; see ``drivers.Engine``."""
-        import httpx
-
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with _translated(timeout):
-            async with asyncio.timeout(timeout):
-                status, _, answer = await self._send(path, body, content_type)
+        with _translated():
+            status, _, answer = await self._send(path, body, content_type)
         try:
             if status >= 400:
-                with _translated(timeout):
-                    async with asyncio.timeout(_left(deadline)):
-                        content = await answer.read()
+                with _translated():
+                    content = await answer.read()
                 raise _error(status, content)
-            received = aiter(answer)
             rest = b""
-            while True:
-                # The scope must not be open while the consumer works on what is yielded.
-                try:
-                    with _translated(timeout):
-                        async with asyncio.timeout(_left(deadline)):
-                            rest += await anext(received)
-                except StopAsyncIteration:
-                    break
-                except Unavailable as error:
-                    if isinstance(error.__cause__, httpx.HTTPError):
-                        raise EngineFailed(BROKE_OFF) from error
-                    raise
-                *events, rest = rest.split(b"\n\n")
-                for event in events:
-                    yield _event(event)
+            with _translated(begun=True):
+                async for data in answer:
+                    whole, border, rest = (rest + data).rpartition(BORDER)
+                    if border:
+                        for events in _checked(whole + border):
+                            yield events
             if rest.strip():
                 yield _event(rest, whole=False)
         finally:
@@ -158,7 +133,7 @@ class EngineClient:
 
     async def config(self) -> dict[str, Any]:
         """Return what ``GET /v1/config`` says of every servable."""
-        with _translated(PROBE_LIMIT * 10), anyio.fail_after(PROBE_LIMIT * 10):
+        with _translated(), _limit(PROBE_LIMIT * 10):
             response = await self._client().get("/v1/config")
         return _object(_answer(response).body)
 
@@ -167,7 +142,7 @@ class EngineClient:
 
         :raises OvmsError: something in it did not load; the answer does not say what.
         """
-        with _translated(RELOAD_LIMIT), anyio.fail_after(RELOAD_LIMIT):
+        with _translated(), _limit(RELOAD_LIMIT):
             response = await self._client().post("/v1/config/reload")
         return _object(_answer(response).body)
 
@@ -225,7 +200,7 @@ class EngineClient:
 
     async def _is_ok(self, path: str) -> bool:
         try:
-            with _translated(PROBE_LIMIT), anyio.fail_after(PROBE_LIMIT):
+            with _translated(), _limit(PROBE_LIMIT):
                 return (await self._client().get(path)).status_code == 200
         except (Unavailable, TimedOut):
             return False
@@ -264,24 +239,32 @@ class EngineClient:
         return grpc.aio.secure_channel(self.endpoint.grpc, credentials, options=options)
 
 
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else deadline - time.monotonic()
+@contextmanager
+def _limit(seconds: float) -> Iterator[None]:
+    try:
+        with anyio.fail_after(seconds):
+            yield
+    except TimeoutError as error:
+        raise TimedOut(f"The engine did not answer within {seconds:g} s.") from error
 
 
 @contextmanager
-def _translated(timeout: float | None) -> Iterator[None]:
-    """Turn the errors of httpx and of deadlines into ours."""
+def _translated(*, begun: bool = False) -> Iterator[None]:
+    """Turn the errors of httpx into ours.
+
+    :param begun: the answer had begun to arrive.
+    """
     import httpx
 
     try:
         yield
-    except TimeoutError as error:
-        raise TimedOut(f"The engine did not answer within {timeout:g} s.") from error
     except httpx.ConnectError as error:
         if type(error.__cause__).__name__ == "SSLCertVerificationError":
             raise Unavailable("The engine's certificate is not trusted; set the file of its authority.") from error
         raise Unavailable("The engine does not answer; it is not running or has just stopped.") from error
     except (httpx.HTTPError, httpx.StreamError, RuntimeError) as error:
+        if begun and isinstance(error, httpx.HTTPError):
+            raise EngineFailed(BROKE_OFF) from error
         # RuntimeError: the client was closed because the engine ended.
         raise Unavailable("The engine broke off before it answered; it may have stopped.") from error
 
@@ -300,6 +283,15 @@ def _object(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise EngineFailed("The engine's answer is not a JSON object; is this really an OpenVINO Model Server?")
     return value
+
+
+def _checked(events: bytes) -> Iterator[bytes]:
+    """Yield whole events, all at once unless one may be an error (K.8), which is raised after those before it."""
+    if b'"error"' not in events and events.startswith(b"data:") and b"\n\n{" not in events:
+        yield events
+        return
+    for event in events.removesuffix(BORDER).split(BORDER):
+        yield _event(event)
 
 
 def _event(event: bytes, *, whole: bool = True) -> bytes:

@@ -11,6 +11,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, cast
 
+import anyio
 import httptools
 import httpx
 
@@ -102,7 +103,7 @@ class EngineTransport(httpx.AsyncBaseTransport):
         port = url.port or (443 if url.scheme == "https" else 80)
         tls = self._tls if url.scheme == "https" else None
         try:
-            async with asyncio.timeout(CONNECT_LIMIT):
+            with anyio.fail_after(CONNECT_LIMIT):
                 _, connection = await loop.create_connection(_Connection, url.host, port, ssl=tls)
         except OSError as error:  # TimeoutError is one
             raise httpx.ConnectError(str(error) or "timed out") from error

@@ -12,9 +12,10 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import anyio
 import anyio.to_thread
 
-from ovms_kernel.errors import BadRequest, NotFound, NotSupported, OvmsError
+from ovms_kernel.errors import BadRequest, NotFound, NotSupported, OvmsError, TimedOut
 from ovms_kernel.models import judge
 from ovms_kernel.models.passport import CPU, Entry, Key
 from ovms_kernel.values import Upload
@@ -41,12 +42,12 @@ class Asked(Protocol):
     """The engine as far as it is asked fixed requests; ``engine/client.py`` is one."""
 
     async def upload(
-        self, path: str, fields: Mapping[str, Any], files: Mapping[str, Upload], *, timeout: float | None = None
+        self, path: str, fields: Mapping[str, Any], files: Mapping[str, Upload]
     ) -> Answer:
         """Send one multipart request and return the whole answer."""
         ...
 
-    async def post(self, path: str, body: bytes, *, timeout: float | None = None) -> Answer:
+    async def post(self, path: str, body: bytes) -> Answer:
         """Send one request and return the whole answer."""
         ...
 
@@ -222,11 +223,15 @@ class Vetting:
 
     async def _answer(self, model: LocalModel, asked: Questions, body: str, client: Asked) -> Sample:
         fields = json.loads(body) | {"model": model.id}
-        if (sound := fields.pop("file", None)) is None:
-            answer = await client.post(asked.endpoint, json.dumps(fields).encode(), timeout=LIMIT)
-        else:
-            upload = Upload("probe.mp3", base64.b64decode(sound), "audio/mpeg")
-            answer = await client.upload(asked.endpoint, fields, {"file": upload}, timeout=LIMIT)
+        try:
+            with anyio.fail_after(LIMIT):
+                if (sound := fields.pop("file", None)) is None:
+                    answer = await client.post(asked.endpoint, json.dumps(fields).encode())
+                else:
+                    upload = Upload("probe.mp3", base64.b64decode(sound), "audio/mpeg")
+                    answer = await client.upload(asked.endpoint, fields, {"file": upload})
+        except TimeoutError as error:
+            raise TimedOut(f"{model.id} did not answer a small request within {LIMIT:g} s.") from error
         if not asked.kind:
             return {}
         try:
