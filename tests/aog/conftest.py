@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from ovms_face_aog.client import PluginHost, ProviderClient, connect, plugin_command
-from ovms_face_aog.provider import Provider
+from ovms_face_aog.grpc_server import new_server, start
+from ovms_face_aog.provider import SERVICE, Provider
 from ovms_face_aog.quirks import AogProvider
 from ovms_kernel.api.faces import Answer, KernelApi, LocalModel, NotFound, ServiceDefinition
 from ovms_kernel.settings import Settings
@@ -97,11 +98,11 @@ async def serve(make: Callable[[Any], Provider]) -> AsyncIterator[Face]:
     kernel = FakeKernel()
     composed = asyncio.get_running_loop().create_future()
     folder = tempfile.mkdtemp(prefix="ovms-")
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)])
+    server = new_server()
     async with make(composed) as provider:
-        server.add_generic_rpc_handlers((provider.handler(),))
+        server.add_registered_method_handlers(SERVICE, provider.handlers())
         server.add_insecure_port(f"unix:{folder}/s")
-        await server.start()
+        await start(server, Path(folder))
         channel = connect(f"unix:{folder}/s")
         try:
             yield Face(kernel, composed, channel)

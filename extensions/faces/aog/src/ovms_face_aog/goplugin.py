@@ -9,28 +9,25 @@ import asyncio
 import contextlib
 import logging
 import os
-import re
 import select
 import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovms_face_aog.parent import PUBLIC, WAITING
+from ovms_face_aog.parent import PUBLIC
+from ovms_face_aog.sockets import group_of, make_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from pathlib import Path
 
-    import grpc
-    from google.protobuf.descriptor import ServiceDescriptor
-
+    from ovms_face_aog.grpc_server import Handlers
     from ovms_face_aog.parent import Seat
     from ovms_face_aog.protos import goplugin_pb2
 
@@ -39,8 +36,6 @@ log = logging.getLogger(__name__)
 CORE_VERSION = 1
 PORTS = (10_000, 25_000)
 """Where a TCP port is looked for if the host names no range."""
-PATH_LIMIT = 100
-"""Bytes of a socket's path that every system takes."""
 WATCH_PERIOD = 0.2
 """Seconds between two looks at whether the host still lives."""
 STREAM_PATIENCE = 0.6
@@ -51,8 +46,6 @@ EXIT_LIMIT = 1.5
 """Seconds from the shutdown's answer to the process's end; the host kills after 2."""
 GRACE = 0.3
 """Seconds that calls in flight have to end once the server stops."""
-FOLDER = "ovms-plugin-"
-"""The beginning of the name of the socket's folder; our pid follows."""
 
 
 @dataclass(frozen=True)
@@ -129,60 +122,6 @@ def _log_output(descriptor: int) -> None:
                 stray.warning("%s", text)
 
 
-def handler_of(descriptor: ServiceDescriptor, methods: Mapping[str, Callable[..., Any]]) -> grpc.GenericRpcHandler:
-    """Return gRPC's handler of a service whose requests are decoded before its methods see them."""
-    import grpc
-    from google.protobuf.message_factory import GetMessageClass
-
-    handlers = {}
-    for method in descriptor.methods:
-        ways = ("stream" if method.client_streaming else "unary", "stream" if method.server_streaming else "unary")
-        make = getattr(grpc, f"{ways[0]}_{ways[1]}_rpc_method_handler")
-        handlers[method.name] = make(
-            methods[method.name],
-            request_deserializer=GetMessageClass(method.input_type).FromString,
-            response_serializer=GetMessageClass(method.output_type).SerializeToString,
-        )
-    return grpc.method_handlers_generic_handler(descriptor.full_name, handlers)
-
-
-def make_folder(environment: Mapping[str, str]) -> Path | None:
-    """Make a folder for sockets that this user, or the group that the host names, may use; ``None`` if none can be."""
-    if sys.platform == "win32":
-        return None
-    wanted = environment.get("PLUGIN_UNIX_SOCKET_DIR")
-    for parent in [wanted] if wanted else [tempfile.gettempdir(), "/tmp"]:  # noqa: S108 - a folder in it is made
-        with contextlib.suppress(OSError):
-            folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir=parent))
-            try:
-                if len(os.fsencode(folder / WAITING)) > PATH_LIMIT or re.search(r"[|\s]", str(folder)):
-                    raise OSError("No socket can have that path.")
-                if (group := group_of(environment)) is not None:
-                    os.chown(folder, -1, group)
-                    folder.chmod(0o710)
-            except OSError:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-            return folder
-    return None
-
-
-def group_of(environment: Mapping[str, str]) -> int | None:
-    """Return the id of the group that the host wants sockets to belong to.
-
-    :raises OSError: there is no such group.
-    """
-    group = environment.get("PLUGIN_UNIX_SOCKET_GROUP", "")
-    if not group or sys.platform == "win32":
-        return None
-    import grp
-
-    try:
-        return int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
-    except KeyError as error:
-        raise OSError(f"There is no group {group}.") from error
-
-
 class Host:
     """The process that started us, by what tells that it is gone; to be made as early as possible.
 
@@ -206,7 +145,7 @@ class Host:
 class Server:
     """Serves one host, from the handshake to the host's end or its wish.
 
-    :param handlers: gRPC's handlers of the services that the plugin is for.
+    :param handlers: gRPC's handlers of the services that the plugin is for, by their full names.
     :param stop: called once when the end has come, before the host knows; must be done within ``STOP_LIMIT``.
     :param host: what the host is known by, as it was when the process began.
     :param seat: where to serve, if a parent process keeps the socket.
@@ -214,7 +153,7 @@ class Server:
 
     def __init__(
         self,
-        handlers: Sequence[grpc.GenericRpcHandler],
+        handlers: Mapping[str, Handlers],
         stop: Callable[[str], Awaitable[None]],
         host: Host,
         seat: Seat | None = None,
@@ -222,7 +161,7 @@ class Server:
         self._seat = seat
         self.stopped = asyncio.Event()
         """Everything was stopped; all that is left is to close the server and exit."""
-        self._handlers = tuple(handlers)
+        self._handlers = handlers
         self._stop = stop
         self._ending: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._folder: Path | None = None
@@ -236,32 +175,27 @@ class Server:
 
         :param handshake: a descriptor, which is closed when the host has its line.
         """
-        import grpc.aio
         from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+        from ovms_face_aog.grpc_server import handlers_of, new_server, start
         from ovms_face_aog.protos import goplugin_pb2
 
-        options = [
-            # Images and audio exceed gRPC's 4 MiB; hosts of go-plugin have no limit either.
-            ("grpc.max_receive_message_length", -1),
-            ("grpc.max_send_message_length", -1),
-            # Otherwise a port that another plugin listens on seems to be free.
-            ("grpc.so_reuseport", 0),
-        ]
-        self._server = grpc.aio.server(options=options)
+        self._server = new_server()
         servicer = health.aio.HealthServicer()
         for name in ("", "plugin"):
             await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(servicer, self._server)
         services = goplugin_pb2.DESCRIPTOR.services_by_name
-        self._server.add_generic_rpc_handlers((
-            handler_of(services["GRPCController"], {"Shutdown": self._shutdown}),
-            handler_of(services["GRPCBroker"], {"StartStream": self._broker}),
-            handler_of(services["GRPCStdio"], {"StreamStdio": self._stdio}),
-            *self._handlers,
-        ))  # fmt: skip
+        own: dict[str, dict[str, Callable[..., Any]]] = {
+            "GRPCController": {"Shutdown": self._shutdown},
+            "GRPCBroker": {"StartStream": self._broker},
+            "GRPCStdio": {"StreamStdio": self._stdio},
+        }
+        all_handlers = {services[name].full_name: handlers_of(services[name], each) for name, each in own.items()}
+        for name, handlers in (all_handlers | dict(self._handlers)).items():
+            self._server.add_registered_method_handlers(name, handlers)
         network, address = self._bind(environment)
-        await self._server.start()
+        await start(self._server, self._folder)
         _catch_signals(self.end)
         if self._seat:
             self._seat.take()
@@ -395,25 +329,3 @@ def _catch_signals(end: Callable[[str], object]) -> None:
         loop = asyncio.get_running_loop()
         for each in (signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(each, end, f"it was sent {each.name}")
-
-
-def remove_stale_folders() -> None:
-    """Remove socket folders of plugins that were killed."""
-    if sys.platform == "win32":
-        return  # there are none
-    for parent in {tempfile.gettempdir(), "/tmp"}:  # noqa: S108 - only folders of the plugin are touched
-        for folder in Path(parent).glob(f"{FOLDER}*-*"):
-            pid = folder.name.removeprefix(FOLDER).partition("-")[0]
-            with contextlib.suppress(OSError, OverflowError):
-                if pid.isdigit() and folder.stat().st_uid == os.getuid() and not _runs(int(pid)):
-                    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

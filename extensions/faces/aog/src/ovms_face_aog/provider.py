@@ -10,8 +10,6 @@ import logging
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, NoReturn, Self
 
-import grpc
-
 from ovms_face_aog import payloads, rpcs
 from ovms_face_aog.framing import send_together
 from ovms_face_aog.manifest import manifest_of
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
     from types import TracebackType
 
+    from ovms_face_aog.grpc_server import Handlers
     from ovms_face_aog.rpcs import Context
     from ovms_kernel.api.faces import Answer, KernelApi, LocalModel
 
@@ -32,6 +31,8 @@ log = logging.getLogger(__name__)
 MODES = {"": "", "auto": "", "daemon": "", "standard": "", "cpu": "CPU", "gpu": "GPU"}
 """The modes of StartEngine and the device that each means for models that name none; AOG sends daemon or standard."""
 
+SERVICE = "protocol.ProviderService"
+"""The full name of AOG's service."""
 PROGRESS_PERIOD = 0.1
 """Seconds between two reports of a pull."""
 
@@ -97,11 +98,11 @@ class Provider:
         """Return an error as code and sentence; see :func:`ovms_face_aog.rpcs.told`."""
         return rpcs.told(error, where, self._kernel.settings.logs_dir / "plugin.log" if self._kernel else None)
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """Return gRPC's handler of all rpcs."""
+    def handlers(self) -> Handlers:
+        """Return gRPC's handlers of all rpcs."""
         make = rpcs.Rpcs(self.told)
         unary, stream, session = make.unary, make.stream, make.session
-        methods = {
+        return {
             "GetManifest": unary(pb.GetManifestRequest, pb.GetManifestResponse, self.get_manifest),
             "InvokeService": unary(pb.InvokeServiceRequest, pb.InvokeServiceResponse, self.invoke_service),
             "InvokeServiceStream": stream(
@@ -132,7 +133,6 @@ class Provider:
             "GetRunningModels": unary(pb.GetRunningModelsRequest, pb.GetRunningModelsResponse, self.get_running_models),
             "GetVersion": unary(pb.GetVersionRequest, pb.GetVersionResponse, self.get_version),
         }
-        return grpc.method_handlers_generic_handler("protocol.ProviderService", methods)
 
     # -- services --------------------------------------------------------------------------------------------------
 
@@ -346,6 +346,10 @@ class Provider:
         raise NotSupported("This plugin runs its engine on this machine and takes no credentials; leave them out.")
 
 
+FOREVER = 1e9
+"""Seconds that nobody waits."""
+
+
 class Pulling:
     """A pull that is under way, and what is still to be reported of it."""
 
@@ -387,7 +391,8 @@ class Pulling:
 def time_left(context: Context) -> float | None:
     """Return the seconds that the caller gave, less what our own words about their end take to arrive."""
     left = context.time_remaining()
-    return None if left is None else max(0.0, left - min(1.0, left * 0.2))
+    # A call without a limit has none with grpc.aio, and 292 billion years with pygrpc-native.
+    return None if left is None or left > FOREVER else max(0.0, left - min(1.0, left * 0.2))
 
 
 def _message(request: pb.InvokeServiceBidiRequest) -> Message:

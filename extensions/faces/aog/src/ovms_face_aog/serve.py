@@ -35,8 +35,9 @@ def main(launcher: str = "") -> None:
     # grpc's own handlers for forks would meet the engine's start; and its chatter is nobody's business.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from ovms_face_aog.goplugin import Refusal, make_folder
+    from ovms_face_aog.goplugin import Refusal
     from ovms_face_aog.process import check_host
+    from ovms_face_aog.sockets import make_folder
 
     try:
         check_host()
@@ -110,7 +111,7 @@ async def serve(process: PluginProcess, kernel: Awaitable[KernelApi]) -> None:
     """Serve ProviderService to the host from the handshake to the end; everything is stopped before the host knows."""
     from ovms_face_aog.goplugin import Server
     from ovms_face_aog.process import passed_by
-    from ovms_face_aog.provider import Provider
+    from ovms_face_aog.provider import SERVICE, Provider
     from ovms_kernel.errors import OvmsError
 
     if process.of_aog:
@@ -129,7 +130,7 @@ async def serve(process: PluginProcess, kernel: Awaitable[KernelApi]) -> None:
         await kernel.stop(reason)
 
     async with provider:
-        server = Server([provider.handler()], stop, process.host, process.seat)
+        server = Server({SERVICE: provider.handlers()}, stop, process.host, process.seat)
         await server.start(process.version, process.stdout, os.environ)
         provider.begin(provider.kernel, "compose")
         await server.serve()
@@ -154,7 +155,7 @@ class Composition:
         """Compose it when it is wanted, and stop it at the end."""
         import asyncio
 
-        from ovms_face_aog.goplugin import remove_stale_folders
+        from ovms_face_aog.sockets import remove_stale_folders
         from ovms_kernel.companions import serve_companions
         from ovms_kernel.errors import OvmsError
 
