@@ -10,16 +10,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import SpanKind, Status, StatusCode
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
 from ovms_kernel.api.observers import hookimpl
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Span
 
     from ovms_kernel.api.observers import Call, Outcome
@@ -38,25 +32,24 @@ class Otel:
     def __init__(self, settings: Any) -> None:  # noqa: ANN401 - there are none of its own
         del settings
         self._spans: dict[str, Span] = {}
-        self._context = TraceContextTextMapPropagator()
-        self._provider: TracerProvider | None = None
-        if any(os.environ.get(f"OTEL_EXPORTER_OTLP_{each}ENDPOINT") for each in ("", "TRACES_")):
-            named = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": "ovms-plugin"}
-            self._provider = TracerProvider(resource=Resource.create(named))
-            self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        wanted = any(os.environ.get(f"OTEL_EXPORTER_OTLP_{each}ENDPOINT") for each in ("", "TRACES_"))
+        self._provider = _provider() if wanted else None
 
     @hookimpl
     async def ovms_before_request(self, call: Call) -> None:
         """Begin a span."""
         if self._provider is None:
             return
+        from opentelemetry.trace import SpanKind
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
         operation = OPERATIONS.get(call.service, call.service)
         attributes = {"gen_ai.operation.name": operation, "ovms_plugin.request.id": call.id}
         attributes |= {"gen_ai.request.model": call.model} if call.model else {}
         attributes |= {"ovms_plugin.caller": call.caller} if call.caller else {}
         self._spans[call.id] = self._provider.get_tracer("ovms-plugin").start_span(
             f"{operation} {call.model}".strip(),
-            self._context.extract({"traceparent": call.trace}) if call.trace else None,
+            TraceContextTextMapPropagator().extract({"traceparent": call.trace}) if call.trace else None,
             SpanKind.SERVER,
             attributes,
         )
@@ -67,6 +60,8 @@ class Otel:
         span = self._spans.pop(call.id, None)
         if span is None:
             return
+        from opentelemetry.trace import Status, StatusCode
+
         told: dict[str, str | float] = {"ovms_plugin.response.bytes": outcome.bytes_out}
         if outcome.model:
             told["gen_ai.response.model"] = outcome.model
@@ -89,3 +84,16 @@ class Otel:
         del reason
         if self._provider is not None:
             self._provider.force_flush(3000)
+
+
+def _provider() -> TracerProvider:
+    """Return what makes spans and sends them; its packages take a while to import, so only where they are wanted."""
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    named = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": "ovms-plugin"}
+    provider = TracerProvider(resource=Resource.create(named))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return provider

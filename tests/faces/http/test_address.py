@@ -18,6 +18,7 @@ import pytest
 from ovms_face_aog.client import PluginHost, plugin_command
 from ovms_face_http import config
 from ovms_face_http.keys import Keys
+from ovms_face_http.server import bind
 from ovms_kernel.api.faces import BadRequest
 
 MODELS = {"tiny/chat", "tiny/vision", "tiny/embeddings", "tiny/rerank", "tiny/image", "tiny/listener", "tiny/speaker"}
@@ -161,6 +162,13 @@ def test_the_command_and_status_say_where_everything_is(server: Any) -> None:
     assert run(server, "connect", "codex") in everything
 
 
+@pytest.mark.parametrize("host", ["no.such.name.invalid", "bad..name", "192.0.2.1"])
+def test_an_address_that_this_machine_does_not_have_is_said_in_a_sentence(host: str) -> None:
+    with pytest.raises(BadRequest, match=r"faces\.http\.host") as refused:
+        bind(config.read({"host": host, "port": 0}))
+    assert host in refused.value.message
+
+
 @pytest.mark.parametrize(
     ("section", "part"),
     [
@@ -213,27 +221,28 @@ def test_silent_and_endless_heads_are_closed(server: Any, monkeypatch: pytest.Mo
         assert time.monotonic() - began < 30
 
 
-def test_a_second_server_on_the_same_models_ends_alone(start: Any) -> None:
+def test_a_second_server_on_the_same_models_ends_alone(server: Any, client: httpx.Client, start: Any) -> None:
     """It uses the engine of the first; its end, even in the middle of a load, takes nothing from the first."""
-    with start() as first, first.client(timeout=30) as client:
-        client.post("/v1/chat/completions", json={"model": "tiny/chat", "messages": QUESTION, "max_tokens": 1})
-        engine = psutil.Process(json.loads((first.data_dir / "run" / "engine.json").read_text())["pid"])
-        with start() as second, second.client(timeout=30) as other:
-            asked = {"model": "tiny/chat", "messages": QUESTION}
-            assert other.post("/v1/chat/completions", json=asked).status_code == 200
-            assert json.loads(run(second, "status", "--json"))["http"]["url"] == second.url
-            engine.suspend()
-            try:
-                with pytest.raises(httpx.ReadTimeout):  # the client leaves, the load goes on at an engine that hangs
-                    other.post("/v1/embeddings", json={"model": "tiny/embeddings", "input": "x"}, timeout=1)
-                second.process.terminate()
-                assert second.process.wait(10) == 143
-            finally:
-                engine.resume()
-        asked = {"model": "tiny/embeddings", "input": "x"}
-        assert client.post("/v1/embeddings", json=asked).status_code == 200
-        time.sleep(1.5)  # the first looks once a second whether it is announced
-        assert json.loads(run(first, "status", "--json"))["http"]["url"] == first.url
+    where, asked = server.data_dir / "run" / "http.json", {"model": "tiny/embeddings", "input": "x"}
+    client.post("/v1/embeddings", json=asked)  # starts the engine
+    client.post("/api/generate", json={"model": "tiny/embeddings", "keep_alive": 0})
+    engine = psutil.Process(json.loads((server.data_dir / "run" / "engine.json").read_text())["pid"])
+    with start() as second, second.client() as other:
+        assert json.loads(where.read_text())["url"] == second.url
+        assert other.post("/v1/tokenize", json={"model": "tiny/chat", "text": "x"}).status_code == 200
+        engine.suspend()
+        try:
+            with pytest.raises(httpx.ReadTimeout):  # the client leaves, the load goes on at an engine that hangs
+                other.post("/v1/embeddings", json=asked, timeout=1)
+            second.process.terminate()
+            assert second.process.wait(20) == 143
+        finally:
+            engine.resume()
+    assert client.post("/v1/embeddings", json=asked).status_code == 200
+    end = time.monotonic() + 10
+    while not where.exists() or json.loads(where.read_text())["url"] != server.url:
+        assert time.monotonic() < end, "the first is not announced again"
+        time.sleep(0.1)
 
 
 async def test_aogs_plugin_serves_http_if_a_setting_says_so(data_dir: Path, environment: Any) -> None:

@@ -208,8 +208,9 @@ def bind(settings: HttpSettings) -> socket.socket:
     host = "127.0.0.1" if settings.host == "localhost" else settings.host
     try:
         found = socket.getaddrinfo(host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise BadRequest(f"faces.http.host {host!r} is not an address of this machine ({error.strerror}).") from error
+    except (OSError, UnicodeError) as error:
+        cause = getattr(error, "strerror", None) or "no such name can exist"
+        raise BadRequest(f"faces.http.host {host!r} is not an address of this machine ({cause}).") from error
     family, kind, protocol, _, address = found[0]
     sock = socket.socket(family, kind, protocol)
     try:
