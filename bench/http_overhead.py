@@ -1,12 +1,9 @@
 """What an HTTP face adds to an engine that answers at once: ours, LiteLLM's proxy and llama-swap, in one run.
 
-    python bench/http_overhead.py            ours, and the others where they can be installed
-    python bench/http_overhead.py smoke      ours alone, few requests, connections held for 2 s
-
 LiteLLM's proxy is installed from PyPI into a temporary folder; llama-swap is taken from PATH, else built by Go from its
 module. "Added" is against the engine asked directly by the same client. CPU is that of the face's process and of those
 that it started, which depends less on what else the machine does than times do. At the end, idle connections and open
-streams are held while good requests are sent.
+streams are held while good requests are sent. As a smoke test it measures ours alone.
 """
 
 from __future__ import annotations
@@ -26,13 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from _smoke import SMOKE, sized
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HERE = Path(__file__).parent
-SMOKE = "smoke" in sys.argv
-CALLS, STREAMS = (200, 20) if SMOKE else (1500, 100)
+CALLS, STREAMS = sized((1500, 100), (200, 20))
 CHUNKS = 200
 """Pieces of the stub's streamed answer."""
 MOST_CPU, MOST_CHUNK_CPU, MOST_MEMORY = 400e-6, 6e-6, 90 << 20
@@ -40,7 +37,7 @@ MESSAGES = [{"role": "user", "content": "What is OpenVINO?"}]
 LITELLM = "litellm[proxy]>=1.80"
 SWAP = "github.com/mostlygeek/llama-swap"
 SWAP_VERSIONS = ("latest", "main")
-IDLE, OPEN, HELD = (1000, 300, 2.0 if SMOKE else 60.0)
+IDLE, OPEN, HELD = sized((1000, 300, 60.0), (100, 30, 1.0))
 """Idle connections and open streams, and seconds for which they are held."""
 
 
