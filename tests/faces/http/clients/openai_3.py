@@ -90,4 +90,4 @@ else:
 
 with contextlib.redirect_stdout(io.StringIO()) as printed:
     exec(os.environ["SNIPPET_OPENAI"])
-assert printed.getvalue().strip() == ANSWER, "what `ovms-plugin connect` prints works as it is"
+assert "How can I help you" in printed.getvalue(), "what `ovms-plugin connect` prints works as it is"
