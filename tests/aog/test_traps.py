@@ -13,7 +13,7 @@ import pytest
 
 from ovms_face_aog import quirks, sessions
 from ovms_face_aog.client import bidi_request
-from ovms_face_aog.framing import reframe_event
+from ovms_face_aog.framing import reframe_events
 from ovms_face_aog.manifest import FLAVORS, PROVIDER
 from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, OvmsError, PreconditionFailed, TimedOut, Unavailable
 from ovms_kernel.values import EngineStatus, Installation, LocalModel, Message, Progress, Request, ResidentModel
@@ -306,11 +306,35 @@ def test_d1_37_d1_33_an_event_is_one_that_aog_s_clients_can_add_up(separators: t
     first = {"created": 1700000000, "choices": [{"index": 0, "delta": {"content": None, "role": "assistant"}}]}
     more = {"created": 1700000000, "choices": [{"index": 0, "delta": {"content": text}}]}
     for event, content in ((first, ""), (more, text)):
-        framed = reframe_event(b"data: " + json.dumps(event, separators=separators).encode() + b"\n\n")
+        framed = b"".join(reframe_events(b"data: " + json.dumps(event, separators=separators).encode() + b"\n\n"))
         assert framed.startswith(b"data: {")
         read = json.loads(framed[6:])
         assert read["created"] == "2023-11-14T22:13:20Z"
         assert read["choices"][0]["delta"]["content"] == content
+
+
+@pytest.mark.parametrize("usage", [b"", b'data: {"choices":[],"usage":{},"created":1}\n\n'], ids=["plain", "usage"])
+async def test_d1_33_events_that_arrived_together_are_all_framed(aog: Any, full: Any, usage: bytes) -> None:
+    words = [f"w{number}" for number in range(20)]
+    events = b"".join(
+        b'data: {"choices":[{"index":0,"delta":{"content":"%s"}}],"created":1700000000}\n\n' % each.encode()
+        for each in words
+    )
+
+    async def stream(*_: Any, **__: Any) -> AsyncIterator[bytes]:
+        yield events + usage + b"data: [DONE]\n\n"
+
+    for face, prefix in ((aog, b"data: "), (full, b"data: data: ")):
+        face.kernel.does["stream"] = stream
+        call = face.stream("InvokeServiceStream", service_name="chat", request_data=body(model="m"))
+        *pieces, last = [each async for each in call]
+        assert last.is_final
+        found = b"".join(each.chunk_data for each in pieces).split(b"\n\n")
+        assert found.pop() == b""
+        assert all(each.startswith(prefix + b"{") for each in found)
+        read = [json.loads(each.removeprefix(prefix)) for each in found]
+        assert [each["choices"][0]["delta"]["content"] for each in read] == words
+        assert {each["created"] for each in read} == {"2023-11-14T22:13:20Z"}
 
 
 async def test_other_hosts_get_streams_byte_for_byte(other: Any) -> None:
@@ -341,7 +365,7 @@ async def test_d1_35_an_error_in_mid_stream_is_a_code(aog: Any) -> None:
     assert first.code == 0
     assert (last.code, last.message) == (502, "The context is full.")
     with pytest.raises(EngineFailed, match="plain"):
-        reframe_event(b'data: {"error": "plain"}\n\n')
+        list(reframe_events(b'data: {"error": "plain"}\n\n'))
 
 
 async def test_d1_35_a_stream_that_aog_does_not_convert_gets_the_prefix_that_aog_takes_away(full: Any) -> None:

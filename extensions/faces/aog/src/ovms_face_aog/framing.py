@@ -1,28 +1,25 @@
-"""The exact form in which AOG's converters and clients take answers; :mod:`ovms_face_aog.habits` applies it."""
+"""The exact form in which AOG's converters and clients take answers; :mod:`ovms_face_aog.quirks` applies it."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-from contextlib import aclosing
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ovms_face_aog.payloads import write
-from ovms_kernel.errors import EngineFailed
+from ovms_kernel.api.faces import EngineFailed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import Iterator
 
-    from ovms_kernel.errors import OvmsError
+    from ovms_kernel.api.faces import OvmsError
 
-PLAIN = re.compile(rb"data: \{[^\r\n]*\}\n\n")
-"""An event as engines write it."""
+PLAIN = re.compile(rb"(?:data: \{[^\r\n]*\}\n\n)+")
+"""Events as engines write them."""
+DONE = b"data: [DONE]\n\n"
 CREATED = re.compile(rb'"created":(\d{1,10})(?=[,}])')
-TOGETHER = 64 << 10
-"""Bytes of events that wait for their turn at most; a host that reads slowly holds up the engine beyond them."""
 
 
 @lru_cache(maxsize=16)
@@ -72,6 +69,20 @@ def with_embeddings(answer: bytes) -> bytes:
     return answer if vectors is None else write({"embeddings": vectors} | value)
 
 
+def reframe_events(chunk: bytes) -> Iterator[bytes]:
+    """Yield whole events as :func:`reframe_event` does, joined where nothing has to be decoded."""
+    plain = chunk.removesuffix(DONE)
+    if PLAIN.fullmatch(plain) and b'"error":' not in plain and b'"choices":[]' not in plain:
+        # Nothing but bytes to replace; a quote within a text is escaped, so that these are found in no text.
+        changed, count = CREATED.subn(_created_as_text, plain)
+        if count == plain.count(b"\n\n"):
+            yield changed.replace(b'"content":null', b'"content":""')
+            return
+    for event in chunk.split(b"\n\n"):
+        if data := reframe_event(event):
+            yield data
+
+
 def reframe_event(event: bytes) -> bytes:
     """Return one event as exactly ``data: {json}`` and a blank line; empty if AOG must not see it.
 
@@ -80,11 +91,6 @@ def reframe_event(event: bytes) -> bytes:
 
     :raises EngineFailed: the event is an error.
     """
-    if PLAIN.fullmatch(event) and b'"error":' not in event and b'"choices":[]' not in event:
-        # Nothing but bytes to replace; a quote within a text is escaped, so that these are found in no text.
-        changed, count = CREATED.subn(_created_as_text, event, 1)
-        if count:
-            return changed.replace(b'"content":null', b'"content":""')
     payload = b"".join(
         line[5:].strip() for line in event.replace(b"\r\n", b"\n").split(b"\n") if line.startswith(b"data:")
     )
@@ -101,47 +107,6 @@ def reframe_event(event: bytes) -> bytes:
         text = error.get("message") if isinstance(error, dict) else error
         raise EngineFailed(str(text))
     return b"data: " + write(as_aog_reads(value)) + b"\n\n"
-
-
-async def send_together(events: AsyncGenerator[bytes, None], send: Callable[[bytes], Awaitable[None]]) -> None:
-    """Send what has arrived, joined, as long as events come; hosts do not look at the borders, and each costs time.
-
-    The first event, which somebody waits for, is sent at once and alone.
-    """
-    waiting = bytearray()
-    arrived, taken = asyncio.Event(), asyncio.Event()
-    ended = False
-
-    async def write() -> None:
-        while not ended or waiting:
-            await arrived.wait()
-            arrived.clear()
-            if waiting:
-                data = bytes(waiting)
-                waiting.clear()
-                taken.set()
-                await send(data)
-
-    async with aclosing(events), asyncio.TaskGroup() as group:
-        first = await anext(events, None)
-        if first is None:
-            return
-        await send(first)
-        writing = group.create_task(write())
-        try:
-            async for event in events:
-                waiting += event
-                arrived.set()
-                if len(waiting) >= TOGETHER:
-                    taken.clear()
-                    await taken.wait()
-        except Exception:
-            ended = True
-            arrived.set()
-            await writing  # what came before the error
-            raise
-        ended = True
-        arrived.set()
 
 
 def pull_failed(code: int, message: str) -> bytes:

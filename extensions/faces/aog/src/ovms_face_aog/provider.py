@@ -11,7 +11,6 @@ from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, NoReturn, Self
 
 from ovms_face_aog import payloads, rpcs
-from ovms_face_aog.framing import send_together
 from ovms_face_aog.manifest import manifest_of
 from ovms_face_aog.protos import aog_provider_pb2 as pb
 from ovms_face_aog.settings import AogSettings
@@ -142,13 +141,14 @@ class Provider:
         return pb.InvokeServiceResponse(response_data=answer)
 
     async def invoke_service_stream(self, request: pb.InvokeServiceRequest, context: Context) -> None:
-        """Answer one request piece by piece; events that have arrived already share a message."""
+        """Answer one request piece by piece; events that have arrived already share a message.
 
-        async def send(data: bytes) -> None:
-            await context.write(pb.InvokeServiceStreamResponse(chunk_data=data))
-
+        While a host does not read, further ones arrive; beyond some, the engine has to wait.
+        """
         events = self.stream(await self.kernel(), request.service_name, request.request_data, time_left(context))
-        await send_together(events, send)
+        async with aclosing(events):
+            async for data in events:
+                await context.write(pb.InvokeServiceStreamResponse(chunk_data=data))
         await context.write(pb.InvokeServiceStreamResponse(is_final=True))
 
     async def invoke_service_bidi(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ LOAD_LIMIT = 200.0
 """Seconds after which LoadModel returns though the load goes on: AOG's only queue stands still till then (D1-15)."""
 LINGER = 0.5
 """Seconds that a pull's stream stays open after its last message, or AOG may lose that (D1-26, D1-30)."""
+PREFIX = re.compile(rb"^data: ", re.MULTILINE)
 VOICES = frozenset({"male", "female", "girl", "baby"})
 """What AOG's clients must name as voice, whatever the model has; its own templates drop it."""
 
@@ -82,10 +84,10 @@ class AogProvider(Provider):
         body = await self._addressed(kernel, service, body)
 
         async with aclosing(kernel.stream(service, Request(body, timeout=timeout, caller="aog"))) as events:
-            async for event in events:
-                if data := framing.reframe_event(event):
+            async for chunk in events:
+                for data in framing.reframe_events(chunk):
                     # Without a conversion AOG takes the prefix away and puts none before (D1-35).
-                    yield b"data: " + data if service in self.passed else data
+                    yield PREFIX.sub(b"data: data: ", data) if service in self.passed else data
 
     async def converse(
         self, kernel: KernelApi, service: str, inbound: AsyncIterator[Message]
