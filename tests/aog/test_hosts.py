@@ -34,6 +34,7 @@ MODELS = {
     "OpenVINO/tiny-voice": ("text-to-speech", "text_to_speech"),
 }
 VOLATILE = re.compile(r"^(id|created|created_at|modified_at|url|usage|device_type|engine_path|exec_path|task_id)$")
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
 ANSWERS = "OpenVINO is an open source toolkit for running AI models fast on Intel CPUs, GPUs and NPUs."
 
 
@@ -81,6 +82,8 @@ def scenario(fixtures: Path) -> list[Step]:
         {"call": "HealthCheck"},
         ask("chat", model=chat, messages=question, temperature=0),
         ask("chat", stream=True, model=chat, messages=question, temperature=0, stream_options={"include_usage": True}),
+        ask("chat", model=chat, messages=question, temperature=0, tools=TOOLS, tool_choice="none"),
+        ask("chat", stream=True, model=chat, messages=question, max_tokens=400, ignore_eos=True, temperature=0),
         ask("generate", model=chat, prompt="What is OpenVINO?", max_tokens=5, temperature=0),
         ask("chat", model=chat, messages=[]),
         about("LoadModel", model=embed),
@@ -302,9 +305,10 @@ def judge(answers: dict[int, Any], calls: list[str]) -> None:
     assert of["PullModelStream"][1][-1]["code"] == 404
     assert of["SetAuth"][0][0]["code"] == 501
     assert not any("code" in each[0] for each in of["LoadModel"] + of["UnloadModel"] + of["DeleteModel"])
-    chat, generate, empty, embed, rerank, image, speech, live, voice, missing = of["InvokeService"]
+    chat, tools, generate, empty, embed, rerank, image, speech, live, voice, missing = of["InvokeService"]
     assert chat[0]["response_data"]["choices"][0]["message"]["content"] == ANSWERS
     assert chat[0]["response_data"]["created"] == "str"
+    assert tools[0]["response_data"]["choices"][0]["message"]["role"] == "assistant"
     assert generate[0]["response_data"]["choices"][0]["text"]
     assert empty[0]["code"] == 400
     assert len(embed[0]["response_data"]["data"]) == 2
@@ -314,7 +318,9 @@ def judge(answers: dict[int, Any], calls: list[str]) -> None:
     assert live == speech  # D1-19
     assert voice[0]["response_data"]["url"] == "str"
     assert missing[0]["code"] == 404
-    [stream] = of["InvokeServiceStream"]
+    stream, long = of["InvokeServiceStream"]
+    assert len(long["text"]) > 2 * len(ANSWERS)
+    assert long["last"] == {"is_final": True}
     assert stream["text"] == ANSWERS
     assert stream["last"] == {"is_final": True}
     [session] = of["InvokeServiceBidi"]
@@ -408,6 +414,14 @@ def test_the_go_host_knows_of_no_death_of_the_plugin_s_process(program: Path, re
             time.sleep(0.1)
             answer = host.do(question)
         assert decoded(answer["responses"][0]["response_data"])["choices"][0]["message"]["content"] == ANSWERS
+    # An engine whose workers were killed loads its models again, and a request waits for that.
+    below = psutil.Process(host.pid).children(recursive=True)
+    [engine] = [each for each in below if "--rest_port" in each.cmdline()]
+    for worker in engine.children(recursive=True):
+        worker.kill()
+    answer = host.do(question)["responses"][0]
+    assert not answer.get("code"), answer
+    assert decoded(answer["response_data"])["choices"][0]["message"]["content"] == ANSWERS
     kill, log = host.close()
     assert kill["exited"]
     assert "failed to exit gracefully" not in log

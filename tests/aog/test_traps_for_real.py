@@ -4,11 +4,14 @@ import asyncio
 import json
 import os
 import socket
+import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import psutil
 import pytest
 
@@ -95,6 +98,49 @@ async def test_d1_8_d2_15_d2_42_beside_aog_s_own_engine_on_the_same_ports(stocke
             await healthy(host)
             assert not {"16666", "9000"} & set(engine_of(host).cmdline())
             assert (await ask(host, **CHAT)).code == 0
+
+
+async def test_an_engine_starts_with_no_model_of_an_earlier_session_but_what_is_preloaded(stocked: Environment) -> None:
+    async def names(host: PluginHost) -> list[str]:
+        answer = await host.call("GetRunningModels")
+        return [each["name"] for each in json.loads(answer.response_json)["models"]]
+
+    async with PluginHost(plugin_command(), stocked) as host:
+        await started(host)
+        await healthy(host)
+        await host.call("LoadModel", request_json=coded(model="tiny/chat"))
+        assert await names(host) == ["tiny/chat"]
+        host.process.kill()  # a session that ends in an orderly way has even less to leave
+        await host.process.wait()
+    async with PluginHost(plugin_command(), stocked) as host:
+        await started(host)
+        await healthy(host)
+        assert await names(host) == []
+    async with PluginHost(plugin_command(), stocked | {"OVMS_PLUGIN_PRELOAD": "tiny/chat"}) as host:
+        await started(host)
+        await healthy(host)
+        async with asyncio.timeout(10):
+            while await names(host) != ["tiny/chat"]:  # noqa: ASYNC110 - a host can only ask
+                await asyncio.sleep(0.02)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a parent process keeps the socket")
+async def test_a_plugin_s_process_that_dies_serves_again_soon(ready: PluginHost) -> None:
+    seconds = []
+    for _ in range(3):
+        [process] = psutil.Process(ready.pid).children()
+        process.kill()
+        began = time.monotonic()
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    answer = await ask(ready, **CHAT)
+                    break
+                except grpc.aio.AioRpcError:  # the connection that broke; gRPC dials again after a pause
+                    await asyncio.sleep(0.02)
+        seconds.append(time.monotonic() - began)
+        assert answer.code == 0
+    assert min(seconds) < 3
 
 
 async def test_d1_25_a_plugin_that_cannot_work_still_runs_and_tells_a_pull_why(environment: Environment) -> None:
