@@ -1,13 +1,15 @@
 """Loading and unloading against an engine with OVMS's traps."""
 
+import errno
 import json
 import logging
 import time
+from pathlib import Path
 
 import anyio
 import pytest
 
-from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, Unavailable
+from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, PreconditionFailed, Unavailable
 from ovms_kernel.models.memory import RESERVE
 from ovms_kernel.values import Endpoint, EngineExit, EngineInfo
 
@@ -302,3 +304,26 @@ async def test_k15_noise_in_the_engines_log_is_no_cause(world, tiny):
         await world.residency.load("bad")
     assert "no such file" in caught.value.message
     assert "schema" not in caught.value.message
+
+
+async def test_a_full_disk_is_named_and_costs_no_model(world, tiny, monkeypatch):
+    """Whatever is written for a load, its failure is a sentence, and the next load works."""
+    await world.ingest.import_(tiny("embeddings"), "me/m")
+
+    def full(path: Path, data: bytes, mode: int = 0o666) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    for module in ("config_json", "graph_writer", "model_record"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"ovms_kernel.models.{module}.write_atomically", full)
+            if module == "graph_writer":
+                (world.store.find("me/m").directory / "graph.pbtxt").unlink()
+            if module == "model_record":
+                with pytest.raises(PreconditionFailed, match="disk is full"):
+                    await world.residency.pin("me/m", pinned=True)
+            else:
+                with pytest.raises(PreconditionFailed, match="disk is full"):
+                    await world.residency.load("me/m")
+        await world.residency.load("me/m")
+        assert world.loaded() == {"me/m"}
+        await world.residency.unload("me/m", "test")

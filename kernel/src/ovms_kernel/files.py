@@ -260,7 +260,8 @@ async def locked(
     """
     from filelock import FileLock, Timeout
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(f"Locking {path.name}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, thread_local=False, blocking=False)
     deadline = None if timeout is None else anyio.current_time() + timeout
     while True:
@@ -277,6 +278,8 @@ async def locked(
             if waiting:
                 waiting()
             await anyio.sleep(LOCK_TICK)
+        except OSError as error:
+            raise disk_error(f"Locking {path.name}", error) from error
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 
-from ovms_kernel.files import locked, read_json, write_atomically
+from ovms_kernel.files import disk_errors, locked, read_json, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -142,8 +142,9 @@ class ConfigFile:
                 write_atomically(self.path, (text + " " * ((blanks + 1) % BLANKS) + "\n").encode())
                 self._seen = self._look()
 
-        async with locked(self._lock):
-            await anyio.to_thread.run_sync(work)
+        with disk_errors("Changing what the engine serves"):
+            async with locked(self._lock):
+                await anyio.to_thread.run_sync(work)
 
     def _written(self) -> set[str] | None:
         """Return the names that we wrote; ``None`` if nothing is noted, as in a folder of an earlier version."""

@@ -15,6 +15,7 @@ import anyio
 import anyio.to_thread
 
 from ovms_kernel.errors import OvmsError
+from ovms_kernel.files import disk_errors
 from ovms_kernel.models.model_record import GRAPH, read_record, write_record
 from ovms_kernel.models.plan import Resident, State, unload_at
 from ovms_kernel.models.servables import AVAILABLE
@@ -125,7 +126,8 @@ class Loader:
             known = written
 
         try:
-            suspect = await self._place(model, write, serve)
+            with disk_errors(f"Loading {model.id}"):
+                suspect = await self._place(model, write, serve)
         except OvmsError as error:
             resident.failure, resident.failed_at = error, time.monotonic()
             log.error("Model %s did not load: %s", model.id, error.message)
@@ -265,7 +267,10 @@ class Loader:
                 if record.keep is not None and self.owns_engine():
                     # Another process said so; it is taken from there, so that a later request may say otherwise.
                     loaded[name].keep = kept(record.keep)
-                    await self._store.note(name, keep=None)
+                    try:
+                        await self._store.note(name, keep=None)
+                    except OvmsError as error:
+                        log.info("%s", error.message)  # it is taken once more at the next look
 
     def _is_pinned(self, model_id: str) -> bool:
         return model_id in self._settings.pinned or self._settings.model(model_id).pinned
@@ -279,7 +284,10 @@ def _note_memory(model: LocalModel, took: int) -> None:
     record = read_record(model.directory)
     if record is not None and abs(record.load_bytes - took) > took * NOISE:
         average = (record.load_bytes + took) // 2 if record.load_bytes else took
-        write_record(model.directory, replace(record, load_bytes=average))
+        try:
+            write_record(model.directory, replace(record, load_bytes=average))
+        except OSError as error:
+            log.info("What %s takes cannot be noted: %s", model.id, error)  # the next load measures it again
 
 
 def kept(keep_alive: float) -> float:

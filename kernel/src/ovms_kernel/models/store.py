@@ -93,7 +93,8 @@ class Store:
         :raises NotFound: it is not installed.
         """
         folder, record = await anyio.to_thread.run_sync(self.entry, model_id)
-        await anyio.to_thread.run_sync(write_record, folder, replace(record, **changes))
+        with disk_errors(f"Noting that of {model_id}"):
+            await anyio.to_thread.run_sync(write_record, folder, replace(record, **changes))
         return local_model(folder, record)
 
     async def verify(self, model_id: str, report: Callable[[Progress], None] = lambda _: None) -> Sequence[str]:
