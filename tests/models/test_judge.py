@@ -56,6 +56,30 @@ def sound(samples: list[int], rate: int = 16000) -> bytes:
     return buffer.getvalue()
 
 
+def floats(samples: list[float], rate: int = 16000) -> bytes:
+    """Return a WAV of 32-bit floats, as OVMS sends it."""
+    data = struct.pack(f"<{len(samples)}f", *samples)
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, 1, rate, 4 * rate, 4, 32)
+    return (
+        b"RIFF"
+        + struct.pack("<I", 12 + len(form) + len(data))
+        + b"WAVE"
+        + form
+        + b"data"
+        + struct.pack("<I", len(data))
+        + data
+    )
+
+
+def test_sound_is_read_as_whole_numbers_and_as_floats() -> None:
+    whole = judge.sample("sound", sound([0, 16384, -16384, 0] * 400))
+    floating = judge.sample("sound", floats([0, 0.5, -0.5, 0] * 400))
+    assert whole == pytest.approx({"seconds": 0.1, "loudness": math.sqrt(0.125)})
+    assert floating == pytest.approx(whole)
+    with pytest.raises(ValueError, match="no numbers"):
+        judge.sample("sound", floats([math.nan] * 100))
+
+
 def picture(pixels: bytes, side: int) -> bytes:
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

@@ -41,9 +41,7 @@ LIMIT = 120.0
 class Asked(Protocol):
     """The engine as far as it is asked fixed requests; ``engine/client.py`` is one."""
 
-    async def upload(
-        self, path: str, fields: Mapping[str, Any], files: Mapping[str, Upload]
-    ) -> Answer:
+    async def upload(self, path: str, fields: Mapping[str, Any], files: Mapping[str, Upload]) -> Answer:
         """Send one multipart request and return the whole answer."""
         ...
 
