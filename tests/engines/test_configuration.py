@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,7 @@ import psutil
 import pytest
 
 from ovms_embedded.calculators.discovery import find_calculators
-from ovms_embedded.graphs import GraphInvalid, parse_graph
+from ovms_embedded.graphs import GraphInvalid, marks_of, parse_graph
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -241,3 +243,18 @@ def test_a_worker_that_dies_takes_only_its_own_requests_and_comes_back(
         assert engine.post("/v3/rerank", model="b", query="x", documents=["y"]).status_code == 200
         engine.wait_for_line("a state changed to: AVAILABLE", deaths + 1)
         assert engine.post("/v3/embeddings", model="a", input="x").status_code == 200
+
+
+def test_a_file_that_is_written_again_has_other_marks_even_at_the_same_size_and_time(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    assert marks_of(path) is None
+    path.write_text("one")
+    assert marks_of(path) is None, "it may be written again within the same tick of the clock"
+    hour_ago = time.time() - 3600
+    os.utime(path, (hour_ago, hour_ago))
+    marks = marks_of(path)
+    assert marks is not None
+    assert marks_of(path) == marks
+    path.write_text("two")
+    os.utime(path, (hour_ago, hour_ago))
+    assert marks_of(path) not in (None, marks)

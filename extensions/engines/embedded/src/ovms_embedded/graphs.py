@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from ovms_embedded.calculators import Calculator
     from ovms_embedded.calculators.discovery import Calculators
 
+COARSE = 3.0
+"""Seconds in which two writes may have the same time."""
 NAMED = re.compile(r"""\bcalculator\s*:\s*["']([^"']*)""")
 
 
@@ -64,6 +67,20 @@ def digest_of(path: Path) -> str:
         return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
     except OSError:
         return ""
+
+
+def marks_of(path: Path) -> tuple[int, ...] | None:
+    """Return what changes when a file is written or replaced, and costs nothing to ask; None = ask again.
+
+    The clock of a file system may be as coarse as two seconds, so the marks of a file that is younger are none.
+    """
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    if time.time() - found.st_mtime < COARSE:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def parse_graph(content: bytes, calculators: Calculators) -> Graph:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 PERIOD = 0.2
 """Seconds between two looks at the workers."""
+IDLE = 5
+"""How much less often it looks at a worker that has nothing to do."""
 PATIENCE = 30.0
 """Seconds that a call may go on after everybody who waited for it has left."""
 MARGIN = 4 << 30
@@ -84,11 +87,11 @@ def loading_limit(weights: int, options: dict[str, Any], wanted: int) -> int:
 
 async def guard(manager: Manager) -> None:
     """Watch over the workers, for ever."""
-    while True:
+    for tick in itertools.count():
         await asyncio.sleep(PERIOD)
         for servable in manager.servables.values():
             worker = servable.worker or servable.loading
-            if worker is None or not worker.pid:
+            if worker is None or not worker.pid or (tick % IDLE and worker is servable.worker and not worker.busy):
                 continue
             if worker.memory_limit and (taken := memory_of(worker.pid)) > worker.memory_limit:
                 allowed = worker.memory_limit // MEGABYTE

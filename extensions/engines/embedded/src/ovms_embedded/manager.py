@@ -14,7 +14,7 @@ from ovms_embedded import log
 from ovms_embedded.calculators.discovery import Calculators, find_calculators
 from ovms_embedded.config import Config, ConfigError, Entry, read_config, single
 from ovms_embedded.entries import cache_folder, graph_of
-from ovms_embedded.graphs import Graph, GraphInvalid, digest_of
+from ovms_embedded.graphs import Graph, GraphInvalid, digest_of, marks_of
 from ovms_embedded.guard import loading_limit, memory_limit, memory_of, weights_of
 from ovms_embedded.templates import ChatTemplate
 from ovms_embedded.workers import LoadFailed, Spare, Worker
@@ -218,9 +218,15 @@ class Manager:
     async def watch(self, period: float) -> None:
         """Look after the file, for ever."""
         log.manager.info("Started model manager thread")
+        marks: tuple[int, ...] | None = None
         while True:
             await asyncio.sleep(period)
-            if self._path is None or await asyncio.to_thread(digest_of, self._path) == self._digest:
+            if self._path is None:
+                continue
+            marks, before = marks_of(self._path), marks
+            if (marks is not None and marks == before) or await asyncio.to_thread(
+                digest_of, self._path
+            ) == self._digest:
                 continue
             try:
                 async with self._lock:

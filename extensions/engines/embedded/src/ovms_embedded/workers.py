@@ -171,6 +171,11 @@ class Worker(asyncio.SubprocessProtocol):
             self._send([wire.CANCEL, call.number])
 
     @property
+    def busy(self) -> bool:
+        """Whether it works on a call, even on one that nobody waits for."""
+        return bool(self._calls or self._dropped)
+
+    @property
     def alive(self) -> bool:
         """Whether the process runs."""
         return not self._gone.done()
