@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 
-from ovms_embedded.cli import USAGE, Settings, WrongUsage, parse
+from ovms_embedded.cli import USAGE, CommandFailed, Settings, WrongUsage, parse
 
 
 def main() -> int:
@@ -15,6 +15,9 @@ def main() -> int:
     except WrongUsage as error:
         sys.stderr.write(f"error parsing options - {error}\n")
         return USAGE if sys.platform != "win32" else 3
+    except CommandFailed as failed:
+        sys.stderr.write(f"{failed}\n")
+        return 1
     if not isinstance(parsed, Settings):
         sys.stdout.write(parsed)
         return 0

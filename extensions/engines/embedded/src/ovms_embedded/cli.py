@@ -20,7 +20,7 @@ MANAGEMENT = {
     "add_to_config": "add --model_name and --model_path to the configuration file and exit",
     "remove_from_config": "remove --model_name from the configuration file and exit",
     "configure": "write graph.pbtxt into --model_path and exit",
-    "pull": "not part of the embedded engine",
+    "pull": "download --source_model into --model_repository_path and exit",
 }
 
 
@@ -83,6 +83,10 @@ class Settings:
 
 class WrongUsage(Exception):
     """The command line is wrong, with the reason."""
+
+
+class CommandFailed(Exception):
+    """A verb of the command line did not do what it should, with the reason."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -154,6 +158,9 @@ def parser() -> argparse.ArgumentParser:
     for name, does in MANAGEMENT.items():
         add(f"--{name}", nargs="?", const="true", help=does)
     add("--group_name", help="group of the model that --add_to_config adds")
+    add("--source_model", help="OWNER/NAME of the model to --pull")
+    add("--hub", help="address of the hub to --pull from; HF_ENDPOINT, or https://huggingface.co")
+    add("--overwrite_models", action="store_true", help="--pull a model that is there already")
     return made
 
 
@@ -171,7 +178,7 @@ def parse(arguments: list[str]) -> Settings | str:
     if given.version:
         return "\n".join(version_lines()) + "\n"
     flags = GraphFlags(given.task, given.target_device, given.draft_model_path)
-    if any(getattr(given, name) for name in MANAGEMENT if name != "pull"):
+    if any(getattr(given, name) for name in MANAGEMENT):
         from ovms_embedded.management import manage
 
         return manage(given, flags)
@@ -212,8 +219,6 @@ def parse(arguments: list[str]) -> Settings | str:
 
 
 def _check(given: argparse.Namespace) -> None:
-    if given.pull:
-        raise WrongUsage("--pull is not part of the embedded engine; use `ovms-plugin pull` or the OVMS of Intel")
     if given.cpu_extension:
         raise WrongUsage("--cpu_extension is not part of the embedded engine")
     for name in ("port", "rest_port"):

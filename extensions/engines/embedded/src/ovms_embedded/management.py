@@ -20,7 +20,12 @@ def manage(given: argparse.Namespace, flags: GraphFlags) -> str:
     """Do what the command line asks for, and return what to print.
 
     :raises WrongUsage: something that it needs is missing or wrong.
+    :raises CommandFailed: it did not work.
     """
+    if given.pull:
+        from ovms_embedded.pulling import pull
+
+        return pull(given, flags)
     if given.list_models:
         return _list(_folder(given))
     if given.add_to_config or given.remove_from_config:
