@@ -187,8 +187,8 @@ class Manager:
         answer: dict[str, Any] = {}
         for name, servable in self.servables.items():
             state, code = EXTERNAL[servable.state]
-            status = {"error_code": code, "error_message": servable.cause or code}
-            answer[name] = {"model_version_status": [{"version": "1", "state": state, "status": status}]}
+            told = {"error_code": code, "error_message": servable.cause or code}
+            answer[name] = {"model_version_status": [{"version": "1", "state": state, "status": told}]}
         return answer
 
     # -- the configuration -----------------------------------------------------------------------------------------
@@ -219,14 +219,11 @@ class Manager:
         """Look after the file, for ever."""
         log.manager.info("Started model manager thread")
         marks: tuple[int, ...] | None = None
-        while True:
+        while self._path is not None:
             await asyncio.sleep(period)
-            if self._path is None:
-                continue
             marks, before = marks_of(self._path), marks
-            if (marks is not None and marks == before) or await asyncio.to_thread(
-                digest_of, self._path
-            ) == self._digest:
+            same = marks is not None and marks == before
+            if same or await asyncio.to_thread(digest_of, self._path) == self._digest:
                 continue
             try:
                 async with self._lock:
@@ -253,20 +250,19 @@ class Manager:
         :raises ConfigError: something did not load.
         """
         listed = {entry.name for entry in config.entries}
-        gone = [each for name, each in self.servables.items() if name not in listed and each.state is not State.RETIRED]
+        gone = [each for each in self.servables.values() if each.name not in listed and each.state is not State.RETIRED]
         different = [entry for entry in config.entries if self._differs(entry)]
         if different and self._calculators is None:
             self._calculators = await asyncio.to_thread(find_calculators)
         await asyncio.gather(*map(self._retire, gone), *map(self._bring, different))
         await self._spare.refill()
         self._digest = config.digest
-        failed = any(self.servables[entry.name].state is State.FAILED for entry in different)
-        self._failed = failed or bool(config.duplicate)
+        states = [self.servables[entry.name].state for entry in different]
+        self._failed = bool(config.duplicate) or State.FAILED in states
         if config.duplicate:
             log.manager.error("Model %s is configured twice", config.duplicate)
         if self._failed:
-            text = "Reloading config file failed. Check server logs for more info."
-            raise ConfigError(text, 500)
+            raise ConfigError("Reloading config file failed. Check server logs for more info.", 500)
 
     def _differs(self, entry: Entry) -> bool:
         known = self.servables.get(entry.name)
