@@ -39,6 +39,8 @@ SWAP = "github.com/mostlygeek/llama-swap"
 SWAP_VERSIONS = ("latest", "main")
 IDLE, OPEN, HELD = sized((1000, 300, 60.0), (100, 30, 1.0))
 """Idle connections and open streams, and seconds for which they are held."""
+START_LIMIT = 300.0
+"""Seconds until something listens: the first start of LiteLLM compiles thousands of modules."""
 
 
 @dataclass
@@ -231,7 +233,7 @@ def answers(port: int, made: subprocess.Popen[bytes], name: str) -> bool:
     """Wait until something listens."""
     import socket
 
-    end = time.monotonic() + 90
+    end = time.monotonic() + START_LIMIT
     while time.monotonic() < end and made.poll() is None:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
@@ -239,7 +241,8 @@ def answers(port: int, made: subprocess.Popen[bytes], name: str) -> bool:
             time.sleep(0.2)
         else:
             return True
-    print(f"{name} is left out: it does not listen")
+    cause = f"it ended with {made.returncode}" if made.returncode is not None else "it does not listen"
+    print(f"{name} is left out: {cause}")
     return False
 
 
