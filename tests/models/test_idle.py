@@ -67,6 +67,11 @@ async def test_a_keep_alive_of_zero_unloads_at_once(world, tiny):
     async with world.residency.use("embeddings", "a", keep_alive=0):
         pass
     await gone(world, "a")
+    for _ in range(2):  # which says nothing of later requests
+        async with world.residency.use("embeddings", "a"):
+            pass
+    await anyio.sleep(0.1)
+    assert world.loaded() == {"a"}
 
 
 async def test_what_a_host_calls_unneeded_stays_until_its_memory_is_needed(world, tiny):

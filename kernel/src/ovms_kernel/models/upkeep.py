@@ -50,6 +50,8 @@ async def _unload(resident: Resident, loader: Loader, turns: Turns) -> None:
             # It may have been used while something else was loaded.
             if not resident.users and unload_at(resident, loader.idle_unload(resident.id)) <= time.monotonic():
                 gone = await loader.unload(resident.id)
+                # What a request said of its time is done with; else after a 0 each further request would load it anew.
+                resident.keep = None
     except OvmsError as error:
         log.warning("Model %s is idle and cannot be unloaded: %s", resident.id, error.message)
     await loader.tell_unloaded(gone, f"idle for {time.monotonic() - resident.last_used:.0f} s")
