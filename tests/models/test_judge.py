@@ -101,7 +101,7 @@ def shifted(said: str, rolls: random.Random) -> str:
 
 GARBAGE: dict[str, tuple[str, Callable[[random.Random], tuple[bytes, bytes]]]] = {
     "repetition": ("text", lambda r: (text(r.choice(["!", "the ", "0", "\ufffd"]) * 30), text(r.choice(TEXTS)))),
-    "another model's answers": ("text", lambda r: tuple(map(text, r.sample(TEXTS, 2)))),  # type: ignore[arg-type,return-value]
+    "another model's answers": ("text", lambda r: (text((two := r.sample(TEXTS, 2))[0]), text(two[1]))),
     "shifted tokens": ("text", lambda r: (text(shifted(said := r.choice(TEXTS), r)), text(said))),
     "truncated": ("text", lambda r: (text((said := r.choice(TEXTS))[: r.randrange(1, len(said) - 1)]), text(said))),
     "empty": ("text", lambda r: (text(r.choice(["", " ", "\n"])), text(r.choice(TEXTS)))),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ovms_kernel.compose import compose_kernel
-from ovms_kernel.errors import EngineFailed, OvmsError
+from ovms_kernel.errors import EngineFailed, NotSupported, OvmsError
 from ovms_kernel.events import Events
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.models import judge
@@ -22,9 +22,10 @@ from ovms_kernel.settings import read_settings
 from ovms_kernel.values import Answer, Host, LocalModel
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from ovms_kernel.kernel import Kernel
+    from ovms_kernel.values import Upload
 
 ROUNDS = int(os.environ.get("OVMS_PASSPORT_ROUNDS", "10"))
 """Probes and loads of each tiny model that must raise no alarm; 1 000 in the nightly mode."""
@@ -69,7 +70,10 @@ class Machine:
     async def connect(self) -> Machine:
         return self
 
-    async def post(self, path: str, body: bytes, *, timeout: float | None = None) -> Answer:
+    async def upload(self, path: str, fields: Mapping[str, Any], files: Mapping[str, Upload]) -> Answer:
+        raise NotSupported("Nothing is uploaded here.")
+
+    async def post(self, path: str, body: bytes) -> Answer:
         self.done.append("ask")
         return Answer(json.dumps({"choices": [{"message": {"content": self.says[self.device]}}]}).encode())
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ovms_kernel.values import LocalModel
-from ovms_observer_metrics import Metrics, generate_latest, registry
+from ovms_observer_metrics import Metrics, registry
 
 
 async def test_a_suspect_model_is_shown_with_its_device() -> None:
