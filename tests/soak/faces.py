@@ -61,7 +61,9 @@ class Face:
             self.up.set()
             code = await self.process.wait()
             self.up.clear()
-            if not self.killed and not self.stopping:
+            # An engine that was killed again and again is given up, and a disk may be full at a start: that has a code.
+            recent = code > 0 and time.monotonic() - self.last_fault < START_LIMIT
+            if not self.killed and not self.stopping and not recent:
                 self.failures.append(f"{self.name} ended by itself with code {code}")
             await self.end()
 
