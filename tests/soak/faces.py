@@ -57,9 +57,16 @@ class Face:
                 await self.end()
                 await asyncio.sleep(0.5)
                 continue
+            except BaseException:  # the soak itself ends
+                await self.end()
+                raise
             self.starts += 1
             self.up.set()
-            code = await self.process.wait()
+            try:
+                code = await self.process.wait()
+            except asyncio.CancelledError:
+                await self.end()
+                raise
             self.up.clear()
             # An engine that was killed again and again is given up, and a disk may be full at a start: that has a code.
             recent = code > 0 and time.monotonic() - self.last_fault < START_LIMIT
