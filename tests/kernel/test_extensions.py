@@ -1,5 +1,6 @@
 """Discovery: what is wrong with an extension costs that extension alone, and its report says so."""
 
+import json
 import sys
 from collections.abc import Iterator
 from importlib import metadata
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 
 from ovms_kernel.api.observers import Host
+from ovms_kernel.drivers import GraphOptions, ModelFiles
 from ovms_kernel.errors import BadRequest
 from ovms_kernel.events import Events
 from ovms_kernel.extensions import ExtensionReport, compose
+from ovms_kernel.models.graph_writer import print_graph
 from ovms_kernel.settings import read_settings
 
 LINUX = Host("linux", "x86_64")
@@ -321,3 +324,25 @@ async def test_optional_hooks_and_arguments_that_this_kernel_lacks_are_passed_ov
     await events.tell("ovms_deleted", model="m")
     assert found.observers["later"].heard == ["m"]  # type: ignore[attr-defined]
     assert not events.failures
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"cache_sice": 3}, r"cache_sice is not a setting; did you mean graphs\.text_generation\.cache_size\?$"),
+        ({"cache_size": [3]}, r"cache_size .*cannot be \[3\]; it takes a whole number"),
+    ],
+)
+def test_a_wrong_option_of_a_calculator_is_refused_at_the_start(tmp_path: Path, wrong: Any, sentence: str) -> None:
+    (tmp_path / "config.yaml").write_text(json.dumps({"graphs": {"text_generation": wrong}}))
+    with pytest.raises(BadRequest, match=r"^In .*config\.yaml, graphs\.text_generation\." + sentence):
+        compose(read_settings({}, data_dir=tmp_path), LINUX, kinds=("graphs",))
+
+
+def test_options_of_calculators_are_read_and_empty_sections_are_absent(tmp_path: Path) -> None:
+    written = {"graphs": {"text_generation": {"cache_size": "3", "plugin_config": {"NUM_STREAMS": 1}}, "rerank": None}}
+    (tmp_path / "config.yaml").write_text(json.dumps(written | {"hubs": None, "services": {"chat": {}}}))
+    found = compose(read_settings({}, data_dir=tmp_path), LINUX, kinds=("graphs", "services"))
+    assert [each.key for each in found.reports if each.state != "loaded"] == []
+    graph = found.graphs["text_generation"].build(ModelFiles("model", {}, {}), GraphOptions(LINUX))
+    assert "cache_size: 3" in print_graph(graph, "test")

@@ -9,7 +9,7 @@ from ovms_kernel.api.graphs import architectures_of, default_device, fill, graph
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ovms_kernel.api.graphs import CalculatorGraphConfig, GraphOptions, ModelFiles
+    from ovms_kernel.api.graphs import CalculatorGraphConfig, EmbeddingsCalculatorOVOptions, GraphOptions, ModelFiles
 
 OTHERS = ("CLIPTextModel", "InternVLChatModel", "UNet2DConditionModel", "Transformer2DModel")
 """Architectures that end in Model and do something else."""
@@ -19,10 +19,17 @@ class Embeddings:
     """The graph driver; its section sets calculator options for all models of the type."""
 
     model_type = "embeddings"
-    settings_type = dict  # options of the calculator, which ``fill`` knows
+    settings_type = dict  # of :meth:`options`
 
     def __init__(self, section: Mapping[str, Any]) -> None:
         self._section = section
+
+    @staticmethod
+    def options() -> EmbeddingsCalculatorOVOptions:
+        """Return the options of the calculator, none of them set."""
+        from ovms_kernel.api.graphs import EmbeddingsCalculatorOVOptions
+
+        return EmbeddingsCalculatorOVOptions()
 
     def recognises(self, files: ModelFiles) -> int:
         """Return 20 for an encoder, 1 for a language model that could be one if the caller says so, 0 otherwise."""
@@ -47,14 +54,12 @@ class Embeddings:
 
     def build(self, files: ModelFiles, options: GraphOptions) -> CalculatorGraphConfig:
         """Return the graph."""
-        from ovms_kernel.api.graphs import EmbeddingsCalculatorOVOptions
-
         defaults = {
             "models_path": "./",
             "target_device": default_device(options.host),
             "pooling": pooling_of(files),
         }
-        message = EmbeddingsCalculatorOVOptions()
+        message = self.options()
         fill(message, defaults, self._section, options.values, what=self.model_type)
         return graph_of(
             "EmbeddingsCalculatorOV",

@@ -19,10 +19,17 @@ class ImageGeneration:
     """The graph driver; its section sets calculator options for all models of the type."""
 
     model_type = "image_generation"
-    settings_type = dict  # options of the calculator, which ``fill`` knows
+    settings_type = dict  # of :meth:`options`
 
     def __init__(self, section: Mapping[str, Any]) -> None:
         self._section = section
+
+    @staticmethod
+    def options() -> ImageGenCalculatorOptions:
+        """Return the options of the calculator, none of them set."""
+        from ovms_kernel.api.graphs import ImageGenCalculatorOptions
+
+        return ImageGenCalculatorOptions()
 
     def recognises(self, files: ModelFiles) -> int:
         """Return 30 for a diffusion pipeline or one of its parts, 0 otherwise."""
@@ -35,9 +42,7 @@ class ImageGeneration:
 
     def build(self, files: ModelFiles, options: GraphOptions) -> CalculatorGraphConfig:
         """Return the graph; adapters in the model's folder ``loras`` are registered under their file's name."""
-        from ovms_kernel.api.graphs import ImageGenCalculatorOptions
-
-        message = ImageGenCalculatorOptions()
+        message = self.options()
         defaults = {"models_path": "./", "device": default_device(options.host), "lora_adapters": adapters_of(files)}
         fill(message, defaults, self._section, options.values, what=self.model_type)
         check(message)

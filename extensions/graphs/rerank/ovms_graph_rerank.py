@@ -9,17 +9,24 @@ from ovms_kernel.api.graphs import architectures_of, default_device, fill, graph
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ovms_kernel.api.graphs import CalculatorGraphConfig, GraphOptions, ModelFiles
+    from ovms_kernel.api.graphs import CalculatorGraphConfig, GraphOptions, ModelFiles, RerankCalculatorOVOptions
 
 
 class Rerank:
     """The graph driver; its section sets calculator options for all models of the type."""
 
     model_type = "rerank"
-    settings_type = dict  # options of the calculator, which ``fill`` knows
+    settings_type = dict  # of :meth:`options`
 
     def __init__(self, section: Mapping[str, Any]) -> None:
         self._section = section
+
+    @staticmethod
+    def options() -> RerankCalculatorOVOptions:
+        """Return the options of the calculator, none of them set."""
+        from ovms_kernel.api.graphs import RerankCalculatorOVOptions
+
+        return RerankCalculatorOVOptions()
 
     def recognises(self, files: ModelFiles) -> int:
         """Return 40 for a cross encoder, 1 for a language model that could be one if the caller says so, else 0."""
@@ -34,9 +41,7 @@ class Rerank:
 
     def build(self, files: ModelFiles, options: GraphOptions) -> CalculatorGraphConfig:  # noqa: ARG002 - nothing to learn
         """Return the graph."""
-        from ovms_kernel.api.graphs import RerankCalculatorOVOptions
-
-        message = RerankCalculatorOVOptions()
+        message = self.options()
         defaults = {"models_path": "./", "target_device": default_device(options.host)}
         fill(message, defaults, self._section, options.values, what=self.model_type)
         return graph_of(

@@ -9,17 +9,24 @@ from ovms_kernel.api.graphs import architectures_of, default_device, fill, graph
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ovms_kernel.api.graphs import CalculatorGraphConfig, GraphOptions, ModelFiles
+    from ovms_kernel.api.graphs import CalculatorGraphConfig, GraphOptions, ModelFiles, S2tCalculatorOptions
 
 
 class SpeechToText:
     """The graph driver; its section sets calculator options for all models of the type."""
 
     model_type = "speech_to_text"
-    settings_type = dict  # options of the calculator, which ``fill`` knows
+    settings_type = dict  # of :meth:`options`
 
     def __init__(self, section: Mapping[str, Any]) -> None:
         self._section = section
+
+    @staticmethod
+    def options() -> S2tCalculatorOptions:
+        """Return the options of the calculator, none of them set."""
+        from ovms_kernel.api.graphs import S2tCalculatorOptions
+
+        return S2tCalculatorOptions()
 
     def recognises(self, files: ModelFiles) -> int:
         """Return 60 for Whisper, Qwen3-ASR and SeamlessM4T, 0 otherwise."""
@@ -28,9 +35,7 @@ class SpeechToText:
 
     def build(self, files: ModelFiles, options: GraphOptions) -> CalculatorGraphConfig:  # noqa: ARG002 - nothing to learn
         """Return the graph; the LOOPBACK is what lets it stream."""
-        from ovms_kernel.api.graphs import S2tCalculatorOptions
-
-        message = S2tCalculatorOptions()
+        message = self.options()
         defaults = {"models_path": "./", "target_device": default_device(options.host)}
         fill(message, defaults, self._section, options.values, what=self.model_type)
         return graph_of(

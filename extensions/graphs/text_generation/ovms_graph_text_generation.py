@@ -11,7 +11,7 @@ from ovms_kernel.api.graphs import BadRequest, architectures_of, default_device,
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ovms_kernel.api.graphs import CalculatorGraphConfig, GraphOptions, ModelFiles
+    from ovms_kernel.api.graphs import CalculatorGraphConfig, GraphOptions, LLMCalculatorOptions, ModelFiles
 
 SUFFIXES = ("ForCausalLM", "ForConditionalGeneration", "InternVLChatModel")
 SPEECH = ("Whisper", "Qwen3ASR", "SeamlessM4T", "ParlerTTS", "SpeechT5")
@@ -25,10 +25,17 @@ class TextGeneration:
     """The graph driver; its section sets calculator options for all models of the type."""
 
     model_type = "text_generation"
-    settings_type = dict  # options of the calculator, which ``fill`` knows
+    settings_type = dict  # of :meth:`options`
 
     def __init__(self, section: Mapping[str, Any]) -> None:
         self._section = section
+
+    @staticmethod
+    def options() -> LLMCalculatorOptions:
+        """Return the options of the calculator, none of them set."""
+        from ovms_kernel.api.graphs import LLMCalculatorOptions
+
+        return LLMCalculatorOptions()
 
     def recognises(self, files: ModelFiles) -> int:
         """Return 10 for a generating architecture or a GGUF file, 0 otherwise."""
@@ -39,8 +46,6 @@ class TextGeneration:
 
     def build(self, files: ModelFiles, options: GraphOptions) -> CalculatorGraphConfig:
         """Return the graph; streaming needs its LOOPBACK."""
-        from ovms_kernel.api.graphs import LLMCalculatorOptions
-
         tool_parser, reasoning_parser = detect_parsers(template_of(files))
         defaults = {
             "models_path": "./" + _gguf(files),
@@ -50,7 +55,7 @@ class TextGeneration:
             "tool_parser": tool_parser,
             "reasoning_parser": reasoning_parser,
         }
-        message = LLMCalculatorOptions()
+        message = self.options()
         fill(message, defaults, self._section, options.values, what=self.model_type)
         draft = [field.name for field, _ in message.ListFields() if field.name.startswith("draft_")]
         if draft and not message.draft_models_path:

@@ -9,7 +9,7 @@ from ovms_kernel.api.graphs import BadRequest, architectures_of, default_device,
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ovms_kernel.api.graphs import CalculatorGraphConfig, GraphOptions, ModelFiles
+    from ovms_kernel.api.graphs import CalculatorGraphConfig, GraphOptions, ModelFiles, T2sCalculatorOptions
 
 
 class TextToSpeech:
@@ -19,10 +19,17 @@ class TextToSpeech:
     """
 
     model_type = "text_to_speech"
-    settings_type = dict  # options of the calculator, which ``fill`` knows
+    settings_type = dict  # of :meth:`options`
 
     def __init__(self, section: Mapping[str, Any]) -> None:
         self._section = section
+
+    @staticmethod
+    def options() -> T2sCalculatorOptions:
+        """Return the options of the calculator, none of them set."""
+        from ovms_kernel.api.graphs import T2sCalculatorOptions
+
+        return T2sCalculatorOptions()
 
     def recognises(self, files: ModelFiles) -> int:
         """Return 50 for a model that speaks, 0 otherwise."""
@@ -36,9 +43,7 @@ class TextToSpeech:
 
     def build(self, files: ModelFiles, options: GraphOptions) -> CalculatorGraphConfig:
         """Return the graph; voices in the folder ``voices`` are found by the engine, others are options."""
-        from ovms_kernel.api.graphs import T2sCalculatorOptions
-
-        message = T2sCalculatorOptions()
+        message = self.options()
         defaults = {"models_path": "./", "target_device": default_device(options.host)}
         fill(message, defaults, self._section, options.values, what=self.model_type)
         for voice in message.voices:

@@ -187,7 +187,9 @@ class Platform(Protocol):
 class GraphTemplate(Protocol):
     """Knows one model type: how to recognise it and what its graph looks like.
 
-    It may also have ``guess(files, values) -> str``, which says in a sentence what it had to guess of a model.
+    It may also have ``guess(files, values) -> str``, which says in a sentence what it had to guess of a model, and with
+    ``settings_type = dict`` a static ``options()``: the calculator's options as an empty message, by which its section
+    of the settings is checked at the start.
     """
 
     model_type: str

@@ -114,16 +114,19 @@ class Settings(msgspec.Struct, frozen=True):
         # Names on the wire have dashes; in variables, and so perhaps in files too, they are written with underscores.
         return self.sections.get(kind, {}).get(name.replace("-", "_"), {})
 
+    def place(self, kind: str, name: str, key: str) -> str:
+        """Return where a setting in a section was set, as part of a sentence."""
+        return self.places.get(f"{kind}.{name.replace('-', '_')}.{key}", "the settings")
+
     def read_section(self, kind: str, name: str, of: type[T], **given: Any) -> T:  # noqa: ANN401 - values of settings
         """Return the settings of one extension as the struct that declares them.
 
         :param given: values that win over those in the section, such as options of a command.
         :raises BadRequest: a name or value in it is wrong.
         """
-        prefix = f"{kind}.{name.replace('-', '_')}."
 
         def place(key: str) -> str:
-            return "the command" if key in given else self.places.get(prefix + key, "the settings")
+            return "the command" if key in given else self.place(kind, name, key)
 
         return read_struct(of, {**self.section(kind, name), **given}, place, f"{kind}.{name}.")
 
@@ -134,7 +137,12 @@ class Settings(msgspec.Struct, frozen=True):
         """
         declared = getattr(driver, "settings_type", NoSettings)
         if declared is dict:
-            return dict(self.section(kind, name))
+            section = dict(self.section(kind, name))
+            if section and (options := getattr(driver, "options", None)):
+                from ovms_kernel.models.graph import check_options
+
+                check_options(options(), section, lambda key: self.place(kind, name, key), f"{kind}.{name}.")
+            return section
         read = self.read_section(kind, name, declared)
         return {} if declared is NoSettings else read
 
@@ -144,11 +152,8 @@ class Settings(msgspec.Struct, frozen=True):
         :raises BadRequest: a value is wrong.
         """
         section = self.section("models", model_id)
-        prefix = f"models.{model_id.replace('-', '_')}."
         own = {name: section[name] for name in ModelSettings.__struct_fields__ if name in section}
-        return read_struct(
-            ModelSettings, own, lambda key: self.places.get(prefix + key, "the settings"), f"models.{model_id}."
-        )
+        return read_struct(ModelSettings, own, lambda key: self.place("models", model_id, key), f"models.{model_id}.")
 
     # The paths. Nothing else in the kernel joins a path to the data folder.
 

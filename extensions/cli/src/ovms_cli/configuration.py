@@ -19,7 +19,7 @@ import typer
 
 from ovms_cli import output
 from ovms_cli.asking import server_of
-from ovms_cli.keys import Key, declared_keys, locate, split, type_of
+from ovms_cli.keys import Key, declared_keys, driver_of, locate, split, type_of
 from ovms_cli.session import Json, Session, add
 from ovms_kernel.errors import BadRequest, NotFound, OvmsError
 from ovms_kernel.files import locked, write_atomically
@@ -177,8 +177,8 @@ def _check_section(settings: Settings, kind: str, name: str) -> None:
 
     :raises BadRequest: a name or value in it is wrong.
     """
-    if kind and kind != "models" and (declared := type_of(kind, name)) is not dict:
-        settings.read_section(kind, name, declared)
+    if kind and kind != "models":
+        settings.for_driver(driver_of(kind, name), kind, name)
 
 
 async def _check_model(session: Session, settings: Settings, key: Key) -> None:

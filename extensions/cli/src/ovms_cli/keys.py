@@ -74,13 +74,19 @@ def type_of(kind: str, name: str) -> Any:  # noqa: ANN401 - the class of a struc
 
     :raises BadRequest: none of that name is installed.
     """
-    if kind == "models":
-        return dict
+    return dict if kind == "models" else getattr(driver_of(kind, name), "settings_type", NoSettings)
+
+
+def driver_of(kind: str, name: str) -> Any:  # noqa: ANN401 - any driver's class
+    """Return the class of an extension.
+
+    :raises BadRequest: none of that name is installed.
+    """
     offered = {each.name.replace("-", "_"): each for each in metadata.entry_points(group=f"ovms.{kind}")}
     if (found := offered.get(name.replace("-", "_"))) is None:
         near = meant(name, offered, f"{kind}.")
         raise BadRequest(f"{kind}.{name} names no extension that is installed; {near}")
-    return getattr(found.load(), "settings_type", NoSettings)
+    return found.load()
 
 
 def declared_keys() -> dict[Key, str]:

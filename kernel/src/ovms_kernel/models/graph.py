@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from ovms_kernel.declared import meant
 from ovms_kernel.errors import BadRequest
 from ovms_kernel.models.properties import PLUGIN_CONFIG, read_properties
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from google.protobuf.message import Message
 
@@ -81,6 +82,23 @@ def fill(options: Message, *layers: Mapping[str, Any], what: str) -> None:
             else:
                 values[name] = value
     _fill(options, values, what, "")
+
+
+def check_options(options: Message, section: Mapping[str, Any], place: Callable[[str], str], prefix: str) -> None:
+    """Refuse a section of settings that has another name or value than the options of a calculator.
+
+    :param place: returns where a name was set, such as ``the environment``.
+    :param prefix: what stands before the names in errors, such as ``graphs.rerank.``.
+    :raises BadRequest: the sentence names the place, and what was meant.
+    """
+    known = options.DESCRIPTOR.fields_by_name
+    for name, value in section.items():
+        if name not in known:
+            raise BadRequest(f"In {place(name)}, {prefix}{name} is not a setting; {meant(name, known, prefix)}")
+        try:
+            fill(options, {name: value}, what=prefix.split(".")[1])
+        except BadRequest as error:
+            raise BadRequest(f"In {place(name)}, {prefix}{error.message}") from error
 
 
 def default_device(host: Host) -> str:
