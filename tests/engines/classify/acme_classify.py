@@ -4,28 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from acme_classify_options import ClassifyCalculatorOptions  # type: ignore[import-not-found]
 
 from ovms_embedded.calculators import Calculator, ModelFiles
 from ovms_embedded.rest.errors import Invalid
 from ovms_embedded.rest.http import Reply, Request, encode
 
 if TYPE_CHECKING:
-    from google.protobuf.message import Message
-
     from ovms_embedded.manager import Servable
     from ovms_embedded.workers import Worker
-
-
-def _options() -> type[Message]:
-    """Return acme.ClassifyCalculatorOptions; an author with protoc imports a generated module instead."""
-    file = descriptor_pb2.FileDescriptorProto(name="acme_classify.proto", package="acme", syntax="proto2")
-    message = file.message_type.add(name="ClassifyCalculatorOptions")
-    message.field.add(name="models_path", number=1, type="TYPE_STRING", label="LABEL_REQUIRED")
-    message.field.add(name="labels", number=2, type="TYPE_STRING", label="LABEL_REPEATED")
-    descriptor_pool.Default().Add(file)
-    added = descriptor_pool.Default().FindFileByName(file.name)
-    return message_factory.GetMessageClass(added.message_types_by_name["ClassifyCalculatorOptions"])
 
 
 async def classify(request: Request, _: Servable, worker: Worker) -> Reply:
@@ -47,7 +34,7 @@ def detects(files: ModelFiles) -> bool:
 CALCULATOR = Calculator(
     name="ClassifyCalculator",
     task="text_classification",
-    options=_options(),
+    options=ClassifyCalculatorOptions,
     endpoints={"classify": classify},
     worker="acme_classify_worker",
     node="ClassifyExecutor",

@@ -131,9 +131,12 @@ def _set(message: Message, field: Any, value: Any, what: str, path: str) -> None
         if not isinstance(value, (list, tuple)):
             raise TypeError(path)
         for each in value:
-            if not isinstance(each, dict):
+            if field.message_type is None:
+                getattr(message, field.name).append(_scalar(field, each))
+            elif isinstance(each, dict):
+                _fill(getattr(message, field.name).add(), each, what, f"{path}.")
+            else:
                 raise TypeError(path)
-            _fill(getattr(message, field.name).add(), each, what, f"{path}.")
     elif field.message_type is not None:
         if not isinstance(value, dict):
             raise TypeError(path)
@@ -164,7 +167,7 @@ def _scalar(field: Any, value: Any) -> Any:  # noqa: ANN401 - any value to any f
 
 def _kind(field: Any) -> str:  # noqa: ANN401
     if field.is_repeated:
-        return "a list of tables"
+        return "a list" if field.message_type is None else "a list of tables"
     if field.message_type is not None:
         return "a table"
     if field.enum_type is not None:
