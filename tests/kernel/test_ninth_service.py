@@ -116,7 +116,7 @@ def python(tmp_path: Path) -> Path:
     (site / "here.pth").write_text(f"import site; site.addsitedir({here!r})\n", "utf-8")
     for source in (ROOT / "tests/engines/classify", ROOT / "tests/faces/printing"):
         copy = shutil.copytree(source, tmp_path / source.name, ignore=shutil.ignore_patterns("__pycache__"))
-        command = [uv, "pip", "install", "--quiet", "--no-deps", "--python", python, copy]
+        command: list[str | Path] = [uv, "pip", "install", "--quiet", "--no-deps", "--python", python, copy]
         subprocess.run(command, check=True, capture_output=True)
     return python
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ovms_kernel.api.observers import BadRequest
-from ovms_kernel.settings import read_settings, refused_by_system
+from ovms_kernel.files import refused_by_system
+from ovms_kernel.settings import read_settings
 
 
 def test_environment_wins_over_the_file_which_wins_over_defaults(tmp_path: Path) -> None:

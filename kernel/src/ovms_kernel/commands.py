@@ -130,14 +130,12 @@ def run_command(
 
     _log(debug=debug)
     received: list[signal.Signals] = []
-    kept = Session.kept
+    kept, code = Session.kept, 0
     caught: BaseException | None = None
-    code = 0
     try:
         overrides: dict[str, Any] = {} if data_dir is None else {"data_dir": data_dir.expanduser()}
-        if not reads_config:
-            overrides["file"] = {}
-        session = Session(read_settings(**overrides), data_dir is not None, received=received)
+        settings = read_settings(file=None if reads_config else {}, **overrides)
+        session = Session(settings, data_dir is not None, received=received)
         try:
             options = {"use_uvloop": fast_loop and importlib.util.find_spec("uvloop") is not None}
             anyio.run(_until_signal, work, session, backend_options=options)
@@ -149,17 +147,20 @@ def run_command(
         caught = error
     if isinstance(caught, KeyboardInterrupt):
         received.append(signal.SIGINT)
+    if caught is not None and debug:
+        traceback.print_exception(caught)
+    return _exit_code(caught, received, kept) or code
+
+
+def _exit_code(caught: BaseException | None, received: list[signal.Signals], kept: str) -> int:
+    """Say what ended a command and return its exit code; 0 if nothing did but its own end."""
     if received:
         # Whatever error the cancel may have turned into, the signal is what ended the command.
         print(kept, file=sys.stderr)  # noqa: T201
-        code = 128 + received[0]
-    elif isinstance(caught, BrokenPipeError):
+        return 128 + received[0]
+    if isinstance(caught, BrokenPipeError):
         raise caught
-    elif caught is not None:
-        code = report(caught)
-    if caught is not None and debug:
-        traceback.print_exception(caught)
-    return code
+    return 0 if caught is None else report(caught)
 
 
 def report(error: BaseException) -> int:
@@ -170,7 +171,7 @@ def report(error: BaseException) -> int:
         say(error.message)
         return EXIT_CODES.get(error.code, FAILED)
     from ovms_kernel.extensions import blame
-    from ovms_kernel.settings import refused_by_system
+    from ovms_kernel.files import refused_by_system
 
     if told := refused_by_system(error):
         return report(told)

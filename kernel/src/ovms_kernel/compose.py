@@ -74,26 +74,7 @@ def compose_kernel(settings: Settings, *, host: Host | None = None, extensions: 
     supervisor = Supervisor(settings, events, IdleProbe(vetting.probe, table))
     control = EngineControl(settings, host, extensions.platforms, installations, supervisor)
 
-    def known() -> dict[str, Path]:
-        return {each.id: each.model.directory for each in residency.loaded() if each.model}
-
-    servables = Servables(settings, control.client, supervisor.log, running=control.is_ready, known=known)
-    memory = Memory(settings, usual="GPU" if "GPU" in host.devices else "CPU")
-    loader = Loader(
-        settings,
-        events,
-        models.store,
-        models.graphs,
-        servables,
-        memory,
-        table,
-        engine_memory=lambda: engine_memory(control.pid()),
-        owns_engine=lambda: not control.runs_elsewhere(),
-        place=vetting.place,
-    )
-    residency = Residency(
-        settings, events, models.store, servables, memory, loader, connect=control.ready, engine_runs=control.runs
-    )
+    servables, residency = _compose_residency(settings, host, events, models, control, supervisor, vetting, table)
     events.register({"kernel.residency": residency})
     return Kernel(
         settings,
@@ -118,3 +99,38 @@ def compose_models(
     store = Store(settings, events)
     graphs = GraphWriter(settings, events, store, drivers, host)
     return Models(store, graphs, Ingest(settings, events, store, graphs, hubs))
+
+
+def _compose_residency(
+    settings: Settings,
+    host: Host,
+    events: Events,
+    models: Models,
+    control: EngineControl,
+    supervisor: Supervisor,
+    vetting: Vetting,
+    table: Table,
+) -> tuple[Servables, Residency]:
+    """Return what loads models, and what decides which are loaded."""
+
+    def known() -> dict[str, Path]:
+        return {each.id: each.model.directory for each in residency.loaded() if each.model}
+
+    servables = Servables(settings, control.client, supervisor.log, running=control.is_ready, known=known)
+    memory = Memory(settings, usual="GPU" if "GPU" in host.devices else "CPU")
+    loader = Loader(
+        settings,
+        events,
+        models.store,
+        models.graphs,
+        servables,
+        memory,
+        table,
+        engine_memory=lambda: engine_memory(control.pid()),
+        owns_engine=lambda: not control.runs_elsewhere(),
+        place=vetting.place,
+    )
+    residency = Residency(
+        settings, events, models.store, servables, memory, loader, connect=control.ready, engine_runs=control.runs
+    )
+    return servables, residency

@@ -16,7 +16,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 from ovms_kernel.drivers import DRIVER_PROTOCOLS, KERNEL_KINDS
-from ovms_kernel.errors import BadRequest
+from ovms_kernel.errors import BadRequest, NotFound
 from ovms_kernel.examination import flaw_of, made_for_another_kernel, watched
 
 if TYPE_CHECKING:
@@ -60,6 +60,22 @@ class Extensions:
     dialects: Mapping[str, Dialect] = field(default_factory=dict)
     commands: Mapping[str, Command] = field(default_factory=dict)
     reports: tuple[ExtensionReport, ...] = ()
+
+    def service(self, name: str) -> Service:
+        """Return the service of that name.
+
+        :raises NotFound: there is none; the sentence says why, or what there is.
+        """
+        try:
+            return self.services[name]
+        except KeyError:
+            for each in self.reports:
+                if each.key == f"services.{name}":
+                    raise NotFound(f"The service {name} is {each.state}: {each.cause.rstrip('.')}.") from None
+            offered = ", ".join(sorted(self.services)) or "none"
+            raise NotFound(
+                f"There is no service {name!r} (installed: {offered}); install ovms-service-{name} or name another."
+            ) from None
 
     def listeners(self) -> dict[str, object]:
         """Return every driver by key, in the fixed order of events: by kind, then by name."""
@@ -106,16 +122,14 @@ def compose(
                 reports.append(report)
     extensions = Extensions(reports=(), **drivers)
     refused = events.register(extensions.listeners()) if events else {}
-    for key, cause in refused.items():
+    for key in refused:
         kind, name = key.split(".", 1)
         del drivers[kind][name]
-        reports = [replace(each, state="broken", cause=cause) if each.key == key else each for each in reports]
-    for report in reports:
-        if report.state == "broken":
-            log.error(
-                "Extension %s of %s %s is left out: %s", report.key, report.distribution, report.version, report.cause
-            )
-    return replace(extensions, reports=tuple(reports))
+    told = [replace(each, state="broken", cause=refused[each.key]) if each.key in refused else each for each in reports]
+    for each in told:
+        if each.state == "broken":
+            log.error("Extension %s of %s %s is left out: %s", each.key, each.distribution, each.version, each.cause)
+    return replace(extensions, reports=tuple(told))
 
 
 def _driver(
@@ -129,7 +143,7 @@ def _driver(
         with watched(report.key, report.distribution):
             make = _load(report.kind, report.name, entry_point)
             doing = "reading the settings of"
-            given = settings.for_driver(make, report.kind, report.name)
+            given = settings_for(make, settings, report.kind, report.name)
             doing = "constructing"
             driver = make(given)
             doing = "examining"
@@ -139,6 +153,19 @@ def _driver(
             raise
         log.debug("Extension %s does not load", report.key, exc_info=True)
         return None, " ".join(f"{doing} it failed ({type(error).__name__}: {error})".split())
+
+
+def settings_for(driver: Any, settings: Settings, kind: str, name: str) -> Any:  # noqa: ANN401 - any driver's class
+    """Return what a driver is constructed with, its options of a calculator checked.
+
+    :raises BadRequest: a setting is unknown or has a wrong value.
+    """
+    given = settings.for_driver(driver, kind, name)
+    if kind == "graphs" and given and (options := getattr(driver, "options", None)):
+        from ovms_kernel.models.graph import check_options
+
+        check_options(options(), given, lambda key: settings.place(kind, name, key), f"{kind}.{name}.")
+    return given
 
 
 def check_names(settings: Settings, kind: str, known: Iterable[str]) -> None:

@@ -17,6 +17,7 @@ import anyio
 import anyio.to_thread
 
 from ovms_kernel.errors import Cancelled, OvmsError, PreconditionFailed, TimedOut
+from ovms_kernel.settings import ELSEWHERE
 from ovms_kernel.values import Progress
 
 if TYPE_CHECKING:
@@ -180,6 +181,18 @@ def disk_error(what: str, error: OSError) -> OvmsError:
         f"{what} failed because of the disk{where} ({error.strerror or type(error).__name__}); "
         "check its space and permissions."
     )
+
+
+def refused_by_system(error: BaseException) -> OvmsError | None:
+    """Return an error of the system that a user can fix as one that says how; ``None`` if it is of another kind."""
+    if not isinstance(error, OSError):
+        return None
+    where = f"{os.fsdecode(error.filename)} cannot be used" if isinstance(error.filename, str | bytes) else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OvmsError(f"{where or 'A file cannot be written'} ({error.strerror}); make room on that disk.")
+    if where and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+        return OvmsError(f"{where} ({error.strerror}); fix that, or {ELSEWHERE}.")
+    return None
 
 
 # -- long work -----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import anyio.to_thread
 
 from ovms_kernel import aliases
 from ovms_kernel.admission import admitted, checked, end_of, in_time
-from ovms_kernel.errors import NotFound, NotSupported, OvmsError, PreconditionFailed
+from ovms_kernel.errors import NotSupported, OvmsError, PreconditionFailed
 from ovms_kernel.models.names import parse_model_ref
 from ovms_kernel.request_engine import RequestEngine
 from ovms_kernel.values import Answer, Request
@@ -287,16 +287,7 @@ class Kernel:
 
         :raises NotFound: there is none.
         """
-        try:
-            return self.extensions.services[name]
-        except KeyError:
-            for each in self.extensions.reports:
-                if each.key == f"services.{name}":
-                    raise NotFound(f"The service {name} is {each.state}: {each.cause.rstrip('.')}.") from None
-            offered = ", ".join(sorted(self.extensions.services)) or "none"
-            raise NotFound(
-                f"There is no service {name!r} (installed: {offered}); install ovms-service-{name} or name another."
-            ) from None
+        return self.extensions.service(name)
 
     async def invoke(self, service: str, request: Request) -> Answer:
         """Answer one request as a whole."""

@@ -9,7 +9,6 @@ know. The config file is ``config.yaml`` in the data folder (or ``OVMS_PLUGIN_CO
 from __future__ import annotations
 
 import difflib
-import errno
 import logging
 import os
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from ovms_kernel.declared import Count, Limit, NoSettings, Port, Seconds, meant, read_struct
-from ovms_kernel.errors import BadRequest, OvmsError
+from ovms_kernel.errors import BadRequest
 
 log = logging.getLogger(__name__)
 
@@ -137,12 +136,7 @@ class Settings(msgspec.Struct, frozen=True):
         """
         declared = getattr(driver, "settings_type", NoSettings)
         if declared is dict:
-            section = dict(self.section(kind, name))
-            if section and (options := getattr(driver, "options", None)):
-                from ovms_kernel.models.graph import check_options
-
-                check_options(options(), section, lambda key: self.place(kind, name, key), f"{kind}.{name}.")
-            return section
+            return dict(self.section(kind, name))
         read = self.read_section(kind, name, declared)
         return {} if declared is NoSettings else read
 
@@ -227,13 +221,7 @@ def read_settings(
     """
     environment = os.environ if environment is None else environment
     values: dict[str, Any] = {"data_dir": default_data_dir(), **(defaults or {})}
-    if chosen := environment.get(PREFIX + "DATA_DIR"):
-        values["data_dir"] = Path(chosen).expanduser()
-    if "data_dir" in overrides:
-        values["data_dir"] = Path(overrides["data_dir"])
-    # A host may start us in any folder, so a relative one is made absolute at once.
-    values["data_dir"] = overrides["data_dir"] = Path(values["data_dir"]).absolute()
-    _check_folder(values["data_dir"])
+    values["data_dir"] = overrides["data_dir"] = _chosen_folder(environment, values["data_dir"], overrides)
     config = config_file(environment, values["data_dir"])
     if file is None and environment.get(PREFIX + "CONFIG") and not config.exists():
         raise BadRequest(f"There is no config file {config}, which {PREFIX}CONFIG names; make it or unset that.")
@@ -256,6 +244,19 @@ def read_settings(
         settings.model(model_id)
     _check_aliases(settings.aliases)
     return settings
+
+
+def _chosen_folder(environment: Mapping[str, str], default: Path, overrides: Mapping[str, Any]) -> Path:
+    """Return the data folder.
+
+    :raises BadRequest: it cannot be one.
+    """
+    named = environment.get(PREFIX + "DATA_DIR")
+    chosen = Path(overrides.get("data_dir") or (Path(named).expanduser() if named else default))
+    # A host may start us in any folder, so a relative one is made absolute at once.
+    chosen = chosen.absolute()
+    _check_folder(chosen)
+    return chosen
 
 
 def _check_aliases(aliases: Mapping[str, AliasSettings]) -> None:
@@ -288,18 +289,6 @@ def _check_folder(folder: Path) -> None:
         raise BadRequest(
             f"The data folder {folder} cannot be used ({error.strerror}); fix that, or {ELSEWHERE}."
         ) from error
-
-
-def refused_by_system(error: BaseException) -> OvmsError | None:
-    """Return an error of the system that a user can fix as one that says how; ``None`` if it is of another kind."""
-    if not isinstance(error, OSError):
-        return None
-    where = f"{os.fsdecode(error.filename)} cannot be used" if isinstance(error.filename, str | bytes) else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OvmsError(f"{where or 'A file cannot be written'} ({error.strerror}); make room on that disk.")
-    if where and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
-        return OvmsError(f"{where} ({error.strerror}); fix that, or {ELSEWHERE}.")
-    return None
 
 
 def _join(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Classification:
     def options() -> Message:
         from acme_classify_options import ClassifyCalculatorOptions  # type: ignore[import-not-found]
 
-        return ClassifyCalculatorOptions()  # type: ignore[no-any-return]
+        return ClassifyCalculatorOptions()
 
     def recognises(self, files: ModelFiles) -> int:
         return 50 if (files.json("config.json") or {}).get("model_type") == "acme-classifier" else 0

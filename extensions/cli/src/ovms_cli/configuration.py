@@ -22,6 +22,7 @@ from ovms_cli.asking import server_of
 from ovms_cli.keys import Key, declared_keys, driver_of, locate, split, type_of
 from ovms_cli.session import Json, Session, add
 from ovms_kernel.errors import BadRequest, NotFound, OvmsError
+from ovms_kernel.extensions import settings_for
 from ovms_kernel.files import locked, write_atomically
 from ovms_kernel.settings import (
     ELSEWHERE,
@@ -178,7 +179,7 @@ def _check_section(settings: Settings, kind: str, name: str) -> None:
     :raises BadRequest: a name or value in it is wrong.
     """
     if kind and kind != "models":
-        settings.for_driver(driver_of(kind, name), kind, name)
+        settings_for(driver_of(kind, name), settings, kind, name)
 
 
 async def _check_model(session: Session, settings: Settings, key: Key) -> None:

@@ -68,6 +68,11 @@ def linux_archive(
             "lib/python/openvino_tokenizers/__init__.py": b"",
         }
         links[TOKENIZERS_LINK] = "/ovms/lib/libopenvino_tokenizers.so"
+    _write_tar(path, files, links)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _write_tar(path: Path, files: dict[str, bytes], links: dict[str, str]) -> None:
     with tarfile.open(path, "w:gz", compresslevel=1) as tar:
         for folder in sorted({"", *(parent for name in (*files, *links) for parent in _parents(name))}):
             tar.addfile(_entry(folder, tarfile.DIRTYPE, 0o755))
@@ -79,7 +84,6 @@ def linux_archive(
             info = _entry(name, tarfile.SYMTYPE, 0o777)
             info.linkname = target
             tar.addfile(info)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _entry(name: str, kind: bytes, mode: int) -> tarfile.TarInfo:

@@ -36,7 +36,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import unquote
 
 VERSION = "2026.3.0-misbehaving"
@@ -127,71 +127,78 @@ def _leak() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _serve_rest(options: argparse.Namespace, how: dict[str, str]) -> None:
-    count = {"all": 0, "generative": 0}
-    loaded = time.monotonic() + float(how.get("loading", 0))
+class _Handler(BaseHTTPRequestHandler):
+    """Answers as the words in ``how`` say."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    options: ClassVar[argparse.Namespace]
+    how: ClassVar[dict[str, str]]
+    loaded: ClassVar[float]
+    """When models count as loaded, by the monotonic clock."""
+    count: ClassVar[dict[str, int]] = {"all": 0, "generative": 0}
+    protocol_version = "HTTP/1.1"
 
-        def log_message(self, *arguments: object) -> None:
-            pass
+    def log_message(self, *arguments: object) -> None:
+        pass
 
-        def do_GET(self) -> None:
-            count["all"] += 1
-            if "hang-after" in how and count["all"] > int(how["hang-after"]):
-                threading.Event().wait()
-            entries = json.loads(options.config_path.read_text("utf-8"))["model_config_list"]
-            if self.path.startswith("/v2/models/"):
-                name = unquote(self.path.removeprefix("/v2/models/").removesuffix("/ready"))
-                self._answer({}, 200 if name in [each["config"]["name"] for each in entries] else 404)
-            elif self.path.startswith("/v1/config"):
-                entries = entries if time.monotonic() >= loaded else []
-                self._answer({each["config"]["name"]: self._status(each["config"]["name"]) for each in entries})
-            else:
-                self._answer({})
+    def do_GET(self) -> None:
+        self.count["all"] += 1
+        if "hang-after" in self.how and self.count["all"] > int(self.how["hang-after"]):
+            threading.Event().wait()
+        entries = json.loads(self.options.config_path.read_text("utf-8"))["model_config_list"]
+        if self.path.startswith("/v2/models/"):
+            name = unquote(self.path.removeprefix("/v2/models/").removesuffix("/ready"))
+            self._answer({}, 200 if name in [each["config"]["name"] for each in entries] else 404)
+        elif self.path.startswith("/v1/config"):
+            entries = entries if time.monotonic() >= self.loaded else []
+            self._answer({each["config"]["name"]: self._status(each["config"]["name"]) for each in entries})
+        else:
+            self._answer({})
 
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers.get("content-length") or 0)) or b"{}")
-            if not self.path.startswith("/v3/"):
-                return self.do_GET()
-            count["generative"] += 1
-            if "wedged" in how:
-                threading.Event().wait()
-            if "leak" in how:
-                _leak()
-            if "exit-after" in how and count["generative"] >= int(how["exit-after"]):
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers.get("content-length") or 0)) or b"{}")
+        if not self.path.startswith("/v3/"):
+            return self.do_GET()
+        self.count["generative"] += 1
+        if "wedged" in self.how:
+            threading.Event().wait()
+        if "leak" in self.how:
+            _leak()
+        if "exit-after" in self.how and self.count["generative"] >= int(self.how["exit-after"]):
+            os._exit(9)
+        if not body.get("stream"):
+            return self._answer({"object": "answer", "choices": [], "asked": body})
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        for number, event in enumerate([*EVENTS, b"data: [DONE]\n\n"]):
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
+            self.wfile.flush()
+            if "cut" in self.how and number == 5:
                 os._exit(9)
-            if not body.get("stream"):
-                return self._answer({"object": "answer", "choices": [], "asked": body})
-            self.send_response(200)
-            self.send_header("content-type", "text/event-stream")
-            self.send_header("transfer-encoding", "chunked")
-            self.end_headers()
-            for number, event in enumerate([*EVENTS, b"data: [DONE]\n\n"]):
-                self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
-                self.wfile.flush()
-                if "cut" in how and number == 5:
-                    os._exit(9)
-            self.wfile.write(b"0\r\n\r\n")
-            return None
+        self.wfile.write(b"0\r\n\r\n")
+        return None
 
-        def _status(self, name: str) -> dict[str, Any]:
-            state, code = ("LOADING", "FAILED_PRECONDITION") if how.get("fail") == name else ("AVAILABLE", "OK")
-            status = {"error_code": code, "error_message": code}
-            return {"model_version_status": [{"version": "1", "state": state, "status": status}]}
+    def _status(self, name: str) -> dict[str, Any]:
+        state, code = ("LOADING", "FAILED_PRECONDITION") if self.how.get("fail") == name else ("AVAILABLE", "OK")
+        status = {"error_code": code, "error_message": code}
+        return {"model_version_status": [{"version": "1", "state": state, "status": status}]}
 
-        def _answer(self, value: object, status: int = 200) -> None:
-            data = json.dumps(value).encode()
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+    def _answer(self, value: object, status: int = 200) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
 
+
+def _serve_rest(options: argparse.Namespace, how: dict[str, str]) -> None:
+    _Handler.options, _Handler.how = options, how
+    _Handler.loaded = time.monotonic() + float(how.get("loading", 0))
     ThreadingHTTPServer.daemon_threads = True
     ThreadingHTTPServer.request_queue_size = 128
-    ThreadingHTTPServer(("127.0.0.1", options.rest_port), Handler).serve_forever()
+    ThreadingHTTPServer(("127.0.0.1", options.rest_port), _Handler).serve_forever()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 
 from ovms_kernel.api.faces import BadRequest, OvmsError
 from ovms_kernel.extensions import blame
-from ovms_kernel.settings import refused_by_system
+from ovms_kernel.files import refused_by_system
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
