@@ -58,27 +58,7 @@ def plan(system: str, command: Sequence[str], home: Path, environment: Mapping[s
             f"journalctl --user -u {NAME}",
         )
     if system == "darwin":
-        path = agent(home)
-        log = home / "Library" / "Logs" / f"{NAME}.log"
-        domain = f"gui/{os.getuid() if hasattr(os, 'getuid') else 0}"
-        described = {
-            "Label": LABEL,
-            "ProgramArguments": list(command),
-            "RunAtLoad": True,
-            "KeepAlive": {"SuccessfulExit": False},
-            "StandardOutPath": str(log),
-            "StandardErrorPath": str(log),
-        }
-        return Plan(
-            "launchctl",
-            path,
-            plistlib.dumps(described),
-            [["launchctl", "bootstrap", domain, str(path)]],
-            [["launchctl", "bootout", f"{domain}/{LABEL}"]],
-            ["launchctl", "print", f"{domain}/{LABEL}"],
-            [["launchctl", "kickstart", "-k", f"{domain}/{LABEL}"]],
-            f"tail {log}",
-        )
+        return _launch_agent(command, home)
     if system == "win32":
         task = ["schtasks", "/TN", NAME]
         made = ["schtasks", "/Create", "/F", "/SC", "ONLOGON", "/TN", NAME, "/TR", list2cmdline(command)]
@@ -93,6 +73,30 @@ def plan(system: str, command: Sequence[str], home: Path, environment: Mapping[s
             f"{NAME} logs",
         )
     raise NotSupported(f"Starting at login is not supported on {system}; start `ovms-plugin serve` in another way.")
+
+
+def _launch_agent(command: Sequence[str], home: Path) -> Plan:
+    path = agent(home)
+    log = home / "Library" / "Logs" / f"{NAME}.log"
+    domain = f"gui/{os.getuid() if hasattr(os, 'getuid') else 0}"
+    described = {
+        "Label": LABEL,
+        "ProgramArguments": list(command),
+        "RunAtLoad": True,
+        "KeepAlive": {"SuccessfulExit": False},
+        "StandardOutPath": str(log),
+        "StandardErrorPath": str(log),
+    }
+    return Plan(
+        "launchctl",
+        path,
+        plistlib.dumps(described),
+        [["launchctl", "bootstrap", domain, str(path)]],
+        [["launchctl", "bootout", f"{domain}/{LABEL}"]],
+        ["launchctl", "print", f"{domain}/{LABEL}"],
+        [["launchctl", "kickstart", "-k", f"{domain}/{LABEL}"]],
+        f"tail {log}",
+    )
 
 
 def agent(home: Path) -> Path:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ovms_kernel.kernel import Kernel
-    from ovms_kernel.values import ModelRef, Progress, ResidentModel
+    from ovms_kernel.values import LocalModel, ModelRef, ResidentModel
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="As owner/name.", show_default=False)]
 Models = Annotated[list[str], typer.Argument(metavar="MODEL", help="One or more, as owner/name.", show_default=False)]
@@ -86,30 +86,35 @@ async def pull(
     refs = [parse_model_ref(f"{each}@{revision}" if revision else each) for each in models]
     limit = {(each.hub or session.settings.hub): {"max_rate": read_rate(max_rate)} for each in refs if max_rate}
     async with session.kernel(hubs=limit) if limit else session.kernel() as kernel:
-        results = []
-        for ref in refs:
-            if dry_run:
+        if dry_run:
+            for ref in refs:
                 await _tell_plan(kernel, ref, json=json)
-                continue
-            session.kept = f"Interrupted; what has arrived of {ref.id} is kept, the same command goes on from there."
-            try:
-                with nullcontext(_unheard) if quiet else output.progress(ref.id) as report:
-                    pulled = await kernel.ingest.pull(ref, model_type=type_, refresh=refresh, report=report)
-            except OvmsError as error:
-                if len(refs) == 1:
-                    raise
-                output.say(f"{ref.id} was not pulled.")
-                session.code = session.code or report_error(error)
-                continue
-            results.append(pulled)
-            if not json and not quiet:
-                print(f"{pulled.id} is here: {pulled.model_type}, {output.size(pulled.size)}.")
-    if json and not dry_run:
+            return
+        results = await _pull_all(session, kernel, refs, type_, refresh=refresh, quiet=quiet, json=json)
+    if json:
         output.print_json(results if len(refs) > 1 else results[0])
 
 
-def _unheard(_: "Progress") -> None:
-    """Take progress that nobody wants to hear of."""
+async def _pull_all(
+    session: Session, kernel: "Kernel", refs: "list[ModelRef]", type_: str, *, refresh: bool, quiet: bool, json: bool
+) -> "list[LocalModel]":
+    """Pull models one after the other; where there are several, one that fails costs itself alone."""
+    results = []
+    for ref in refs:
+        session.kept = f"Interrupted; what has arrived of {ref.id} is kept, the same command goes on from there."
+        try:
+            with nullcontext(lambda _: None) if quiet else output.progress(ref.id) as report:
+                pulled = await kernel.ingest.pull(ref, model_type=type_, refresh=refresh, report=report)
+        except OvmsError as error:
+            if len(refs) == 1:
+                raise
+            output.say(f"{ref.id} was not pulled.")
+            session.code = session.code or report_error(error)
+            continue
+        results.append(pulled)
+        if not json and not quiet:
+            print(f"{pulled.id} is here: {pulled.model_type}, {output.size(pulled.size)}.")
+    return results
 
 
 def read_rate(text: str) -> int:

@@ -128,7 +128,6 @@ def parser() -> argparse.ArgumentParser:
     add("--task", default="", help="what the model does, such as text_generation; detected when it is not given")
     add("--target_device", default="", help="device of the model, such as CPU, GPU.1 or AUTO")
     add("--draft_model_path", default="", help="draft model for speculative decoding, relative to --model_path")
-    add("--disable_input_count_validation", nargs="?", const="true", help="accepted for compatibility")
     add("--file_system_poll_wait_seconds", type=int, default=1, help="period of the configuration watcher, 0 = off")
     add("--log_level", default="INFO", help="TRACE, DEBUG, INFO, WARNING or ERROR")
     add("--log_path", help="log file, in addition to standard output")
@@ -141,20 +140,9 @@ def parser() -> argparse.ArgumentParser:
     add("--worker_memory_limit", type=int, default=0, help="MB that a model's process may take, 0 = automatic")
     add("--metrics_enable", nargs="?", const="true", default="false", help="serve /metrics")
     add("--metrics_list", default="", help="comma list of metrics")
-    add("--rest_workers", type=int, help="accepted for compatibility: this engine needs no threads for REST")
-    add("--grpc_workers", type=int, default=1, help="accepted for compatibility")
-    add("--grpc_max_threads", type=int, help="accepted for compatibility")
-    add("--grpc_memory_quota", type=int, help="accepted for compatibility")
-    add("--grpc_channel_arguments", help="accepted for compatibility")
-    add("--cpu_extension", help="refused: this engine loads no CPU extensions")
-    add("--custom_node_resources_cleaner_interval_seconds", type=int, help="accepted for compatibility")
     add("--allowed_media_domains", default="", help="comma list of hosts whose images messages may name, or all")
     add("--allowed_local_media_path", help="folder whose images messages may name by their paths")
-    add("--verbose_response", nargs="?", const="true", default="false", help="accepted for compatibility")
-    add("--allowed_origins", default="*", help="CORS")
-    add("--allowed_methods", default="*", help="CORS")
-    add("--allowed_headers", default="*", help="CORS")
-    add("--allow_credentials", nargs="?", const="true", default="false", help="CORS")
+    _add_compatible(made)
     for name, does in MANAGEMENT.items():
         add(f"--{name}", nargs="?", const="true", help=does)
     add("--group_name", help="group of the model that --add_to_config adds")
@@ -162,6 +150,24 @@ def parser() -> argparse.ArgumentParser:
     add("--hub", help="address of the hub to --pull from; HF_ENDPOINT, or https://huggingface.co")
     add("--overwrite_models", action="store_true", help="--pull a model that is there already")
     return made
+
+
+def _add_compatible(made: argparse.ArgumentParser) -> None:
+    """Add the flags that are there because OVMS has them."""
+    add = made.add_argument
+    add("--disable_input_count_validation", nargs="?", const="true", help="accepted for compatibility")
+    add("--rest_workers", type=int, help="accepted for compatibility: this engine needs no threads for REST")
+    add("--grpc_workers", type=int, default=1, help="accepted for compatibility")
+    add("--grpc_max_threads", type=int, help="accepted for compatibility")
+    add("--grpc_memory_quota", type=int, help="accepted for compatibility")
+    add("--grpc_channel_arguments", help="accepted for compatibility")
+    add("--cpu_extension", help="refused: this engine loads no CPU extensions")
+    add("--custom_node_resources_cleaner_interval_seconds", type=int, help="accepted for compatibility")
+    add("--verbose_response", nargs="?", const="true", default="false", help="accepted for compatibility")
+    add("--allowed_origins", default="*", help="CORS")
+    add("--allowed_methods", default="*", help="CORS")
+    add("--allowed_headers", default="*", help="CORS")
+    add("--allow_credentials", nargs="?", const="true", default="false", help="CORS")
 
 
 def parse(arguments: list[str]) -> Settings | str:
@@ -186,6 +192,10 @@ def parse(arguments: list[str]) -> Settings | str:
     if repository and not (given.config_path or given.model_name or given.model_path):
         given.config_path = os.path.join(repository, "config.json")  # noqa: PTH118 - a path as the user wrote it
     _check(given)
+    return _settings(given, flags)
+
+
+def _settings(given: argparse.Namespace, flags: GraphFlags) -> Settings:
     return Settings(
         port=given.port,
         rest_port=given.rest_port,
@@ -210,11 +220,15 @@ def parse(arguments: list[str]) -> Settings | str:
         allowed_methods=given.allowed_methods,
         allowed_headers=given.allowed_headers,
         allow_credentials=_flag(given.allow_credentials, "allow_credentials"),
-        media=Media(
-            domains=frozenset(each.strip().lower() for each in given.allowed_media_domains.split(",") if each.strip()),
-            folder=Path(given.allowed_local_media_path) if given.allowed_local_media_path else None,
-            redirects=os.environ.get("OVMS_MEDIA_URL_ALLOW_REDIRECTS") == "1",
-        ),
+        media=_media(given),
+    )
+
+
+def _media(given: argparse.Namespace) -> Media:
+    return Media(
+        domains=frozenset(each.strip().lower() for each in given.allowed_media_domains.split(",") if each.strip()),
+        folder=Path(given.allowed_local_media_path) if given.allowed_local_media_path else None,
+        redirects=os.environ.get("OVMS_MEDIA_URL_ALLOW_REDIRECTS") == "1",
     )
 
 

@@ -154,13 +154,7 @@ class PluginHost(ProviderClient):
         assert self.process.stdout is not None  # noqa: S101 - they are pipes
         assert self.process.stderr is not None  # noqa: S101
         self._tasks.append(asyncio.create_task(self._keep_lines(self.process.stderr)))
-        try:
-            async with asyncio.timeout(HANDSHAKE_LIMIT):
-                line = await self.process.stdout.readline()
-        except TimeoutError:
-            self.process.kill()
-            await self.process.wait()
-            raise PluginFailed(f"The plugin printed no handshake line within {HANDSHAKE_LIMIT:g} s.") from None
+        line = await self._first_line(self.process.stdout)
         self.handshake_seconds = time.perf_counter() - began
         self.stdout = line
         self._tasks.append(asyncio.create_task(self._keep_bytes(self.process.stdout)))
@@ -183,6 +177,15 @@ class PluginHost(ProviderClient):
             goplugin_pb2.ConnInfo.FromString,
         )()
         self._held = [asyncio.ensure_future(_read(stdio)), asyncio.ensure_future(_read(self._broker))]
+
+    async def _first_line(self, stdout: asyncio.StreamReader) -> bytes:
+        try:
+            async with asyncio.timeout(HANDSHAKE_LIMIT):
+                return await stdout.readline()
+        except TimeoutError:
+            self.process.kill()
+            await self.process.wait()
+            raise PluginFailed(f"The plugin printed no handshake line within {HANDSHAKE_LIMIT:g} s.") from None
 
     async def shut_down(self, *, timeout: float | None = None) -> None:
         """Call the controller's Shutdown and return when it is answered."""

@@ -129,18 +129,7 @@ def generation_config(
     :param window: tokens that the model takes in all.
     :raises Refused: the prompt, or what may follow it, does not fit.
     """
-    wanted = payload["max_new_tokens"]
-    if window is not None and length >= window:
-        text = f"Number of prompt tokens: {length} exceeds model max length: {window}"
-        raise Refused(text)
-    if window is not None and wanted is not None and length + wanted > window:
-        text = f"Number of prompt tokens: {length} + max tokens value: {wanted} exceeds model max length: {window}"
-        raise Refused(text)
-    if wanted is None:
-        wanted = options.get("max_tokens_limit") or UNLIMITED
-        if window is not None:
-            wanted = min(wanted, window - length)
-    config.max_new_tokens = wanted
+    config.max_new_tokens = _most_tokens(payload["max_new_tokens"], options, length, window)
     settings: dict[str, Any] = dict(payload["settings"])
     if stop := settings.pop("stop_strings", None):
         config.stop_strings = set(stop)
@@ -167,3 +156,21 @@ def generation_config(
     config.logprobs = 1 if payload["logprobs"] else 0
     config.apply_chat_template = False
     return config
+
+
+def _most_tokens(wanted: int | None, options: dict[str, Any], length: int, window: int | None) -> int:
+    """Return how many tokens may follow a prompt; the parameters are those of :func:`generation_config`.
+
+    :raises Refused: the prompt, or what is wanted after it, does not fit.
+    """
+    if window is not None and length >= window:
+        text = f"Number of prompt tokens: {length} exceeds model max length: {window}"
+        raise Refused(text)
+    if window is not None and wanted is not None and length + wanted > window:
+        text = f"Number of prompt tokens: {length} + max tokens value: {wanted} exceeds model max length: {window}"
+        raise Refused(text)
+    if wanted is None:
+        wanted = options.get("max_tokens_limit") or UNLIMITED
+        if window is not None:
+            wanted = min(wanted, window - length)
+    return wanted
