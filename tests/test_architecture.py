@@ -92,3 +92,34 @@ def test_the_kernel_and_the_embedded_engine_speak_of_the_same_messages(name: str
     copies = [each.read_bytes() for each in sorted(ROOT.glob(f"[ke]*/**/protos/{name}.proto"))]
     assert len(copies) == 2
     assert copies[0] == copies[1]
+
+
+def test_the_page_on_architecture_names_files_and_functions_that_there_are() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    names = {
+        path.name for folder in ("kernel", "extensions", "tests", "bench") for path in (ROOT / folder).rglob("*.py")
+    }
+    gone = [each for each in re.findall(r"`(?:[\w/]+/)?(\w+\.py)`", page) if each not in names]
+    assert gone == []
+    for name, path in re.findall(r"`([\w.]+)` in `(\w+/[\w/]+\.py)`", page):
+        assert re.search(rf"\b{name.rpartition('.')[2]}\b", (ROOT / path).read_text("utf-8")), f"{path} has no {name}"
+
+
+LIMITS = {ast.Module: 400, ast.ClassDef: 300, ast.FunctionDef: 45, ast.AsyncFunctionDef: 45}
+"""Lines of a file, a class and a function at most: what has more has more than one job."""
+SOURCES = [
+    path
+    for path in sorted((*KERNEL.rglob("*.py"), *ROOT.glob("extensions/**/*.py")))
+    if not path.name.endswith("_pb2.py") and ".venv" not in path.parts
+]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda each: str(each.relative_to(ROOT)))
+def test_a_file_a_class_and_a_function_have_one_job(path: Path) -> None:
+    text = path.read_text("utf-8")
+    tree = ast.parse(text)
+    lines = {"the file": (ast.Module, len(text.splitlines()))}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            lines[f"{node.name} in line {node.lineno}"] = (type(node), (node.end_lineno or 0) - node.lineno + 1)
+    assert {name: length for name, (kind, length) in lines.items() if length > LIMITS[kind]} == {}
