@@ -18,7 +18,7 @@ import pytest
 
 from ovms_face_aog.client import PluginHost, ProviderClient, connect, plugin_command
 from ovms_face_aog.grpc_server import new_server, start
-from ovms_face_aog.provider import SERVICE, Provider
+from ovms_face_aog.provider import SERVICE, Provider, rpc_handlers
 from ovms_face_aog.quirks import AogProvider
 from ovms_kernel.api.faces import Answer, KernelApi, LocalModel, NotFound, ServiceDefinition
 from ovms_kernel.settings import Settings
@@ -100,7 +100,7 @@ async def serve(make: Callable[[Any], Provider]) -> AsyncIterator[Face]:
     folder = tempfile.mkdtemp(prefix="ovms-")
     server = new_server()
     async with make(composed) as provider:
-        server.add_registered_method_handlers(SERVICE, provider.handlers())
+        server.add_registered_method_handlers(SERVICE, rpc_handlers(provider))
         server.add_insecure_port(f"unix:{folder}/s")
         await start(server, Path(folder))
         channel = connect(f"unix:{folder}/s")

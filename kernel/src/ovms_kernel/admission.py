@@ -112,26 +112,7 @@ async def admitted(
     :raises BadRequest: it is not a request.
     :raises Refused: an extension does not want it.
     """
-    # Editors on Windows write the mark, and engines refuse it.
-    raw = request.body.removeprefix(codecs.BOM_UTF8) if request.fields is None else b""
-    body = decode_request(raw) if request.fields is None else request.fields
-    # A field that is null counts as absent.
-    if not isinstance(body.get("model"), str | None):
-        raise BadRequest("The field model must be a string; name an installed model or leave it out.")
-    call = Call(
-        request.id or os.urandom(16).hex(),
-        service,
-        str(body.get("model") or ""),
-        body,
-        raw,
-        request.files,
-        streaming=streaming,
-        timeout=request.timeout,
-        caller=request.caller,
-        keep_alive=request.keep_alive,
-        trace=request.trace,
-        local_files=request.local_files,
-    )
+    call = _call_of(service, request, streaming=streaming)
     began = time.monotonic()
     code, error, sent = 200, "", Sent()
     try:
@@ -154,6 +135,29 @@ async def admitted(
             outcome = Outcome(code, time.monotonic() - began, sent.bytes_out, error, first_byte, model, *sent.tokens())
             with anyio.CancelScope(shield=True):
                 await events.tell("ovms_request_finished", call=call, outcome=outcome)
+
+
+def _call_of(service: str, request: Request, *, streaming: bool) -> Call:
+    # Editors on Windows write the mark, and engines refuse it.
+    raw = request.body.removeprefix(codecs.BOM_UTF8) if request.fields is None else b""
+    body = decode_request(raw) if request.fields is None else request.fields
+    # A field that is null counts as absent.
+    if not isinstance(body.get("model"), str | None):
+        raise BadRequest("The field model must be a string; name an installed model or leave it out.")
+    return Call(
+        request.id or os.urandom(16).hex(),
+        service,
+        str(body.get("model") or ""),
+        body,
+        raw,
+        request.files,
+        streaming=streaming,
+        timeout=request.timeout,
+        caller=request.caller,
+        keep_alive=request.keep_alive,
+        trace=request.trace,
+        local_files=request.local_files,
+    )
 
 
 def end_of(request: Request) -> float | None:

@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 
 MODES = {"": "", "auto": "", "daemon": "", "standard": "", "cpu": "CPU", "gpu": "GPU"}
 """The modes of StartEngine and the device that each means for models that name none; AOG sends daemon or standard."""
-
 SERVICE = "protocol.ProviderService"
 """The full name of AOG's service."""
 PROGRESS_PERIOD = 0.1
@@ -96,42 +95,6 @@ class Provider:
     def told(self, error: BaseException, where: str) -> OvmsError:
         """Return an error as code and sentence; see :func:`ovms_face_aog.rpcs.told`."""
         return rpcs.told(error, where, self._kernel.settings.logs_dir / "plugin.log" if self._kernel else None)
-
-    def handlers(self) -> Handlers:
-        """Return gRPC's handlers of all rpcs."""
-        make = rpcs.Rpcs(self.told)
-        unary, stream, session = make.unary, make.stream, make.session
-        return {
-            "GetManifest": unary(pb.GetManifestRequest, pb.GetManifestResponse, self.get_manifest),
-            "InvokeService": unary(pb.InvokeServiceRequest, pb.InvokeServiceResponse, self.invoke_service),
-            "InvokeServiceStream": stream(
-                pb.InvokeServiceRequest, pb.InvokeServiceStreamResponse, self.invoke_service_stream
-            ),
-            "InvokeServiceBidi": session(
-                pb.InvokeServiceBidiRequest, pb.InvokeServiceBidiResponse, self.invoke_service_bidi
-            ),
-            "HealthCheck": unary(pb.HealthCheckRequest, pb.HealthCheckResponse, self.health_check),
-            "GetOperateStatus": unary(pb.GetOperateStatusRequest, pb.GetOperateStatusResponse, self.get_operate_status),
-            "SetOperateStatus": unary(pb.SetOperateStatusRequest, pb.SetOperateStatusResponse, self.set_operate_status),
-            "SetAuth": unary(pb.SetAuthRequest, pb.SetAuthResponse, self.no_credentials),
-            "ValidateAuth": unary(pb.ValidateAuthRequest, pb.ValidateAuthResponse, self.no_credentials),
-            "RefreshAuth": unary(pb.RefreshAuthRequest, pb.RefreshAuthResponse, self.no_credentials),
-            "StartEngine": unary(pb.StartEngineRequest, pb.StartEngineResponse, self.start_engine),
-            "StopEngine": unary(pb.StopEngineRequest, pb.StopEngineResponse, self.stop_engine),
-            "GetConfig": unary(pb.GetConfigRequest, pb.GetConfigResponse, self.get_config),
-            "CheckEngine": unary(pb.CheckEngineRequest, pb.CheckEngineResponse, self.check_engine),
-            "InstallEngine": unary(pb.InstallEngineRequest, pb.InstallEngineResponse, self.install_engine),
-            "InitEnv": unary(pb.InitEnvRequest, pb.InitEnvResponse, self.init_env),
-            "UpgradeEngine": unary(pb.UpgradeEngineRequest, pb.UpgradeEngineResponse, self.upgrade_engine),
-            "PullModel": unary(pb.PullModelRequest, pb.PullModelResponse, self.pull_model),
-            "PullModelStream": stream(pb.PullModelStreamRequest, pb.PullModelStreamResponse, self.pull_model_stream),
-            "DeleteModel": unary(pb.DeleteModelRequest, pb.DeleteModelResponse, self.delete_model),
-            "ListModels": unary(pb.ListModelsRequest, pb.ListModelsResponse, self.list_models),
-            "LoadModel": unary(pb.LoadModelRequest, pb.LoadModelResponse, self.load_model),
-            "UnloadModel": unary(pb.UnloadModelRequest, pb.UnloadModelResponse, self.unload_model),
-            "GetRunningModels": unary(pb.GetRunningModelsRequest, pb.GetRunningModelsResponse, self.get_running_models),
-            "GetVersion": unary(pb.GetVersionRequest, pb.GetVersionResponse, self.get_version),
-        }
 
     # -- services --------------------------------------------------------------------------------------------------
 
@@ -342,8 +305,43 @@ class Provider:
     async def no_credentials(
         self, request: pb.SetAuthRequest | pb.ValidateAuthRequest | pb.RefreshAuthRequest, context: Context
     ) -> NoReturn:
-        """Refuse credentials: the engine is local and its key is the kernel's own."""
+        """Refuse credentials: the engine is local and its key is the kernel's of."""
         raise NotSupported("This plugin runs its engine on this machine and takes no credentials; leave them out.")
+
+
+def rpc_handlers(of: Provider) -> Handlers:
+    """Return gRPC's handlers of all rpcs of a provider."""
+    make = rpcs.Rpcs(of.told)
+    unary, stream, session = make.unary, make.stream, make.session
+    return {
+        "GetManifest": unary(pb.GetManifestRequest, pb.GetManifestResponse, of.get_manifest),
+        "InvokeService": unary(pb.InvokeServiceRequest, pb.InvokeServiceResponse, of.invoke_service),
+        "InvokeServiceStream": stream(
+            pb.InvokeServiceRequest, pb.InvokeServiceStreamResponse, of.invoke_service_stream
+        ),
+        "InvokeServiceBidi": session(pb.InvokeServiceBidiRequest, pb.InvokeServiceBidiResponse, of.invoke_service_bidi),
+        "HealthCheck": unary(pb.HealthCheckRequest, pb.HealthCheckResponse, of.health_check),
+        "GetOperateStatus": unary(pb.GetOperateStatusRequest, pb.GetOperateStatusResponse, of.get_operate_status),
+        "SetOperateStatus": unary(pb.SetOperateStatusRequest, pb.SetOperateStatusResponse, of.set_operate_status),
+        "SetAuth": unary(pb.SetAuthRequest, pb.SetAuthResponse, of.no_credentials),
+        "ValidateAuth": unary(pb.ValidateAuthRequest, pb.ValidateAuthResponse, of.no_credentials),
+        "RefreshAuth": unary(pb.RefreshAuthRequest, pb.RefreshAuthResponse, of.no_credentials),
+        "StartEngine": unary(pb.StartEngineRequest, pb.StartEngineResponse, of.start_engine),
+        "StopEngine": unary(pb.StopEngineRequest, pb.StopEngineResponse, of.stop_engine),
+        "GetConfig": unary(pb.GetConfigRequest, pb.GetConfigResponse, of.get_config),
+        "CheckEngine": unary(pb.CheckEngineRequest, pb.CheckEngineResponse, of.check_engine),
+        "InstallEngine": unary(pb.InstallEngineRequest, pb.InstallEngineResponse, of.install_engine),
+        "InitEnv": unary(pb.InitEnvRequest, pb.InitEnvResponse, of.init_env),
+        "UpgradeEngine": unary(pb.UpgradeEngineRequest, pb.UpgradeEngineResponse, of.upgrade_engine),
+        "PullModel": unary(pb.PullModelRequest, pb.PullModelResponse, of.pull_model),
+        "PullModelStream": stream(pb.PullModelStreamRequest, pb.PullModelStreamResponse, of.pull_model_stream),
+        "DeleteModel": unary(pb.DeleteModelRequest, pb.DeleteModelResponse, of.delete_model),
+        "ListModels": unary(pb.ListModelsRequest, pb.ListModelsResponse, of.list_models),
+        "LoadModel": unary(pb.LoadModelRequest, pb.LoadModelResponse, of.load_model),
+        "UnloadModel": unary(pb.UnloadModelRequest, pb.UnloadModelResponse, of.unload_model),
+        "GetRunningModels": unary(pb.GetRunningModelsRequest, pb.GetRunningModelsResponse, of.get_running_models),
+        "GetVersion": unary(pb.GetVersionRequest, pb.GetVersionResponse, of.get_version),
+    }
 
 
 FOREVER = 1e9

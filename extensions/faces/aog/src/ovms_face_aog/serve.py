@@ -111,7 +111,7 @@ async def serve(process: PluginProcess, kernel: Awaitable[KernelApi]) -> None:
     """Serve ProviderService to the host from the handshake to the end; everything is stopped before the host knows."""
     from ovms_face_aog.goplugin import Server
     from ovms_face_aog.process import passed_by
-    from ovms_face_aog.provider import SERVICE, Provider
+    from ovms_face_aog.provider import SERVICE, Provider, rpc_handlers
     from ovms_kernel.errors import OvmsError
 
     if process.of_aog:
@@ -130,7 +130,7 @@ async def serve(process: PluginProcess, kernel: Awaitable[KernelApi]) -> None:
         await kernel.stop(reason)
 
     async with provider:
-        server = Server({SERVICE: provider.handlers()}, stop, process.host, process.seat)
+        server = Server({SERVICE: rpc_handlers(provider)}, stop, process.host, process.seat)
         await server.start(process.version, process.stdout, os.environ)
         provider.begin(provider.kernel, "compose")
         await server.serve()
