@@ -121,7 +121,7 @@ def test_with_words_it_is_a_command_even_if_a_host_set_its_cookie(run: Any) -> N
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["lss"], "Did you mean 'ls'?"),
+        (["lss"], "did you mean 'ls'?"),
         (["pull"], "MODEL"),
         (["ls", "--nonsense"], "--nonsense"),
         (["ls", "superfluous"], "superfluous"),

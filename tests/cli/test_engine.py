@@ -169,11 +169,11 @@ def test_others_use_the_engine_that_serve_runs(
     assert installed("unload", EMBED).stdout == f"{EMBED} is unloaded.\n"
     assert [line.split()[0] for line in installed("ps").stdout.splitlines()] == ["MODEL", CHAT]
     installed("load", "--keep", "2h", CHAT)
-    shown_by_ps(installed, "unloaded in")
+    shown_by_ps(installed, " in ")
     assert installed("pin", CHAT).stdout == f"{CHAT} is pinned.\n"
-    shown_by_ps(installed, "stays: pinned")
+    shown_by_ps(installed, "never: pinned")
     assert installed("unpin", CHAT).stdout == f"{CHAT} is not pinned.\n"
-    shown_by_ps(installed, "unloaded in")
+    shown_by_ps(installed, " in ")
     assert "not a duration" in installed("load", "--keep", "soon", CHAT, code=2).stderr
     assert "not installed" in installed("load", "no/such", code=3).stderr
 

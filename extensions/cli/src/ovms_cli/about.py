@@ -2,13 +2,15 @@
 
 import os
 import shutil
+import sys
+import textwrap
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import anyio.to_thread
 import typer
 
-from ovms_cli import output
+from ovms_cli import checkup, output
 from ovms_cli.session import Json, Session, add
 from ovms_kernel.drivers import DRIVER_PROTOCOLS, KERNEL_KINDS
 from ovms_kernel.errors import OvmsError
@@ -56,14 +58,25 @@ def _declined(report: ExtensionReport, kernel: "Kernel", others: Extensions) -> 
     return "; ".join(f"not offered by {name}: {cause}" for name, cause in causes.items() if cause)
 
 
-async def doctor(session: Session, *, json: Json = False) -> None:
+async def doctor(
+    session: Session,
+    *,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Set right what is harmless, and install an engine if there is none.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Check this machine, and say what to do about it.
 
     The exit code is 1 if something stands in the way.
     """
     async with session.kernel() as kernel:
+        if fix:
+            for done in await checkup.fix(session, kernel):
+                output.say(done)
         findings = [*_host(kernel), *_extensions(kernel), *await _platform(kernel), *_disk(session)]
         findings += await _models(kernel)
+        findings += await checkup.network(kernel)
         for name, found in await kernel.events.ask("ovms_check_host", host=kernel.host):
             findings += [replace(each, subject=each.subject or name) for each in found]
         findings += [
@@ -84,9 +97,21 @@ def _print(findings: list[Finding]) -> None:
     width = max(len(each.subject) for each in findings)
     for each in findings:
         mark = Text(MARKS[each.level], COLORS[each.level])
-        console.print(Text.assemble(mark, f" {each.subject:<{width}}   {each.text}"))
+        lines = _folded(each.text, console.width - width - 5)
+        console.print(Text.assemble(mark, f" {each.subject:<{width}}   {lines[0]}"))
+        lines = [f"  {line}" for line in lines[1:]]
         if each.remedy:
-            console.print(Text(f"  {'':<{width}}   → {each.remedy}"))
+            first, *rest = _folded(each.remedy, console.width - width - 7)
+            lines += [f"→ {first}", *(f"  {line}" for line in rest)]
+        for line in lines:
+            console.print(Text(f"  {'':<{width}}   {line}"))
+
+
+def _folded(text: str, width: int) -> list[str]:
+    """Return a text in lines of a terminal, broken between words; elsewhere in one."""
+    if not sys.stdout.isatty():
+        return [text]
+    return textwrap.wrap(text, max(width, 20), break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _host(kernel: "Kernel") -> list[Finding]:

@@ -15,6 +15,7 @@ import typer
 
 from ovms_cli import output
 from ovms_cli.asking import services_of
+from ovms_cli.completing import installed
 from ovms_cli.conversation import Stats, pieces
 from ovms_cli.session import Json, Session, add
 from ovms_kernel.errors import BadRequest, EngineFailed
@@ -50,7 +51,9 @@ def add_to(app: typer.Typer) -> None:
 
 async def bench(
     session: Session,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="As owner/name.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", autocompletion=installed, help="As owner/name.", show_default=False)
+    ],
     *,
     streams: Annotated[str, typer.Option(metavar="N,N...", help="How many answers at once, one run each.")] = "1,4",
     prompt: Annotated[int, typer.Option(metavar="N", help="Tokens of the prompt, about.", min=1)] = 128,

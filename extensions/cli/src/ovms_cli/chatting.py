@@ -10,6 +10,7 @@ import typer
 
 from ovms_cli import output
 from ovms_cli.asking import services_of
+from ovms_cli.completing import installed
 from ovms_cli.conversation import Conversation, read_file
 from ovms_cli.services import WITHDRAWN, piped
 from ovms_cli.session import Session, add
@@ -60,7 +61,9 @@ def add_to(app: typer.Typer) -> None:
 
 async def run(
     session: Session,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="As owner/name.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", autocompletion=installed, help="As owner/name.", show_default=False)
+    ],
     text: Text = [],  # noqa: B006 - typer's way to say none or more
     *,
     system: System = "",
@@ -90,7 +93,10 @@ async def chat(
     text: Text = [],  # noqa: B006
     *,
     model: Annotated[
-        str, typer.Option("--model", "-m", metavar="MODEL", help="As owner/name.", show_default=False)
+        str,
+        typer.Option(
+            "--model", "-m", metavar="MODEL", autocompletion=installed, help="As owner/name.", show_default=False
+        ),
     ] = "",
     system: System = "",
     temperature: Temperature = None,

@@ -19,6 +19,7 @@ import typer
 
 from ovms_cli import output
 from ovms_cli.asking import server_of
+from ovms_cli.completing import declared
 from ovms_cli.keys import Key, declared_keys, driver_of, locate, split, type_of
 from ovms_cli.session import Json, Session, add
 from ovms_kernel.errors import BadRequest, NotFound, OvmsError
@@ -38,7 +39,12 @@ from ovms_kernel.settings import (
 
 Name = Annotated[
     str,
-    typer.Argument(metavar="KEY", help="Such as rest_port or services.chat.default_model.", show_default=False),
+    typer.Argument(
+        metavar="KEY",
+        autocompletion=declared,
+        help="Such as rest_port or services.chat.default_model.",
+        show_default=False,
+    ),
 ]
 SECRETS = ("token", "key", "password")
 """Ends of names whose values are not listed."""

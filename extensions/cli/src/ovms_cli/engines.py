@@ -99,7 +99,7 @@ def _http(session: Session) -> "dict[str, Any]":
 async def logs(
     session: Session,
     *,
-    lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="How many of the last lines.")] = 50,
+    lines: Annotated[int, typer.Option("-n", "--lines", metavar="N", min=0, help="How many of the last lines.")] = 50,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with lines as they are written.")] = False,
 ) -> None:
     """Print the engine's log."""

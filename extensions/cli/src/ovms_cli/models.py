@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ovms_cli import naming, output
+from ovms_cli.completing import installed
 from ovms_cli.session import Json, Session, add
 from ovms_kernel.aliases import target
 from ovms_kernel.commands import need_engine, running
@@ -22,11 +23,19 @@ if TYPE_CHECKING:
     from ovms_kernel.kernel import Kernel
     from ovms_kernel.values import LocalModel, ModelRef, ResidentModel
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="As owner/name.", show_default=False)]
-Models = Annotated[list[str], typer.Argument(metavar="MODEL", help="One or more, as owner/name.", show_default=False)]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", autocompletion=installed, help="As owner/name.", show_default=False)
+]
+Models = Annotated[
+    list[str],
+    typer.Argument(metavar="MODEL", autocompletion=installed, help="One or more, as owner/name.", show_default=False),
+]
 Type = Annotated[
     str, typer.Option("--type", metavar="TYPE", help="What it is, if its files do not tell.", show_default=False)
 ]
+
+DIGEST = len("sha256:") + 12
+"""Characters of a digest that `show` prints; `--json` has it all."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -41,7 +50,7 @@ async def search(
     hub: Annotated[
         str, typer.Option(metavar="NAME", help="Such as hf or ms; else the setting hub.", show_default=False)
     ] = "",
-    limit: Annotated[int, typer.Option(min=1, max=100, help="How many models at most.")] = 20,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, max=100, help="How many models at most.")] = 20,
     json: Json = False,
 ) -> None:
     """Search a hub for models."""
@@ -199,7 +208,6 @@ async def ps(session: Session, *, json: Json = False) -> None:
         rows = [
             (
                 each.model.id,
-                each.model.model_type,
                 output.size(each.memory),
                 each.device,
                 str(each.users),
@@ -208,7 +216,7 @@ async def ps(session: Session, *, json: Json = False) -> None:
             )
             for each in models
         ]
-        titles = ("MODEL", "TYPE", "MEMORY", "DEVICE", "USERS", "IDLE", "NEXT")
+        titles = ("MODEL", "MEMORY", "DEVICE", "USERS", "IDLE", "UNLOADED")
         output.print_table(titles, rows, right=("MEMORY", "USERS"))
         for each in models:
             if each.suspect:
@@ -229,16 +237,16 @@ def idle_time(each: "ResidentModel") -> str:
 
 
 def what_next(each: "ResidentModel") -> str:
-    """Return what happens to a model, and when."""
+    """Return when a model is unloaded, or why not."""
     if each.state != "loaded":
         return f"failed: {each.failure}" if each.state == "failed" else f"{each.state} …"
     if each.pinned:
-        return "stays: pinned"
+        return "never: pinned"
     if each.users:
         return "in use"
     if each.unload_at is None:
-        return "stays until memory is needed"
-    return f"unloaded in {duration(max(0.0, each.unload_at - time.time()))}"
+        return "for memory"
+    return f"in {duration(max(0.0, each.unload_at - time.time()))}"
 
 
 def duration(seconds: float) -> str:
@@ -259,7 +267,7 @@ async def show(session: Session, model: Model, *, json: Json = False) -> None:
         output.print_json(facts)
         return
     files, graph = facts.pop("files"), facts.pop("graph")
-    facts["size"] = output.size(facts["size"])
+    facts |= {"size": output.size(facts["size"]), "digest": facts["digest"][:DIGEST]}
     options = ", ".join(f"{name}={value}" for name, value in facts.pop("options").items())
     edited = facts.pop("graph_edited")
     named = {name.replace("_", " "): str(value) for name, value in facts.items() if value}
@@ -277,7 +285,8 @@ async def show(session: Session, model: Model, *, json: Json = False) -> None:
 async def verify(
     session: Session,
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="MODEL", help="All, if none is named.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="MODEL", autocompletion=installed, help="All, if none is named.", show_default=False),
     ] = None,
     *,
     json: Json = False,

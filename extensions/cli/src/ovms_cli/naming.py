@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from ovms_cli import output
+from ovms_cli.completing import installed
 from ovms_cli.configuration import changing, read_tree, tell_server
 from ovms_cli.session import Json, Session, add
 from ovms_kernel.errors import BadRequest, NotFound
@@ -19,7 +20,9 @@ def add_to(app: typer.Typer) -> None:
 async def alias(
     session: Session,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The further name.", show_default=False)] = "",
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="An installed model.", show_default=False)] = "",
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", autocompletion=installed, help="An installed model.", show_default=False)
+    ] = "",
     *,
     system: Annotated[
         str, typer.Option(metavar="TEXT", help="System text of chats that bring none.", show_default=False)
@@ -31,9 +34,9 @@ async def alias(
     remove_: Annotated[bool, typer.Option("--remove", help="Remove the name; the model stays.")] = False,
     json: Json = False,
 ) -> None:
-    """Give a model another name, and requests to it settings; alone, list the names.
+    """Give a model another name, with settings of its own.
 
-    Every client sees the name as a model of its own.
+    Every client sees the name as a model. Alone, the command lists the names.
     """
     if not name:
         _list(session, json=json)

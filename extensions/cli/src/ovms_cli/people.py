@@ -14,13 +14,17 @@ import typer
 
 from ovms_cli import output
 from ovms_cli.asking import services_of
+from ovms_cli.completing import installed
 from ovms_cli.conversation import read_file
 from ovms_cli.services import WITHDRAWN, piped, sink
 from ovms_cli.session import Json, Session, add
 from ovms_kernel.errors import BadRequest, EngineFailed
 from ovms_kernel.values import Request, Upload
 
-Model = Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help="As owner/name.", show_default=False)]
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", metavar="MODEL", autocompletion=installed, help="As owner/name.", show_default=False),
+]
 SPOKEN = ("wav", "mp3", "opus", "flac", "aac", "pcm")
 """Formats of speech, by the ending of its file."""
 

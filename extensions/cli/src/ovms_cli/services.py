@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from ovms_cli.asking import services_of
+from ovms_cli.completing import offered
 from ovms_cli.session import Session, add
 from ovms_kernel.admission import decode_request
 from ovms_kernel.errors import BadRequest, NotSupported
@@ -42,7 +43,9 @@ def add_to(app: typer.Typer) -> None:
 
 async def call(
     session: Session,
-    service: Annotated[str, typer.Argument(metavar="SERVICE", help="Such as embed.", show_default=False)],
+    service: Annotated[
+        str, typer.Argument(metavar="SERVICE", autocompletion=offered, help="Such as embed.", show_default=False)
+    ],
     request: Annotated[
         str,
         typer.Argument(

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
+from ovms_cli.usage import PlainCommand
 from ovms_kernel.commands import Session, run_command
 
 DataDir = Annotated[
@@ -24,12 +26,13 @@ def add(app: typer.Typer, *functions: Callable[..., Coroutine[Any, Any, None]]) 
     The options that all commands have are added to their own, and errors end as one sentence and an exit code.
     """
     for function in functions:
-        app.command(function.__name__.rstrip("_"))(as_command(function))
+        app.command(function.__name__.rstrip("_"), cls=PlainCommand)(as_command(function))
 
 
 def adopt(app: typer.Typer) -> None:
     """Do the same with the coroutine functions that an extension's commands consist of, in place."""
     for command in app.registered_commands:
+        command.cls = PlainCommand if command.cls in (None, TyperCommand) else command.cls
         if inspect.iscoroutinefunction(command.callback):
             command.callback = as_command(command.callback)
     for group in app.registered_groups:

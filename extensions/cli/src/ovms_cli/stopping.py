@@ -13,6 +13,7 @@ import typer
 from ovms_cli import autostart, output
 from ovms_cli import models as about_models
 from ovms_cli.autostart import program
+from ovms_cli.completing import installed
 from ovms_cli.session import Session, add
 from ovms_kernel.errors import BadRequest, OvmsError, TimedOut
 
@@ -33,7 +34,12 @@ async def stop(
     session: Session,
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="MODEL", help="Unload these instead, as `unload` does.", show_default=False),
+        typer.Argument(
+            metavar="MODEL",
+            autocompletion=installed,
+            help="Unload these instead, as `unload` does.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Stop the server that runs for this data folder.
@@ -52,9 +58,9 @@ async def stop(
 
 
 async def restart(session: Session) -> None:
-    """Start the server anew, with the options that it has; it then runs in the background.
+    """Stop the server and start it again in the background.
 
-    So changed settings take effect. One that `service install` starts stays in the system's hands.
+    It keeps its options, and changed settings take effect. One that `service install` starts remains a service.
     """
     server = serving(session.settings.data_dir)
     if server is None:

@@ -7,7 +7,57 @@ from typing import TYPE_CHECKING
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
+    from typer._click import HelpFormatter
     from typer._click.core import Command, Context
+
+COMMANDS = {
+    "chatting": {
+        "run": "Ask a model, or talk to it; it is pulled if need be.",
+        "chat": "Ask the default model a question, or talk to it.",
+    },
+    "models": {
+        "search": "Search a hub for models.",
+        "pull": "Fetch models from the hub.",
+        "import": "Take in a model from a folder or archive.",
+        "ls": "List the models on this machine.",
+        "show": "Show everything that is known of a model.",
+        "verify": "Check that models are still as they were pulled.",
+        "rm": "Delete models from this machine.",
+        "df": "Show how much disk models, pulls and engines take.",
+        "load": "Load models into the running engine.",
+        "unload": "Unload models from the running engine.",
+        "pin": "Keep models loaded until you unpin or unload them.",
+        "unpin": "Let pinned models be unloaded again.",
+        "ps": "List the models that are loaded, and for how long.",
+    },
+    "naming": {"alias": "Give a model another name, with settings of its own."},
+    "people": {
+        "transcribe": "Write down what is said in a recording.",
+        "say": "Speak a text into a sound file.",
+        "imagine": "Paint a picture.",
+        "embed": "Print a vector for each text, as JSON, one to a line.",
+        "rerank": "Sort texts by how well they answer a query, the best first.",
+    },
+    "services": {"call": "Ask a service with a JSON request and print its answer."},
+    "stopping": {
+        "stop": "Stop the server that runs for this data folder.",
+        "restart": "Stop the server and start it again in the background.",
+    },
+    "engines": {
+        "status": "Show whether the engine runs, where, and what it serves.",
+        "logs": "Print the engine's log.",
+        "engine": "Install, choose and remove engine versions.",
+    },
+    "configuration": {"config": "Show and change settings."},
+    "autostart": {"service": "Have `serve` start when you log in."},
+    "benchmark": {"bench": "Measure how fast a model answers."},
+    "about": {
+        "doctor": "Check this machine, and say what to do about it.",
+        "extensions": "List the extensions, and why one is not used.",
+    },
+    "completing": {"completion": "Print what makes a shell complete commands and names."},
+}
+"""The commands of this package by module, each with the first line of its help: help imports no module for them."""
 
 ALIASES = {
     "list": "ls",
@@ -29,6 +79,18 @@ ALIASES = {
     "paint": "imagine",
     "stt": "transcribe",
     "ask": "chat",
+    "daemon": "serve",
+    "kill": "stop",
+    "shutdown": "stop",
+    "reload": "restart",
+    "unalias": "alias",
+    "copy": "alias",
+    "settings": "config",
+    "completions": "completion",
+    "keys": "key",
+    "log": "logs",
+    "speech": "say",
+    "embeddings": "embed",
 }
 """Commands by the names that other programs give them."""
 HINTS = {
@@ -42,6 +104,11 @@ HINTS = {
     "logout": "Tokens are settings: `ovms-plugin config unset hubs.modelscope.token`.",
     "update": "Engines are updated by `ovms-plugin engine upgrade`, models by `ovms-plugin pull --refresh MODEL`.",
     "upgrade": "Engines are updated by `ovms-plugin engine upgrade`, models by `ovms-plugin pull --refresh MODEL`.",
+    "cp": "Models are not copied; `ovms-plugin alias NAME MODEL` gives one another name.",
+    "exit": "Nothing runs here that could be left; /bye leaves a conversation, `ovms-plugin stop` stops the server.",
+    "quit": "Nothing runs here that could be left; /bye leaves a conversation, `ovms-plugin stop` stops the server.",
+    "install": "`ovms-plugin pull MODEL` fetches a model, `ovms-plugin engine install` an engine.",
+    "uninstall": "`ovms-plugin rm MODEL` deletes a model, `ovms-plugin service uninstall` ends the start at login.",
     "prune": "`ovms-plugin df` shows what is here, `ovms-plugin rm MODEL` deletes a model.",
 }
 """What to do instead, by what was typed."""
@@ -65,6 +132,13 @@ class Verbs(TyperGroup):
             say(HINTS[cmd_name])
             ctx.exit(2)
         return super().get_command(ctx, meant(cmd_name))
+
+    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:  # noqa: ARG002 - as its base has it
+        """Write every command with the first line of its help."""
+        rows = {name: told for names in COMMANDS.values() for name, told in names.items()}
+        rows |= {name: each.get_short_help_str(100) for name, each in self.commands.items() if name not in rows}
+        with formatter.section("Commands"):
+            formatter.write_dl(list(rows.items()))
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         """Read ``help COMMAND`` as ``COMMAND --help``, and ``version`` as ``--version``."""

@@ -54,7 +54,7 @@ async def serve(
     *,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.", show_default=False)] = "",
     port: Annotated[
-        int, typer.Option(min=-1, max=65535, help="Which port; 0 = any free one.", show_default=False)
+        int, typer.Option(metavar="PORT", min=-1, max=65535, help="Which port; 0 = any free one.", show_default=False)
     ] = -1,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Go on in the background once it is ready.")] = False,
 ) -> None:

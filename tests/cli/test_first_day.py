@@ -1,0 +1,255 @@
+"""The first things that people type, many of them learnt elsewhere, at a terminal of 80 columns.
+
+Each answer is what was asked for, or one sentence that names it.
+"""
+
+import json
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+if os.name == "nt":
+    pytest.skip("pseudo-terminals of this kind are not there on Windows", allow_module_level=True)
+
+from tests.cli.terminal import Terminal
+
+ANSWER = "OpenVINO is an open source toolkit"
+MODELS = {
+    "tiny/chat": "text_generation",
+    "tiny/embeddings": "embeddings",
+    "tiny/rerank": "rerank",
+    "tiny/listener": "speech_to_text",
+    "tiny/speaker": "text_to_speech",
+    "tiny/image": "image_generation",
+}
+REFUSED = "http://127.0.0.1:9"
+"""An address where nobody listens."""
+COLOR = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7])m")
+
+
+@dataclass
+class Home:
+    """A person's folder, with a server in the background."""
+
+    executable: str
+    environment: dict[str, str]
+    folder: Path
+    told: str = ""
+
+    def open(self, *words: str, **variables: str) -> Terminal:
+        """Type a command."""
+        return Terminal([self.executable, *words], self.environment | variables, folder=self.folder)
+
+
+@pytest.fixture(scope="module")
+def home(executable: str, fixtures: Path) -> Iterator[Home]:
+    """The tiny models, and a server in the background, for all that is typed here."""
+    with tempfile.TemporaryDirectory(prefix="day", dir="/tmp") as name:
+        folder = Path(name)
+        kept = {key: text for key, text in os.environ.items() if not key.startswith(("OVMS_", "AOG_", "NO_COLOR"))}
+        environment = kept | {
+            "HOME": str(folder),
+            "TERM": "xterm-256color",
+            "OVMS_PLUGIN_DATA_DIR": str(folder / "data"),
+            "OVMS_PLUGIN_PLATFORM": "portable",
+            "OVMS_PLUGIN_FACES__HTTP__PORT": "0",
+            "OVMS_PLUGIN_HUBS__MODELSCOPE__ENDPOINT": REFUSED,
+            "EDITOR": "true",
+        }
+        home = Home(executable, environment, folder)
+        (folder / "notes.txt").write_text("OpenVINO runs models on Intel CPUs.\n")
+        (folder / "cats.txt").write_text("Cats sleep all day.\n")
+        (folder / "speech.wav").write_bytes((fixtures / "speech_to_text_samples/en_one_two_three.wav").read_bytes())
+        for model, kind in MODELS.items():
+            subprocess.run(
+                [executable, "import", fixtures / kind, model], env=environment, check=True, capture_output=True
+            )
+        with home.open("serve", "-d") as terminal:
+            code, home.told = terminal.code(), terminal.shown()
+        assert code == 0, home.told
+        try:
+            yield home
+        finally:
+            subprocess.run([executable, "stop"], env=environment, check=True, capture_output=True)
+
+
+DAY: list[tuple[str, int, str]] = [
+    # What is this?
+    ("", 1, r"Commands:\n  run  (?s:.*)A host such as AOG"),
+    ("--help", 0, r"Usage: ovms-plugin .*(?s:.*)\n  serve +Serve every installed model"),
+    ("help", 0, r"Commands:"),
+    ("help run", 0, r"Usage: ovms-plugin run \[OPTIONS\] MODEL \[TEXT\]\.\.\."),
+    ("version", 0, r"^ovms-plugin \d+\.\d+\.\d+$"),
+    ("-V", 0, r"^ovms-plugin \d+\.\d+\.\d+$"),
+    # Models
+    ("ls", 0, r"^MODEL +TYPE +SIZE +WEIGHTS +CHANGED\ntiny/chat +text_generation +1\.2 MB"),
+    ("list", 0, r"\ntiny/embeddings +embeddings"),
+    ("models", 0, r"\ntiny/rerank +rerank"),
+    ("show tiny/chat", 0, r"id +tiny/chat\n"),
+    ("info tiny/chat", 0, r"graph\.pbtxt:"),
+    ("pull tiny/chat", 0, r"^tiny/chat is here: text_generation"),
+    ("pull https://modelscope.cn/models/tiny/chat", 0, r"^tiny/chat is here"),
+    ("pull qwen3:0.6b", 3, r"^'qwen3:0\.6b' is a name of Ollama's"),
+    ("pull OpenVINO/Qwen3-0.6B-int4-ov", 4, r"cannot be reached \(Connection refused\)"),
+    ("download", 2, r"^Missing argument 'MODEL'; usage: ovms-plugin pull \[OPTIONS\] MODEL\.\.\.$"),
+    ("search qwen", 4, r"cannot be reached"),
+    ("rm nosuch", 3, r"^Model nosuch is not installed"),
+    ("delete nosuch", 3, r"^Model nosuch is not installed"),
+    ("df", 0, r"\nfree +\S+/data +"),
+    ("verify tiny/chat", 0, r"^tiny/chat: as it was pulled\.$"),
+    # Talking to them
+    ('run tiny/chat "What is OpenVINO?"', 0, ANSWER),
+    ('chat "What is OpenVINO?" --stats', 0, rf"{ANSWER}(?s:.*) tokens/s, first after"),
+    ("chat -m nosuch hi", 3, r"^Model nosuch is not installed; installed for text_generation: tiny/chat"),
+    ("run", 2, r"^Missing argument 'MODEL'; usage: ovms-plugin run"),
+    ("embed hello", 0, r"^\[-?0\.\d+, "),
+    ('rerank "What is OpenVINO?" notes.txt cats.txt', 0, r"^ *\d\.\d{4}  notes\.txt\n *\d\.\d{4}  cats\.txt$"),
+    ("transcribe speech.wav", 0, r"(?i)one"),
+    ("say hello -o hello.wav", 0, r"^hello\.wav$"),
+    ("imagine cat --size 64x64 --steps 1", 0, r"image\.png$"),
+    ('call embed \'{"input": "hi"}\'', 0, r'"embedding"'),
+    ("call nosuch", 3, r"^There is no service 'nosuch'; installed: chat, embed"),
+    # The server and its engine
+    ("ps", 0, r"^MODEL +MEMORY +DEVICE +USERS +IDLE +UNLOADED\n"),
+    ("status", 0, r"^engine +ready\n(?s:.*)\nhttp url +http://127"),
+    ("load tiny/chat", 0, r"^tiny/chat is loaded\.$"),
+    ("stop tiny/chat", 0, r"^tiny/chat is unloaded\.$"),
+    ("serve -d", 0, r"^A server runs here already, at http://127"),
+    ("logs -n 2", 0, r"^\[20"),
+    ("connect openai", 0, r"base_url=\"http://127"),
+    ("key list", 0, r"^default +\S+/key$"),
+    (
+        "service status",
+        1,
+        r"`ovms-plugin service install` does that\.$|^This system has no",
+    ),
+    ("engine ls", 0, r"portable +active"),
+    ("bench tiny/chat --streams 1 --tokens 4", 0, r"^STREAMS +TOKENS/S +FIRST TOKEN"),
+    ("doctor", 0, r"system +(?s:.*)hub +(?s:.*)→"),
+    # Settings
+    ("config list", 0, r"platform = portable"),
+    ("config get rest_port", 0, r"^16666$"),
+    ("config set chat.default_model x", 2, r"did you mean services\.chat\.default_model\?$"),
+    ('alias helper tiny/chat --system "Be brief."', 0, r"^helper is tiny/chat now\.\n.*`ovms-plugin restart`"),
+    ("alias", 0, r"\nhelper +tiny/chat +Be brief\."),
+    ("completion bash", 0, r"_ovms_plugin_completion\(\)"),
+    # Words of other programs, and slips
+    ("create", 2, r"`ovms-plugin alias NAME MODEL"),
+    ("cp a b", 2, r"`ovms-plugin alias NAME MODEL"),
+    ("push", 2, r"^Models are not uploaded"),
+    ("convert", 2, r"optimum-cli"),
+    ("login", 2, r"`ovms-plugin config set hubs\.modelscope\.token"),
+    ("update", 2, r"`ovms-plugin engine upgrade`"),
+    ("prune", 2, r"`ovms-plugin df`"),
+    ("install", 2, r"`ovms-plugin pull MODEL`"),
+    ("lst", 2, r"^No such command 'lst'; did you mean 'ls'\?$"),
+    ("ls --size", 2, r"^No such option: --size"),
+    ("connect nosuch", 2, r"'nosuch' is not one of"),
+]
+QUICK = [each for each in DAY if each[1] == 2 or each[0] in ("", "--help", "ls", "ps", "status", "doctor", "alias")]
+"""What is typed again without colour."""
+
+
+def check(home: Home, line: str, code: int, pattern: str, **variables: str) -> Terminal:
+    import shlex
+
+    with home.open(*shlex.split(line), **variables) as terminal:
+        ended, shown = terminal.code(), terminal.shown()
+    assert ended == code, shown
+    assert re.search(pattern, shown), shown
+    assert "Traceback" not in shown
+    assert not re.search(r"<\w+(\[|>)|\{MODEL\}|should not have happened", shown), "no jargon"
+    if code:
+        words = [each for each in shown.splitlines() if each]
+        assert not line or len(words) <= 4, f"one sentence:\n{shown}"
+    return terminal
+
+
+@pytest.mark.parametrize(("line", "code", "pattern"), DAY, ids=[each[0] for each in DAY])
+def test_what_people_type_first(home: Home, line: str, code: int, pattern: str) -> None:
+    terminal = check(home, line, code, pattern)
+    if "`" not in pattern and line.split()[:1] not in (["logs"], ["connect"], ["embed"], ["call"], ["completion"]):
+        assert not terminal.broken(), "the terminal broke no word"
+
+
+@pytest.mark.parametrize(("line", "code", "pattern"), QUICK, ids=[each[0] for each in QUICK])
+def test_without_colour_it_says_the_same(home: Home, line: str, code: int, pattern: str) -> None:
+    terminal = check(home, line, code, pattern, NO_COLOR="1", LC_ALL="zh_CN.UTF-8")
+    assert not COLOR.search(terminal.raw)
+
+
+def test_a_server_in_the_background_says_where_its_log_is(home: Home) -> None:
+    assert "Engine " in home.told
+    assert str(home.folder / "data" / "logs" / "serve.log") in home.told
+    assert "`ovms-plugin stop` ends it" in home.told
+
+
+def test_a_conversation_with_a_word_of_help(home: Home) -> None:
+    with home.open("run", "tiny/chat") as terminal:
+        terminal.wait_for("/help shows the commands")
+        terminal.type("What is OpenVINO?\r")
+        terminal.wait_for(ANSWER)
+        terminal.type("/stats\r")
+        terminal.wait_for("Speed is shown.")
+        terminal.type("/nosuch\r")
+        terminal.wait_for("There is no command /nosuch; /help lists them.")
+        terminal.type("/bye\r")
+        assert terminal.code() == 0
+
+
+def test_an_unreachable_hub_is_told_within_two_seconds_and_with_its_cause(home: Home) -> None:
+    # CPU seconds of a command that is told so at once are the measure, as the machine may be busy.
+    began = time.monotonic()
+    check(home, "pull OpenVINO/Qwen3-0.6B-int4-ov", 4, "Connection refused")
+    failed = time.monotonic() - began
+    began = time.monotonic()
+    check(home, "ls", 0, "tiny/chat")
+    assert failed < 2 + (time.monotonic() - began)
+
+
+def test_status_watch_shows_what_changes_until_ctrl_c(home: Home) -> None:
+    with home.open("status", "--watch") as terminal:
+        terminal.wait_for("engine ")
+        check(home, "load tiny/embeddings", 0, "is loaded")
+        terminal.wait_for("tiny/embeddings")
+        terminal.type("\x03")
+        assert terminal.code() == 130
+        assert "No longer watching." in terminal.shown()
+
+
+def test_restart_brings_an_alias_to_every_client(home: Home) -> None:
+    check(home, 'alias brief tiny/chat --system "Be brief." --set max_tokens=3', 0, "brief is tiny/chat now")
+    with home.open("restart") as terminal:
+        assert terminal.code() == 0, terminal.shown()
+    found: dict[str, Any] = json.loads((home.folder / "data" / "run" / "http.json").read_text())
+    headers = {"authorization": f"Bearer {Path(found['key_file']).read_text().strip()}"}
+    with httpx.Client(base_url=found["url"], headers=headers, timeout=60, trust_env=False) as client:
+        listed = {each["id"]: each for each in client.get("/v1/models").json()["data"]}
+        assert listed["brief"]["alias_of"] == "tiny/chat"
+        messages = [{"role": "user", "content": "What is OpenVINO?"}]
+        answers = [
+            client.post("/v1/chat/completions", json={"model": model, "messages": messages}).json()["usage"]
+            for model in ("brief", "tiny/chat")
+        ]
+    assert answers[0]["completion_tokens"] == 3 < answers[1]["completion_tokens"]
+    assert answers[0]["prompt_tokens"] > answers[1]["prompt_tokens"], "the system text is sent"
+    check(home, "rm brief", 0, "The alias brief is removed")
+
+
+def test_stop_ends_the_server_and_says_so_twice(home: Home) -> None:
+    # The last one: it ends what the others ask.
+    check(home, "stop", 0, r"^The server is stopped; models and settings are kept\.$")
+    check(home, "stop", 0, r"^No server runs here\.$")
+
+
+def test_serve_in_the_background_ends_with_the_cause(home: Home) -> None:
+    check(home, "serve -d --host 192.0.2.1", 2, r"^This machine cannot listen at 192\.0\.2\.1")
