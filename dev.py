@@ -7,7 +7,7 @@ python3 dev.py check    ruff, mypy --strict, import-linter, bandit and pip-audit
 python3 dev.py bench    run every benchmark; further words name some of them       (20 minutes; most take 1 or 2)
 python3 dev.py soak     use every service while processes are killed and the disk fills; --minutes N says how long
 python3 dev.py release  build wheels and sdists into dist/ and check them; needs a commit    (3 minutes)
-python3 dev.py make     write the generated files again: protobuf code, plugin.yaml, tables in docs
+python3 dev.py make     write the generated files again: protobuf code, plugin.yaml, the manual page, parts of docs
 """
 
 from __future__ import annotations
@@ -165,6 +165,8 @@ def make(words: list[str]) -> None:
     text = subprocess.run([tool("ovms-plugin"), "manifest"], cwd=ROOT, check=True, capture_output=True).stdout
     (ROOT / "plugin.yaml").write_bytes(text)
     call(tool("python"), str(ROOT / "tests" / "test_docs.py"))
+    page = subprocess.run([tool("python"), "-m", "ovms_cli.manual"], cwd=ROOT, check=True, capture_output=True).stdout
+    (ROOT / "extensions" / "cli" / "ovms-plugin.1").write_bytes(page)
     call(tool("python"), str(ROOT / "packaging" / "metadata.py"))
 
 

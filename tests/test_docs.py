@@ -21,7 +21,8 @@ import pytest
 import typer
 import yaml
 
-from ovms_cli.app import make_app
+from ovms_cli.app import make_app, make_command
+from ovms_cli.manual import manual
 from ovms_face_http.clients import TEXTS
 from ovms_kernel.commands import EXIT_CODES
 from ovms_kernel.declared import settings_in
@@ -30,6 +31,8 @@ from ovms_kernel.settings import KINDS, ModelSettings, Settings
 ROOT = Path(__file__).parents[1]
 DOCS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CHINESE_PAGES = ("users", "serve", "aog")
+"""Pages of docs that are also there in Chinese."""
 NOT_HERE = ("pull", "logs", "demo", "deploy")
 """Commands for users that need the internet or do not end; they are only parsed. The demo has tests of its own."""
 
@@ -105,6 +108,19 @@ def shell_lines(*paths: Path) -> Iterator[list[str]]:
 @pytest.mark.parametrize("path", TABLES, ids=lambda each: each.name)
 def test_a_table_says_what_the_code_says(path: Path) -> None:
     assert TABLES[path][1]() in path.read_text("utf-8"), "run `python dev.py make` to write it again"
+
+
+def test_the_manual_page_says_what_help_says() -> None:
+    page = ROOT / "extensions" / "cli" / "ovms-plugin.1"
+    assert manual(make_command()) == page.read_text("utf-8"), "run `python dev.py make` to write it again"
+
+
+@pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
+def test_the_manual_page_is_set_without_a_warning() -> None:
+    page = ROOT / "extensions" / "cli" / "ovms-plugin.1"
+    done = subprocess.run(["groff", "-man", "-Tutf8", "-ww", page], capture_output=True, text=True, check=True)
+    assert not done.stderr
+    assert "transcribe [FILE]" in done.stdout
 
 
 @pytest.mark.parametrize("client", TEXTS)
@@ -203,12 +219,33 @@ def test_the_commands_for_users_run(tmp_path: Path, fixtures: Path) -> None:
     assert sum("embedding" in each for each in ran) >= 2
 
 
-def test_the_chinese_readme_shows_the_same_commands_and_output() -> None:
+CHINESE = {"README.md": "README.zh-CN.md"} | {f"docs/{name}.md": f"docs/zh/{name}.md" for name in CHINESE_PAGES}
+"""Pages by those that they are translated from."""
+
+
+@pytest.mark.parametrize("page", CHINESE)
+def test_a_chinese_page_shows_the_same_commands_and_output(page: str) -> None:
     def shown(path: Path) -> list[str]:
         lines = [line for _, text in BLOCK.findall(path.read_text("utf-8")) for line in text.splitlines()]
         return [line.partition("#")[0].rstrip() for line in lines]
 
-    assert shown(ROOT / "README.zh-CN.md") == shown(ROOT / "README.md")
+    assert shown(ROOT / CHINESE[page]) == shown(ROOT / page), "`python dev.py make` copies the blocks of docs"
+
+
+def test_the_chinese_page_explains_the_same_exit_codes() -> None:
+    codes = [
+        re.findall(r"^\| (\d+) \|", (ROOT / page).read_text("utf-8"), re.MULTILINE)
+        for page in ("docs/users.md", "docs/zh/users.md")
+    ]
+    assert codes[0] == codes[1]
+
+
+def copy_blocks(source: Path, to: Path) -> None:
+    """Put the fenced blocks of a page into its translation, one after another."""
+    fenced = re.compile(r"^```\w+\n.*?^```$", re.MULTILINE | re.DOTALL)
+    blocks_of = iter(fenced.findall(source.read_text("utf-8")))
+    text = to.read_text("utf-8")
+    to.write_text(fenced.sub(lambda old: next(blocks_of, old.group()), text), "utf-8")
 
 
 if __name__ == "__main__":
@@ -216,3 +253,5 @@ if __name__ == "__main__":
         begin, end = f"<!-- {name} -->\n", "<!-- end -->\n"
         before, _, rest = path.read_text("utf-8").partition(begin)
         path.write_text(before + begin + "\n" + table() + "\n" + end + rest.partition(end)[2], "utf-8")
+    for name in CHINESE_PAGES:
+        copy_blocks(ROOT / "docs" / f"{name}.md", ROOT / "docs" / "zh" / f"{name}.md")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from ovms_cli.session import Session
     from ovms_kernel.drivers import Service
+    from ovms_kernel.kernel import Kernel
     from ovms_kernel.values import Request
 
 ERRORS: dict[int, type[OvmsError]] = {
@@ -67,16 +68,23 @@ class Services(Protocol):
 
 
 @asynccontextmanager
+async def kernel_of(session: Session) -> AsyncIterator[Kernel]:
+    """Give a kernel to ask services of: with an engine, and a word about why the first answer takes a while."""
+    async with session.kernel() as kernel:
+        if not await kernel.check_engine() and await kernel.list_models():
+            output.say("No engine is installed yet; it is installed first.")
+            with output.progress("engine") as report:
+                await kernel.install_engine(report=report)
+        if not kernel.engine_runs():
+            kernel.register("terminal", Starting())
+        yield kernel
+
+
+@asynccontextmanager
 async def services_of(session: Session) -> AsyncIterator[Services]:
     """Give where requests go. A server that runs gets them, so that it knows which models are in use."""
     if (server := server_of(session.settings.data_dir)) is None:
-        async with session.kernel() as kernel:
-            if not await kernel.check_engine() and await kernel.list_models():
-                output.say("No engine is installed yet; it is installed first.")
-                with output.progress("engine") as report:
-                    await kernel.install_engine(report=report)
-            if not kernel.engine_runs():
-                kernel.register("terminal", Starting())
+        async with kernel_of(session) as kernel:
             yield kernel
         return
     from ovms_kernel.engine.host import read_host

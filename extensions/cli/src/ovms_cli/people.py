@@ -51,8 +51,11 @@ async def transcribe(
     session: Session,
     file: Annotated[
         str, typer.Argument(metavar="FILE", help="A recording; - reads it from stdin.", show_default=False)
-    ],
+    ] = "",
     *,
+    live: Annotated[
+        bool, typer.Option("--live", help="Listen to the microphone; with -, to raw sound on stdin.")
+    ] = False,
     format_: Annotated[Transcript, typer.Option("--format", "-f", help="How to write it.")] = Transcript.txt,
     language: Annotated[
         str, typer.Option(metavar="CODE", help="Such as en; detected if not given.", show_default=False)
@@ -64,6 +67,13 @@ async def transcribe(
     model: Model = "",
 ) -> None:
     """Write down what is said in a recording."""
+    if live:
+        from ovms_cli.listening import listen
+
+        await listen(session, file, model, language)
+        return
+    if not file:
+        raise BadRequest("Name a recording, - for stdin, or --live to listen to the microphone.")
     name = "recording.wav" if file == "-" else Path(file).name
     data = sys.stdin.buffer.read() if file == "-" else await anyio.to_thread.run_sync(read_file, Path(file))
     fields: dict[str, Any] = {"response_format": FORMATS[format_]} | _named(model=model, language=language)
