@@ -120,7 +120,7 @@ def test_the_manual_page_is_set_without_a_warning() -> None:
     page = ROOT / "extensions" / "cli" / "ovms-plugin.1"
     done = subprocess.run(["groff", "-man", "-Tutf8", "-ww", page], capture_output=True, text=True, check=True)
     assert not done.stderr
-    assert "transcribe [FILE]" in done.stdout
+    assert "transcribe [FILE]" in re.sub(".\b", "", done.stdout), "bold is written as a letter over itself"
 
 
 @pytest.mark.parametrize("client", TEXTS)

@@ -40,7 +40,9 @@ def test_every_command_explains_itself(words: list[str], capsys: pytest.CaptureF
     told = capsys.readouterr().out
     assert told.startswith(f"Usage: ovms-plugin {' '.join(words)} ")
     assert not re.search(r"\[\[|\.\.\..\.\.\.", told.splitlines()[0]), "what is optional or repeated is marked once"
-    assert words in (["config"], ["engine"], ["key"], ["service"]) or ("--data-dir" in told and "--debug" in told)
+    assert words in (["config"], ["engine"], ["extension"], ["key"], ["service"]) or (
+        "--data-dir" in told and "--debug" in told
+    )
 
 
 def test_help_names_every_command_and_cuts_no_sentence(capsys: pytest.CaptureFixture[str]) -> None:

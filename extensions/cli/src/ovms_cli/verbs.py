@@ -31,6 +31,7 @@ COMMANDS = {
         "ps": "List the models that are loaded, and for how long.",
     },
     "naming": {"alias": "Give a model another name, with settings of its own."},
+    "passports": {"passport": "Show where a model answered sense, by engine, device and driver."},
     "people": {
         "transcribe": "Write down what is said in a recording.",
         "say": "Speak a text into a sound file.",
