@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import ssl
 import subprocess
 import sys
@@ -48,6 +49,23 @@ def call(*command: str) -> None:
         sys.exit(code)
 
 
+def call_quietly(*command: str) -> None:
+    """Run a command that has nothing to say to Ctrl-C: it gets none, and is ended instead."""
+    alone = {"creationflags": 0x200} if os.name == "nt" else {"start_new_session": True}
+    process = subprocess.Popen(command, cwd=ROOT, **alone)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        if os.name == "nt":
+            process.terminate()
+        else:
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+        raise
+    if code:
+        sys.exit(code)
+
+
 def install(*options: str) -> None:
     """Make the environment and bring it up to date; a second time this takes a second or so.
 
@@ -62,7 +80,7 @@ def install(*options: str) -> None:
     syncing = VENV / "syncing"
     again = ["--reinstall"] if syncing.exists() else []
     syncing.touch()
-    call(tool("uv"), "sync", "--quiet", "--all-packages", "--python", tool("python"), *again, *options)
+    call_quietly(tool("uv"), "sync", "--quiet", "--all-packages", "--python", tool("python"), *again, *options)
     _make_paths_relative()
     syncing.unlink()
 
@@ -72,9 +90,9 @@ def _make_environment() -> None:
         package = "python{}.{}-venv".format(*sys.version_info)
         sys.exit(f"This Python has no ensurepip; on Debian and Ubuntu run `sudo apt install {package}`.")
     say("Making an environment in .venv …")
-    call(sys.executable, "-m", "venv", "--clear", str(VENV))
+    call_quietly(sys.executable, "-m", "venv", "--clear", str(VENV))
     say("Installing uv …")
-    call(tool("python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv>=0.9")
+    call_quietly(tool("python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv>=0.9")
     READY.touch()
 
 
@@ -194,7 +212,11 @@ def main() -> None:
     if not words or words[0] not in COMMANDS:
         print(__doc__)
         sys.exit(0 if words in ([], ["-h"], ["--help"]) else 64)
-    COMMANDS[words[0]](words[1:])
+    try:
+        COMMANDS[words[0]](words[1:])
+    except KeyboardInterrupt:
+        say("Interrupted; the same command begins again where it has to.")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

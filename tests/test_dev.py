@@ -1,6 +1,8 @@
 """dev.py, as somebody meets it who has just cloned the repository."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +59,26 @@ def test_an_environment_that_was_left_half_made_is_made_again(clone: Path) -> No
     install(clone)
     # Before 3.13, Python reads the paths of editable installs in the locale's encoding.
     assert imported(clone, LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0") == "True\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
+def test_ctrl_c_in_the_first_run_is_one_sentence(clone: Path) -> None:
+    words = [sys.executable, "dev.py", "check"]
+    process = subprocess.Popen(words, cwd=clone, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr
+    assert process.stderr.readline() == "Making an environment in .venv …\n"
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all that run in it
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (130, "Interrupted; the same command begins again where it has to.\n")
+    assert not (clone / ".venv" / "ready").exists(), "the next run makes it anew"
+
+
+def test_a_python_without_venv_is_told_what_to_install(clone: Path) -> None:
+    code = "import sys; sys.modules['ensurepip'] = None; import dev; dev.install()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "sudo apt install python{}.{}-venv".format(*sys.version_info) in done.stderr
+    assert not (clone / ".venv").exists()
 
 
 def test_a_benchmark_that_does_not_exist_is_named() -> None:
