@@ -4,6 +4,7 @@ Run as a program, it writes the tables that are made from the code again.
 """
 
 import ast
+import itertools
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from ovms_face_http.clients import TEXTS
 from ovms_kernel.commands import EXIT_CODES
 from ovms_kernel.declared import settings_in
 from ovms_kernel.settings import KINDS, ModelSettings, Settings
+from ovms_kernel.testing.hub import FakeHub
 
 ROOT = Path(__file__).parents[1]
 DOCS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
@@ -217,6 +219,50 @@ def test_the_commands_for_users_run(tmp_path: Path, fixtures: Path) -> None:
             stays.communicate()
     assert any("toolkit for running AI models" in each for each in ran)
     assert sum("embedding" in each for each in ran) >= 2
+
+
+UNTOLD = re.compile(r"^(Extension \S+ of \S+ takes|\S+: downloading|How \S+ makes one vector)")
+"""Lines that depend on how busy the machine is, or on the tiny model that stands in for the one that is named."""
+
+
+def test_the_tour_in_the_readme_prints_what_it_shows(tmp_path: Path, fixtures: Path) -> None:
+    def plain(text: str) -> list[str]:
+        text = text.replace(str(tmp_path), "~").replace("2 minutes ago", "1 minute ago")
+        text = re.sub(r"sk-ovms-\S+", "sk-ovms-…", text)
+        text = re.sub(r"\d[\d.]*( [kM]?B| bytes)?", "N", re.sub(r"just now|\d+ minutes? ago", "ago", text))
+        return [" ".join(line.split()) for line in text.splitlines() if line and not UNTOLD.match(line)]
+
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("OVMS_PLUGIN_")}
+    executable = str(Path(sys.executable).with_name("ovms-plugin"))
+    found = [(kind, text) for kind, text in BLOCK.findall((ROOT / "README.md").read_text("utf-8"))]
+    tour = [(one, two) for (kind, one), (next_, two) in itertools.pairwise(found) if (kind, next_) == ("sh", "text")]
+    assert len(tour) == 3
+    with FakeHub() as hub:
+        hub.add("OpenVINO/Qwen3-0.6B-int4-ov", fixtures / "text_generation")
+        hub.add("OpenVINO/Qwen3-Embedding-0.6B-int8-ov", fixtures / "embeddings")
+        environment = kept | {
+            "HOME": str(tmp_path),
+            "XDG_DATA_HOME": str(tmp_path / ".local" / "share"),
+            "OVMS_PLUGIN_PLATFORM": "portable",
+            "OVMS_PLUGIN_HUBS__MODELSCOPE__ENDPOINT": hub.url,
+            "OVMS_PLUGIN_FACES__HTTP__PORT": "0",
+        }
+        try:
+            for typed, shown in tour:
+                told = ""
+                for line in typed.splitlines():
+                    told += subprocess.run(
+                        [executable, *shlex.split(line)[1:]],
+                        check=True,
+                        env=environment,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.STDOUT,
+                        encoding="utf-8",
+                        timeout=60,
+                    ).stdout
+                assert plain(told) == plain(shown)
+        finally:
+            subprocess.run([executable, "stop"], check=True, env=environment, capture_output=True)
 
 
 CHINESE = {"README.md": "README.zh-CN.md"} | {f"docs/{name}.md": f"docs/zh/{name}.md" for name in CHINESE_PAGES}

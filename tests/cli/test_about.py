@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ovms_cli.output import print_table
 from ovms_face_aog.client import PluginHost
 
 
@@ -151,3 +152,16 @@ def test_a_command_that_does_not_load_costs_only_itself(here: Any, acme: Any, mo
     assert "doctor" in told.stdout
     assert "greet" not in told.stdout
     assert here("greet", code=2).stderr
+
+
+def test_a_table_that_is_too_wide_does_without_what_matters_least(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "30")
+    rows = [("OpenVINO/Qwen3-0.6B-int4-ov", "1.2 MB", "just now")]
+    print_table(("MODEL", "SIZE", "CHANGED"), rows, spare=("CHANGED", "SIZE"))
+    assert rows[0][0] in (shown := capsys.readouterr().out)
+    assert "1.2 MB" not in shown
+    monkeypatch.setenv("COLUMNS", "40")
+    print_table(("MODEL", "SIZE", "CHANGED"), rows, spare=("CHANGED", "SIZE"))
+    assert "1.2 MB" in (shown := capsys.readouterr().out)
+    assert "just now" not in shown

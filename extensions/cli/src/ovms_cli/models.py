@@ -190,7 +190,8 @@ async def ls(session: Session, *, json: Json = False) -> None:
             else (each.id, each.model_type, output.size(each.size), each.quantization or "-", output.ago(each.modified))
             for each in models
         ]
-        output.print_table(("MODEL", "TYPE", "SIZE", "WEIGHTS", "CHANGED"), rows, right=("SIZE",))
+        titles = ("MODEL", "TYPE", "SIZE", "WEIGHTS", "CHANGED")
+        output.print_table(titles, rows, right=("SIZE",), spare=("WEIGHTS", "CHANGED", "TYPE"))
     else:
         output.say(
             "No model is here yet; `ovms-plugin pull OWNER/NAME` fetches one, `ovms-plugin import` takes one in."
@@ -217,7 +218,7 @@ async def ps(session: Session, *, json: Json = False) -> None:
             for each in models
         ]
         titles = ("MODEL", "MEMORY", "DEVICE", "USERS", "IDLE", "UNLOADED")
-        output.print_table(titles, rows, right=("MEMORY", "USERS"))
+        output.print_table(titles, rows, right=("MEMORY", "USERS"), spare=("DEVICE", "IDLE", "USERS"))
         for each in models:
             if each.suspect:
                 output.say(f"{each.model.id} {each.suspect}; see `ovms-plugin passport {each.model.id}`.")

@@ -27,16 +27,31 @@ NUMBERS = 36
 """Columns of a terminal that bytes, speed and time need beside a name, such as `999.9/999.9 MB 999.9 MB/s 0:59:59`."""
 
 
-def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+GAP = 3
+"""Columns of a terminal between two columns of a table."""
+
+
+def print_table(
+    titles: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[str] = (),
+    spare: Sequence[str] = (),
+) -> None:
     """Print rows under titles, aligned; no borders, so that it reads well and cuts well.
 
     :param right: titles of the columns that are aligned at their right, such as sizes.
+    :param spare: titles of the columns that a terminal without room for them does without, the first one first.
     """
     from rich.table import Table
     from rich.text import Text
 
     console = stdout()
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    for title in spare if console.is_terminal else ():
+        if _width(titles, rows) > console.width:
+            place = list(titles).index(title)
+            titles, *rows = ([*each[:place], *each[place + 1 :]] for each in (titles, *rows))
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
     for title in titles:
         table.add_column(title, justify="right" if title in right else "left", no_wrap=True, overflow="ignore")
     for row in rows:
@@ -47,6 +62,13 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: 
         console.print(table, crop=False, soft_wrap=True)
     for line in capture.get().splitlines():
         print(line.rstrip())
+
+
+def _width(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    from rich.cells import cell_len
+
+    columns = zip(titles, *rows, strict=True)
+    return sum(max(map(cell_len, column)) + GAP for column in columns) - GAP
 
 
 def print_facts(facts: Mapping[str, str]) -> None:
