@@ -142,4 +142,5 @@ def writer(*, plain: bool = False, reasoning: bool = True) -> PlainWriter | Mark
     console = stdout()
     if plain or not sys.stdout.isatty() or console.is_dumb_terminal:
         return PlainWriter()
+    console.soft_wrap = False  # prose is broken between words, also while it is drawn
     return MarkdownWriter(console, reasoning=reasoning)
