@@ -356,3 +356,15 @@ def _names(process: psutil.Process, folder: str) -> bool:
         return process.pid != os.getpid() and any(folder in word for word in process.cmdline())
     except psutil.Error:
         return False
+
+
+def test_sound_goes_to_a_file_whose_path_is_printed(installed: Any, fixtures: Path, tmp_path: Path) -> None:
+    installed("import", str(fixtures / "text_to_speech"), "tiny/speaker")
+    asked = '{"model": "tiny/speaker", "input": "hi", "response_format": "flac"}'
+    made = json.loads(installed("call", "text-to-speech", asked).stdout)
+    assert made["content_type"] == "audio/flac"
+    assert made["url"].endswith(".flac")
+    assert Path(made["url"]).read_bytes().startswith(b"fLaC")
+    named = tmp_path / "hi.flac"
+    assert installed("call", "text-to-speech", asked, "-o", str(named)).stdout == ""
+    assert named.read_bytes().startswith(b"fLaC")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
+from uuid import uuid4
 
 import typer
 
@@ -13,6 +14,7 @@ from ovms_cli.asking import services_of
 from ovms_cli.completing import offered
 from ovms_cli.session import Session, add
 from ovms_kernel.admission import decode_request
+from ovms_kernel.commands import print_json
 from ovms_kernel.errors import BadRequest, NotSupported
 from ovms_kernel.media import read_file, source_of
 from ovms_kernel.values import Request, Upload
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 MEDIA = {"audio": "file_type", "file": "file_type", "image": "image_type", "mask": "image_type"}
 """Fields that may name a file, and the field that says whether they do."""
+STDOUT = Path("-")
 WITHDRAWN = "Interrupted; the request is withdrawn."
 
 
@@ -56,7 +59,9 @@ async def call(
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer piece by piece as it comes.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write the answer to a file.", show_default=False),
+        typer.Option(
+            "--output", "-o", metavar="FILE|-", help="Write the answer to a file, or as it is.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Ask a service with a JSON request and print its answer."""
@@ -66,18 +71,26 @@ async def call(
         driver = services.service(service)
         if stream and not driver.definition.streaming:
             raise NotSupported(f"The service {service} does not stream; leave out --stream.")
-        check_terminal(content_type_of(driver, asked), out)
-        with sink(out) as file:
-            if stream:
-                async with aclosing(services.stream(service, asked)) as chunks:
+        content_type = content_type_of(driver, asked)
+        check_terminal(content_type, out)
+        if stream:
+            path = out or (None if is_text(content_type) else place_for(session.settings.data_dir, content_type))
+            async with aclosing(services.stream(service, asked)) as chunks:
+                with sink(path) as file:
                     async for chunk in chunks:
                         file.write(chunk)
                         file.flush()
-                return
+        else:
             answer = await services.invoke(service, asked)
-            check_terminal(answer.content_type, out)
-            line = out is None and is_text(answer.content_type) and not answer.body.endswith(b"\n")
-            file.write(answer.body + b"\n" * line)
+            content_type = answer.content_type
+            check_terminal(content_type, out)
+            path = out or (None if is_text(content_type) else place_for(session.settings.data_dir, content_type))
+            with sink(path) as file:
+                file.write(answer.body)
+                if path is None and not answer.body.endswith(b"\n"):
+                    file.write(b"\n")
+        if path and out is None:
+            print_json({"url": str(path), "content_type": content_type})
 
 
 def with_uploads(body: bytes) -> Request:
@@ -126,8 +139,23 @@ def check_terminal(content_type: str, out: Path | None) -> None:
 
     :raises BadRequest: it has to be written to a file.
     """
-    if out is None and not is_text(content_type) and sys.stdout.isatty():
+    if out == STDOUT and not is_text(content_type) and sys.stdout.isatty():
         raise BadRequest(f"The answer is {content_type.partition(';')[0]}, not text; name a file for it with --output.")
+
+
+def place_for(data_dir: Path, content_type: str) -> Path:
+    """Return a new file for an answer that is no text, in the data folder.
+
+    :raises BadRequest: the folder cannot be made.
+    """
+    kind = content_type.partition(";")[0].strip().rpartition("/")[2]
+    ending = "mp3" if kind == "mpeg" else kind
+    folder = data_dir / "answers"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadRequest(f"{folder} cannot be made ({error.strerror}); name a file with --output.") from error
+    return folder / f"{uuid4().hex[:12]}.{'mp3' if kind == 'mpeg' else kind}"
 
 
 @contextmanager
@@ -136,7 +164,7 @@ def sink(path: Path | None) -> Iterator[BinaryIO]:
 
     :raises BadRequest: the file cannot be written.
     """
-    if path is None:
+    if path is None or path == STDOUT:
         yield sys.stdout.buffer
         return
     half = path.with_name(f".{path.name}.partial")
