@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -70,7 +71,9 @@ def test_every_wheel_carries_its_licence_and_describes_itself(metadata: ModuleTy
         assert body.strip().startswith("# "), f"{wheel.name} has no long description"
         ours = [each for each in head.splitlines() if each.startswith("Requires-Dist: ovms-")]
         assert all("<0.3" in each and ">=0.2" in each for each in ours)
-        packages = {each.partition("/")[0] for each in names if each.count("/") and ".dist-info" not in each}
+        packages = {
+            each.partition("/")[0] for each in names if each.count("/") and not re.search(r"\.(dist-info|data)/", each)
+        }
         assert all(f"{each}/py.typed" in names for each in packages), f"{wheel.name} does not say that it has types"
 
 
