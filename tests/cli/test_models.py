@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ovms_cli.models import read_rate
+from ovms_cli.output import read_rate
 from ovms_kernel.errors import BadRequest
 from ovms_kernel.testing.hub import FakeHub
 

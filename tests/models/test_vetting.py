@@ -77,9 +77,6 @@ class Machine:
         self.done.append("ask")
         return Answer(json.dumps({"choices": [{"message": {"content": self.says[self.device]}}]}).encode())
 
-    async def upload(self, path: str, fields: Any, files: Any, *, timeout: float | None = None) -> Answer:
-        raise AssertionError("a text is not uploaded")
-
     async def write(self, device: str) -> str:
         self.device = self.usual if self.fixed or not device else device
         return self.device

@@ -1,6 +1,5 @@
 """Commands about models: on disk and in the running engine."""
 
-import re
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,7 +13,7 @@ from ovms_cli.session import Json, Session, add
 from ovms_kernel.aliases import target
 from ovms_kernel.commands import need_engine, running
 from ovms_kernel.commands import report as report_error
-from ovms_kernel.errors import BadRequest, OvmsError
+from ovms_kernel.errors import OvmsError
 from ovms_kernel.quantities import parse_duration
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ async def pull(
     from ovms_kernel.models.names import parse_model_ref
 
     refs = [parse_model_ref(f"{each}@{revision}" if revision else each) for each in models]
-    limit = {(each.hub or session.settings.hub): {"max_rate": read_rate(max_rate)} for each in refs if max_rate}
+    limit = {(each.hub or session.settings.hub): {"max_rate": output.read_rate(max_rate)} for each in refs if max_rate}
     async with session.kernel(hubs=limit) if limit else session.kernel() as kernel:
         if dry_run:
             for ref in refs:
@@ -124,14 +123,6 @@ async def _pull_all(
         if not json and not quiet:
             print(f"{pulled.id} is here: {pulled.model_type}, {output.size(pulled.size)}.")
     return results
-
-
-def read_rate(text: str) -> int:
-    """Return the bytes per second that were typed, as ``5MB``, ``500k`` or a number."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)i?b?(?:/s)?", text.strip().lower())
-    if not found or not (rate := int(float(found[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[found[2]])):
-        raise BadRequest(f"{text!r} is no rate; write bytes per second such as 5MB or 500k.")
-    return rate
 
 
 async def _tell_plan(kernel: "Kernel", ref: "ModelRef", *, json: bool) -> None:

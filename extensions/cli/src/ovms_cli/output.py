@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ovms_kernel.commands import plain, print_json, say
+from ovms_kernel.errors import BadRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -176,3 +178,11 @@ def waiting(what: str) -> Iterator[None]:
         return
     with console.status(what, spinner="dots"):
         yield
+
+
+def read_rate(text: str) -> int:
+    """Return the bytes per second that were typed, as ``5MB``, ``500k`` or a number."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)i?b?(?:/s)?", text.strip().lower())
+    if not found or not (rate := int(float(found[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[found[2]])):
+        raise BadRequest(f"{text!r} is no rate; write bytes per second such as 5MB or 500k.")
+    return rate
