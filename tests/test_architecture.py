@@ -118,7 +118,7 @@ SOURCES = [
 def test_a_file_a_class_and_a_function_have_one_job(path: Path) -> None:
     text = path.read_text("utf-8")
     tree = ast.parse(text)
-    lines = {"the file": (ast.Module, len(text.splitlines()))}
+    lines: dict[str, tuple[type[ast.AST], int]] = {"the file": (ast.Module, len(text.splitlines()))}
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             lines[f"{node.name} in line {node.lineno}"] = (type(node), (node.end_lineno or 0) - node.lineno + 1)

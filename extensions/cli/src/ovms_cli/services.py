@@ -155,7 +155,7 @@ def place_for(data_dir: Path, content_type: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadRequest(f"{folder} cannot be made ({error.strerror}); name a file with --output.") from error
-    return folder / f"{uuid4().hex[:12]}.{'mp3' if kind == 'mpeg' else kind}"
+    return folder / f"{uuid4().hex[:12]}.{ending}"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The server that answers a host's rpcs: grpc.aio's, or pygrpc-native's where it is installed; both have the same methods.
+"""The server that answers a host's rpcs: grpc.aio's, or pygrpc-native's where it is installed, with the same methods.
 
 pygrpc-native does HTTP/2 in Rust, outside of Python's lock, and takes about a tenth of grpc.aio's time for a call. It
 hands methods whose requests are streams to a grpc.aio server behind it, over a socket of its own.
@@ -36,7 +36,8 @@ def new_server() -> grpc.aio.Server:
         import grpc.aio
 
         return grpc.aio.server(options=OPTIONS)
-    return pygrpc_native.aio.server(options=OPTIONS)
+    server: grpc.aio.Server = pygrpc_native.aio.server(options=OPTIONS)
+    return server
 
 
 async def start(server: grpc.aio.Server, folder: Path | None) -> None:
