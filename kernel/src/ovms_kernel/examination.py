@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SLOW = 1.0
+SLOW = 3.0
 """Seconds after which the load of an extension is worth a warning: every command waits for it."""
 
 

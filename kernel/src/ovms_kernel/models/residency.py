@@ -304,7 +304,7 @@ class Residency:
         """Unload a model that answers nonsense, so that its next request loads it on another device."""
         resident = self.table.get(model.id)
         if resident is None or resident.state is not State.LOADED:
-            return  # it is being loaded, and whoever loads it knows
+            return  # it is being loaded, and the load knows
         resident.suspect = f"answers {cause} on {device}"
         if device != SYSTEM:
             await self.unload(model.id, f"it answers nonsense on {device}")

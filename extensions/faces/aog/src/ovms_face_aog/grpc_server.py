@@ -41,7 +41,7 @@ def new_server() -> grpc.aio.Server:
 
 
 async def start(server: grpc.aio.Server, folder: Path | None) -> None:
-    """Start a server that makes its socket, if it makes one, in a folder, which whoever outlives a kill removes."""
+    """Start a server that makes its socket, if it makes one, in a folder that outlives no plugin for long."""
     with _temporary_files_in(folder) if folder else contextlib.nullcontext():
         await server.start()
 

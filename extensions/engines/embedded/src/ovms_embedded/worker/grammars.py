@@ -1,7 +1,7 @@
 """Grammars are compiled beside the pipeline, so that no step waits for them.
 
-The library compiles a grammar in the step that first needs it, and keeps it with the tokenizer. Whoever shares the
-tokenizer shares the compiled grammars. So a thread with a pipeline of its own, whose model is a constant, compiles
+The library compiles a grammar in the step that first needs it, and keeps it with the tokenizer. All that share the
+tokenizer share the compiled grammars. So a thread with a pipeline of its own, whose model is a constant, compiles
 each new one first; the library frees Python's lock meanwhile. The pipeline then finds it.
 """
 
