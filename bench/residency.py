@@ -92,8 +92,8 @@ class Simulated:
 
     # As ``GraphWriter``
 
-    async def refresh(self, model: LocalModel, *, device: str) -> bool:
-        del model, device
+    async def refresh(self, model: LocalModel, *, device: str, forced: bool = False) -> bool:
+        del model, device, forced
         return False
 
     # As ``Memory``

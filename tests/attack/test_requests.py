@@ -69,7 +69,7 @@ BOMBS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     ),
     "many_objects": (
         CHAT, TEXT, schema({"anyOf": [{"properties": {f"p{i}{j}": {} for i in range(300)}} for j in range(9)]}),
-        "properties and alternatives",
+        "optional properties",
     ),
     "free_schema": (
         CHAT, TEXT, schema({"anyOf": [{"properties": {f"p{i}{j}": {} for i in range(400)}} for j in range(3)]}),

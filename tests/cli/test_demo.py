@@ -16,7 +16,6 @@ import pytest
 
 from ovms_face_aog.demo import find_models
 from ovms_face_aog.demo.story import cosine
-from ovms_face_aog.demo.traces import Traces
 from ovms_kernel.errors import NotFound
 
 STEPS = [
@@ -202,17 +201,21 @@ def test_installed_from_a_wheel_it_asks_for_the_models(tmp_path: Path, monkeypat
 
 def test_traces_sees_processes_ports_and_ends_them(tmp_path: Path) -> None:
     code = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); print(flush=True); time.sleep(60)"
-    traces = Traces(tmp_path)
-    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
-    assert child.stdout
-    child.stdout.readline()
-    traces.look()
-    left = list(traces.left())
-    assert [each.split()[0] for each in left] == ["process", "port"]
-    traces.end()
-    assert list(traces.left()) == []
-    assert child.poll() is not None
-    child.stdout.close()
+    # In a process of its own, as this one may have other children.
+    program = f"""
+import subprocess, sys
+from ovms_face_aog.demo.traces import Traces
+from pathlib import Path
+traces = Traces(Path({str(tmp_path)!r}))
+child = subprocess.Popen([sys.executable, "-c", {code!r}, {str(tmp_path)!r}], stdout=subprocess.PIPE)
+child.stdout.readline()
+traces.look()
+print(*(each.split()[0] for each in traces.left()))
+traces.end()
+print(list(traces.left()), child.poll() is not None)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "process port\n[] True\n", done.stderr
 
 
 def test_cosine() -> None:

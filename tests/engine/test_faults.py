@@ -30,6 +30,7 @@ from ovms_kernel.engine.supervisor import Supervisor
 from ovms_kernel.events import Events
 from ovms_kernel.extensions import Extensions
 from ovms_kernel.hookspecs import hookimpl
+from ovms_kernel.models import vetting
 from ovms_kernel.models.passport import Key, Passports
 from ovms_kernel.models.plan import Resident, State
 from ovms_kernel.models.vetting import Vetting, questions_of
@@ -149,7 +150,7 @@ async def test_an_engine_that_is_well_but_does_no_work_is_noticed_and_started_ag
 ) -> None:
     monkeypatch.setattr("ovms_kernel.engine.supervisor.WATCH_PERIOD", 0.05)
     monkeypatch.setattr(probe, "IDLE", 0.1)
-    monkeypatch.setattr(probe, "LIMIT", 0.3)
+    monkeypatch.setattr(vetting, "LIMIT", 0.3)
     setup.platform.how = "wedged"
     await setup.kernel.load_model(MODEL)
     assert await setup.kernel.supervisor.ensure_ready()

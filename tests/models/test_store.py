@@ -203,7 +203,7 @@ async def test_the_disk_is_asked_first(world, tiny, monkeypatch):
 async def test_a_disk_that_refuses_is_said_in_a_sentence(world, tiny):
     world.settings.models_dir.parent.mkdir(parents=True)
     world.settings.models_dir.write_text("a file where the folder should be")
-    with pytest.raises(OvmsError, match=r"Importing a failed because of the disk at .*models"):
+    with pytest.raises(OvmsError, match=r"failed because of the disk at .*models"):
         await world.ingest.import_(tiny("embeddings"), "a")
 
 

@@ -136,13 +136,15 @@ async def test_loading_another_model_does_not_disturb_a_stream(engine, fixtures)
             if not during:
                 group.start_soon(engine.residency.load, "tiny/embeddings")
             during.append(event)
-    assert "".join(map(text_of, during)) == "".join(map(text_of, alone)), "what a chunk holds is a matter of timing"
+    assert text_of(during) == text_of(alone), "what a chunk holds is a matter of timing"
     await use("embeddings", engine.client, "tiny/embeddings", fixtures)
 
 
-def text_of(event: bytes) -> str:
-    data = event.strip().removeprefix(b"data: ")
-    return json.loads(data)["choices"][0]["delta"].get("content") or "" if data != b"[DONE]" else "[DONE]"
+def text_of(pieces: list[bytes]) -> str:
+    """The text of pieces, each of which holds one or several events."""
+    *events, done = [each.removeprefix(b"data: ") for each in b"".join(pieces).strip().split(b"\n\n")]
+    assert done == b"[DONE]"
+    return "".join(json.loads(each)["choices"][0]["delta"].get("content") or "" for each in events)
 
 
 @pytest.mark.timeout(120)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from contextlib import asynccontextmanager
 
 import pytest
@@ -68,6 +69,11 @@ def served():
                 await client.aclose()
 
     return run
+
+
+def events_in(pieces):
+    """The server-sent events of pieces, each of which holds one or several."""
+    return re.findall(rb".+?\n\n", b"".join(pieces), re.DOTALL)
 
 
 TINY = {

@@ -13,6 +13,8 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from ovms_kernel.errors import BadRequest
 from ovms_kernel.values import Request
 
+from .conftest import events_in
+
 COUNT = [{"role": "user", "content": "Count to five"}]
 CHAT = {"model": "tiny/text", "messages": COUNT, "temperature": 0, "max_tokens": 60}
 PROMPT = {"model": "tiny/text", "temperature": 0, "max_tokens": 5}
@@ -31,7 +33,7 @@ def ask(house):
 @pytest.fixture
 def stream(house):
     async def run(service, kind, **body):
-        chunks = [each async for each in house.stream(service, Request(json.dumps(body).encode()))]
+        chunks = events_in([each async for each in house.stream(service, Request(json.dumps(body).encode()))])
         assert chunks.pop() == b"data: [DONE]\n\n"
         assert all(each.startswith(b"data: {") and each.endswith(b"}\n\n") for each in chunks)
         values = [json.loads(each[6:]) for each in chunks]

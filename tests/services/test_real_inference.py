@@ -23,6 +23,8 @@ from ovms_kernel.api.observers import hookimpl
 from ovms_kernel.errors import BadRequest, NotFound
 from ovms_kernel.values import Request, Upload
 
+from .conftest import events_in
+
 KNOWN = "OpenVINO is an open source toolkit for running AI models fast on Intel CPUs, GPUs and NPUs."
 
 
@@ -41,7 +43,7 @@ def ask(house):
 @pytest.fixture
 def stream(house):
     async def run(service, **body):
-        return [chunk async for chunk in house.stream(service, Request(json.dumps(body).encode()))]
+        return events_in([chunk async for chunk in house.stream(service, Request(json.dumps(body).encode()))])
 
     return run
 
@@ -413,7 +415,8 @@ async def test_a_recording_of_a_browser_is_written_down(house, fixtures):
         answer = await house.invoke("speech-to-text", Request(fields=fields, files=files))
         assert truth(fixtures)[name]["text"] in answer.body.decode()
     request = Request(fields={"model": "tiny/listener", "stream": True}, files=files)
-    events = [json.loads(each[6:]) async for each in house.stream("speech-to-text", request)]
+    pieces = [each async for each in house.stream("speech-to-text", request)]
+    events = [json.loads(each[6:]) for each in events_in(pieces)]
     assert TranscriptionTextDoneEvent.model_validate(events[-1], strict=True).text == truth(fixtures)[name]["text"]
     assert all(TranscriptionTextDeltaEvent.model_validate(each, strict=True).delta for each in events[:-1])
 

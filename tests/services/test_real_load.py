@@ -16,6 +16,8 @@ import pytest
 from ovms_kernel.api.observers import hookimpl
 from ovms_kernel.values import Message, Request
 
+from .conftest import events_in
+
 RATE = 16000
 FRAME = 640
 """Bytes of 20 ms."""
@@ -161,9 +163,10 @@ class Mix:
         body = {"messages": [{"role": "user", "content": "Count to fifty"}], "temperature": 0, "max_tokens": 300}
         text = ""
         async with aclosing(self.house.stream("chat", Request(json.dumps(body).encode()))) as chunks:
-            async for chunk in chunks:
-                if chunk != b"data: [DONE]\n\n":
-                    text += json.loads(chunk[6:])["choices"][0]["delta"].get("content") or ""
+            pieces = [piece async for piece in chunks]
+        for event in events_in(pieces):
+            if event != b"data: [DONE]\n\n":
+                text += json.loads(event[6:])["choices"][0]["delta"].get("content") or ""
         assert text == ", ".join(str(number) for number in range(1, 51)) + "."
 
     async def generate(self):

@@ -73,22 +73,18 @@ async def call(
             raise NotSupported(f"The service {service} does not stream; leave out --stream.")
         content_type = content_type_of(driver, asked)
         check_terminal(content_type, out)
-        if stream:
-            path = out or (None if is_text(content_type) else place_for(session.settings.data_dir, content_type))
-            async with aclosing(services.stream(service, asked)) as chunks:
-                with sink(path) as file:
+        answer = None if stream else await services.invoke(service, asked)
+        content_type = answer.content_type if answer else content_type
+        check_terminal(content_type, out)
+        path = out or (None if is_text(content_type) else place_for(session.settings.data_dir, content_type))
+        with sink(path) as file:
+            if answer:
+                file.write(answer.body + b"\n" * (path is None and not answer.body.endswith(b"\n")))
+            else:
+                async with aclosing(services.stream(service, asked)) as chunks:
                     async for chunk in chunks:
                         file.write(chunk)
                         file.flush()
-        else:
-            answer = await services.invoke(service, asked)
-            content_type = answer.content_type
-            check_terminal(content_type, out)
-            path = out or (None if is_text(content_type) else place_for(session.settings.data_dir, content_type))
-            with sink(path) as file:
-                file.write(answer.body)
-                if path is None and not answer.body.endswith(b"\n"):
-                    file.write(b"\n")
         if path and out is None:
             print_json({"url": str(path), "content_type": content_type})
 

@@ -138,14 +138,20 @@ def _changed(path: Path) -> float:
 
 
 def _write(path: Path, data: bytes, *, exclusive: bool = False) -> None:
-    """Write a file for this user only, whole or not at all."""
+    """Write a file for this user only, whole or not at all.
+
+    :param exclusive: only if there is none yet; of two processes at the same moment one writes it.
+    :raises FileExistsError: there is one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if exclusive:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    else:
-        new = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    new = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
-    if not exclusive:
-        new.replace(path)
+    try:
+        if exclusive:
+            os.link(new, path)
+        else:
+            new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
