@@ -2,7 +2,7 @@
 """The commands of a clone. They need Python 3.11 or newer with pip and venv; everything else they install.
 
 python3 dev.py run      make an environment, install the workspace, run the demo   (half a minute the first time)
-python3 dev.py test     run the tests; further words go to pytest                  (7 minutes on 2 cores)
+python3 dev.py test     run the tests; further words go to pytest, such as `-n 2`  (25 minutes; 16 with -n 2)
 python3 dev.py check    ruff, mypy --strict, import-linter, bandit and pip-audit   (1 minute)
 python3 dev.py bench    run every benchmark; further words name some of them       (20 minutes; most take 1 or 2)
 python3 dev.py soak     use every service while processes are killed and the disk fills; --minutes N says how long
@@ -123,10 +123,8 @@ def run(words: list[str]) -> None:
 
 def test(words: list[str]) -> None:
     install()
-    # A file stays on one worker, as its tests share an engine. `-n0` runs everything in one process.
-    workers = str(min(os.cpu_count() or 1, 4))
-    say(f"Running the tests in {workers} processes …")
-    call(tool("python"), "-m", "pytest", "-n", workers, "--dist", "loadfile", *words)
+    # With `-n 2`, a file stays in one of two processes, as its tests share an engine.
+    call(tool("python"), "-m", "pytest", "--dist", "loadfile", *words)
 
 
 def check(words: list[str]) -> None:

@@ -98,6 +98,10 @@ class Simulated:
 
     # As ``Memory``
 
+    def device_of(self, model: LocalModel) -> str:
+        del model
+        return "CPU"
+
     def wanted(self, model: LocalModel) -> Wanted:
         return Wanted(model.id, int(self.trace.sizes[model.id] * 1000))
 

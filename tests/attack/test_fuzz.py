@@ -328,12 +328,13 @@ async def converse(served: Served, path: str, events: Sequence[bytes | str], see
 
 
 def sizes(served: Served) -> dict[int, tuple[str, int]]:
-    """Return name and memory of the server, its engine and the engine's workers, by process id."""
+    """Return name and memory of the server, its engine and its guard, by process id; workers end with their models."""
     front = psutil.Process(served.process.pid)
-    return {
-        each.pid: (" ".join(each.cmdline()[:4]), each.memory_info().rss)
+    found = {
+        each.pid: (" ".join(each.cmdline()[:6]), each.memory_info().rss)
         for each in (front, *front.children(recursive=True))
     }
+    return {pid: found[pid] for pid in found if "worker" not in found[pid][0]}
 
 
 async def test_every_route_and_websocket_of_the_http_face(target: Target) -> None:

@@ -103,7 +103,7 @@ DAY: list[tuple[str, int, str]] = [
     ("version", 0, r"^ovms-plugin \d+\.\d+\.\d+$"),
     ("-V", 0, r"^ovms-plugin \d+\.\d+\.\d+$"),
     # Models
-    ("ls", 0, r"^MODEL +TYPE +SIZE +WEIGHTS +CHANGED\ntiny/chat +text_generation +1\.2 MB"),
+    ("ls", 0, r"^MODEL +TYPE +SIZE +WEIGHTS +CHANGED\n(?:helper .*\n)?tiny/chat +text_generation +1\.2 MB"),
     ("list", 0, r"\ntiny/embeddings +embeddings"),
     ("models", 0, r"\ntiny/rerank +rerank"),
     ("show tiny/chat", 0, r"id +tiny/chat\n"),

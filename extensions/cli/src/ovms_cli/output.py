@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import sys
+import textwrap
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -74,10 +77,20 @@ def _width(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
 
 
 def print_facts(facts: Mapping[str, str]) -> None:
-    """Print names and values, one to a line."""
+    """Print names and values; a terminal breaks long lists between words, below the values."""
     width = max(map(len, facts), default=0)
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     for name, value in facts.items():
-        print(f"{name:<{width}}   {value}".rstrip())
+        line = f"{name:<{width}}   {value}".rstrip()
+        if columns and len(line) > columns and "\n" not in line:
+            line = textwrap.fill(
+                line,
+                columns,
+                subsequent_indent=" " * (width + 3),
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        print(line)
 
 
 def stdout() -> Console:
