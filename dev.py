@@ -124,7 +124,8 @@ def run(words: list[str]) -> None:
 def test(words: list[str]) -> None:
     install()
     # With `-n 2`, a file stays in one of two processes, as its tests share an engine.
-    call(tool("python"), "-m", "pytest", "--dist", "loadfile", *words)
+    spread = ["--dist", "loadfile"] if any(each.startswith("-n") for each in words) else []
+    call(tool("python"), "-m", "pytest", *spread, *words)
 
 
 def check(words: list[str]) -> None:
