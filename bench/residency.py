@@ -29,6 +29,8 @@ from ovms_kernel.values import LocalModel
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
+from _smoke import SMOKE
+
 from ovms_kernel.models.plan import Table
 
 FASTER = 40.0
@@ -283,12 +285,12 @@ async def main(requests: int) -> bool:
     return all(results)
 
 
-SMOKE = 24
+FEW = 24
 """Requests of a smoke run, which are too few to compare loads."""
 
 
 if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--smoke", action="store_true", help="a few requests of each trace")
-    smoke = options.parse_args().smoke
-    raise SystemExit(not anyio.run(main, SMOKE if smoke else 240) and not smoke)
+    smoke = options.parse_args().smoke or SMOKE
+    raise SystemExit(not anyio.run(main, FEW if smoke else 240) and not smoke)
