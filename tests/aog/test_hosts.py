@@ -35,7 +35,8 @@ MODELS = {
     "OpenVINO/tiny-voice": ("text-to-speech", "text_to_speech"),
 }
 VOLATILE = re.compile(r"^(id|created|created_at|modified_at|url|usage|device_type|engine_path|exec_path|task_id)$")
-TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
+PLACE = {"type": "object", "properties": {"at": {"enum": ["left", "right"]}}, "required": ["at"]}
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": PLACE | {"additionalProperties": False}}}]
 ANSWERS = "OpenVINO is an open source toolkit for running AI models fast on Intel CPUs, GPUs and NPUs."
 
 
@@ -84,6 +85,17 @@ def scenario(fixtures: Path) -> list[Step]:
         ask("chat", model=chat, messages=question, temperature=0),
         ask("chat", stream=True, model=chat, messages=question, temperature=0, stream_options={"include_usage": True}),
         ask("chat", model=chat, messages=question, temperature=0, tools=TOOLS, tool_choice="none"),
+        ask("chat", model=chat, messages=question, temperature=0, tools=TOOLS, tool_choice="required", max_tokens=999),
+        ask(
+            "chat",
+            stream=True,
+            model=chat,
+            messages=question,
+            temperature=0,
+            tools=TOOLS,
+            tool_choice="required",
+            max_tokens=999,
+        ),
         ask("chat", stream=True, model=chat, messages=question, max_tokens=400, ignore_eos=True, temperature=0),
         ask("generate", model=chat, prompt="What is OpenVINO?", max_tokens=5, temperature=0),
         ask("chat", model=chat, messages=[]),
@@ -196,8 +208,13 @@ def told(outcome: dict[str, Any]) -> Any:
         assert events.pop() == b""
         assert all(each.startswith(b"data: {") for each in events)
         chunks = [json.loads(each[6:]) for each in events]
-        text = "".join(choice["delta"].get("content") or "" for each in chunks for choice in each["choices"])
-        return {"text": text, "last": last, "models": {each["model"] for each in chunks}}
+        deltas = [choice["delta"] for each in chunks for choice in each["choices"]]
+        text = "".join(each.get("content") or "" for each in deltas)
+        calls = [call["function"] for each in deltas for call in each.get("tool_calls", [])]
+        called = [each["name"] for each in calls if "name" in each]
+        arguments = "".join(each.get("arguments", "") for each in calls)
+        models = {each["model"] for each in chunks}
+        return {"text": text, "called": called, "arguments": arguments, "last": last, "models": models}
     answers = [plain_answer(each) for each in outcome.get("responses", [])]
     if outcome["call"] == "PullModelStream":
         return [{**each["data"], "completed": 0} for each in answers if each["data"]["status"] in ("success", "error")]
@@ -250,6 +267,7 @@ def real(environment: dict[str, str | None], hub: FakeHub, tmp_path: Path) -> di
     (tmp_path / "Downloads").mkdir()
     return environment | {
         "OVMS_PLUGIN_PLATFORM": "portable",
+        "OVMS_PLUGIN_GRAPHS__TEXT_GENERATION__TOOL_PARSER": "hermes3",
         "OVMS_PLUGIN_HUBS__MODELSCOPE__ENDPOINT": hub.url,
         "OVMS_PLUGIN_DATA_DIR": str(tmp_path / "data"),
         "HOME": str(tmp_path),
@@ -306,10 +324,13 @@ def judge(answers: dict[int, Any], calls: list[str]) -> None:
     assert of["PullModelStream"][1][-1]["code"] == 404
     assert of["SetAuth"][0][0]["code"] == 501
     assert not any("code" in each[0] for each in of["LoadModel"] + of["UnloadModel"] + of["DeleteModel"])
-    chat, tools, generate, empty, embed, rerank, image, speech, live, voice, missing = of["InvokeService"]
+    chat, tools, call, generate, empty, embed, rerank, image, speech, live, voice, missing = of["InvokeService"]
     assert chat[0]["response_data"]["choices"][0]["message"]["content"] == ANSWERS
     assert chat[0]["response_data"]["created"] == "str"
     assert tools[0]["response_data"]["choices"][0]["message"]["role"] == "assistant"
+    [asked] = call[0]["response_data"]["choices"][0]["message"]["tool_calls"]
+    assert asked["function"]["name"] == "look"
+    assert json.loads(asked["function"]["arguments"])["at"] in ("left", "right")
     assert generate[0]["response_data"]["choices"][0]["text"]
     assert empty[0]["code"] == 400
     assert len(embed[0]["response_data"]["data"]) == 2
@@ -319,7 +340,9 @@ def judge(answers: dict[int, Any], calls: list[str]) -> None:
     assert live == speech  # D1-19
     assert voice[0]["response_data"]["url"] == "str"
     assert missing[0]["code"] == 404
-    stream, long = of["InvokeServiceStream"]
+    stream, streamed_call, long = of["InvokeServiceStream"]
+    assert streamed_call["called"] == ["look"]
+    assert streamed_call["arguments"] == asked["function"]["arguments"]
     assert len(long["text"]) > 2 * len(ANSWERS)
     assert long["last"] == {"is_final": True}
     assert stream["text"] == ANSWERS
