@@ -6,12 +6,13 @@ from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
-from ovms_kernel.engine.client import NotServed
-from ovms_kernel.errors import NotFound
+from ovms_kernel.engine.client import EngineClient, NotServed
+from ovms_kernel.errors import NotFound, Unavailable
 from ovms_kernel.request_engine import RequestEngine
-from ovms_kernel.values import Answer
+from ovms_kernel.values import Answer, Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -70,6 +71,30 @@ async def test_so_is_a_stream(replaced: Replaced, engine: RequestEngine) -> None
     async with engine.model("me/m", "text_generation"):
         assert [each async for each in engine.stream("/v3/x", b"{}")] == [b"done"]
     assert replaced.loads == ["me/m"]
+
+
+async def test_a_request_in_the_moment_of_the_engine_s_end_is_sent_to_the_next_engine(replaced: Replaced) -> None:
+    ended: Any = EngineClient(Endpoint("http://127.0.0.1:1", ""))  # nobody listens there
+    replaced.served.add("me/m")
+    engines: list[Any] = [ended, ended, replaced]  # the supervisor notices after two tries
+
+    async def connect() -> Any:
+        return engines.pop(0)
+
+    engine = RequestEngine(connect, replaced, None, {})  # type: ignore[arg-type]
+    assert (await engine.post("/v3/x", b"{}")).body == b"done"
+    assert not engines
+
+
+async def test_an_engine_that_nobody_starts_again_is_told_soon(replaced: Replaced) -> None:
+    ended: Any = EngineClient(Endpoint("http://127.0.0.1:1", ""))  # nobody listens there
+
+    async def connect() -> Any:
+        return ended
+
+    engine = RequestEngine(connect, replaced, None, {}, 3600.0)  # type: ignore[arg-type]
+    with anyio.fail_after(10), pytest.raises(Unavailable, match="does not answer"):
+        await engine.post("/v3/x", b"{}")
 
 
 async def test_a_request_without_a_model_is_refused(replaced: Replaced, engine: RequestEngine) -> None:

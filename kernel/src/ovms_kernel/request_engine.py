@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 
 from ovms_kernel.aliases import target
-from ovms_kernel.engine.client import NotLoadedYet, NotServed
+from ovms_kernel.engine.client import NotLoadedYet, NotReached, NotServed
 from ovms_kernel.errors import TimedOut
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 RELOAD_LIMIT = 60.0
 """Seconds that a request without a limit waits for an engine that loads its model again, as after a crash."""
+NOTICE_LIMIT = 2.0
+"""Seconds until the supervisor has noticed that its engine ended, from when on a request waits for the next engine."""
 PAUSES = (0.05, 1.0)
 """Seconds between two tries: they double from the first to the last."""
 
@@ -106,17 +108,19 @@ class RequestEngine:
         return TimedOut(f"{what} within its limit of {self._limit:g} s.")
 
     async def _once_loaded(self, send: Callable[[], Awaitable[T]]) -> T:
-        """Send a request, again for as long as the engine does not begin to work on it because it lacks the model.
+        """Send a request, again for as long as the engine does not begin to work on it.
 
-        It may be loading it, or have been started again by another process since the model was loaded.
+        It may have ended just now, be loading the model, or have been started again by another process since the model
+        was loaded.
         """
         pause, began = PAUSES[0], 0.0
         while True:
             try:
                 return await send()
-            except (NotLoadedYet, NotServed) as error:
+            except (NotReached, NotLoadedYet, NotServed) as error:
                 began = began or time.monotonic()
-                late = time.monotonic() + pause > began + (self._limit or RELOAD_LIMIT)
+                longest = NOTICE_LIMIT if isinstance(error, NotReached) else self._limit or RELOAD_LIMIT
+                late = time.monotonic() + pause > began + longest
                 if late or (isinstance(error, NotServed) and not self._held):
                     raise
                 if isinstance(error, NotServed):

@@ -54,6 +54,10 @@ class NotServed(NotFound):
     """The engine does not serve the model that a request names, as one does that was started again."""
 
 
+class NotReached(Unavailable):
+    """No connection to the engine could be opened, so it has not begun to work on the request."""
+
+
 class NotLoadedYet(Unavailable):
     """The engine has not begun to work on a request, as the model is being loaded, again or for the first time."""
 
@@ -261,7 +265,7 @@ def _translated(*, begun: bool = False) -> Iterator[None]:
     except httpx.ConnectError as error:
         if type(error.__cause__).__name__ == "SSLCertVerificationError":
             raise Unavailable("The engine's certificate is not trusted; set the file of its authority.") from error
-        raise Unavailable("The engine does not answer; it is not running or has just stopped.") from error
+        raise NotReached("The engine does not answer; it is not running or has just stopped.") from error
     except (httpx.HTTPError, httpx.StreamError, RuntimeError) as error:
         if begun and isinstance(error, httpx.HTTPError):
             raise EngineFailed(BROKE_OFF) from error
