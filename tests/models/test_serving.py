@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -266,6 +267,27 @@ async def test_an_engine_that_dies_while_loading_does_not_load_that_model_again(
     with pytest.raises(Unavailable):
         await world.residency.load("deadly")
     assert world.entries() == []
+
+
+async def test_a_load_goes_on_in_the_engine_that_was_started_meanwhile(world, tiny):
+    await world.ingest.import_(tiny("embeddings"), "a")
+    old, new = world.engine, replace(world.engine)
+    current = [old]
+
+    async def connect():
+        return current[0]
+
+    async def reload() -> dict:
+        """The old engine ends before it reads, and the new one starts without what we had added."""
+        current[0] = new
+        await world.servables.strip()
+        return await new.reload()
+
+    old.reload, old.config = reload, new.config  # the new one listens where the old one did
+    world.servables._connect = connect
+    await world.residency.load("a")
+    assert new.loads == ["a"]
+    assert new.state("a") == "AVAILABLE"
 
 
 async def test_what_another_process_unloads_is_loaded_again_on_request(make_world, tiny):

@@ -218,11 +218,12 @@ async def aog_chat(aog: AogFace) -> None:
 
 
 async def aog_stream(aog: AogFace) -> None:
-    said = b""
+    said, whole = b"", False
     body = json.dumps(CHAT | {"stream": True}).encode()
     async for piece in aog.host.stream("InvokeServiceStream", service_name="chat", request_data=body):
         said += good(piece).chunk_data
-    has(b"NPUs" in said, said)
+        whole |= piece.is_final
+    has(whole and b"NPUs" in said, (whole, said))
 
 
 async def aog_embed(aog: AogFace) -> None:
@@ -298,7 +299,10 @@ HTTP = (
 AOG = (
     aog_chat, aog_stream, aog_embed, aog_rerank, aog_generate, aog_image, aog_listen, aog_speech, aog_models, aog_live,
 )  # fmt: skip
-BROKEN = (httpx.TransportError, grpc.aio.AioRpcError, websockets.WebSocketException, PluginFailed, OSError, EOFError)
+BROKEN = (
+    httpx.TransportError, grpc.aio.AioRpcError, grpc.aio.UsageError, websockets.WebSocketException, PluginFailed,
+    OSError, EOFError,
+)  # fmt: skip
 
 
 async def ask(request: Callable[[Any], Awaitable[None]], face: Any, counts: Counts, *, leaves: float = 0.0) -> None:

@@ -155,19 +155,23 @@ class AogFace(Face):
     name = "AOG plugin"
 
     host: PluginHost
+    """The last one that connected."""
+    latest: PluginHost
+    """The last one that was started, whether or not it connected."""
 
     @property
     def process(self) -> asyncio.subprocess.Process:
         """The plugin."""
-        return self.host.process
+        return self.latest.process
 
     async def start(self) -> None:
         """Start it and its engine as AOG does."""
         environment: dict[str, str | None] = dict.fromkeys(os.environ.keys() - self.environment.keys())
         # A name in the data folder marks the plugin among all processes.
         host = PluginHost([*plugin_command(), self.data / "plugin"], environment | self.environment)
-        self.host = host
+        self.latest = host
         await host.start()
+        self.host = host
         for method in ("InstallEngine", "InitEnv", "StartEngine"):
             answer = await host.call(method, timeout=START_LIMIT)
             if answer.code not in (0, 200) and not self.killed:
@@ -175,13 +179,13 @@ class AogFace(Face):
 
     async def end(self) -> None:
         """End what is left of it, and keep what it said."""
-        if hasattr(self, "host") and hasattr(self.host, "process"):
-            self.log.write("\n".join(self.host.stderr).encode() + b"\n")
+        if hasattr(self, "latest") and hasattr(self.latest, "process"):
+            self.log.write("\n".join(self.latest.stderr).encode() + b"\n")
             with suppress(ProcessLookupError):
-                self.host.process.kill()
-            await self.host.process.wait()
-            if hasattr(self.host, "channel"):
-                await self.host.channel.close()
+                self.latest.process.kill()
+            await self.latest.process.wait()
+            if hasattr(self.latest, "channel"):
+                await self.latest.channel.close()
 
     async def stop(self) -> None:
         """End it as a host does."""

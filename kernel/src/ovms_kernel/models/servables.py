@@ -159,7 +159,11 @@ class Servables:
                 await self._reload(client)
             await self._config.put(model.id, model.directory)
             await self._reload(client)
-            await self._await_served(client, model.id, began)
+            while not await self._is_served(client, model.id, began):
+                # The engine was started again meanwhile, without what we had added, so it has not tried this model.
+                client, began = await self._connect(), self._log.position()
+                await self._config.put(model.id, model.directory)
+                await self._reload(client)
         except BaseException:
             if entry is None or not entry.by_hand:
                 with anyio.CancelScope(shield=True):
@@ -175,20 +179,22 @@ class Servables:
             await self._reload(await self._connect())
         return True
 
-    async def _await_served(self, client: ModelServer, name: str, log_begin: int) -> None:
-        """Return when the engine says that it serves the model."""
+    async def _is_served(self, client: ModelServer, name: str, log_begin: int) -> bool:
+        """Return when the engine says that it serves the model; false if another engine runs in its place."""
         deadline = time.monotonic() + self._load_timeout
         patience = PATIENCE
         while True:
             states = states_of(await client.config())
             state = states.get(name)
             if state == AVAILABLE:
-                return
+                return True
             if state == FAILED:
                 raise EngineFailed(self._failure(name, log_begin, "it gave no cause"))
             if state in (None, GONE):
                 entries = [each for each, entry in (await self._config.entries()).items() if not entry.by_hand]
                 earlier = next((each for each in entries if each == name or each not in states), name)
+                if name not in entries and await self._connect() is not client:
+                    return False
                 if earlier == name:
                     raise EngineFailed(self._failure(name, log_begin, "it gave up on the graph without a word"))
                 # Another entry that throws hides this one; the process that added it removes it, or else we do.
