@@ -40,7 +40,7 @@ SWAP_VERSIONS = ("latest", "main")
 IDLE, OPEN, HELD = sized((1000, 300, 60.0), (100, 30, 1.0))
 """Idle connections and open streams, and seconds for which they are held."""
 START_LIMIT = 300.0
-"""Seconds until something listens: the first start of LiteLLM compiles thousands of modules."""
+"""Seconds until something listens; LiteLLM imports thousands of modules first."""
 
 
 @dataclass
@@ -171,7 +171,7 @@ def litellm(engine_at: Target, folder: Path) -> Iterator[Target | None]:
     uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
     python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
     if not ran([uv, "venv", "--quiet", str(environment)], "LiteLLM's environment") or not ran(
-        [uv, "pip", "install", "--quiet", "--python", str(python), LITELLM], "LiteLLM's proxy"
+        [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python), LITELLM], "LiteLLM's proxy"
     ):
         yield None
         return
