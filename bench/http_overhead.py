@@ -39,6 +39,8 @@ SWAP = "github.com/mostlygeek/llama-swap"
 SWAP_VERSIONS = ("latest", "main")
 IDLE, OPEN, HELD = sized((1000, 300, 60.0), (100, 30, 1.0))
 """Idle connections and open streams, and seconds for which they are held."""
+MANY = 1000
+"""Requests at once that llama-swap may accept, of which it refuses more than ten otherwise."""
 START_LIMIT = 300.0
 """Seconds until something listens; LiteLLM imports thousands of modules first."""
 
@@ -180,9 +182,10 @@ def litellm(engine_at: Target, folder: Path) -> Iterator[Target | None]:
     config.write_text(json.dumps({"model_list": [{"model_name": "text_generation", "litellm_params": served}]}))
     port = free_port()
     words = [str(python.with_name("litellm")), "--config", str(config), "--port", str(port), "--host", "127.0.0.1"]
-    quiet = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+    key = "sk-bench"  # it does not start without one
+    quiet = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "LITELLM_MASTER_KEY": key}
     with process("LiteLLM", words, env=quiet, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as made:
-        yield Target("LiteLLM", port, pid=made.pid) if answers(port, made, "LiteLLM") else None
+        yield Target("LiteLLM", port, key=key, pid=made.pid) if answers(port, made, "LiteLLM") else None
 
 
 @contextmanager
@@ -193,7 +196,8 @@ def llama_swap(engine_at: Target, folder: Path) -> Iterator[Target | None]:
         yield None
         return
     config = folder / "swap.yaml"
-    model = {"cmd": "sleep 100000", "proxy": f"http://127.0.0.1:{engine_at.port}", "checkEndpoint": "none"}
+    served_at = f"http://127.0.0.1:{engine_at.port}"
+    model = {"cmd": "sleep 100000", "proxy": served_at, "checkEndpoint": "none", "concurrencyLimit": MANY}
     config.write_text(json.dumps({"models": {"text_generation": model}}))
     port = free_port()
     words = [program, "--config", str(config), "--listen", f"127.0.0.1:{port}"]

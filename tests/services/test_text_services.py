@@ -86,6 +86,48 @@ async def test_unknown_fields_pass_and_nulls_are_absent(stub, ask):
     }
 
 
+def function(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+def allowed(mode: object, *tools: object) -> dict[str, Any]:
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": list(tools)}}
+
+
+@pytest.mark.parametrize(
+    ("choice", "sent"),
+    [
+        (allowed("auto", function("b")), {"tools": [function("b")], "tool_choice": "auto"}),
+        (
+            allowed("required", function("b"), function("a")),
+            {"tools": [function("a"), function("b")], "tool_choice": "required"},
+        ),
+        (allowed("auto"), {}),
+        ("required", {"tools": [function("a"), function("b"), function("c")], "tool_choice": "required"}),
+    ],
+)
+async def test_only_allowed_tools_are_offered(stub, ask, choice, sent):
+    stub.answers[CHAT] = {}
+    tools = [function("a"), function("b"), function("c")]
+    await ask(configured(Chat), model="llm", messages=HELLO, tools=tools, tool_choice=choice)
+    assert stub.requests[0].json == {"model": "llm", "messages": HELLO} | sent
+
+
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        (allowed("auto", function("x")), "names x, which is not in tools"),
+        (allowed("auto", 7), "names no function"),
+        (allowed("required"), "a mode, auto or required, and a list"),
+        (allowed(None, function("a")), "a mode, auto or required"),
+        ({"type": "allowed_tools"}, "a mode, auto or required"),
+    ],
+)
+async def test_allowed_tools_that_cannot_be_meant_are_refused(ask, choice, says):
+    with pytest.raises(BadRequest, match=says):
+        await ask(configured(Chat), model="llm", messages=HELLO, tools=[function("a")], tool_choice=choice)
+
+
 async def test_bytes_that_need_no_change_are_not_changed(stub, engine, call):
     from dataclasses import replace
 

@@ -61,7 +61,31 @@ def prepare(fields: dict[str, Any]) -> list[dict[str, Any]]:
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise BadRequest(f"Message {number} must be an object with role and content.")
-    return [fields | {"messages": [_understood(message) for message in messages]}]
+    return [_allowed(fields) | {"messages": [_understood(message) for message in messages]}]
+
+
+def _allowed(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return a request that offers only the tools that its ``tool_choice`` allows, as engines do not know that type."""
+    choice = fields.get("tool_choice")
+    if not isinstance(choice, dict) or choice.get("type") != "allowed_tools":
+        return fields
+    allowed = choice.get("allowed_tools")
+    mode, tools = (allowed.get("mode"), allowed.get("tools")) if isinstance(allowed, dict) else (None, None)
+    if mode not in ("auto", "required") or not isinstance(tools, list) or (mode == "required" and not tools):
+        raise BadRequest("tool_choice.allowed_tools must have a mode, auto or required, and a list of tools.")
+    offered = {_name(each): each for each in fields.get("tools") or () if _name(each)}
+    names = [_name(each) for each in tools]
+    if unknown := [name for name in names if name not in offered]:
+        raise BadRequest(f"tool_choice.allowed_tools names {unknown[0] or 'no function'}, which is not in tools.")
+    if not names:
+        return {name: value for name, value in fields.items() if name not in ("tools", "tool_choice")}
+    return fields | {"tools": [each for name, each in offered.items() if name in names], "tool_choice": mode}
+
+
+def _name(tool: object) -> str:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else ""
 
 
 def _understood(message: dict[str, Any]) -> dict[str, Any]:

@@ -151,6 +151,16 @@ def test_what_no_model_here_can_do_is_skipped_with_a_warning(client: httpx.Clien
     assert "namespace" in answer.headers["warning"]
 
 
+def test_allowed_tools_are_those_of_the_request(client: httpx.Client) -> None:
+    choice = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "one"}]}
+    tools = [{"type": "function", "name": name, "parameters": {"type": "object"}} for name in ("one", "two")]
+    fields = {"model": "tiny/chat", "input": "Hi", "max_output_tokens": 1, "tool_choice": choice}
+    assert client.post("/v1/responses", json=fields | {"tools": tools}).status_code == 200
+    refused = client.post("/v1/responses", json=fields | {"tools": tools[1:]})
+    assert refused.status_code == 400
+    assert "one, which is not in tools" in refused.json()["error"]["message"]
+
+
 def test_the_form_of_an_answer_is_kept(client: httpx.Client) -> None:
     schema = {"type": "object", "properties": {"color": {"enum": ["red", "green"]}}, "required": ["color"]}
     form = {"type": "json_schema", "name": "choice", "schema": schema}

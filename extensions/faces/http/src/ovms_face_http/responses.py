@@ -165,7 +165,11 @@ def _tool_choice(given: Any) -> Any:  # noqa: ANN401 - both APIs take texts and 
     if isinstance(given, dict):
         if given.get("type") == "function":
             return {"type": "function", "function": {"name": given.get("name")}}
-        return given.get("mode") if given.get("type") == "allowed_tools" else None
+        if given.get("type") != "allowed_tools":
+            return None
+        tools = [each for each in given.get("tools") or () if isinstance(each, dict) and each.get("type") == "function"]
+        named = [{"type": "function", "function": {"name": each.get("name")}} for each in tools]
+        return {"type": "allowed_tools", "allowed_tools": {"mode": given.get("mode"), "tools": named}}
     return given
 
 
