@@ -59,29 +59,35 @@ class FakeKernel:
         except KeyError:
             raise NotFound(f"There is no service {name!r}.") from None
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        declared = getattr(KernelApi, name)
-        signature = inspect.signature(declared)
 
-        def check(*arguments: Any, **named: Any) -> None:
-            signature.bind(self, *arguments, **named)
-            self.calls.append((name, arguments))
+def faked(name: str, declared: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method of the fake that takes what the declared one takes."""
+    signature = inspect.signature(declared)
 
-        async def call(*arguments: Any, **named: Any) -> Any:
-            check(*arguments, **named)
-            answer = self.does.get(name)
-            if isinstance(answer, Exception):
-                raise answer
-            if callable(answer):
-                answer = answer(*arguments, **named)
-            answer = await answer if inspect.isawaitable(answer) else answer
-            return Answer(answer) if isinstance(answer, bytes) else answer
+    def check(self: FakeKernel, *arguments: Any, **named: Any) -> None:
+        signature.bind(self, *arguments, **named)
+        self.calls.append((name, arguments))
 
-        def stream(*arguments: Any, **named: Any) -> Any:
-            check(*arguments, **named)
-            return self.does[name](*arguments, **named)
+    async def call(self: FakeKernel, *arguments: Any, **named: Any) -> Any:
+        check(self, *arguments, **named)
+        answer = self.does.get(name)
+        if isinstance(answer, Exception):
+            raise answer
+        if callable(answer):
+            answer = answer(*arguments, **named)
+        answer = await answer if inspect.isawaitable(answer) else answer
+        return Answer(answer) if isinstance(answer, bytes) else answer
 
-        return call if inspect.iscoroutinefunction(declared) else stream
+    def stream(self: FakeKernel, *arguments: Any, **named: Any) -> Any:
+        check(self, *arguments, **named)
+        return self.does[name](*arguments, **named)
+
+    return call if inspect.iscoroutinefunction(declared) else stream
+
+
+for _name, _declared in inspect.getmembers(KernelApi, inspect.isfunction):
+    if not _name.startswith("_") and not hasattr(FakeKernel, _name):
+        setattr(FakeKernel, _name, faked(_name, _declared))
 
 
 class Face(ProviderClient):
