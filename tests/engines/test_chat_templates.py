@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 from ovms_embedded.worker.chat_template import ChatTemplate, Unrenderable
@@ -170,6 +171,34 @@ def test_nobody_waits_for_a_template_that_never_ends(templates: Engine) -> None:
         assert each.result().status_code == 400
         assert "longer than 3 seconds" in each.result().json()["error"]
     assert ask(templates, "hostile").status_code == 200
+
+
+def renderers(engine: Engine) -> list[psutil.Process]:
+    """Return the processes that render templates."""
+    assert engine.process
+    children = psutil.Process(engine.process.pid).children()
+    return [each for each in children if "ovms_embedded.worker.renderer" in each.cmdline()]
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    for each in processes:
+        each.kill()
+    psutil.wait_procs(processes)
+
+
+def test_a_renderer_that_was_killed_is_replaced(templates: Engine) -> None:
+    assert ask(templates, "list").status_code == 200
+    for _ in range(2):
+        kill(renderers(templates))
+        answer = ask(templates, "list")
+        assert answer.status_code == 200, answer.text
+    kill(renderers(templates))
+    with ThreadPoolExecutor(1) as pool:
+        answered = pool.submit(ask, templates, "list")
+        while not (started := renderers(templates)):
+            assert not answered.done()
+        kill(started)
+        assert answered.result().status_code == 200, answered.result().text
 
 
 def test_a_template_cannot_take_the_memory(templates: Engine) -> None:

@@ -23,6 +23,10 @@ FAILED = "Failed to apply chat template: "
 NO_TEMPLATE = "The model has no chat template, so it serves completions only."
 
 
+class _Ended(Invalid):
+    """The process ended while it started or rendered."""
+
+
 class ChatTemplate:
     """Renders the prompts of one model.
 
@@ -79,6 +83,13 @@ class ChatTemplate:
         await asyncio.gather(*self._tasks, *(process.close() for process in self._processes))
 
     async def _ask(self, operation: str, payload: dict[str, Any]) -> Any:  # noqa: ANN401 - the renderer's results
+        try:
+            return await self._try(operation, payload)
+        except _Ended:
+            # Another program may have killed it, or the system for want of memory. A template would do so again.
+            return await self._try(operation, payload)
+
+    async def _try(self, operation: str, payload: dict[str, Any]) -> Any:  # noqa: ANN401 - the renderer's results
         process = await self._take()
         outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(self._finish(process, process.call(operation, payload), outcome))
@@ -94,15 +105,17 @@ class ChatTemplate:
         if self._closed:
             text = "The graph was unloaded."
             raise Invalid(text, wire.INTERNAL)
-        if not self._processes and not self._starting:
-            return await self._start()
-        while True:
+        while self._processes or self._starting:
             try:
                 async with asyncio.timeout(PATIENCE):
-                    return await self._idle.get()
+                    process = await self._idle.get()
             except TimeoutError:
                 if len(self._processes) + self._starting < MOST:
-                    return await self._start()
+                    break
+            else:
+                if process in self._processes:  # else it was killed while it was idle
+                    return process
+        return await self._start()
 
     async def _start(self) -> Worker:
         self._starting += 1
@@ -110,10 +123,11 @@ class ChatTemplate:
             process = await Worker.spawn(MODULE)
             await process.load(f"{self._name}, chat template", self._spec)
         except LoadFailed as error:
-            raise Invalid(FAILED + str(error), wire.INTERNAL) from error
+            raise _Ended(FAILED + str(error), wire.INTERNAL) from error
         finally:
             self._starting -= 1
         self._processes.add(process)
+        process.on_exit = lambda _: self._processes.discard(process)
         return process
 
     async def _finish(self, process: Worker, call: Call, outcome: asyncio.Future[Any]) -> None:
@@ -130,7 +144,7 @@ class ChatTemplate:
         except CallFailed as error:
             ended = error.kind == wire.INTERNAL
             usable = usable and not ended
-            answer = Invalid(FAILED + ("it takes too much memory or crashes" if ended else str(error)))
+            answer = _Ended(FAILED + "it takes too much memory or crashes") if ended else Invalid(FAILED + str(error))
         if not outcome.done():
             if isinstance(answer, Invalid):
                 outcome.set_exception(answer)
