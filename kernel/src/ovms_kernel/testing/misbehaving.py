@@ -6,7 +6,6 @@ model in ``config.json`` that it is available, and otherwise does what ``--how``
 ``never-ready``       listens on nothing
 ``slow=SECONDS``      listens after that time
 ``busy=SECONDS``      has found its port taken: it answers nothing for that time and then exits with 1, as OVMS does
-``loading=SECONDS``   answers ``/v1/config`` with ``{}`` for that time, as OVMS does while it loads
 ``exit=CODE``         writes an error to its log and exits at once
 ``exit-after=COUNT``  exits with code 9 at that request to a generative endpoint, before it answers
 ``cut``               breaks off in the middle of a stream and exits
@@ -132,8 +131,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     options: ClassVar[argparse.Namespace]
     how: ClassVar[dict[str, str]]
-    loaded: ClassVar[float]
-    """When models count as loaded, by the monotonic clock."""
     count: ClassVar[dict[str, int]] = {"all": 0, "generative": 0}
     protocol_version = "HTTP/1.1"
 
@@ -149,7 +146,6 @@ class _Handler(BaseHTTPRequestHandler):
             name = unquote(self.path.removeprefix("/v2/models/").removesuffix("/ready"))
             self._answer({}, 200 if name in [each["config"]["name"] for each in entries] else 404)
         elif self.path.startswith("/v1/config"):
-            entries = entries if time.monotonic() >= self.loaded else []
             self._answer({each["config"]["name"]: self._status(each["config"]["name"]) for each in entries})
         else:
             self._answer({})
@@ -195,7 +191,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _serve_rest(options: argparse.Namespace, how: dict[str, str]) -> None:
     _Handler.options, _Handler.how = options, how
-    _Handler.loaded = time.monotonic() + float(how.get("loading", 0))
     ThreadingHTTPServer.daemon_threads = True
     ThreadingHTTPServer.request_queue_size = 128
     ThreadingHTTPServer(("127.0.0.1", options.rest_port), _Handler).serve_forever()

@@ -7,5 +7,5 @@ probe would wait for them. A graph that crashes or does not load harms no other,
 """
 
 SERVER_NAME = "OpenVINO Model Server"
-SERVER_VERSION = "2026.3.0"
-"""The version of the interface that this package restates; its own version is that of its distribution."""
+SERVER_VERSION = "2026.4.1"
+"""The OVMS whose interface and library this is; the version of this package is that of its distribution."""
