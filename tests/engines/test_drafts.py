@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import pytest
 
 openvino = pytest.importorskip("openvino")
@@ -13,7 +15,10 @@ from ovms_embedded.worker import drafts  # noqa: E402 - after the check above
 from ovms_embedded.worker.pipe import Refused  # noqa: E402
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from tests.engines.conftest import Engine
 
 
 def draft(folder: Path, **notes: Any) -> Path:
@@ -40,13 +45,81 @@ def test_a_draft_without_a_description_is_plain(tmp_path: Path) -> None:
     assert drafts.kind_of(tmp_path / "none.gguf", eagle3=False) == drafts.PLAIN
 
 
-def test_a_tree_of_drafts_needs_an_eagle3() -> None:
-    drafts.check_request({"branching_factor": 2, "tree_depth": 3}, drafts.EAGLE3)
-    drafts.check_request({"branching_factor": 0, "num_assistant_tokens": 3}, drafts.PLAIN)
-    with pytest.raises(Refused, match="EAGLE3"):
-        drafts.check_request({"tree_depth": 3}, drafts.DFLASH)
+def checked(kind: str, best_of: int = 1, **settings: Any) -> None:
+    drafts.check_request({"settings": settings, "best_of": best_of}, kind)
+
+
+def test_what_a_draft_cannot_do_is_refused_before_the_library_fails() -> None:
+    checked(drafts.EAGLE3, branching_factor=2, tree_depth=3)
+    checked(drafts.PLAIN, 3, branching_factor=0, assistant_confidence_threshold=0.4)
+    checked(drafts.MTP, num_assistant_tokens=3)
+    with pytest.raises(Refused, match="need an EAGLE3 draft model; the one of this graph is DFlash"):
+        checked(drafts.DFLASH, tree_depth=3)
+    with pytest.raises(Refused, match="MTP drafts take no assistant_confidence_threshold"):
+        checked(drafts.MTP, assistant_confidence_threshold=0.4)
+    with pytest.raises(Refused, match="EAGLE3 drafts work without beam search only"):
+        checked(drafts.EAGLE3, 2)
+
+
+def test_how_much_is_drafted() -> None:
+    file = {"num_assistant_tokens": 3}
+    sure = {"assistant_confidence_threshold": 0.4}
+    assert drafts.amount({}, {}, drafts.PLAIN) == {"num_assistant_tokens": 5}
+    assert drafts.amount({}, file, drafts.PLAIN) == file
+    assert drafts.amount(sure, file, drafts.PLAIN) == sure
+    assert drafts.amount({"num_assistant_tokens": 2}, sure, drafts.PLAIN) == {"num_assistant_tokens": 2}
+    for kind in (drafts.DFLASH, drafts.MTP, ""):
+        assert drafts.amount({}, sure, kind) == {"num_assistant_tokens": 5}
 
 
 def test_prefixes_are_not_cached_beside_drafts_that_cannot_have_it() -> None:
     kinds = [drafts.PLAIN, drafts.EAGLE3, drafts.DFLASH, drafts.MTP]
     assert [drafts.caches_prefixes(kind) for kind in kinds] == [True, True, False, False]
+
+
+@pytest.fixture
+def drafting(make_engine: Callable[[], Engine], fixtures: Path, graph: Callable[..., str]) -> Engine:
+    """An engine whose model is its own draft, and looks its prompt up as another graph."""
+    model = fixtures / "text_generation"
+    engine = make_engine()
+    engine.entry("plain", graph("text_generation", model))
+    engine.entry("draft", graph("text_generation", model, f'draft_models_path: "{model}"'))
+    engine.entry("lookup", graph("text_generation", model, """plugin_config: '{"prompt_lookup": true}'"""))
+    engine.list("plain", "draft", "lookup")
+    return engine.start().ready()
+
+
+def workers(engine: Engine) -> dict[int, psutil.Process]:
+    """Return the processes of models, by process id."""
+    assert engine.process
+    children = psutil.Process(engine.process.pid).children()
+    return {each.pid: each for each in children if "ovms_embedded.worker" in each.cmdline()}
+
+
+def test_no_drafts_are_made_for_a_request_that_wants_none(drafting: Engine) -> None:
+    asked = {"prompt": "The capital of France is", "temperature": 0, "max_tokens": 12, "ignore_eos": True}
+
+    def answer(model: str, **fields: Any) -> str:
+        response = drafting.post("/v3/completions", model=model, **asked, **fields)
+        assert response.status_code == 200, response.text
+        return str(response.json()["choices"][0]["text"])
+
+    plain = answer("plain")
+    before = workers(drafting)
+    for model in ("draft", "lookup"):
+        for amount in ({}, {"num_assistant_tokens": 2}, {"num_assistant_tokens": 1}):
+            assert answer(model, **amount) == plain
+    assert answer("draft", assistant_confidence_threshold=0.4) == plain
+    assert workers(drafting).keys() == before.keys()
+    assert answer("plain", num_assistant_tokens=0) == plain
+    assert workers(drafting).keys() == before.keys(), "without drafts there is nothing to switch off"
+    with ThreadPoolExecutor(2) as pool:
+        assert set(pool.map(lambda _: answer("draft", num_assistant_tokens=0), range(2))) == {plain}
+    (undrafted,) = workers(drafting).keys() - before.keys()
+    assert answer("draft", num_assistant_tokens=0) == plain
+    workers(drafting)[undrafted].kill()
+    drafting.wait_for_line("draft, without drafts was killed")
+    assert answer("draft", num_assistant_tokens=0) == plain
+    assert answer("draft") == plain
+    assert len(workers(drafting)) == len(before) + 1
+    assert drafting.states()["draft"] == ("AVAILABLE", "OK")

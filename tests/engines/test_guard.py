@@ -48,6 +48,12 @@ def load(spec, pipe):
 MEGABYTE = 1 << 20
 
 
+def watching(name: str, worker: Worker, *, loading: bool = False) -> Any:
+    """Return a manager with one servable of that worker."""
+    servable = SimpleNamespace(name=name, loading=worker if loading else None, processes=lambda: [worker])
+    return SimpleNamespace(servables={name: servable})
+
+
 @pytest.fixture
 async def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Worker]:
     (tmp_path / "greedy.py").write_text(MODULE)
@@ -55,9 +61,7 @@ async def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     monkeypatch.setattr(guards, "PATIENCE", 0.5)
     started = await Worker.spawn()
     await started.load("me/greedy", {"worker": "greedy"})
-    manager: Any = SimpleNamespace(
-        servables={"me/greedy": SimpleNamespace(name="me/greedy", worker=started, loading=None)}
-    )
+    manager = watching("me/greedy", started)
     task = asyncio.create_task(guards.guard(manager))
     try:
         yield started
@@ -86,7 +90,7 @@ async def test_a_worker_that_takes_too_much_while_it_loads_is_ended(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     started = await Worker.spawn()
     started.memory_limit = guards.memory_of(started.pid) + 200 * MEGABYTE
-    manager: Any = SimpleNamespace(servables={"me/m": SimpleNamespace(name="me/m", worker=None, loading=started)})
+    manager = watching("me/m", started, loading=True)
     task = asyncio.create_task(guards.guard(manager))
     try:
         with pytest.raises(LoadFailed, match=r"me/m was ended: it took \d+ MB of memory; \d+ are allowed"):

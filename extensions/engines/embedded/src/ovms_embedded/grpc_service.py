@@ -12,13 +12,15 @@ import grpc
 import grpc.aio
 
 from ovms_embedded import SERVER_NAME, SERVER_VERSION
-from ovms_embedded.manager import Manager, Servable, State
 from ovms_embedded.protos import ovms_kserve_pb2 as pb
+from ovms_embedded.servable import Servable, State
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from google.protobuf.message import Message
+
+    from ovms_embedded.manager import Manager
 
     Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -89,9 +89,9 @@ async def guard(manager: Manager) -> None:
     """Watch over the workers, for ever."""
     for tick in itertools.count():
         await asyncio.sleep(PERIOD)
-        for servable in manager.servables.values():
-            worker = servable.worker or servable.loading
-            if worker is None or not worker.pid or (tick % IDLE and worker is servable.worker and not worker.busy):
+        watched = [(servable, each) for servable in manager.servables.values() for each in servable.processes()]
+        for servable, worker in watched:
+            if not worker.pid or (tick % IDLE and worker is not servable.loading and not worker.busy):
                 continue
             if worker.memory_limit and (taken := memory_of(worker.pid)) > worker.memory_limit:
                 allowed = worker.memory_limit // MEGABYTE

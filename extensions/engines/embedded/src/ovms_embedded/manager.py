@@ -5,145 +5,32 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovms_embedded import log
 from ovms_embedded.calculators.discovery import Calculators, find_calculators
 from ovms_embedded.config import Config, ConfigError, Entry, read_config, single
+from ovms_embedded.drafting import without_drafts
 from ovms_embedded.entries import cache_folder, graph_of
-from ovms_embedded.graphs import Graph, GraphInvalid, digest_of, marks_of
+from ovms_embedded.graphs import GraphInvalid, digest_of, marks_of
 from ovms_embedded.guard import loading_limit, memory_limit, memory_of, weights_of
+from ovms_embedded.servable import EXTERNAL, Servable, State
 from ovms_embedded.templates import ChatTemplate
 from ovms_embedded.workers import LoadFailed, Spare, Worker
 
 if TYPE_CHECKING:
     from ovms_embedded.cli import Settings
+    from ovms_embedded.graphs import Graph
 
 PARSE_TRIES = 3
 PARSE_PAUSE = 0.01
-QUEUE = 64
-"""Requests that may wait for a servable, beyond those that it works on."""
 RELOADING_PATIENCE = 0.5
 """Seconds that a request waits for a servable that is being reloaded."""
 PAUSES = (1.0, 60.0)
 """Seconds before a worker that has crashed again and again is started: they double from the first to the last."""
 STABLE = 5.0
 """Seconds after which a crash is the first again, and its worker started at once."""
-
-
-class State(Enum):
-    """Internal states of a graph, as the log names them."""
-
-    BEGIN = "BEGIN"
-    RELOADING = "RELOADING"
-    AVAILABLE = "AVAILABLE"
-    FAILED = "LOADING_PRECONDITION_FAILED"
-    RETIRED = "RETIRED"
-
-
-EXTERNAL = {
-    State.BEGIN: ("LOADING", "OK"),
-    State.RELOADING: ("LOADING", "OK"),
-    State.AVAILABLE: ("AVAILABLE", "OK"),
-    State.FAILED: ("LOADING", "FAILED_PRECONDITION"),
-    State.RETIRED: ("END", "OK"),
-}
-
-
-class Overloaded(Exception):
-    """The servable's queue is full."""
-
-
-@dataclass
-class Servable:
-    """A graph that was listed at least once."""
-
-    entry: Entry
-    state: State = State.BEGIN
-    cause: str = ""
-    """Why it failed."""
-    graph: Graph | None = None
-    worker: Worker | None = None
-    loading: Worker | None = None
-    """The worker that is to be its own, while it loads the model."""
-    template: ChatTemplate | None = None
-    """What renders the prompts of chats, where the graph generates text."""
-    digest: str = ""
-    """MD5 of the graph file that was tried last."""
-    available_since: float = 0.0
-    used: float = 0.0
-    """When its last request ended, or it was loaded."""
-    pause: float = 0.0
-    """Seconds to wait before a worker that crashed is started again."""
-    in_use: int = 0
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set and replaced at every change of the state, and when the last user leaves."""
-
-    @property
-    def name(self) -> str:
-        """The name that requests use."""
-        return self.entry.name
-
-    def aliases(self) -> list[str]:
-        """Names of LoRA adapters and composites, which are served like models."""
-        options = self.graph.options if self.graph else {}
-        return [each["alias"] for key in ("lora_adapters", "composite_lora_adapters") for each in options.get(key, ())]
-
-    def hides_base(self) -> bool:
-        """Whether only the aliases are listed, because the adapters cannot be left out."""
-        adapters = self.graph.options.get("lora_adapters", ()) if self.graph else ()
-        return any(each["mode"] in ("STATIC", "FUSE") for each in adapters)
-
-    async def render(self, messages: list[dict[str, Any]], tools: list[Any], context: dict[str, Any]) -> str:
-        """Return the prompt of a chat.
-
-        :raises Invalid: the template refuses it or fails.
-        """
-        if self.template is None:
-            raise AssertionError
-        return await self.template.render(messages, tools, context)
-
-    def limit(self) -> int:
-        """How many requests may run and wait."""
-        return (self.graph.options.get("max_num_seqs", 0) if self.graph else 0) + QUEUE
-
-    def enter(self) -> None:
-        """Begin to use it.
-
-        :raises Overloaded: too many do.
-        """
-        if self.in_use >= self.limit():
-            raise Overloaded(self.name)
-        self.in_use += 1
-
-    def leave(self) -> None:
-        """End to use it."""
-        self.in_use -= 1
-        self.used = time.monotonic()
-        if not self.in_use:
-            self.notify()
-
-    def notify(self) -> None:
-        """Wake everything that waits for a change."""
-        self.changed.set()
-        self.changed = asyncio.Event()
-
-    def move(self, state: State, event: str, cause: str = "") -> None:
-        """Change the state, and say so in the log."""
-        self.state = state
-        self.cause = cause
-        if state is State.AVAILABLE:
-            self.available_since = self.used = time.monotonic()
-        log.manager.info("Mediapipe: %s state changed to: %s after handling: %s", self.name, state.value, event)
-        self.notify()
-
-    async def drained(self) -> None:
-        """Wait until nobody uses it."""
-        while self.in_use:
-            await self.changed.wait()
 
 
 class Manager:
@@ -292,7 +179,7 @@ class Manager:
                 raise GraphInvalid(entry.problem)
             graph = await asyncio.to_thread(graph_of, entry, self._calculators)
             self._check_names(servable, graph)
-            spec = {
+            servable.spec = {
                 "worker": graph.calculator.worker,
                 "options": graph.options,
                 "base_path": entry.base_path,
@@ -304,7 +191,7 @@ class Manager:
             servable.loading = worker
             try:
                 async with self._loads:  # its imports go on while others load
-                    await worker.load(entry.name, spec)
+                    await worker.load(entry.name, servable.spec)
                     servable.worker = worker
                     await self._load_template(servable, worker)
             except BaseException:
@@ -323,6 +210,28 @@ class Manager:
         for alias in servable.aliases():
             log.manager.info("Registered LoRA alias: %s -> %s", alias, entry.name)
         servable.move(State.AVAILABLE, "ValidationPassedEvent")
+
+    async def undrafted(self, servable: Servable) -> Worker:
+        """Return a worker of the model without its drafts, which is started at the first request for it.
+
+        :raises LoadFailed: it cannot load the model, or was ended meanwhile.
+        """
+        async with servable.starting:
+            if servable.undrafted is None:
+                options = without_drafts(servable.spec["options"])
+                weights = await asyncio.to_thread(weights_of, servable.entry.base_path, options)
+                worker = servable.undrafted = await self._spare.take()
+                worker.memory_limit = loading_limit(weights, options, self._memory)
+                try:
+                    async with self._loads:
+                        await worker.load(f"{servable.name}, without drafts", servable.spec | {"options": options})
+                except BaseException:
+                    servable.undrafted = None
+                    await worker.close()
+                    raise
+                worker.memory_limit = memory_limit(memory_of(worker.pid), options, self._memory)
+                worker.on_exit = lambda cause: servable.forget(worker, cause)
+            return servable.undrafted
 
     async def _load_template(self, servable: Servable, worker: Worker) -> None:
         if (found := worker.info.get("chat_template")) is None:
@@ -366,12 +275,10 @@ class Manager:
                     await self._load(servable)
 
     async def _close(self, servable: Servable) -> None:
-        worker, servable.worker = servable.worker, None
-        template, servable.template = servable.template, None
-        if template is not None:
-            await template.close()
-        if worker is not None:
-            await worker.close()
+        ended = [each for each in (servable.template, servable.worker, servable.undrafted) if each is not None]
+        servable.template = servable.worker = servable.undrafted = None
+        for each in ended:
+            await each.close()
 
     def _crashed(self, servable: Servable, cause: str) -> None:
         log.manager.error("Mediapipe: %s crashed: %s", servable.name, cause)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-    from ovms_embedded.manager import Servable
     from ovms_embedded.rest.http import Reply, Request, Stream
+    from ovms_embedded.servable import Servable
     from ovms_embedded.workers import Worker
 
     Endpoint = Callable[[Request, Servable, Worker], Awaitable[Reply | Stream]]

@@ -12,7 +12,6 @@ from urllib.parse import unquote
 
 from ovms_embedded import SERVER_NAME, SERVER_VERSION, log
 from ovms_embedded.config import ConfigError
-from ovms_embedded.manager import Manager, Overloaded, Servable, State
 from ovms_embedded.rest.endpoints import dispatch
 from ovms_embedded.rest.errors import HttpError, Invalid, calculator_error
 from ovms_embedded.rest.http import (
@@ -32,12 +31,14 @@ from ovms_embedded.rest.http import (
     read_form,
     read_json,
 )
+from ovms_embedded.servable import Overloaded, Servable, State
 from ovms_embedded.workers import CallFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, MutableMapping
 
     from ovms_embedded.cli import Settings
+    from ovms_embedded.manager import Manager
     from ovms_embedded.metrics import Metrics
     from ovms_embedded.rest.http import Pieces, Receive, Send
 
@@ -317,7 +318,7 @@ class App:
     async def _answer(self, servable: Servable, request: Request) -> Reply | Stream:
         node = servable.graph.node if servable.graph else ""
         try:
-            answer = await dispatch(request, servable)
+            answer = await dispatch(request, servable, self._manager)
             if isinstance(answer, Reply):
                 return answer
             pieces = answer.pieces

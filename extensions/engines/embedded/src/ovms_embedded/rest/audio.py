@@ -12,7 +12,7 @@ from ovms_embedded.rest.http import Reply, Request, Stream, encode
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from ovms_embedded.manager import Servable
+    from ovms_embedded.servable import Servable
     from ovms_embedded.workers import Call, Worker
 
 LANGUAGE_LENGTH = 3

@@ -15,7 +15,7 @@ from ovms_embedded.rest.parsers import OutputParser, parser_for
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from ovms_embedded.manager import Servable
+    from ovms_embedded.servable import Servable
     from ovms_embedded.workers import Call, Worker
 
 DONE = b"data: [DONE]\n\n"

@@ -12,7 +12,7 @@ from ovms_embedded.rest.fields import INT32, Fields
 from ovms_embedded.rest.http import Reply, Request, encode
 
 if TYPE_CHECKING:
-    from ovms_embedded.manager import Servable
+    from ovms_embedded.servable import Servable
     from ovms_embedded.workers import Worker
 
 MANY = 256

@@ -9,8 +9,8 @@ from ovms_embedded.rest.errors import Invalid
 from ovms_embedded.rest.fields import Fields, as_float
 
 STOPS = 16
-ASSISTANT_TOKENS, NGRAM = 5, 3
-"""Drafted tokens, and the tokens that prompt lookup compares, where the request does not say."""
+NGRAM = 3
+"""Tokens that prompt lookup compares, where the request does not say."""
 TREE = ("branching_factor", "tree_depth")
 """Of the drafts of an EAGLE3; 0 = one draft after the other."""
 NUMBERS = (
@@ -167,20 +167,18 @@ def _assistance(data: dict[str, Any], options: dict[str, Any], settings: dict[st
         raise Invalid(
             "num_assistant_tokens and assistant_confidence_threshold are mutually exclusive and cannot both be set"
         )
+    if tokens == 0:  # a worker without drafts answers
+        return
     draft = bool(options.get("draft_models_path"))
     lookup = bool(options.get("properties", {}).get("prompt_lookup"))
-    if tokens is None and (lookup or threshold is None):
-        tokens = ASSISTANT_TOKENS
-    if draft or lookup:
-        if tokens is not None:
-            # The library's batching pipeline cannot switch drafting off; one token is the least.
-            settings["num_assistant_tokens"] = tokens or 1
-        if threshold is not None and draft:
+    if tokens is not None and (draft or lookup):
+        settings["num_assistant_tokens"] = tokens
+    if draft:
+        if threshold is not None:
             settings["assistant_confidence_threshold"] = as_float(threshold, "assistant_confidence_threshold")
-        if draft:
-            settings |= {name: value for name, value in tree.items() if value is not None}
-        if lookup:
-            settings["max_ngram_size"] = ngram or NGRAM
+        settings |= {name: value for name, value in tree.items() if value is not None}
+    if lookup:
+        settings["max_ngram_size"] = ngram or NGRAM
 
 
 def _modalities(fields: Fields) -> None:

@@ -13,7 +13,7 @@ from ovms_embedded.rest.fields import INT32, UINT32, as_float
 from ovms_embedded.rest.http import Reply, Request, encode
 
 if TYPE_CHECKING:
-    from ovms_embedded.manager import Servable
+    from ovms_embedded.servable import Servable
     from ovms_embedded.workers import Worker
 
 TEXTS = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3")

@@ -23,7 +23,7 @@ from ovms_embedded.rest.parsers import parser_for
 from ovms_embedded.rest.response_events import Draft, events
 
 if TYPE_CHECKING:
-    from ovms_embedded.manager import Servable
+    from ovms_embedded.servable import Servable
     from ovms_embedded.workers import Worker
 
 EFFORTS = ("low", "medium", "high")

@@ -17,6 +17,10 @@ NOTES = {b"<dflash_target_layer_ids": DFLASH, b"<eagle3_mode": EAGLE3}
 END = 1 << 16
 """Bytes of a model's description that are looked through from its end."""
 TREE = ("branching_factor", "tree_depth")
+THRESHOLD = "assistant_confidence_threshold"
+TOKENS = "num_assistant_tokens"
+DEFAULT = 5
+"""Drafted tokens where neither the request nor the model's generation_config.json says a number."""
 
 
 def kind_of(folder: Path, *, eagle3: bool) -> str:
@@ -41,10 +45,40 @@ def caches_prefixes(kind: str) -> bool:
     return kind not in (DFLASH, MTP)
 
 
-def check_request(settings: dict[str, Any], kind: str) -> None:
-    """Refuse a tree of drafts where the draft model makes none.
+def is_greedy(kind: str) -> bool:
+    """Tell whether the library only takes the likeliest token with such a draft, whatever a request says."""
+    return kind in (EAGLE3, DFLASH, MTP)
 
-    :raises Refused: this draft does not.
+
+def takes_one(kind: str) -> bool:
+    """Tell whether the library takes one request at a time with such a draft."""
+    return kind == DFLASH
+
+
+def check_request(payload: dict[str, Any], kind: str) -> None:
+    """Refuse what the library cannot do with a draft; it would fail in the middle, and every other request with it.
+
+    :raises Refused: this draft cannot do that.
     """
+    settings = payload["settings"]
     if kind != EAGLE3 and any(settings.get(name) for name in TREE):
-        raise Refused(f"{' and '.join(TREE)} need an EAGLE3 draft model; the one of this graph is {kind}")
+        raise Refused(f"{' and '.join(TREE)} need an EAGLE3 draft model; the one of this graph is {kind or 'none'}")
+    if kind in (DFLASH, MTP) and settings.get(THRESHOLD):
+        raise Refused(f"{kind} drafts take no {THRESHOLD}; use {TOKENS}")
+    if is_greedy(kind) and payload["best_of"] > 1:
+        raise Refused(f"{kind} drafts work without beam search only; leave best_of and n out, or send {TOKENS}: 0")
+
+
+def amount(settings: dict[str, Any], defaults: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Return how much is drafted: as the request says, else the model's generation_config.json, else five tokens.
+
+    The library wants either a number or a threshold.
+
+    :param kind: of the draft; ``""`` for prompt lookup.
+    """
+    for given in (settings, defaults):
+        if given.get(TOKENS):
+            return {TOKENS: given[TOKENS]}
+        if kind in (PLAIN, EAGLE3) and given.get(THRESHOLD):
+            return {THRESHOLD: given[THRESHOLD]}
+    return {TOKENS: DEFAULT}

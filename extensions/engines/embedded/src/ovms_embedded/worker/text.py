@@ -38,6 +38,8 @@ class Text:
         self.vision = sees(self.folder)
         self.device = common.device(spec, pipe, "device")
         self.draft = draft_kind(spec)
+        self.drafts = bool(self.draft or spec["options"]["properties"].get("prompt_lookup"))
+        self.defaults = common.read_json(self.folder / "generation_config.json")
         self.pipeline = build(spec, self.folder, self.device, self.draft, pipe)
         self.tokenizer = self.pipeline.get_tokenizer()
         template = templates.find(self.folder, self.tokenizer)
@@ -120,7 +122,7 @@ class Text:
             self.waiting.append(message)
 
     def _admit(self) -> None:
-        while self.waiting:
+        while self.waiting and not (self.running and drafts.takes_one(self.draft)):
             _, number, _, payload = self.waiting.popleft()
             try:
                 self._add(number, payload)
@@ -137,8 +139,13 @@ class Text:
         if not length:
             text = "Prompt is empty after tokenization"
             raise Refused(text)
-        drafts.check_request(payload["settings"], self.draft or "none")
-        config = generation_config(self.pipeline.get_config(), payload, self.spec["options"], length, self.window)
+        drafts.check_request(payload, self.draft)
+        if self.drafts:
+            payload["settings"] |= drafts.amount(payload["settings"], self.defaults, self.draft)
+        config = generation_config(
+            self.pipeline.get_config(), payload, self.spec["options"], length, self.window,
+            greedy=drafts.is_greedy(self.draft),
+        )  # fmt: skip
         if payload["grammar"] and self.grammars.usable(payload["grammar"]):
             config.structured_output_config = grammar.structured_output(payload["grammar"])
         if self.vision:
@@ -146,6 +153,8 @@ class Text:
 
             # The library puts the images where their tags are; their tokens do not count, as in OVMS.
             handle = self.pipeline.add_request(number, prompt, pictures.tensors(payload["images"]), config)
+        elif self.draft == drafts.MTP:  # tokens would be taken for embeddings
+            handle = self.pipeline.add_request(number, prompt, config)
         else:
             handle = self.pipeline.add_request(number, tokens, config)
         running = Running(handle, payload, length, config.num_return_sequences)

@@ -122,14 +122,18 @@ def generation_config(
     options: dict[str, Any],
     length: int,
     window: int | None,
+    *,
+    greedy: bool,
 ) -> genai.GenerationConfig:
     """Lay a request over the defaults that come from the model's generation_config.json.
 
     :param length: tokens of the prompt.
     :param window: tokens that the model takes in all.
+    :param greedy: take the likeliest token, whatever the request says.
     :raises Refused: the prompt, or what may follow it, does not fit.
     """
     config.max_new_tokens = _most_tokens(payload["max_new_tokens"], options, length, window)
+    config.num_assistant_tokens, config.assistant_confidence_threshold = None, 0.0
     settings: dict[str, Any] = dict(payload["settings"])
     if stop := settings.pop("stop_strings", None):
         config.stop_strings = set(stop)
@@ -140,7 +144,7 @@ def generation_config(
     top_k = settings.pop("top_k", None)
     for name, value in settings.items():
         setattr(config, name, value)
-    config.do_sample = temperature > 0 and beams == 1
+    config.do_sample = temperature > 0 and beams == 1 and not greedy
     if config.do_sample:
         config.temperature = temperature
         if "rng_seed" not in settings:
