@@ -155,7 +155,8 @@ class SpeechToText:
         if (upload := call.files.get("file") or call.files.get("audio")) is not None:
             return upload.data
         # AOG puts the path of a file that it fetched itself into `image`.
-        name = next((name for name in ("audio", "file", "image") if name in fields), "audio")
+        missing = "audio" if call.local_files else "file"
+        name = next((name for name in ("audio", "file", "image") if name in fields), missing)
         source = fields.get("file_type")
         return await read_media(name, fields.get(name), source=source, hosts=self._hosts, local=call.local_files)
 

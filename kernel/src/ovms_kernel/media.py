@@ -62,7 +62,8 @@ async def read_media(
     :raises BadRequest: there is nothing to read, or it may not be read.
     """
     if not isinstance(value, str) or not value.strip():
-        raise BadRequest(f"The field {field} must be base64, a data URI, or the path of a file on this machine.")
+        ways = "or the path of a file on this machine" if local else "or an uploaded file"
+        raise BadRequest(f"The field {field} must be base64, a data URI, {ways}.")
     text = value.strip()
     kind = source or ("base64" if text.startswith("data:") else source_of(text))
     if kind == "base64":

@@ -34,6 +34,10 @@ def post(client: httpx.Client, path: str, **options: object) -> httpx.Response:
         ("/v1/embeddings", {"json": {"model": "tiny/embeddings"}}, 400, None, "input"),
         ("/v1/chat/completionz", {"json": CHAT}, 404, "unknown_url", "POST /v1/chat/completionz"),
         ("/v1/models", {"json": {}}, 405, "method_not_allowed", "GET"),
+        ("/v1/chat/completions", {"content": b"x", "headers": {"content-encoding": "gzip"}}, 415,
+         "unsupported_content_encoding", "'gzip'; send it plain"),
+        ("/v1/audio/transcriptions", {"data": {"model": "tiny/listener"}, "files": {"x": b""}}, 400, None,
+         "field file must be base64, a data URI, or an uploaded file"),
         ("/v1/audio/translations", {"content": b"x", "headers": FORM}, 400, None, "form"),
     ],
 )  # fmt: skip
@@ -53,6 +57,11 @@ def test_a_refusal_is_openais_error_object(
 def test_v3_is_the_same_as_v1(client: httpx.Client) -> None:
     assert client.get("/v3/models").json() == client.get("/v1/models").json()
     assert client.post("/v3/chat/completions", json=CHAT).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/models/", "//v1/models", "/v1//models//"])
+def test_slashes_too_many_do_no_harm(client: httpx.Client, path: str) -> None:
+    assert client.get(str(client.base_url).rstrip("/") + path).json() == client.get("/v1/models").json()
 
 
 def test_null_counts_as_absent(client: httpx.Client) -> None:

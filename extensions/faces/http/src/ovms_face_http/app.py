@@ -89,6 +89,7 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, whatever happens; a client that goes away ends the work for it, and so does the end of the server."""
+        scope["path"] = plain(scope["path"])
         if scope["type"] == "websocket":
             await self._socket(scope, receive, send)
             return
@@ -190,6 +191,13 @@ class App:
             await _refuse_socket(scope, send, 404, "There is no websocket here.")
             return
         await socket(scope, receive, send)
+
+
+def plain(path: str) -> str:
+    """Return a path without the slashes too many that an address such as ``http://127.0.0.1:16680//v1/`` has."""
+    if "//" in path or path.endswith("/"):
+        return "/" + "/".join(part for part in path.split("/") if part)
+    return path
 
 
 def unforeseen(request: str) -> Problem:

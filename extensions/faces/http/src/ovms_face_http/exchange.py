@@ -69,7 +69,7 @@ class Exchange:
         :raises Denied: it is too large.
         :raises Cancelled: the client is gone.
         """
-        self._check_length()
+        self._check_head()
         message = await self._next()
         parts: bytes | bytearray = message.get("body", b"")
         while message.get("more_body") and len(parts) <= self.max_body:
@@ -82,7 +82,7 @@ class Exchange:
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """Yield the body as it arrives; raises as ``body`` does."""
-        self._check_length()
+        self._check_head()
         size, more = 0, True
         while more:
             message = await self._next()
@@ -99,7 +99,11 @@ class Exchange:
             raise Cancelled("The client closed the connection before its request was complete.")
         return message
 
-    def _check_length(self) -> None:
+    def _check_head(self) -> None:
+        encoding = self.headers.get(b"content-encoding", b"identity").lower()
+        if encoding != b"identity":
+            name = encoding.decode("latin-1")[:40]
+            raise Denied(415, f"The request is encoded as {name!r}; send it plain.", "unsupported_content_encoding")
         declared = self.headers.get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > self.max_body:
             raise self._too_large()
