@@ -1,6 +1,7 @@
 """Anthropic's API as chat completions and back; nothing here needs a server."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from ovms_kernel.api.faces import BadRequest
 ASKED = {"model": "m", "max_tokens": 10, "messages": [{"role": "user", "content": "Hi"}]}
 
 
-def events(*chunks: dict[str, Any], thoughts: bool = False) -> list[dict[str, Any]]:
-    made = answers.Events("m", thoughts=thoughts)
+def events(*chunks: dict[str, Any], thoughts: bool = False, stops: Sequence[str] = ()) -> list[dict[str, Any]]:
+    made = answers.Events("m", thoughts=thoughts, stops=stops)
     data = b"".join([*(each for chunk in chunks for each in made.chunk(chunk)), *made.end()])
     return [json.loads(line[6:]) for line in data.decode().splitlines() if line.startswith("data: ")]
 
@@ -61,6 +62,7 @@ def test_a_request_in_full() -> None:
         "max_tokens": 20,
         "temperature": 0.5,
         "stop": ["END"],
+        "include_stop_str_in_output": True,
         "chat_template_kwargs": {"enable_thinking": True},
         "tools": [
             {"type": "function", "function": {"name": "look", "description": "d", "parameters": {"type": "object"}}}
@@ -119,6 +121,30 @@ def test_an_answer_with_thoughts_text_and_calls() -> None:
     assert made["stop_reason"] == "tool_use"
     assert made["usage"]["input_tokens"] + made["usage"]["cache_read_input_tokens"] == 7
     assert [each["type"] for each in answers.from_chat(chat, thoughts=False)["content"]] == ["text", "tool_use"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "stop"),
+    [
+        ("One, two. END of", "One, two. ", "END"),
+        ("One, two. EN", "One, two. EN", None),
+        ("STOP", "", "STOP"),
+        ("a STOP b END", "a ", "STOP"),
+        ("", "", None),
+    ],
+)
+def test_the_text_that_ended_an_answer_is_named_and_not_shown(text: str, shown: str, stop: str | None) -> None:
+    stops, reason = ["END", "STOP"], "stop_sequence" if stop else "end_turn"
+    whole = answers.from_chat(
+        {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}, thoughts=False, stops=stops
+    )
+    assert "".join(each["text"] for each in whole["content"]) == shown
+    assert (whole["stop_reason"], whole["stop_sequence"]) == (reason, stop)
+    for size in range(1, len(text) + 1):
+        pieces = [text[at : at + size] for at in range(0, len(text), size)]
+        made = events(*(chunk(content=each) for each in pieces), chunk("stop"), stops=stops)
+        assert "".join(each["delta"].get("text", "") for each in made if each["type"] == "content_block_delta") == shown
+        assert made[-2]["delta"] == {"stop_reason": reason, "stop_sequence": stop}
 
 
 def test_the_events_of_thoughts_text_and_two_calls_come_in_blocks() -> None:

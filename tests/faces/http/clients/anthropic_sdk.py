@@ -24,6 +24,13 @@ with client.messages.stream(model="tiny/chat", max_tokens=100, system="Be brief.
     final = stream.get_final_message()
 assert text == final.content[0].text
 assert final.usage.output_tokens > 0
+until = {"model": "tiny/chat", "max_tokens": 100, "stop_sequences": ["source tool"], "messages": ASKED}
+stopped = client.messages.create(**until)
+with client.messages.stream(**until) as stream:
+    final = stream.get_final_message()
+for each in (stopped, final):
+    assert (each.stop_reason, each.stop_sequence) == ("stop_sequence", "source tool")
+    assert each.content[0].text == "OpenVINO is an open "
 bearer = anthropic.Anthropic(base_url=os.environ["SERVED"], auth_token=os.environ["KEY"], api_key=None)
 assert bearer.messages.count_tokens(model="tiny/chat", messages=ASKED).input_tokens > 5
 for key, model, wrong in (

@@ -70,10 +70,10 @@ class _Api:
         fields = decode_request(await http.body())
         chat = requests.to_chat(fields)
         thoughts = requests.thinking(fields) is not False and "thinking" in fields
+        stops, model = requests.stops_of(fields), str(chat.get("model") or "")
         if fields.get("stream"):
-            return _Stream(self._events(chat, http, thoughts=thoughts))
-        answer = await self._ask(chat, http)
-        return JSONResponse(answers.from_chat(answer, thoughts=thoughts))
+            return _Stream(self._events(chat, http, answers.Events(model, thoughts=thoughts, stops=stops)))
+        return JSONResponse(answers.from_chat(await self._ask(chat, http), thoughts=thoughts, stops=stops))
 
     async def count(self, http: HttpRequest) -> Response:
         """Count the tokens of a request: the model's own template and tokenizer do, for an answer of one token."""
@@ -92,9 +92,8 @@ class _Api:
             raise EngineFailed("The engine's answer is not a chat completion.")
         return found
 
-    async def _events(self, chat: Fields, http: HttpRequest, *, thoughts: bool) -> AsyncGenerator[bytes, None]:
+    async def _events(self, chat: Fields, http: HttpRequest, events: answers.Events) -> AsyncGenerator[bytes, None]:
         chat = chat | {"stream": True, "stream_options": {"include_usage": True}}
-        events = answers.Events(str(chat.get("model") or ""), thoughts=thoughts)
         chunks = read_events(self._kernel.stream(SERVICE, _request(chat, http)))
         async with aclosing(chunks):
             async for chunk in chunks:

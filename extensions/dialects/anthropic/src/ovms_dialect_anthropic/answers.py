@@ -7,7 +7,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 Fields = dict[str, Any]
 
@@ -32,18 +32,20 @@ def error_of(status: int, message: str) -> Fields:
     return {"type": "error", "error": {"type": kind, "message": message}}
 
 
-def from_chat(answer: Mapping[str, Any], *, thoughts: bool) -> Fields:
+def from_chat(answer: Mapping[str, Any], *, thoughts: bool, stops: Sequence[str] = ()) -> Fields:
     """Translate a chat completion.
 
     :param thoughts: the client wants to see what the model thought.
+    :param stops: texts that end an answer; the one that did stands in it.
     """
     choice = answer["choices"][0]
     message = choice["message"]
     content: list[Fields] = []
     if thoughts and message.get("reasoning_content"):
         content.append({"type": "thinking", "thinking": message["reasoning_content"], "signature": ""})
-    if message.get("content"):
-        content.append({"type": "text", "text": message["content"]})
+    text, stop = cut(message.get("content") or "", stops)
+    if text:
+        content.append({"type": "text", "text": text})
     for call in message.get("tool_calls") or ():
         function = call.get("function") or {}
         given = _object(function.get("arguments"))
@@ -52,9 +54,23 @@ def from_chat(answer: Mapping[str, Any], *, thoughts: bool) -> Fields:
         )
     return envelope(str(answer.get("model") or "")) | {
         "content": content,
-        "stop_reason": REASONS.get(choice.get("finish_reason"), "end_turn"),
+        **ending(REASONS.get(choice.get("finish_reason"), "end_turn"), stop),
         "usage": usage_of(answer.get("usage")),
     }
+
+
+def cut(text: str, stops: Sequence[str]) -> tuple[str, str | None]:
+    """Return a text up to the first of the texts that end it, and that one."""
+    found = [(at, stop) for stop in stops if (at := text.find(stop)) >= 0]
+    if not found:
+        return text, None
+    at, stop = min(found, key=lambda each: each[0])
+    return text[:at], stop
+
+
+def ending(reason: str, stop: str | None) -> Fields:
+    """Return why an answer ended."""
+    return {"stop_reason": reason if stop is None else "stop_sequence", "stop_sequence": stop}
 
 
 def envelope(model: str) -> Fields:
@@ -84,11 +100,17 @@ def usage_of(usage: Mapping[str, Any] | None) -> Fields:
 
 
 class Events:
-    """Turns chunks into events; one block of the content is open at a time."""
+    """Turns chunks into events; one block of the content is open at a time.
 
-    def __init__(self, model: str, *, thoughts: bool) -> None:
+    :param stops: texts that end an answer; what may be the beginning of one is held back.
+    """
+
+    def __init__(self, model: str, *, thoughts: bool, stops: Sequence[str] = ()) -> None:
         self._model = model
         self._thoughts = thoughts
+        self._stops = stops
+        self._held = ""
+        self._stop: str | None = None
         self._begun = False
         self._index = -1
         self._kind = ""
@@ -108,26 +130,36 @@ class Events:
                 yield from self._open("thinking", {"type": "thinking", "thinking": "", "signature": ""})
                 yield self._delta(type="thinking_delta", thinking=thought)
             if text := delta.get("content"):
-                yield from self._open("text", {"type": "text", "text": ""})
-                yield self._delta(type="text_delta", text=text)
+                yield from self._text(text)
             for call in delta.get("tool_calls") or ():
                 yield from self._tool_call(call)
             self._reason = REASONS.get(choice.get("finish_reason"), self._reason)
 
     def end(self) -> Iterator[bytes]:
         """Yield what stands behind everything else."""
+        yield from self._release(len(self._held))
         yield from self._close()
-        yield event(
-            "message_delta",
-            delta={"stop_reason": self._reason, "stop_sequence": None},
-            usage=usage_of(self._usage),
-        )
+        yield event("message_delta", delta=ending(self._reason, self._stop), usage=usage_of(self._usage))
         yield event("message_stop")
+
+    def _text(self, text: str) -> Iterator[bytes]:
+        if self._stop is not None:
+            return  # the rest of the token that ended the answer
+        self._held, self._stop = cut(self._held + text, self._stops)
+        kept = 0 if self._stop is not None else max((len(each) - 1 for each in self._stops), default=0)
+        yield from self._release(len(self._held) - kept)
+
+    def _release(self, count: int) -> Iterator[bytes]:
+        if count > 0:
+            yield from self._open("text", {"type": "text", "text": ""})
+            yield self._delta(type="text_delta", text=self._held[:count])
+            self._held = self._held[count:]
 
     def _tool_call(self, call: Mapping[str, Any]) -> Iterator[bytes]:
         function = call.get("function") or {}
         index = call.get("index", 0)
         if self._kind != "tool_use" or index != self._call:
+            yield from self._release(len(self._held))
             yield from self._close()
             self._call = index
             block: Fields = {

@@ -30,7 +30,8 @@ def to_chat(fields: Mapping[str, Any], *, count: bool = False) -> Fields:
     chat["max_tokens"] = 1 if count else _positive(fields.get("max_tokens"))
     chat["messages"] = _system(fields.get("system")) + _messages(fields.get("messages"))
     if stops := fields.get("stop_sequences"):
-        chat["stop"] = stops
+        # So that the answer shows which of them ended it; `answers` takes it away.
+        chat |= {"stop": stops, "include_stop_str_in_output": True}
     if tools := _tools(fields.get("tools", [])):
         chat["tools"] = tools
         chat |= _tool_choice(fields.get("tool_choice"))
@@ -46,6 +47,12 @@ def thinking(fields: Mapping[str, Any]) -> bool | None:
     said = fields.get("thinking")
     kind = said.get("type") if isinstance(said, dict) else None
     return {"enabled": True, "disabled": False}.get(str(kind)) if kind else None
+
+
+def stops_of(fields: Mapping[str, Any]) -> list[str]:
+    """Return the texts that end an answer."""
+    given = fields.get("stop_sequences")
+    return [each for each in given if isinstance(each, str) and each] if isinstance(given, list) else []
 
 
 def _positive(value: Any) -> int:  # noqa: ANN401 - as the caller sent it
