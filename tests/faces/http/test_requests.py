@@ -38,6 +38,9 @@ def post(client: httpx.Client, path: str, **options: object) -> httpx.Response:
          "unsupported_content_encoding", "'gzip'; send it plain"),
         ("/v1/audio/transcriptions", {"data": {"model": "tiny/listener"}, "files": {"x": b""}}, 400, None,
          "field file must be base64, a data URI, or an uploaded file"),
+        ("/v1/images/edits", {"json": {"model": "tiny/image", "prompt": "a cat"}}, 400, None, "field image is missing"),
+        ("/v1/images/edits", {"data": {"model": "tiny/image", "prompt": "a cat"}, "files": {"x": b""}}, 400, None,
+         "field image is missing"),
         ("/v1/audio/translations", {"content": b"x", "headers": FORM}, 400, None, "form"),
     ],
 )  # fmt: skip

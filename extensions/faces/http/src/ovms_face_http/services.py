@@ -55,6 +55,8 @@ def endpoint_of(kernel: KernelApi, service: Service, path: str) -> Endpoint:
 
     async def answer(exchange: Exchange) -> None:
         request = await read_request(exchange, added)
+        if path.endswith("/images/edits"):
+            need_image(request)
         if sound and (content_type := speech_type(request, sound)):
             await exchange.stream(kernel.stream(name, request), failed, content_type, b"")
         elif definition.streaming and wants_stream(request):
@@ -81,6 +83,16 @@ async def read_request(exchange: Exchange, added: dict[str, Any] | None = None) 
     if added:
         return Request(fields=fields_of(body) | added, caller=NAME, id=exchange.id, trace=exchange.trace)
     return Request(body, caller=NAME, id=exchange.id, trace=exchange.trace)
+
+
+def need_image(request: Request) -> None:
+    """Refuse a change of no image, as without one the service would paint a new one.
+
+    :raises BadRequest: there is none.
+    """
+    fields = request.fields if request.fields is not None else fields_of(request.body)
+    if not fields.get("image") and not any(name.startswith("image") for name in request.files):
+        raise BadRequest("The field image is missing; upload the image that is to be changed.")
 
 
 def fields_of(body: bytes) -> dict[str, Any]:
