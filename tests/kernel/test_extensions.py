@@ -339,6 +339,27 @@ def test_a_wrong_option_of_a_calculator_is_refused_at_the_start(tmp_path: Path, 
         compose(read_settings({}, data_dir=tmp_path), LINUX, kinds=("graphs",))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"cache_sice": 3}, r"cache_sice is not a setting; did you mean models\.me/chat\.cache_size\?$"),
+        ({"pined": True}, r"pined is not a setting; did you mean models\.me/chat\.pinned\?$"),
+        ({"cache_size": [3]}, r"cache_size cannot be \[3\]\.$"),
+    ],
+)
+def test_a_wrong_option_of_a_model_is_refused_at_the_start(tmp_path: Path, wrong: Any, sentence: str) -> None:
+    (tmp_path / "config.yaml").write_text(json.dumps({"models": {"me/chat": wrong | {"pinned": "on"}}}))
+    with pytest.raises(BadRequest, match=r"^In .*config\.yaml, models\.me/chat\." + sentence):
+        compose(read_settings({}, data_dir=tmp_path), LINUX, kinds=("graphs",))
+
+
+def test_options_of_models_of_any_type_are_read(tmp_path: Path) -> None:
+    options = {"me/chat": {"cache_size": 3, "device": "GPU"}, "me/vectors": {"pooling": "MEAN", "target_device": "CPU"}}
+    (tmp_path / "config.yaml").write_text(json.dumps({"models": options}))
+    found = compose(read_settings({}, data_dir=tmp_path), LINUX, kinds=("graphs",))
+    assert [each.key for each in found.reports if each.state != "loaded"] == []
+
+
 def test_options_of_calculators_are_read_and_empty_sections_are_absent(tmp_path: Path) -> None:
     written = {"graphs": {"text_generation": {"cache_size": "3", "plugin_config": {"NUM_STREAMS": 1}}, "rerank": None}}
     (tmp_path / "config.yaml").write_text(json.dumps(written | {"hubs": None, "services": {"chat": {}}}))

@@ -8,6 +8,7 @@ even imported elsewhere.
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 import traceback
 from collections import defaultdict
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ovms_kernel.drivers import DRIVER_PROTOCOLS, KERNEL_KINDS
 from ovms_kernel.errors import BadRequest, NotFound
 from ovms_kernel.examination import flaw_of, made_for_another_kernel, watched
+from ovms_kernel.settings import ModelSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -111,15 +113,12 @@ def compose(
             check_names(settings, kind, (each.name for each in offered.get(f"ovms.{kind}", ())))
         wanted = [each for each in offered.get(f"ovms.{kind}", ()) if names is None or each.name in names]
         for report, entry_point in _candidates(kind, wanted, settings, host):
-            if entry_point is None:
-                reports.append(report)
-                continue
-            driver, flaw = _driver(entry_point, report, settings, host)
-            if flaw:
-                reports.append(replace(report, state="broken", cause=flaw))
-            else:
+            driver, flaw = _driver(entry_point, report, settings, host) if entry_point else (None, "")
+            reports.append(replace(report, state="broken", cause=flaw) if flaw else report)
+            if entry_point and not flaw:
                 drivers[kind][report.name] = driver
-                reports.append(report)
+    if names is None and drivers["graphs"]:
+        _check_models(settings, drivers["graphs"].values())
     extensions = Extensions(reports=(), **drivers)
     refused = events.register(extensions.listeners()) if events else {}
     for key in refused:
@@ -183,6 +182,25 @@ def check_names(settings: Settings, kind: str, known: Iterable[str]) -> None:
                 f"In {where}, {kind}.{name} names no extension that is installed; did you mean {kind}.{names[near[0]]}?"
             )
         log.warning("%s.%s in %s names no extension that is installed.", kind, name, where)
+
+
+def _check_models(settings: Settings, graphs: Iterable[Any]) -> None:
+    """Look for options of single models that no type of model has; their own type is known when they are loaded.
+
+    :raises BadRequest: there is one.
+    """
+    own = {
+        name: {key: value for key, value in section.items() if key not in ModelSettings.__struct_fields__}
+        for name, section in settings.sections.get("models", {}).items()
+    }
+    if not any(own.values()) or not all(hasattr(each, "options") for each in graphs):
+        return
+    from ovms_kernel.models.graph import check_model_options
+
+    offered = [each.options() for each in graphs]
+    for name, section in own.items():
+        place = functools.partial(settings.place, "models", name)
+        check_model_options(offered, section, place, f"models.{name}.")
 
 
 def blame(error: BaseException) -> str:

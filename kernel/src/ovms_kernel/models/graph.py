@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from ovms_kernel.declared import meant
 from ovms_kernel.errors import BadRequest
 from ovms_kernel.models.properties import PLUGIN_CONFIG, read_properties
+from ovms_kernel.settings import ModelSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from google.protobuf.message import Message
 
@@ -99,6 +100,32 @@ def check_options(options: Message, section: Mapping[str, Any], place: Callable[
             fill(options, {name: value}, what=prefix.split(".")[1])
         except BadRequest as error:
             raise BadRequest(f"In {place(name)}, {prefix}{error.message}") from error
+
+
+def check_model_options(
+    offered: Sequence[Message], section: Mapping[str, Any], place: Callable[[str], str], prefix: str
+) -> None:
+    """Refuse the options of a model whose type is not known yet, if no type of model has them.
+
+    :param offered: the options of the calculators of all types.
+    :raises BadRequest: as ``check_options``.
+    """
+    for name, value in section.items():
+        having = [each for each in offered if name in each.DESCRIPTOR.fields_by_name]
+        if not having:
+            known = {
+                *ModelSettings.__struct_fields__,
+                *(key for each in offered for key in each.DESCRIPTOR.fields_by_name),
+            }
+            raise BadRequest(f"In {place(name)}, {prefix}{name} is not a setting; {meant(name, known, prefix)}")
+        wrong: list[BadRequest] = []
+        for each in having:
+            try:
+                fill(type(each)(), {name: value}, what=each.DESCRIPTOR.name)
+            except BadRequest as error:
+                wrong.append(error)
+        if len(wrong) == len(having):
+            raise BadRequest(f"In {place(name)}, {prefix}{name} cannot be {value!r}.") from wrong[0]
 
 
 def default_device(host: Host) -> str:
