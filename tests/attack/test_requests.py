@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import struct
@@ -11,13 +12,13 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import httpx
+import psutil
 import pytest
 from PIL import Image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    import httpx
 
     from tests.attack.conftest import Watch
     from tests.engines.conftest import Engine
@@ -199,3 +200,32 @@ def test_no_token_waits_for_a_schema_that_compiles(target: Engine) -> None:
     began = time.monotonic()
     assert target.http.post(f"/v3/{CHAT}", json=fields).status_code == 200
     assert time.monotonic() - began < first / 3, "a schema is compiled once"
+
+
+ENDLESS = {"type": "object", "patternProperties": {f"^x{i}[a-z]{{1,50}}$": {"type": "integer"} for i in range(300)}}
+"""A schema of 16 kB that the library compiles for minutes."""
+
+
+def test_a_compile_that_nobody_waits_for_is_stopped(target: Engine) -> None:
+    """What began it leaves; the processor rests, and neither a stream nor the next schema has noticed."""
+    assert target.process
+    front = psutil.Process(target.process.pid)
+
+    def compiling() -> bool:
+        with contextlib.suppress(psutil.Error):
+            return any("ovms_embedded.worker.trial" in each.cmdline() for each in front.children(recursive=True))
+        return True
+
+    with streaming(target) as gaps:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{target.http.base_url}/v3/{CHAT}", json={"model": TEXT} | schema(ENDLESS), timeout=5)
+        deadline = time.monotonic() + SECONDS
+        while compiling():
+            assert time.monotonic() < deadline
+        assert target.http.post(f"/v3/{CHAT}", json={"model": TEXT} | schema({"type": "boolean"})).status_code == 200
+    assert len(gaps) > 100
+    assert max(gaps) < 1.0
+    used = [sum(each.cpu_times()[:2]) for each in front.children(recursive=True)]
+    time.sleep(1)
+    rest = [sum(each.cpu_times()[:2]) for each in front.children(recursive=True)]
+    assert sum(rest) - sum(used) < 0.2

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import time
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 genai = pytest.importorskip("openvino_genai")
 
-from ovms_embedded.worker.grammars import COMPILED, Grammars, logits  # noqa: E402 - after the check above
+from ovms_embedded.worker import grammars, trial  # noqa: E402 - after the check above
+from ovms_embedded.worker.grammars import COMPILED, Grammars, logits  # noqa: E402
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +24,20 @@ SLOW = [
     json.dumps({"schema": {"type": "object", "properties": {f"{name}{i}": {"type": "string"} for i in range(400)}}})
     for name in "abcd"
 ]
+KEYED = {f"^x{i}[a-z]{{1,50}}$": {"type": "integer"} for i in range(300)}
+ENDLESS = json.dumps({"schema": {"type": "object", "patternProperties": KEYED}})
 MINUTE = 60
+
+
+def compiling() -> psutil.Process:
+    """Wait for the process that tries a grammar, and for it to work."""
+    deadline = time.monotonic() + MINUTE
+    while time.monotonic() < deadline:
+        for each in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):  # one that has ended
+                if "ovms_embedded.worker.trial" in each.cmdline() and each.cpu_times().user > 1:
+                    return each
+    raise AssertionError
 
 
 class Model:
@@ -57,6 +73,41 @@ def test_requests_wait_for_their_grammar_and_no_other(folder: Path) -> None:
     assert model.grammars.pause() is None
 
 
+def test_a_compile_is_stopped_when_nobody_waits_for_it(folder: Path) -> None:
+    model = Model(folder)
+    model.grammars.hold(1, ["first"], ENDLESS)
+    model.grammars.hold(2, ["second"], ENDLESS)
+    process = compiling()
+    model.grammars.leave(1)
+    assert process.is_running(), "the other request waits for it"
+    model.grammars.leave(2)
+    process.wait(MINUTE)
+    model.grammars.hold(3, ["third"], SLOW[3])
+    assert model.compiled() == (SLOW[3], None)
+
+
+def test_a_compile_that_takes_too_much_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammars, "TRIAL", 0.5)
+    model = Model(folder)
+    model.grammars.hold(1, ["first"], ENDLESS)
+    assert model.inbox.get(timeout=MINUTE) == [grammars.REFUSED, model.grammars, ENDLESS]
+    assert model.grammars.refuse(ENDLESS) == [["first"]]
+    assert model.grammars.is_refused(ENDLESS)
+
+
+def test_only_what_may_take_long_is_tried_before() -> None:
+    def quick(**inner: Any) -> bool:
+        return trial.is_quick(json.dumps({"schema": inner}))
+
+    properties = {f"p{i}": {"type": "string", "maxLength": 200} for i in range(50)}
+    assert quick(type="object", properties=properties)
+    assert not quick(type="object", properties={f"p{i}": {} for i in range(150)})
+    assert not quick(type="string", pattern="(a{1,17}){1,17}")
+    assert not quick(patternProperties={"a": {}})
+    assert not quick(type="string", maxLength=10_000_000)
+    assert not quick(enum=list(range(2000)))
+
+
 def test_a_grammar_that_cannot_be_compiled_says_why_and_stays_unusable(folder: Path) -> None:
     model = Model(folder)
     bad = json.dumps({"schema": {"type": "nonsense"}})
@@ -78,16 +129,13 @@ def test_a_request_waits_for_so_long_and_a_grammar_that_nobody_waits_for_is_not_
     assert model.grammars.overdue() == [0, 1, 2]
     assert model.grammars.pause() is None
     model.grammars.hold(9, [9], SMALL)
-    begun = [model.compiled()[0]]
-    while begun[-1] != SMALL:
-        begun.append(model.compiled()[0])
-    assert SLOW[2] not in begun, "two threads had begun the first two at most"
+    assert model.compiled() == (SMALL, None), "the others were stopped or not begun"
 
 
 def test_a_pipeline_finds_what_was_compiled_beside_it(folder: Path) -> None:
     pipeline = genai.ContinuousBatchingPipeline(folder, genai.SchedulerConfig(), "CPU", {})
     inbox: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
-    grammars = Grammars(pipeline.get_tokenizer(), folder, inbox)
+    compiled = Grammars(pipeline.get_tokenizer(), folder, inbox)
 
     def seconds(wanted: str) -> float:
         config = genai.GenerationConfig(max_new_tokens=1)
@@ -98,10 +146,10 @@ def test_a_pipeline_finds_what_was_compiled_beside_it(folder: Path) -> None:
         pipeline.generate([pipeline.get_tokenizer().encode("a").input_ids], [config])
         return time.process_time() - began
 
-    grammars.hold(1, [], SLOW[0])
+    compiled.hold(1, [], SLOW[0])
     inbox.get(timeout=MINUTE)
-    found, compiled = seconds(SLOW[0]), seconds(SLOW[1])
-    assert found < compiled / 3
+    found, missing = seconds(SLOW[0]), seconds(SLOW[1])
+    assert found < missing / 3
 
 
 def test_logits_are_counted_in_the_model_and_else_in_the_vocabulary(folder: Path, tmp_path: Path) -> None:

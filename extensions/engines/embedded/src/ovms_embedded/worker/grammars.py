@@ -3,6 +3,9 @@
 The library compiles a grammar in the step that first needs it, and keeps it with the tokenizer. All that share the
 tokenizer share the compiled grammars. So a thread with a pipeline of its own, whose model is a constant, compiles
 each new one first; the library frees Python's lock meanwhile. The pipeline then finds it.
+
+A thread cannot be stopped. What may take long is tried in a process before (``trial.py``), which ends when nobody
+waits any more.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,18 +28,22 @@ from openvino import opset15 as ops
 
 from ovms_embedded.worker import grammar
 from ovms_embedded.worker.pipe import tidy
+from ovms_embedded.worker.trial import NICENESS, Ended, Trial, is_quick
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-COMPILED = "compiled"
-"""A message to the servable: ``[COMPILED, sender, grammar, error]``; the error is None for one that can be used."""
-PATIENCE = 20.0
+COMPILED, REFUSED = "compiled", "refused"
+"""Messages to the servable: ``[COMPILED, sender, grammar, error]``, whose error is None for one that can be used;
+``[REFUSED, sender, grammar]`` for one that takes too much time or memory."""
+PATIENCE = 40.0
 """Seconds that a request waits for its grammar."""
+TRIAL = 15.0
+"""Seconds that a grammar may take to compile."""
+REST = 60.0
+"""Seconds after which a thread that has nothing to do ends its process."""
 THREADS = 2
 """Grammars that are compiled at a time: a slow one does not keep the next waiting."""
-NICENESS = 10
-"""How far the system puts steps before compiling; on Linux alone a thread has a niceness of its own."""
 REMEMBERED = 1000
 """Grammars of which it is known whether they can be used."""
 MODELS = ("openvino_model.xml", "openvino_language_model.xml")
@@ -63,6 +71,10 @@ class Grammars:
         self._inbox = inbox
         self._patience = patience
         self._usable: dict[str, bool] = {}
+        self._refused: dict[str, None] = {}
+        """Grammars that take too much time or memory."""
+        self._trials: dict[str, Trial] = {}
+        """What is being tried, and where."""
         self._held: dict[int, _Held] = {}
         """By request, in the order of their arrival."""
         self._pending: set[str] = set()
@@ -73,6 +85,10 @@ class Grammars:
     def usable(self, wanted: str) -> bool | None:
         """Tell whether a grammar is compiled; False = it never will be, None = it is not known yet."""
         return self._usable.get(wanted)
+
+    def is_refused(self, wanted: str) -> bool:
+        """Tell whether it is known that a grammar takes too much time or memory."""
+        return wanted in self._refused
 
     def hold(self, number: int, message: Message, wanted: str) -> None:
         """Keep a request until its grammar is compiled."""
@@ -86,17 +102,25 @@ class Grammars:
             threading.Thread(target=self._compile_all, name="grammars", daemon=True).start()
 
     def leave(self, number: int) -> None:
-        """Forget a request that nobody waits for; what only it wanted is not begun any more."""
+        """Forget a request that nobody waits for; what only it wanted is not begun any more, or stopped."""
         held = self._held.pop(number, None)
         if held and not any(each.grammar == held.grammar for each in self._held.values()):
             self._pending.discard(held.grammar)
+            if trial := self._trials.get(held.grammar):
+                trial.leave()
 
     def settle(self, wanted: str, error: str | None) -> list[Message]:
         """Take note of a compiled grammar, and return the requests that waited for it."""
+        _remember(self._usable, wanted, error is None)
+        return self._release(wanted)
+
+    def refuse(self, wanted: str) -> list[Message]:
+        """Take note of a grammar that takes too much, and return the requests that waited for it."""
+        _remember(self._refused, wanted, None)
+        return self._release(wanted)
+
+    def _release(self, wanted: str) -> list[Message]:
         self._pending.discard(wanted)
-        if len(self._usable) >= REMEMBERED:
-            del self._usable[next(iter(self._usable))]  # the library still has it, so it compiles in no time
-        self._usable[wanted] = error is None
         numbers = [number for number, each in self._held.items() if each.grammar == wanted]
         return [self._held.pop(number).message for number in numbers]
 
@@ -127,19 +151,61 @@ class Grammars:
             with contextlib.suppress(OSError):  # threads that the library starts here inherit it
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         pipeline = None
+        trial = Trial(self._folder, TRIAL)
         while True:
-            wanted = self._queue.get()
+            try:
+                wanted = self._queue.get(timeout=REST)
+            except queue.Empty:
+                trial.close()
+                continue
             if wanted is None:
+                trial.close()
                 return
             if wanted not in self._pending:
                 continue
             try:
+                self._try(trial, wanted)
                 pipeline = pipeline or _constant_pipeline(self._tokenizer, logits(self._folder, self._tokenizer))
                 _compile(pipeline, wanted)
+            except Ended:
+                trial.close()
+                if not trial.left:
+                    self._inbox.put([REFUSED, self, wanted])
+                trial = Trial(self._folder, TRIAL)
             except Exception as error:  # noqa: BLE001 - whatever the library throws at a grammar
                 self._inbox.put([COMPILED, self, wanted, tidy(error)])
             else:
                 self._inbox.put([COMPILED, self, wanted, None])
+
+    def _try(self, trial: Trial, wanted: str) -> None:
+        """Compile what may take long where it can be stopped.
+
+        :raises Ended: it was stopped, or took too much.
+        :raises Failed: the library does not take it.
+        """
+        if is_quick(wanted):
+            return
+        self._trials[wanted] = trial
+        try:
+            if wanted not in self._pending:
+                trial.leave()
+            trial.compile(wanted)
+        finally:
+            self._trials.pop(wanted, None)
+        if trial.left:
+            raise Ended
+
+
+def _remember(known: dict[str, Any], wanted: str, value: object) -> None:
+    if len(known) >= REMEMBERED:
+        del known[next(iter(known))]  # what is forgotten is compiled again, which the library does in no time
+    known[wanted] = value
+
+
+def compiler(folder: Path) -> Callable[[str], None]:
+    """Return what compiles a grammar for a model's tokenizer."""
+    tokenizer = genai.Tokenizer(folder)
+    return partial(_compile, _constant_pipeline(tokenizer, logits(folder, tokenizer)))
 
 
 def logits(folder: Path, tokenizer: genai.Tokenizer) -> int:

@@ -6,23 +6,16 @@ takes too long; the memory is bounded in here.
 
 from __future__ import annotations
 
-import os
 import sys
-import threading
-import time
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ovms_embedded import wire
 from ovms_embedded.worker.chat_template import ChatTemplate, Unrenderable
 from ovms_embedded.worker.pipe import Pipe, Refused, serve
-from ovms_embedded.worker.process import open_pipe
+from ovms_embedded.worker.process import bound_memory, open_pipe
 
 MEMORY = 256 << 20
 """Bytes that rendering may take beyond what the process has at its start."""
-LOOKING = 0.01
-"""Seconds between two looks at the memory, where the system does not bound it."""
 PLAIN, TOOLS = "template", "tool_template"
 
 
@@ -58,49 +51,11 @@ class Renderer:
         return self._compiled[name]
 
 
-def _bound_memory() -> None:
-    if sys.platform != "linux":
-        # Neither macOS nor Windows bounds a process's memory when asked like that, so a thread looks.
-        threading.Thread(target=partial(_watch_memory, _resident() + MEMORY), daemon=True).start()
-        return
-    import resource
-
-    pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
-    most = pages * os.sysconf("SC_PAGESIZE") + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-
-
-def _watch_memory(most: int) -> None:
-    while _resident() < most:
-        time.sleep(LOOKING)
-    os._exit(1)
-
-
-def _resident() -> int:
-    """Return the bytes of memory that this process has, or has had at most."""
-    if sys.platform == "win32":
-        import ctypes
-        from ctypes import wintypes
-
-        class Counters(ctypes.Structure):
-            _fields_ = [("cb", wintypes.DWORD), ("faults", wintypes.DWORD)] + [
-                (name, ctypes.c_size_t) for name in ("peak", "now", "a", "b", "c", "d", "pagefile", "e")
-            ]
-
-        counters = Counters(cb=ctypes.sizeof(Counters))
-        kernel = ctypes.WinDLL("kernel32", use_last_error=True)
-        kernel.K32GetProcessMemoryInfo(wintypes.HANDLE(-1), ctypes.byref(counters), counters.cb)
-        return int(counters.pagefile)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def main() -> None:
     """Answer until the front process goes away."""
     pipe: Pipe = open_pipe()
     renderer = Renderer(pipe.receive()[1])
-    _bound_memory()
+    bound_memory(MEMORY)
     pipe.send([wire.READY, {}])
     # Linux ends it with the front process; elsewhere a thread hears of that.
     serve(pipe, {"describe": renderer.describe, "render": renderer.render}, listen=sys.platform != "linux")

@@ -12,7 +12,7 @@ from ovms_embedded import wire
 from ovms_embedded.worker import common, detection, drafts, grammar, templates
 from ovms_embedded.worker.byte_cache import find_decoder
 from ovms_embedded.worker.detokenize import Running, flush
-from ovms_embedded.worker.grammars import COMPILED, Grammars
+from ovms_embedded.worker.grammars import COMPILED, REFUSED, Grammars
 from ovms_embedded.worker.pipe import Refused, tidy
 from ovms_embedded.worker.text_pipeline import build, draft_kind, generation_config, sees
 
@@ -24,7 +24,7 @@ FLUSH = (0.004, 0.002, 0.02)
 
 It only matters to models that step faster than that: the others flush with every step.
 """
-SLOW = "The JSON schema or the tools of the request take too long to compile; make them smaller"
+SLOW = "The JSON schema or the tools of the request take too much time or memory to compile; make them smaller"
 Message = list[Any]
 
 
@@ -96,6 +96,10 @@ class Text:
             if error:  # OVMS drops a schema that it cannot use
                 self.pipe.log("error", "llm_calculator", f"A schema is ignored: {error}")
             self.waiting += self.grammars.settle(wanted, error)
+        elif message[0] == REFUSED:
+            if message[1] is self.grammars:
+                for each in self.grammars.refuse(message[2]):
+                    self.pipe.send([wire.ERROR, each[1], wire.INVALID, SLOW])
         else:
             _, number, operation, payload = message
             try:
@@ -117,6 +121,8 @@ class Text:
     def _receive(self, number: int, message: Message, wanted: str | None) -> None:
         if wanted and self.grammars.usable(wanted) is None:
             grammar.check(wanted)
+            if self.grammars.is_refused(wanted):
+                raise Refused(SLOW)
             self.grammars.hold(number, message, wanted)
         else:
             self.waiting.append(message)
