@@ -15,10 +15,11 @@ EXTENSIONS = [
     each.parent
     for each in sorted(ROOT.glob("extensions/*/*/pyproject.toml"))
     if each.parents[1].name in ("services", "platforms", "graphs", "hubs", "dialects", "observers")
-    or each.parent.name == "http"
+    or each.parts[-3:-1] in (("faces", "http"), ("faces", "aog"))
 ]
 # The name that is imported, where it is not the distribution's.
-MODULES = {"pyyaml": "yaml", "protobuf": "google", "grpcio": "grpc"} | dict.fromkeys(
+MODULES = {"pyyaml": "yaml", "protobuf": "google", "grpcio": "grpc"}
+MODULES |= {"grpcio-health-checking": "grpc_health"} | dict.fromkeys(
     ("opentelemetry-api", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"), "opentelemetry"
 )
 ALONE = {
@@ -54,7 +55,7 @@ def test_an_extension_imports_what_it_declares_and_of_ours_only_the_api(folder: 
             if (
                 top in sys.stdlib_module_names
                 or name.startswith("ovms_kernel.api.")
-                or top in (path.stem, path.parent.name)
+                or top in (path.stem, *path.relative_to(folder).parts)
             ):
                 continue
             assert top in allowed, f"{path.name} imports {name}, which its pyproject.toml does not declare"

@@ -20,6 +20,8 @@ from ovms_kernel.errors import (
     Unauthorized,
     Unavailable,
 )
+from ovms_kernel.extensions import blame
+from ovms_kernel.files import refused_by_system
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.quantities import parse_duration, parse_size
 from ovms_kernel.settings import Settings
@@ -27,6 +29,7 @@ from ovms_kernel.sse import read_events
 from ovms_kernel.values import (
     Answer,
     EngineStatus,
+    Host,
     LocalModel,
     Message,
     Progress,
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ovms_kernel.extensions import ExtensionReport
-    from ovms_kernel.values import EngineInfo, Host, Installation
+    from ovms_kernel.values import EngineInfo, Installation
 
 __all__ = [
     "Answer",
@@ -51,6 +54,7 @@ __all__ = [
     "EngineFailed",
     "EngineStatus",
     "Face",
+    "Host",
     "KernelApi",
     "LocalModel",
     "Message",
@@ -70,12 +74,14 @@ __all__ = [
     "Unauthorized",
     "Unavailable",
     "Upload",
+    "blame",
     "decode_request",
     "hookimpl",
     "parse_duration",
     "parse_size",
     "read_events",
     "read_struct",
+    "refused_by_system",
 ]
 
 

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ovms_kernel.errors import BadRequest
+from ovms_kernel.api.faces import BadRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from ovms_kernel.api.services import Service
-    from ovms_kernel.settings import Settings
-    from ovms_kernel.values import EngineStatus, Host, LocalModel, Progress
+    from ovms_kernel.api.faces import EngineStatus, Host, LocalModel, Progress, Service, Settings
 
 
 def read_request(raw: bytes) -> dict[str, Any]:

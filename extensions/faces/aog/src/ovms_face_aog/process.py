@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ovms_face_aog.parent import Seat
-    from ovms_kernel.log import Log
+    from ovms_kernel.api.programs import Log
 
 COOKIE = ("AOG_PLUGIN", "aog-provider-plugin-v1")
 VERSIONS = (1,)
@@ -66,7 +66,7 @@ def take_process(launcher: str = "", seat: Seat | None = None) -> PluginProcess:
     version = check_host()
     stdout, stderr = goplugin.take_standard_streams()
     host = goplugin.Host(stderr)
-    from ovms_kernel.log import Log
+    from ovms_kernel.api.programs import Log
 
     return PluginProcess(version, stdout, host, Log(stderr), Path(launcher or sys.argv[0]).absolute(), seat)
 

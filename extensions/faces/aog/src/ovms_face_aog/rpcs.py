@@ -13,9 +13,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
-from ovms_kernel.api.faces import BadRequest, OvmsError
-from ovms_kernel.extensions import blame
-from ovms_kernel.files import refused_by_system
+from ovms_kernel.api.faces import BadRequest, OvmsError, blame, refused_by_system
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ovms_face_aog.parent import Seat
     from ovms_face_aog.process import PluginProcess
     from ovms_kernel.api.faces import KernelApi
-    from ovms_kernel.kernel import Kernel
+    from ovms_kernel.api.programs import Kernel
 
 PORTS = {"rest_port": 17666, "grpc_port": 17900}
 """The engine's ports where none are set.
@@ -112,7 +112,7 @@ async def serve(process: PluginProcess, kernel: Awaitable[KernelApi]) -> None:
     from ovms_face_aog.goplugin import Server
     from ovms_face_aog.process import passed_by
     from ovms_face_aog.provider import SERVICE, Provider, rpc_handlers
-    from ovms_kernel.errors import OvmsError
+    from ovms_kernel.api.faces import OvmsError
 
     if process.of_aog:
         from ovms_face_aog.quirks import AogProvider
@@ -156,8 +156,8 @@ class Composition:
         import asyncio
 
         from ovms_face_aog.sockets import remove_stale_folders
-        from ovms_kernel.companions import serve_companions
-        from ovms_kernel.errors import OvmsError
+        from ovms_kernel.api.faces import OvmsError
+        from ovms_kernel.api.programs import serve_companions
 
         await self.wanted.wait()
         try:
@@ -185,9 +185,7 @@ class Composition:
 
 def _compose(process: PluginProcess) -> Kernel:
     from ovms_face_aog.process import data_dir_of
-    from ovms_kernel.compose import compose_kernel
-    from ovms_kernel.log import set_level
-    from ovms_kernel.settings import read_settings
+    from ovms_kernel.api.programs import compose_kernel, read_settings, set_level
 
     defaults: dict[str, Any] = dict(PORTS) if process.of_aog else {}
     if folder := data_dir_of(process.manifest, os.environ):

@@ -31,8 +31,7 @@ GRACE = 15.0
 
 async def take_in(place: Place, model: str, source: Path) -> str:
     """Import a tiny model into the plugin's data folder, where its PullModel will find it; return what it is."""
-    from ovms_kernel.compose import compose_kernel
-    from ovms_kernel.settings import read_settings
+    from ovms_kernel.api.programs import compose_kernel, read_settings
 
     async with compose_kernel(read_settings(place.environment())) as kernel:
         taken = {each.id: each for each in await kernel.list_models()}.get(model)
