@@ -16,15 +16,14 @@ from ovms_kernel.compose import compose_kernel
 from ovms_kernel.settings import read_settings
 
 if TYPE_CHECKING:
-    from ovms_face_http.running import Running
-    from ovms_kernel.api.faces import KernelApi
+    from ovms_kernel.api.faces import KernelApi, RunningServer
 
 
 async def main(engine: str, folder: str) -> None:
     kernel = compose_kernel(read_settings({}, data_dir=Path(folder), platforms={"remote": {"url": engine}}))
     face = HttpFace(config.read({"port": 0}))
 
-    def ready(where: Running) -> None:
+    def ready(where: RunningServer) -> None:
         print(where.url.rpartition(":")[2], flush=True)
 
     async with kernel:

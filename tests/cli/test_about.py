@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def test_a_command_that_does_not_load_costs_only_itself(here: Any, acme: Any, mo
 
 
 def test_a_table_that_is_too_wide_does_without_what_matters_least(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "30")
     rows = [("OpenVINO/Qwen3-0.6B-int4-ov", "1.2 MB", "just now")]
     print_table(("MODEL", "SIZE", "CHANGED"), rows, spare=("CHANGED", "SIZE"))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ovms_cli.conversation import Conversation, Stats, pieces
 from ovms_cli.markdown import split_block
 from ovms_kernel.errors import BadRequest
+from ovms_kernel.server import noted_server, read_server
 
 PIXEL = bytes.fromhex("89504e470d0a1a0a")
 
@@ -108,11 +109,14 @@ def test_no_text_is_lost_between_blocks(text: str) -> None:
 
 
 def test_a_server_that_is_gone_gets_no_requests_even_if_its_number_is_another_process(tmp_path: Path) -> None:
-    from ovms_cli.asking import server_of
-
     file = tmp_path / "run" / "http.json"
-    file.parent.mkdir()
-    file.write_text(json.dumps({"url": "http://127.0.0.1:1", "key_file": "", "pid": os.getpid()}))
-    assert server_of(tmp_path) == ("http://127.0.0.1:1", "")
-    os.utime(file, (1.0, 1.0))  # written long before the process of that number began
-    assert server_of(tmp_path) is None
+    with noted_server(tmp_path, "http://127.0.0.1:1", ""):
+        found = read_server(tmp_path)
+        assert found is not None
+        assert (found.url, found.pid, found.key()) == ("http://127.0.0.1:1", os.getpid(), "")
+        note = json.loads(file.read_text())
+        file.write_text(json.dumps(note | {"started": note["started"] - 60}))
+        assert read_server(tmp_path) is None
+        file.write_text(json.dumps(note | {"boot": "another run of the system"}))
+        assert read_server(tmp_path) is None
+    assert not file.exists()

@@ -135,7 +135,7 @@ DAY: list[tuple[str, int, str]] = [
     ("status", 0, r"^engine +ready\n(?s:.*)\nhttp url +http://127"),
     ("load tiny/chat", 0, r"^tiny/chat is loaded\.$"),
     ("stop tiny/chat", 0, r"^tiny/chat is unloaded\.$"),
-    ("serve -d", 0, r"^A server runs here already, at http://127"),
+    ("serve -d", 4, r"^A server runs here already, at http://127"),
     ("logs -n 2", 0, r"^\[20"),
     ("connect openai", 0, r"base_url=\"http://127"),
     ("key list", 0, r"^default +\S+/key$"),

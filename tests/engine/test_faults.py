@@ -34,6 +34,7 @@ from ovms_kernel.models import vetting
 from ovms_kernel.models.passport import Key, Passports
 from ovms_kernel.models.plan import Resident, State
 from ovms_kernel.models.vetting import Vetting, questions_of
+from ovms_kernel.processes import start_time
 from ovms_kernel.settings import Settings
 from ovms_kernel.testing.contract import configured
 from ovms_kernel.testing.events import EventRecorder
@@ -210,7 +211,7 @@ async def test_a_clock_that_is_set_does_not_make_a_running_engine_a_stranger(
 ) -> None:
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        note = launch.RunningEngine(sleeper.pid, launch.start_time(sleeper.pid), 1, "1.0", 1, 2)
+        note = launch.RunningEngine(sleeper.pid, start_time(sleeper.pid), 1, "1.0", 1, 2)
         launch.note_running(settings, note)
         # What psutil computes start times from: the clock's time at boot.
         real = psutil.boot_time()
@@ -219,7 +220,7 @@ async def test_a_clock_that_is_set_does_not_make_a_running_engine_a_stranger(
         assert read == note
         assert launch.is_alive(read)
         # After a restart of the system the same numbers say nothing.
-        monkeypatch.setattr(launch, "_boot", lambda: "another")
+        monkeypatch.setattr("ovms_kernel.processes.boot", lambda: "another")
         assert launch.read_running(settings) is None
     finally:
         sleeper.kill()

@@ -19,6 +19,7 @@ from ovms_kernel.engine import engine_log, launch
 from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.engine.exit_status import cause_of
 from ovms_kernel.engine.supervisor import State, Supervisor
+from ovms_kernel.processes import start_time
 from ovms_kernel.settings import Settings
 from ovms_kernel.testing.events import EventRecorder
 from ovms_kernel.values import LaunchPatch, Ports
@@ -353,13 +354,13 @@ async def test_an_engine_of_a_dead_plugin_is_ended_by_the_next_one_but_a_strange
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
     stale = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
     try:
-        note = launch.RunningEngine(stranger.pid, launch.start_time(stranger.pid) - 100, 1, "1.0", 1, 2)
+        note = launch.RunningEngine(stranger.pid, start_time(stranger.pid) - 100, 1, "1.0", 1, 2)
         launch.note_running(settings, note)
         await engine.start()
         await engine.supervisor.ensure_ready()
         await engine.supervisor.stop("test")
         assert stranger.poll() is None
-        launch.note_running(settings, launch.RunningEngine(stale.pid, launch.start_time(stale.pid), 1, "1.0", 1, 2))
+        launch.note_running(settings, launch.RunningEngine(stale.pid, start_time(stale.pid), 1, "1.0", 1, 2))
         await engine.start()
         await engine.supervisor.ensure_ready()
         assert stale.wait(5) == -signal.SIGKILL

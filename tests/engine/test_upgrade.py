@@ -23,6 +23,7 @@ from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, NotSupported,
 from ovms_kernel.extensions import Extensions
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.kernel import Kernel
+from ovms_kernel.processes import start_time
 from ovms_kernel.settings import Settings, read_settings
 from ovms_kernel.testing.archives import ArchiveServer, linux_archive
 from ovms_kernel.testing.contract import configured
@@ -190,7 +191,7 @@ async def test_an_engine_that_another_process_runs_is_not_upgraded_behind_its_ba
     pack(server, "2026.4.0")
     theirs = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        note = launch.RunningEngine(theirs.pid, launch.start_time(theirs.pid), 4711, "2026.3.0", 1, 2)
+        note = launch.RunningEngine(theirs.pid, start_time(theirs.pid), 4711, "2026.3.0", 1, 2)
         launch.note_running(kernel.settings, note)
         with pytest.raises(PreconditionFailed, match="Process 4711 runs the engine"):
             await kernel.upgrade_engine("2026.4.0")

@@ -21,11 +21,14 @@ from typing import TYPE_CHECKING, Any
 from ovms_kernel.errors import OvmsError, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
     from types import FrameType
 
+    from ovms_kernel.engine.installation import Installations
     from ovms_kernel.kernel import Kernel
+    from ovms_kernel.models.store import Store
     from ovms_kernel.settings import Settings
+    from ovms_kernel.values import LocalModel
 
 FAILED, USAGE, NOT_FOUND, ENGINE, CREDENTIALS, TIME, UNSUPPORTED = 1, 2, 3, 4, 5, 6, 7
 EXIT_CODES = {
@@ -40,6 +43,8 @@ EXIT_CODES = {
 }
 """Exit codes by code of the error; what is not listed ends with 1. A signal ends with 128 and its number."""
 
+ENGINE_KINDS = ("platforms",)
+"""The kinds of extension that a command needs to look at the engine."""
 TOLD_OTHERWISE = ("ovms_kernel.engine", "ovms_kernel.models")
 """Loggers whose errors also reach the command, as an exception or an event."""
 
@@ -59,14 +64,47 @@ class Session:
     """Called for Ctrl-C instead of ending the command, while a command wants it for a part of its work."""
 
     @asynccontextmanager
-    async def kernel(self, **overrides: Any) -> AsyncIterator[Kernel]:  # noqa: ANN401 - as read_settings takes them
-        """Compose the kernel, with settings that win over all others; an engine that it starts ends with it."""
+    async def kernel(
+        self,
+        *,
+        kinds: Iterable[str] | None = None,
+        **overrides: Any,  # noqa: ANN401 - as read_settings takes them
+    ) -> AsyncIterator[Kernel]:
+        """Compose the kernel, with settings that win over all others; an engine that it starts ends with it.
+
+        :param kinds: the kinds of extension that the command needs; ``None`` means all.
+        """
         from ovms_kernel.compose import compose_kernel
+        from ovms_kernel.engine.host import read_host
+        from ovms_kernel.extensions import compose
         from ovms_kernel.settings import read_settings
 
         settings = read_settings(data_dir=self.settings.data_dir, **overrides) if overrides else self.settings
-        async with compose_kernel(settings) as kernel:
+        extensions = compose(settings, read_host(), kinds=kinds) if kinds else None
+        async with compose_kernel(settings, extensions=extensions) as kernel:
             yield kernel
+
+    def store(self) -> Store:
+        """Return the models on disk, for a command that reads them and needs no extension."""
+        from ovms_kernel.events import Events
+        from ovms_kernel.models.store import Store
+
+        return Store(self.settings, Events(self.settings.hook_timeout))
+
+    def installations(self) -> Installations:
+        """Return the engine versions on disk, for a command that reads them and needs no extension."""
+        from ovms_kernel.engine.installation import Installations
+        from ovms_kernel.events import Events
+
+        return Installations(self.settings, Events(self.settings.hook_timeout))
+
+    async def list_models(self) -> list[LocalModel]:
+        """Return the models on disk and their aliases, by id, as a kernel does."""
+        import anyio.to_thread
+
+        from ovms_kernel.aliases import listed
+
+        return listed(self.settings.aliases, await anyio.to_thread.run_sync(self.store().list))
 
 
 def say(text: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,11 +136,19 @@ def client(server: Served) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def start(data_dir: Path) -> Callable[..., AbstractContextManager[Served]]:
+def other_data_dir(data_dir: Path, tmp_path: Path) -> Path:
+    """A data folder of the test's own with the same engine and models, as a folder has one server."""
+    copy = tmp_path / "data"
+    shutil.copytree(data_dir, copy, ignore=shutil.ignore_patterns("run", "logs", "http", "cache"), symlinks=True)
+    return copy
+
+
+@pytest.fixture
+def start(other_data_dir: Path) -> Callable[..., AbstractContextManager[Served]]:
     """Start another server over the same models: one with settings of the test's own."""
 
     def run(*words: str, **settings: object) -> AbstractContextManager[Served]:
-        return serving(data_dir, *words, **settings)
+        return serving(other_data_dir, *words, **settings)
 
     return run
 

@@ -143,9 +143,9 @@ def test_the_server_runs_on_uvloop_and_httptools(server: Any) -> None:
     assert "/httptools/" in loaded
 
 
-def test_a_port_in_use_is_said_with_its_holder(server: Any) -> None:
+def test_a_port_in_use_is_said_with_its_holder(server: Any, other_data_dir: Path) -> None:
     port = server.url.rpartition(":")[2]
-    told = run(server, "serve", "--port", port, code=4)
+    told = run(server, "serve", "--port", port, "--data-dir", str(other_data_dir), code=4)
     assert f"(process {server.process.pid})" in told
     assert f"--port {int(port) + 1}" in told
     assert len(told.splitlines()) == 1
@@ -216,38 +216,15 @@ def test_a_head_without_an_end_is_refused(server: Any) -> None:
         assert endless.recv(1000).startswith(b"HTTP/1.1 400 ")
 
 
-def test_a_second_server_on_the_same_models_ends_alone(server: Any, client: httpx.Client, start: Any) -> None:
-    """It uses the engine of the first; its end, even in the middle of a load, takes nothing from the first."""
-    where, asked = server.data_dir / "run" / "http.json", {"model": "tiny/embeddings", "input": "x"}
-    client.post("/v1/embeddings", json=asked)  # starts the engine
-    client.post("/api/generate", json={"model": "tiny/embeddings", "keep_alive": 0})
-    engine = psutil.Process(json.loads((server.data_dir / "run" / "engine.json").read_text())["pid"])
-    with start() as second, second.client() as other:
-        assert json.loads(where.read_text())["url"] == second.url
-        assert other.post("/v1/tokenize", json={"model": "tiny/chat", "text": "x"}).status_code == 200
-        engine.suspend()
-        try:
-            with pytest.raises(httpx.ReadTimeout):  # the client leaves, the load goes on at an engine that hangs
-                other.post("/v1/embeddings", json=asked, timeout=1)
-            second.process.terminate()
-            assert second.process.wait(20) == 143
-        finally:
-            engine.resume()
-    assert client.post("/v1/embeddings", json=asked).status_code == 200
-    end = time.monotonic() + 10
-    while not where.exists() or json.loads(where.read_text())["url"] != server.url:
-        assert time.monotonic() < end, "the first is not announced again"
-        time.sleep(0.1)
-
-
-async def test_aogs_plugin_serves_http_if_a_setting_says_so(data_dir: Path, environment: Any) -> None:
-    where = data_dir / "run" / "http.json"
-    async with PluginHost(plugin_command(), environment(with_aog="true")) as host:
+async def test_aogs_plugin_serves_http_if_a_setting_says_so(other_data_dir: Path, environment: Any) -> None:
+    where = other_data_dir / "run" / "http.json"
+    given = environment(with_aog="true") | {"OVMS_PLUGIN_DATA_DIR": str(other_data_dir)}
+    async with PluginHost(plugin_command(), given) as host:
         found: dict[str, Any] = {}
         async with asyncio.timeout(30):
             plugin = psutil.Process(host.pid)
             while found.get("pid") not in [host.pid, *(each.pid for each in plugin.children(recursive=True))]:
-                await asyncio.sleep(0.05)  # another server is announced there before and after
+                await asyncio.sleep(0.05)
                 with suppress(OSError, ValueError):
                     found = json.loads(where.read_text())
         headers = {"authorization": f"Bearer {Path(found['key_file']).read_text().strip()}"}

@@ -21,6 +21,7 @@ from ovms_kernel.errors import (
     Unavailable,
 )
 from ovms_kernel.hookspecs import hookimpl
+from ovms_kernel.server import read_server
 from ovms_kernel.values import Answer, LocalModel
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ async def kernel_of(session: Session) -> AsyncIterator[Kernel]:
 @asynccontextmanager
 async def services_of(session: Session) -> AsyncIterator[Services]:
     """Give where requests go. A server that runs gets them, so that it knows which models are in use."""
-    if (server := server_of(session.settings.data_dir)) is None:
+    if (server := read_server(session.settings.data_dir)) is None:
         async with kernel_of(session) as kernel:
             yield kernel
         return
@@ -91,7 +92,7 @@ async def services_of(session: Session) -> AsyncIterator[Services]:
     from ovms_kernel.extensions import compose
 
     installed = compose(session.settings, read_host(), kinds=["services"]).services
-    async with _client(*server) as client:
+    async with _client(server.url, server.key()) as client:
         yield ServerServices(client, installed)
 
 
@@ -231,20 +232,3 @@ async def _client(url: str, key: str) -> AsyncIterator[httpx.AsyncClient]:
     # The server is on this machine: no proxy is meant for it.
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=limits, trust_env=False) as client:
         yield client
-
-
-def server_of(data_dir: Path) -> tuple[str, str] | None:
-    """Return the base URL and the key of the server that runs for a data folder."""
-    from ovms_cli.stopping import serving
-
-    if serving(data_dir) is None:
-        return None
-    try:
-        found = json.loads((data_dir / "run" / "http.json").read_bytes())
-        url, key_file = str(found["url"]), str(found["key_file"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    try:
-        return url, Path(key_file).read_text("ascii").strip() if key_file else ""
-    except OSError:
-        return url, ""

@@ -12,10 +12,11 @@ import anyio
 
 from ovms_cli import output
 from ovms_kernel.errors import OvmsError
+from ovms_kernel.server import forget_dead_server
 from ovms_kernel.values import Finding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from ovms_cli.session import Session
     from ovms_kernel.kernel import Kernel
@@ -77,22 +78,16 @@ async def _hub(kernel: Kernel) -> list[Finding]:
 
 async def fix(session: Session, kernel: Kernel) -> list[str]:
     """Set right what can be without a loss; return what was done, a sentence each."""
-    done = [told for told in (each(session) for each in FIXES) if told]
+    done = []
+    if await forget_dead_server(session.settings.data_dir):
+        done.append("The address of a server that is gone is removed.")
+    if opened := _hide_keys(session):
+        done.append(opened)
     if not await kernel.check_engine():
         with output.progress("engine") as report:
             installed = await kernel.install_engine(report=report)
         done.append(f"Engine {installed.version} ({installed.platform}) is installed.")
     return done
-
-
-def _forget_dead_server(session: Session) -> str:
-    from ovms_cli.stopping import serving
-
-    file = session.settings.data_dir / "run" / "http.json"
-    if not file.exists() or serving(session.settings.data_dir) is not None:
-        return ""
-    file.unlink(missing_ok=True)
-    return "The address of a server that is gone is removed."
 
 
 def _hide_keys(session: Session) -> str:
@@ -103,7 +98,3 @@ def _hide_keys(session: Session) -> str:
     for each in open_:
         each.chmod(0o600)
     return f"Only you can read {' and '.join(map(str, open_))} now." if open_ else ""
-
-
-FIXES: tuple[Callable[[Session], str], ...] = (_forget_dead_server, _hide_keys)
-"""Each sets one kind of thing right and says so; empty if there was nothing."""

@@ -18,13 +18,13 @@ import anyio.to_thread
 import typer
 
 from ovms_cli import output
-from ovms_cli.asking import server_of
 from ovms_cli.completing import declared
 from ovms_cli.keys import Key, declared_keys, driver_of, locate, split, type_of
 from ovms_cli.session import Json, Session, add
 from ovms_kernel.errors import BadRequest, NotFound, OvmsError
 from ovms_kernel.extensions import settings_for
 from ovms_kernel.files import locked, write_atomically
+from ovms_kernel.server import read_server
 from ovms_kernel.settings import (
     ELSEWHERE,
     KINDS,
@@ -351,5 +351,5 @@ def _editor() -> list[str]:
 
 def tell_server(session: Session) -> None:
     """Say when a server that runs takes up a change."""
-    if server_of(session.settings.data_dir):
+    if read_server(session.settings.data_dir):
         output.say("The server that runs here uses it from its next start: `ovms-plugin restart`.")

@@ -13,7 +13,7 @@ import typer
 
 from ovms_cli import output
 from ovms_cli.session import Json, Session, add
-from ovms_kernel.commands import running
+from ovms_kernel.commands import ENGINE_KINDS, running
 from ovms_kernel.errors import NotFound
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _show_status(report: dict[str, Any], *, json: bool) -> None:
 
 
 async def _status(session: Session) -> dict[str, Any]:
-    async with session.kernel() as kernel:
+    async with session.kernel(kinds=ENGINE_KINDS) as kernel:
         runs = await running(kernel)
         info = kernel.supervisor.info
         active = kernel.installations.active()
@@ -91,7 +91,7 @@ async def _status(session: Session) -> dict[str, Any]:
 def _http(session: Session) -> "dict[str, Any]":
     if not find_spec("ovms_face_http"):
         return {}
-    from ovms_face_http.running import report
+    from ovms_face_http.config import report
 
     return report(session.settings)
 
@@ -133,9 +133,7 @@ def _has_begun_anew(path: Path, file: "TextIOWrapper") -> bool:
 
 async def ls(session: Session, *, json: Json = False) -> None:
     """List the engine versions on this machine."""
-    async with session.kernel() as kernel:
-        active = kernel.installations.active()
-        versions = kernel.installations.versions()
+    active, versions = session.installations().active(), session.installations().versions()
     if json:
         output.print_json([output.plain(each) | {"active": each == active} for each in versions])
     elif versions:
@@ -208,6 +206,5 @@ async def upgrade(session: Session, version: AnyVersion = "", *, json: Json = Fa
 
 async def remove(session: Session, version: Version) -> None:
     """Delete a version that is not the active one."""
-    async with session.kernel() as kernel:
-        await kernel.installations.remove(version)
+    await session.installations().remove(version)
     print(f"Engine {version} is removed.")

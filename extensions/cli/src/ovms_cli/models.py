@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ovms_cli import naming, output
+from ovms_cli import output
 from ovms_cli.completing import installed
 from ovms_cli.session import Json, Session, add
 from ovms_kernel.aliases import target
-from ovms_kernel.commands import need_engine, running
+from ovms_kernel.commands import ENGINE_KINDS, need_engine, running
 from ovms_kernel.commands import report as report_error
 from ovms_kernel.errors import OvmsError
 from ovms_kernel.quantities import parse_duration
@@ -167,10 +167,8 @@ async def import_(
 
 async def ls(session: Session, *, json: Json = False) -> None:
     """List the models on this machine."""
-    async with session.kernel() as kernel:
-        models = await kernel.list_models()
-        damaged = kernel.store.damaged()
-    for name in damaged:
+    models = await session.list_models()
+    for name in session.store().damaged():
         output.say(f"The record of {name} is damaged; `ovms-plugin pull {name}` fetches it again, `rm` removes it.")
     if json:
         output.print_json(models)
@@ -191,7 +189,7 @@ async def ls(session: Session, *, json: Json = False) -> None:
 
 async def ps(session: Session, *, json: Json = False) -> None:
     """List the models that are loaded, and for how long."""
-    async with session.kernel() as kernel:
+    async with session.kernel(kinds=ENGINE_KINDS) as kernel:
         models = await kernel.resident_models() if await running(kernel) else []
         state = kernel.supervisor.describe()
     if json:
@@ -251,8 +249,7 @@ def duration(seconds: float) -> str:
 async def show(session: Session, model: Model, *, json: Json = False) -> None:
     """Show everything that is known of a model."""
     alias = session.settings.aliases.get(model)
-    async with session.kernel() as kernel:
-        facts = kernel.store.describe(alias.model if alias else model)
+    facts = session.store().describe(alias.model if alias else model)
     if alias:
         facts = {"alias": model} | facts | {"system": alias.system, "request": dict(alias.request)}
     if json:
@@ -287,13 +284,13 @@ async def verify(
 
     Every file is read again and its SHA-256 compared.
     """
-    async with session.kernel() as kernel:
-        faults: dict[str, Sequence[str]] = {}
-        for model in models or [each.id for each in await kernel.list_models() if not each.alias_of]:
-            with output.progress(model) as report:
-                faults[model] = await kernel.store.verify(model, report)
-            if not json:
-                print(f"{model}: {'; '.join(faults[model]) or 'as it was pulled.'}")
+    store = session.store()
+    faults: dict[str, Sequence[str]] = {}
+    for model in models or [each.id for each in store.list()]:
+        with output.progress(model) as report:
+            faults[model] = await store.verify(model, report)
+        if not json:
+            print(f"{model}: {'; '.join(faults[model]) or 'as it was pulled.'}")
     if json:
         output.print_json(faults)
     if any(faults.values()):
@@ -306,6 +303,8 @@ async def rm(session: Session, models: Models) -> None:
 
     A model that is served is unloaded first.
     """
+    from ovms_cli import naming
+
     async with session.kernel() as kernel:
         await running(kernel)
         for model in models:
@@ -323,13 +322,11 @@ async def rm(session: Session, models: Models) -> None:
 
 async def df(session: Session, *, json: Json = False) -> None:
     """Show how much disk models, pulls and engines take."""
-    async with session.kernel() as kernel:
-        usage = kernel.store.usage()
-        staging = kernel.store.staging()
-        engines = {
-            each.version: sum(file.stat().st_size for file in each.directory.rglob("*") if file.is_file())
-            for each in kernel.installations.versions()
-        }
+    usage, staging = session.store().usage(), session.store().staging()
+    engines = {
+        each.version: sum(file.stat().st_size for file in each.directory.rglob("*") if file.is_file())
+        for each in session.installations().versions()
+    }
     if json:
         sizes = {"models": usage.models, "staging": staging, "trash": usage.trash, "cache": usage.cache}
         output.print_json(sizes | {"engines": engines, "free": usage.free})

@@ -65,8 +65,7 @@ async def remove(session: Session, name: str) -> None:
 
 
 async def _set(session: Session, name: str, model: str, system: str, request: dict[str, Any]) -> None:
-    async with session.kernel() as kernel:
-        installed = [each.id for each in await kernel.list_models() if not each.alias_of]
+    installed = [each.id for each in session.store().list()]
     if name in installed:
         raise BadRequest(f"{name} is an installed model; choose another name.")
     if model not in installed:

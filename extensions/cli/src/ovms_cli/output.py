@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -10,6 +11,9 @@ import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+
+import typer
+from rich.cells import cell_len
 
 from ovms_kernel.commands import plain, print_json, say
 from ovms_kernel.errors import BadRequest
@@ -48,32 +52,33 @@ def print_table(
     :param right: titles of the columns that are aligned at their right, such as sizes.
     :param spare: titles of the columns that a terminal without room for them does without, the first one first.
     """
-    from rich.table import Table
-    from rich.text import Text
-
-    console = stdout()
-    for title in spare if console.is_terminal else ():
-        if _width(titles, rows) > console.width:
-            place = list(titles).index(title)
-            titles, *rows = ([*each[:place], *each[place + 1 :]] for each in (titles, *rows))
-    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
-    for title in titles:
-        table.add_column(title, justify="right" if title in right else "left", no_wrap=True, overflow="ignore")
-    for row in rows:
-        table.add_row(*(Text(each) for each in row))
-    # A pipe has no width, and a narrow terminal wraps a line rather than lose the end of a size or a cause.
-    console.width = 10_000
-    with console.capture() as capture:
-        console.print(table, crop=False, soft_wrap=True)
-    for line in capture.get().splitlines():
-        print(line.rstrip())
+    if sys.stdout.isatty():
+        for title in spare:
+            if _width(titles, rows) > shutil.get_terminal_size().columns:
+                place = list(titles).index(title)
+                titles, *rows = ([*each[:place], *each[place + 1 :]] for each in (titles, *rows))
+    widths = _widths(titles, rows)
+    for row in (titles, *rows):
+        cells = [
+            _padded(cell, width, right=title in right) for title, cell, width in zip(titles, row, widths, strict=True)
+        ]
+        line = (" " * GAP).join(cells).rstrip()
+        typer.echo(typer.style(line, dim=True) if row is titles and not os.environ.get("NO_COLOR") else line)
 
 
 def _width(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
-    from rich.cells import cell_len
+    return sum(each + GAP for each in _widths(titles, rows)) - GAP
 
-    columns = zip(titles, *rows, strict=True)
-    return sum(max(map(cell_len, column)) + GAP for column in columns) - GAP
+
+def _widths(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    """Return the columns of a terminal that each column of a table needs."""
+    return [max(map(cell_len, column)) for column in zip(titles, *rows, strict=True)]
+
+
+def _padded(text: str, width: int, *, right: bool) -> str:
+    # A Chinese character takes two columns of a terminal.
+    space = " " * (width - cell_len(text))
+    return space + text if right else text + space
 
 
 def print_facts(facts: Mapping[str, str]) -> None:

@@ -1,6 +1,5 @@
 """``stop`` and ``restart``: the server that runs for this data folder."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,13 +15,12 @@ from ovms_cli.autostart import program
 from ovms_cli.completing import installed
 from ovms_cli.session import Session, add
 from ovms_kernel.errors import BadRequest, OvmsError, TimedOut
+from ovms_kernel.server import read_server
 
 PATIENCE = 30.0
 """Seconds that a server has to end; its engine alone may take eight."""
 LOOK = 0.1
 """Seconds between two looks at a server that ends."""
-CLOCK = 2.0
-"""Seconds by which the clocks of processes and files may differ."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -115,13 +113,10 @@ def managed(server: psutil.Process, system: str = sys.platform) -> bool:
 
 def serving(data_dir: Path) -> psutil.Process | None:
     """Return the process that serves a data folder; ``None`` if none does."""
-    file = data_dir / "run" / "http.json"
+    server = read_server(data_dir)
     try:
-        process = psutil.Process(int(json.loads(file.read_bytes())["pid"]))
-        # A process that began after the file was written only has the number of one that is gone.
-        old = process.create_time() <= file.stat().st_mtime + CLOCK
-        return process if old and not _ended(process) else None
-    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        return psutil.Process(server.pid) if server else None
+    except psutil.NoSuchProcess:  # it has just ended
         return None
 
 

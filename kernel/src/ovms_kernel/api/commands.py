@@ -24,6 +24,7 @@ from ovms_kernel.errors import (
     Unavailable,
 )
 from ovms_kernel.hookspecs import hookimpl
+from ovms_kernel.server import RunningServer, read_server, refuse_second
 
 __all__ = [
     "EXIT_CODES",
@@ -36,6 +37,7 @@ __all__ = [
     "OvmsError",
     "PreconditionFailed",
     "Refused",
+    "RunningServer",
     "Session",
     "TimedOut",
     "Unauthorized",
@@ -44,6 +46,8 @@ __all__ = [
     "need_engine",
     "plain",
     "print_json",
+    "read_server",
+    "refuse_second",
     "run_command",
     "running",
     "say",

@@ -24,6 +24,7 @@ from ovms_kernel.extensions import blame
 from ovms_kernel.files import refused_by_system
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.quantities import parse_duration, parse_size
+from ovms_kernel.server import RunningServer, noted_server, only_server, read_server
 from ovms_kernel.settings import Settings
 from ovms_kernel.sse import read_events
 from ovms_kernel.values import (
@@ -66,6 +67,7 @@ __all__ = [
     "Refused",
     "Request",
     "ResidentModel",
+    "RunningServer",
     "Service",
     "ServiceDefinition",
     "Settings",
@@ -77,9 +79,12 @@ __all__ = [
     "blame",
     "decode_request",
     "hookimpl",
+    "noted_server",
+    "only_server",
     "parse_duration",
     "parse_size",
     "read_events",
+    "read_server",
     "read_struct",
     "refused_by_system",
 ]

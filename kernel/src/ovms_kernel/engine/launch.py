@@ -10,11 +10,11 @@ import socket
 import sys
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
 
+from ovms_kernel import processes
 from ovms_kernel.errors import EngineFailed
 from ovms_kernel.events import merge
 from ovms_kernel.files import write_atomically
@@ -27,6 +27,7 @@ else:
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from ovms_kernel.events import Events
     from ovms_kernel.settings import Settings
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
-START_TOLERANCE = 0.5
-"""Seconds by which two readings of one process's start time may differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +169,12 @@ async def end(process: EngineProcess, patience: float) -> int:
 
 def started_here(pid: int, version: str, ports: Ports) -> RunningEngine:
     """Return the note of an engine that this process has just started."""
-    return RunningEngine(pid, start_time(pid), os.getpid(), version, ports.rest, ports.grpc)
+    return RunningEngine(pid, processes.start_time(pid), os.getpid(), version, ports.rest, ports.grpc)
 
 
 def note_running(settings: Settings, running: RunningEngine) -> None:
     """Write down which engine runs."""
-    note = asdict(running) | {"boot": _boot()}
+    note = asdict(running) | {"boot": processes.boot()}
     write_private(settings.run_dir / "engine.json", json.dumps(note) + "\n")
 
 
@@ -183,7 +182,7 @@ def read_running(settings: Settings) -> RunningEngine | None:
     """Return the engine that was written down last, since the system was started; it may be gone."""
     try:
         note = json.loads((settings.run_dir / "engine.json").read_text("utf-8"))
-        if note.pop("boot") != _boot():
+        if note.pop("boot") != processes.boot():
             return None
         running = RunningEngine(**note)
         numbers = (running.pid, running.owner, running.rest, running.grpc)
@@ -212,38 +211,7 @@ def forget_running(settings: Settings) -> None:
 
 def is_alive(running: RunningEngine) -> bool:
     """Tell whether that very process still runs, not another one that was given its pid."""
-    import psutil
-
-    try:
-        zombie = psutil.Process(running.pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-    return not zombie and abs(start_time(running.pid) - running.started) < START_TOLERANCE
-
-
-def start_time(pid: int) -> float:
-    """Return when a process started, in a measure that setting the clock does not change; 0 if it is gone already.
-
-    On Linux psutil counts from the boot time, which is the clock's time minus the uptime and so moves with the clock.
-    """
-    import psutil
-
-    try:
-        if sys.platform == "linux":
-            fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-            return int(fields[19]) / os.sysconf("SC_CLK_TCK")  # field 22, counted from 1 and with the two before ")"
-        else:  # noqa: RET505 - for mypy, which knows one platform at a time
-            return float(psutil.Process(pid).create_time())
-    except (psutil.Error, OSError, ValueError, IndexError):
-        return 0.0
-
-
-def _boot() -> str:
-    """Return a name of this run of the system, as start times are counted from its beginning."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    except OSError:
-        return ""
+    return processes.is_alive(running.pid, running.started)
 
 
 def listens(pid: int, port: int) -> bool:

@@ -23,7 +23,6 @@ import anyio.to_thread
 
 from ovms_kernel.errors import BadRequest, OvmsError, TimedOut, Unavailable
 from ovms_kernel.fetch.partial import clean_up, present_bytes
-from ovms_kernel.fetch.transfer import fetch_files
 from ovms_kernel.files import Meter, hash_file, read_json, run_with_progress, size_of, sync, write_atomically
 from ovms_kernel.models.model_card import is_text, read_texts, walk
 from ovms_kernel.models.model_record import RECORD, read_record
@@ -265,6 +264,8 @@ class Download:
         await self._fetch(hub, self.files, report)
 
     async def _fetch(self, hub: Hub, files: Sequence[RemoteFile], report: Callable[[Progress], None]) -> None:
+        from ovms_kernel.fetch.transfer import fetch_files
+
         def open_range(file: RemoteFile, start: int, end: int) -> Body:
             return hub.open(self.ref, file, start, end)
 

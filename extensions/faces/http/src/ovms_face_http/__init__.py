@@ -9,8 +9,7 @@ from ovms_face_http.config import HttpSettings, checked
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from ovms_face_http.running import Running
-    from ovms_kernel.api.faces import KernelApi
+    from ovms_kernel.api.faces import KernelApi, RunningServer
 
 __all__ = ["HttpFace"]
 
@@ -23,7 +22,9 @@ class HttpFace:
     def __init__(self, settings: HttpSettings) -> None:
         self.settings = checked(settings)
 
-    async def serve(self, kernel: Awaitable[KernelApi], *, ready: Callable[[Running], object] | None = None) -> None:
+    async def serve(
+        self, kernel: Awaitable[KernelApi], *, ready: Callable[[RunningServer], object] | None = None
+    ) -> None:
         """Serve until cancelled; then answers that have begun are sent to their end.
 
         :param ready: called once when requests are answered.

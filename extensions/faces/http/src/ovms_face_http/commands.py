@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from ovms_face_http.clients import CLIENTS, Client, told
-from ovms_kernel.api.commands import Session, print_json, say
+from ovms_kernel.api.commands import Session, print_json, read_server, refuse_second, say
 
 if TYPE_CHECKING:
     from ovms_face_http.config import HttpSettings
@@ -62,6 +62,7 @@ async def serve(
 
     Other commands, and AOG, use the same engine meanwhile.
     """
+    refuse_second(session.settings.data_dir)  # before anything else, as the port may be in use for that reason
     if detach:
         from ovms_face_http.detached import detach as start
 
@@ -91,16 +92,16 @@ async def connect(
     """Show what another program needs to use the models."""
     import anyio.to_thread
 
-    from ovms_face_http import config, running
+    from ovms_face_http import config
+    from ovms_face_http.keys import keys_of
 
     settings = read_settings(session)
-    where = running.read(session.settings.data_dir)
-    async with session.kernel() as kernel:
-        models = await kernel.list_models()
+    where = read_server(session.settings.data_dir)
+    models = await session.list_models()
     url = where.url if where else config.base_url(settings, settings.port)
     key = ""
     if settings.keys == "required":
-        key = await anyio.to_thread.run_sync(running.keys_of(session.settings).default)
+        key = await anyio.to_thread.run_sync(keys_of(session.settings).default)
     if where is None:
         say("Nothing is served now; `ovms-plugin serve` starts that.")
     chosen = [each.value for each in Client] if client is None else [client.value]
@@ -111,17 +112,16 @@ async def add_(session: Session, name: Name) -> None:
     """Make a key and print it, this once; only a hash of it is kept."""
     import anyio.to_thread
 
-    from ovms_face_http import running
+    from ovms_face_http.keys import keys_of
 
-    print(await anyio.to_thread.run_sync(running.keys_of(session.settings).add, name))
+    print(await anyio.to_thread.run_sync(keys_of(session.settings).add, name))
 
 
 async def list_(session: Session, *, json: Json = False) -> None:
     """List the keys by name."""
-    from ovms_face_http import running
-    from ovms_face_http.keys import DEFAULT
+    from ovms_face_http.keys import DEFAULT, keys_of
 
-    keys = running.keys_of(session.settings)
+    keys = keys_of(session.settings)
     found = [{"name": name, "created": each.created} for name, each in sorted(keys.named().items())]
     if keys.file.exists():
         found.insert(0, {"name": DEFAULT, "file": str(keys.file)})
@@ -139,9 +139,9 @@ async def remove(session: Session, name: Name) -> None:
     """Revoke a key; a running server refuses it within a second."""
     import anyio.to_thread
 
-    from ovms_face_http import running
+    from ovms_face_http.keys import keys_of
 
-    await anyio.to_thread.run_sync(running.keys_of(session.settings).remove, name)
+    await anyio.to_thread.run_sync(keys_of(session.settings).remove, name)
     print(f"The key {name} is revoked.")
 
 

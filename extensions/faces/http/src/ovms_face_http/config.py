@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from ovms_kernel.api.faces import BadRequest, read_struct
+from ovms_face_http.keys import keys_of
+from ovms_kernel.api.faces import BadRequest, read_server, read_struct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from ovms_kernel.api.faces import Settings
 
 PORT = 16680
 
@@ -85,3 +88,12 @@ def base_url(settings: HttpSettings, port: int) -> str:
     """Return the address as programs on this machine use it, without a path."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
     return f"{settings.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def report(settings: Settings) -> dict[str, Any]:
+    """Return what ``status`` says: where the face listens, or would listen, and where the key is."""
+    if found := read_server(settings.data_dir):
+        return {"url": found.url, "key_file": found.key_file, "pid": found.pid}
+    wanted = read(settings.section("faces", "http"))
+    key_file = str(keys_of(settings).file) if wanted.keys == "required" else ""
+    return {"url": base_url(wanted, wanted.port), "key_file": key_file, "pid": None}

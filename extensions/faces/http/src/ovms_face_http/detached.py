@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from ovms_face_http import running
 from ovms_face_http.operation import READY
 from ovms_kernel.api.commands import Session, say
 
@@ -31,9 +30,6 @@ async def detach(session: Session) -> None:
 
     What it prints until then is printed here too; the exit code is its own if it ends.
     """
-    if found := running.read(session.settings.data_dir):
-        say(f"A server runs here already, at {found.url}; `ovms-plugin restart` starts it anew.")
-        return
     log = session.settings.logs_dir / LOG
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists() and log.stat().st_size > MAX_LOG:

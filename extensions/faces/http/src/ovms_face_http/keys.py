@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from ovms_kernel.api.faces import Settings
+
 PREFIX = "sk-ovms-"
 DEFAULT = "default"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -155,3 +157,8 @@ def _write(path: Path, data: bytes, *, exclusive: bool = False) -> None:
             new.replace(path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def keys_of(settings: Settings) -> Keys:
+    """Return the keys of a data folder."""
+    return Keys(settings.data_dir / "http")

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ovms_face_http.config import HttpSettings
-    from ovms_face_http.running import Running
-    from ovms_kernel.api.faces import KernelApi, Progress
+    from ovms_kernel.api.faces import KernelApi, Progress, RunningServer
     from ovms_kernel.api.observers import EngineExit, EngineInfo, LoadedModel, LocalModel
 
 STOPPED = "The server is stopped; models and settings are kept."
@@ -66,9 +65,9 @@ async def operate(kernel: KernelApi, settings: HttpSettings, say: Callable[[str]
     composed: asyncio.Future[KernelApi] = asyncio.get_running_loop().create_future()
     composed.set_result(kernel)
     serving = anyio.Event()
-    told: list[Running] = []
+    told: list[RunningServer] = []
 
-    def ready(where: Running) -> None:
+    def ready(where: RunningServer) -> None:
         told.append(where)
         serving.set()
 
@@ -101,7 +100,7 @@ def _steps(say: Callable[[str], None]) -> Callable[[Progress], None]:
     return report
 
 
-async def _introduce(kernel: KernelApi, where: Running, say: Callable[[str], None]) -> None:
+async def _introduce(kernel: KernelApi, where: RunningServer, say: Callable[[str], None]) -> None:
     """Say where programs find what."""
     models = await kernel.list_models()
     loaded = {each.id for each in await kernel.running_models()}

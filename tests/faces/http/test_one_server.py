@@ -1,0 +1,83 @@
+"""A data folder has one server: a second one says so and leaves the first alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+EXECUTABLE = str(Path(sys.executable).with_name("ovms-plugin" + (".exe" if os.name == "nt" else "")))
+LIMIT = 60.0
+
+
+@pytest.mark.parametrize("words", [[], ["--port", "0"], ["--detach"]])
+def test_a_second_server_is_refused_and_the_first_goes_on(server: Any, client: httpx.Client, words: list[str]) -> None:
+    done = subprocess.run(
+        [EXECUTABLE, "serve", *words],
+        env=server.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT,
+    )
+    assert done.returncode == 4
+    assert done.stderr == (
+        f"A server runs here already, at {server.url} (process {server.process.pid}); `ovms-plugin stop` ends it, "
+        "`ovms-plugin restart` starts it anew, and --data-dir names another data folder.\n"
+    )
+    assert client.get("/health").status_code == 200
+    assert json.loads((server.data_dir / "run" / "http.json").read_text())["url"] == server.url
+
+
+def test_of_two_that_start_at_once_one_serves(other_data_dir: Path, environment: Any) -> None:
+    given = environment() | {"OVMS_PLUGIN_DATA_DIR": str(other_data_dir)}
+    with started(given) as first, started(given) as second:
+        end = time.monotonic() + LIMIT
+        while first.poll() is None and second.poll() is None:
+            assert time.monotonic() < end, "both go on"
+            time.sleep(0.05)
+        refused, serving = (first, second) if first.poll() is not None else (second, first)
+        told = refused.stderr.read() if refused.stderr else ""
+        assert refused.returncode == 4, told
+        assert told.startswith("A server runs here already, at http://127.0.0.1:")
+        assert f"(process {serving.pid})" in told
+        found = json.loads((other_data_dir / "run" / "http.json").read_text())
+        assert found["pid"] == serving.pid
+        assert httpx.get(f"{found['url']}/health", trust_env=False).status_code == 200
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_after_a_server_was_killed_another_one_starts(
+    start: Callable[..., AbstractContextManager[Any]], other_data_dir: Path
+) -> None:
+    with start() as first:
+        end = time.monotonic() + LIMIT
+        while not (other_data_dir / "run" / "engine.json").exists():
+            assert time.monotonic() < end, "no engine starts"
+            time.sleep(0.05)
+        engine = json.loads((other_data_dir / "run" / "engine.json").read_text())["pid"]
+        first.process.send_signal(signal.SIGKILL)
+        first.process.wait()
+        with start() as second, second.client() as client:
+            asked = {"model": "tiny/embeddings", "input": "x"}
+            assert client.post("/v1/embeddings", json=asked).status_code == 200
+            assert not psutil.pid_exists(engine) or psutil.Process(engine).status() == psutil.STATUS_ZOMBIE
+
+
+@contextmanager
+def started(environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen([EXECUTABLE, "serve"], env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=LIMIT)
