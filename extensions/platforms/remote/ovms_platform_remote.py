@@ -1,11 +1,6 @@
-"""An OVMS, or another KServe endpoint, that somebody else runs, such as on Kubernetes; see docs/cluster.md.
+"""An OVMS, or another KServe endpoint, that somebody else runs, such as on Kubernetes, or several of them.
 
-platforms:
-remote:
-url: https://models.example.org
-grpc: models.example.org:443      # empty: readiness is asked over REST only
-api_key_file: /run/secrets/key    # or api_key
-ca_file: /etc/ssl/our-ca.pem      # empty: the system's
+See docs/cluster.md, and :class:`RemoteSettings` for what can be set below ``platforms.remote``.
 """
 
 from __future__ import annotations
@@ -34,6 +29,8 @@ class RemoteSettings(msgspec.Struct, frozen=True):
 
     url: str = ""
     """Base URL of the engine, such as `https://models.example.org`; it is used as soon as this is set."""
+    others: tuple[str, ...] = ()
+    """Base URLs of further engines that share the work; a request goes to one that serves its model."""
     grpc: str = ""
     """gRPC target, such as `models.example.org:443`; empty = none."""
     api_key: str = ""
@@ -52,9 +49,13 @@ class Remote:
     def __init__(self, settings: RemoteSettings) -> None:
         self._settings = settings
         self._url = settings.url.rstrip("/")
-        parts = urlsplit(self._url)
-        if self._url and (parts.scheme not in ("http", "https") or not parts.hostname):
-            raise BadRequest(f"platforms.remote.url must be like https://models.example.org, not {self._url}.")
+        self._others = tuple(each.rstrip("/") for each in settings.others)
+        for name, url in (("url", self._url), *(("others", each) for each in self._others)):
+            parts = urlsplit(url)
+            if url and (parts.scheme not in ("http", "https") or not parts.hostname):
+                raise BadRequest(f"platforms.remote.{name} must be like https://models.example.org, not {url}.")
+        if self._others and not self._url:
+            raise BadRequest("platforms.remote.others needs platforms.remote.url, the first of the engines.")
 
     def matches(self, host: Host) -> int:
         """Return a fit above all others if there is a URL: who sets one wants it."""
@@ -87,7 +88,7 @@ class Remote:
         ca_file = self._settings.ca_file
         if ca_file and not Path(ca_file).is_file():
             raise PreconditionFailed(f"The certificate authority {ca_file} of platforms.remote is not there.")
-        return LaunchPlan((), {}, endpoint=Endpoint(self._url, self._settings.grpc, key, ca_file))
+        return LaunchPlan((), {}, endpoint=Endpoint(self._url, self._settings.grpc, key, ca_file, self._others))
 
     def _in_charge(self) -> str:
         return f"The administrator of the engine at {self._url or 'the remote URL'}"

@@ -106,6 +106,8 @@ class Endpoint:
     api_key: str = field(default="", repr=False)
     ca_file: str = ""
     """Certificate authority for TLS endpoints; empty means the system's."""
+    others: tuple[str, ...] = ()
+    """Base URLs of further engines that share the work, with the same key and authority."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import anyio
 import anyio.to_thread
 
 from ovms_kernel.engine import launch
-from ovms_kernel.engine.client import EngineClient
+from ovms_kernel.engine.group import connect_to
 from ovms_kernel.engine.installation import try_version
 from ovms_kernel.engine.platform_selection import candidates, install_engine
 from ovms_kernel.errors import PreconditionFailed, Unavailable
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ovms_kernel.drivers import Platform
+    from ovms_kernel.engine.client import EngineClient
     from ovms_kernel.engine.installation import Installations
     from ovms_kernel.engine.platform_selection import Choice
     from ovms_kernel.engine.supervisor import Supervisor
@@ -144,7 +145,7 @@ class EngineControl:
         info = await self.ready()
         if self._client is None or self._client.endpoint != info.endpoint:
             await self._drop_client()
-            self._client = EngineClient(info.endpoint)
+            self._client = connect_to(info.endpoint)
         return self._client
 
     async def _drop_client(self) -> None:

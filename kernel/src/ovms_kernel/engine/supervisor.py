@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Self
 import anyio.to_thread
 
 from ovms_kernel.engine import launch
-from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.engine.engine_log import EngineLog
 from ovms_kernel.engine.exit_status import exit_of
+from ovms_kernel.engine.group import connect_to
 from ovms_kernel.engine.ownership import take_ownership
 from ovms_kernel.engine.probe import await_answers, no_probe
 from ovms_kernel.errors import EngineFailed, OvmsError, TimedOut, Unavailable
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from ovms_kernel.drivers import Platform
+    from ovms_kernel.engine.client import EngineClient
     from ovms_kernel.events import Events
     from ovms_kernel.settings import Settings
     from ovms_kernel.values import EngineExit, Installation, LaunchPlan
@@ -264,7 +265,7 @@ class Supervisor:
 
     async def _attend(self, info: EngineInfo, is_it: Callable[[], bool] = lambda: True) -> bool:
         """Wait until an engine is ready, then as long as it is wanted; return whether it hangs."""
-        client = EngineClient(info.endpoint)
+        client = connect_to(info.endpoint)
         try:
             if not await self._while_wanted(lambda: await_answers(client, is_it, self._settings.start_timeout)):
                 return self._wanted is not None
