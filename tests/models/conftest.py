@@ -71,6 +71,8 @@ class TrapEngine:
     config_json: Path
     broken: set[str] = field(default_factory=set)
     throwing: set[str] = field(default_factory=set)
+    problems: dict[str, str] = field(default_factory=dict)
+    """What it says of models that it serves all the same."""
     seconds: float = 0.0
     up: bool = True
     reloads: int = 0
@@ -84,6 +86,9 @@ class TrapEngine:
         if not self.up:
             raise Unavailable("The engine does not run.")
         return {name: self._status(*graph["state"]) for name, graph in self._graphs.items()}
+
+    async def model_problem(self, name: str) -> str:
+        return self.problems.get(name, "")
 
     async def model_ready(self, name: str) -> bool:
         return name in self._graphs and self._graphs[name]["state"][0] == "AVAILABLE"

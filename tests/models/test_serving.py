@@ -37,6 +37,20 @@ async def test_a_model_is_loaded_and_unloaded(world, tiny):
     assert [name for name, _ in world.heard] == ["pulled", "ready", "unloaded"]
 
 
+async def test_what_is_wrong_with_a_model_that_serves_is_logged_and_shown(world, tiny, caplog):
+    await world.ingest.import_(tiny("text_generation"), "me/chat")
+    assert world.store.describe("me/chat")["problem"] == ""
+    for problem in ("The chat template does not render tool calls.", ""):
+        world.engine.problems["me/chat"] = problem
+        caplog.clear()
+        await world.residency.load("me/chat")
+        assert world.store.describe("me/chat")["problem"] == problem
+        assert [each.message for each in caplog.records if each.levelname == "WARNING"] == (
+            [f"me/chat: {problem}"] if problem else []
+        )
+        await world.residency.unload("me/chat", "test")
+
+
 async def test_a_second_load_is_quick_and_changes_nothing(world, tiny):
     await world.ingest.import_(tiny("text_generation"), "chat")
     await world.residency.load("chat")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import socket
 import subprocess
 import sys
@@ -158,3 +159,11 @@ async def test_a_broken_model_is_refused_in_the_words_of_the_engine(engine, fixt
     await engine.residency.load("tiny/good")
     assert [model.id for model in await engine.residency.running()] == ["tiny/good"]
     assert engine.entries() == ["tiny/good"]
+
+
+async def test_a_template_that_cannot_serve_is_shown(engine, fixtures, tmp_path):
+    folder = shutil.copytree(fixtures / "text_generation", tmp_path / "broken")
+    (folder / "chat_template.jinja").write_text("{% for %}")
+    await engine.ingest.import_(folder, "me/broken")
+    await engine.residency.load("me/broken")
+    assert "line 1" in engine.store.describe("me/broken")["problem"]

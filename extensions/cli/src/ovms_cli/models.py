@@ -366,6 +366,8 @@ async def load(
             session.kept = f"Interrupted; the engine may go on loading {model} by itself."
             loaded = await kernel.load_model(model, keep_alive=keep_alive)
             print(f"{loaded.id} is loaded.")
+            if problem := kernel.store.describe(loaded.id)["problem"]:
+                output.say(problem)
 
 
 async def pin(session: Session, models: Models) -> None:

@@ -135,6 +135,17 @@ class EngineClient:
         """Tell whether the engine serves a model."""
         return await self._is_ok(f"/v2/models/{quote(name, safe='')}/ready")
 
+    async def model_problem(self, name: str) -> str:
+        """Return what the engine found wrong with the chat template of a model that it serves; empty if nothing.
+
+        The embedded engine says it in the model's metadata; Intel's has no word for it there.
+        """
+        with _translated(), _limit(PROBE_LIMIT):
+            response = await self._client().get(f"/v2/models/{quote(name, safe='')}")
+        found = _object(_answer(response).body).get("chat_template")
+        problem = found.get("problem") if isinstance(found, dict) else None
+        return problem if isinstance(problem, str) else ""
+
     async def config(self) -> dict[str, Any]:
         """Return what ``GET /v1/config`` says of every servable."""
         with _translated(), _limit(PROBE_LIMIT * 10):

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import anyio
 import anyio.to_thread
@@ -140,6 +140,9 @@ class Loader:
         resident.suspect = suspect
         resident.load_seconds = time.monotonic() - began
         log.info("Model %s is loaded, after %.2f s", model.id, resident.load_seconds)
+        if problem := await self._servables.problem(model.id):
+            log.warning("%s: %s", model.id, problem)
+        await anyio.to_thread.run_sync(_note, model, {"problem": problem})
         return LoadedModel(model, resident.load_seconds)
 
     async def _measure_engine(self) -> int:
@@ -283,11 +286,18 @@ def _note_memory(model: LocalModel, took: int) -> None:
     """
     record = read_record(model.directory)
     if record is not None and abs(record.load_bytes - took) > took * NOISE:
-        average = (record.load_bytes + took) // 2 if record.load_bytes else took
-        try:
-            write_record(model.directory, replace(record, load_bytes=average))
-        except OSError as error:
-            log.info("What %s takes cannot be noted: %s", model.id, error)  # the next load measures it again
+        _note(model, {"load_bytes": (record.load_bytes + took) // 2 if record.load_bytes else took})
+
+
+def _note(model: LocalModel, found: dict[str, Any]) -> None:
+    """Write what a load found into a model's record; the caller holds its lock."""
+    record = read_record(model.directory)
+    if record is None or all(getattr(record, name) == value for name, value in found.items()):
+        return
+    try:
+        write_record(model.directory, replace(record, **found))
+    except OSError as error:
+        log.info("What the load of %s found cannot be noted: %s", model.id, error)  # the next load finds it again
 
 
 def kept(keep_alive: float) -> float:

@@ -53,6 +53,8 @@ class ModelRecord:
     """Seconds that a person wants it to stay loaded after its last use, negative = for ever."""
     load_bytes: int = 0
     """What its last load took of the engine's memory; 0 if that is not known."""
+    problem: str = ""
+    """What the engine found wrong with it at its last load, though it serves it."""
     format: str = "openvino"
     family: str = ""
     parameter_size: str = ""
@@ -122,6 +124,7 @@ def describe(folder: Path, record: ModelRecord) -> dict[str, Any]:
         "quantization": model.quantization,
         "hub": record.hub,
         "revision": record.revision,
+        "problem": record.problem,
         "source": record.source,
         "options": dict(record.options),
         "files": [{"path": path, "size": size, "sha256": sha} for path, (size, sha) in record.files.items()],

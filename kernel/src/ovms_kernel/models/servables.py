@@ -51,6 +51,10 @@ class ModelServer(Protocol):
         """Tell whether it serves a model."""
         ...
 
+    async def model_problem(self, name: str) -> str:
+        """Return what it found wrong with a model that it serves."""
+        ...
+
 
 class EngineLog(Protocol):
     """The engine's log, for the causes of loads that failed."""
@@ -136,6 +140,14 @@ class Servables:
             return await (await self._connect()).model_ready(name)
 
         return await self._readiness.join(name, ask)
+
+    async def problem(self, name: str) -> str:
+        """Return what the engine found wrong with a model that it serves; empty if it says nothing."""
+        try:
+            return await (await self._connect()).model_problem(name)
+        except OvmsError as error:
+            log.debug("What is wrong with %s cannot be asked: %s", name, error)
+            return ""
 
     async def add(self, model: LocalModel, *, anew: bool = False) -> None:
         """Load a model.
