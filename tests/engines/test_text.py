@@ -381,3 +381,39 @@ def test_assisted_generation_gives_the_same_answers(
     refused = chat(engine, model="draft", branching_factor=2, tree_depth=3)
     assert refused.status_code == 400
     assert "need an EAGLE3 draft model; the one of this graph is plain" in refused.json()["error"]
+
+
+def events(answer: httpx.Response) -> list[dict[str, Any]]:
+    assert answer.status_code == 200, answer.text
+    return [json.loads(each.removeprefix("data: ")) for each in answer.text.split("\n\n") if each.startswith("data: {")]
+
+
+@pytest.mark.parametrize("model", ["text_generation", "tools"])
+def test_streamed_probabilities_are_those_of_the_whole_answer(engine: Engine, model: str) -> None:
+    asked = {"model": model, "logprobs": True, "max_tokens": 40}
+    whole = chat(engine, "What is OpenVINO?", **asked).json()["choices"][0]
+    choices = [
+        choice
+        for event in events(
+            chat(engine, "What is OpenVINO?", **asked, stream=True, stream_options={"include_logprobs": True})
+        )
+        for choice in event["choices"]
+    ]
+    assert "".join(each["delta"].get("content") or "" for each in choices) == whole["message"]["content"]
+    told = [each["logprobs"]["content"] for each in choices if each["logprobs"]]
+    assert [word for words in told for word in words] == whole["logprobs"]["content"]
+    assert len(told) > 1, "each chunk tells of its own tokens"
+    text = b"".join(bytes(word["bytes"]) for word in whole["logprobs"]["content"]).decode()
+    assert text.startswith(whole["message"]["content"])
+
+
+def test_streamed_probabilities_of_a_completion(engine: Engine) -> None:
+    asked = {"model": "text_generation", "prompt": "Count to five", "temperature": 0, "logprobs": 1, "max_tokens": 20}
+    whole = engine.post("/v3/completions", **asked).json()["choices"][0]
+    stream = engine.post("/v3/completions", **asked, stream=True, stream_options={"include_logprobs": True})
+    tables = [each["choices"][0]["logprobs"] for each in events(stream) if each["choices"][0]["logprobs"]]
+    for name, values in whole["logprobs"].items():
+        assert [each for table in tables for each in table[name]] == values
+    plain = engine.post("/v3/completions", **asked, stream=True)
+    assert plain.status_code == 400, "as OVMS"
+    assert "logprobs are not supported in streaming mode" in plain.json()["error"]

@@ -226,8 +226,8 @@ def _events(kind: Completions, wanted: Plan, model: str, call: Call, engine: Eng
     identity = new_id(kind.prefix)
 
     def ask(fields: Fields) -> AsyncGenerator[bytes, None]:
-        if fields.get("logprobs") not in (None, False):  # which the engine does not stream
-            return _streamed_late(kind, fields | {"model": model}, engine)
+        if fields.get("logprobs") not in (None, False):
+            return _with_logprobs(kind, call, fields, model, engine)
         return engine.stream(kind.definition.endpoint, body_of(call, fields, model))
 
     if len(wanted.requests) == 1:
@@ -259,6 +259,26 @@ def _lacking(event: bytes, identity: str, model: str) -> bytes:
         return b""
     lacks = {name: value for name, value in (("id", identity), ("model", model)) if name not in own}
     return encode(lacks)[1:-1] + (b"," if lacks and own else b"")
+
+
+async def _with_logprobs(
+    kind: Completions, call: Call, fields: Fields, model: str, engine: Engine
+) -> AsyncGenerator[bytes, None]:
+    """Yield events with the probabilities of their tokens; Intel's engine streams none, so it answers at the end."""
+    options = {**(fields.get("stream_options") or {}), "include_logprobs": True}
+    begun = False
+    try:
+        body = body_of(call, fields | {"stream_options": options}, model)
+        async with aclosing(engine.stream(kind.definition.endpoint, body)) as events:
+            async for event in events:
+                begun = True
+                yield event
+    except BadRequest:
+        if begun:
+            raise
+    if not begun:
+        async for event in _streamed_late(kind, fields | {"model": model}, engine):
+            yield event
 
 
 async def _streamed_late(kind: Completions, fields: Fields, engine: Engine) -> AsyncGenerator[bytes, None]:

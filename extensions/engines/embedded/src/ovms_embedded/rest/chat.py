@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from ovms_embedded.rest.errors import Invalid
 from ovms_embedded.rest.fields import Fields
 from ovms_embedded.rest.generation import Generation, read_generation
 from ovms_embedded.rest.http import Reply, Request, Stream, encode
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from ovms_embedded.workers import Call, Worker
 
 DONE = b"data: [DONE]\n\n"
+NO_LOGPROBS = "logprobs are not supported in streaming mode."
+"""As OVMS has it; a client that knows better sends ``stream_options: {"include_logprobs": true}``."""
 
 
 async def chat(request: Request, servable: Servable, worker: Worker) -> Reply | Stream:
@@ -28,7 +31,7 @@ async def chat(request: Request, servable: Servable, worker: Worker) -> Reply | 
     messages, images = read_messages(data)
     tools, choice = read_tools(data)
     generation = read_generation(data, options, stream=request.stream, endpoint="chat")
-    generation.logprobs = read_logprobs(data, stream=request.stream)
+    generation.logprobs = read_logprobs(data, generation)
     payload = generation.payload(chat=True, grammar=read_grammar(data))
     payload["prompt"] = await servable.render(messages, tools, read_template_context(data))
     payload["images"] = await read_images(images, request.media, worker)
@@ -49,13 +52,11 @@ async def chat(request: Request, servable: Servable, worker: Worker) -> Reply | 
     return Reply(encode(_answer(result, request.model, new_parser)))
 
 
-def read_logprobs(data: dict[str, Any], *, stream: bool) -> bool:
+def read_logprobs(data: dict[str, Any], generation: Generation) -> bool:
     """Return whether probabilities are wanted."""
-    from ovms_embedded.rest.errors import Invalid
-
     wanted = bool(Fields(data).boolean("logprobs"))
-    if wanted and stream:
-        raise Invalid("logprobs are not supported in streaming mode.")
+    if wanted and generation.stream and not generation.include_logprobs:
+        raise Invalid(NO_LOGPROBS)
     return wanted
 
 
@@ -86,7 +87,7 @@ def _answer(result: dict[str, Any], model: str, new_parser: Callable[[], OutputP
             {
                 "finish_reason": reason,
                 "index": index,
-                "logprobs": None if logprobs is None else {"content": [_logprob(*each) for each in logprobs]},
+                "logprobs": None if logprobs is None else _logprobs(logprobs),
                 "message": message,
             }
         )
@@ -99,17 +100,36 @@ def _answer(result: dict[str, Any], model: str, new_parser: Callable[[], OutputP
     }
 
 
-def _logprob(token: str, value: float) -> dict[str, Any]:
-    return {"token": token, "logprob": value, "bytes": list(token.encode()), "top_logprobs": []}
+def _logprobs(words: list[list[Any]]) -> dict[str, Any]:
+    return {
+        "content": [
+            {"token": text, "logprob": value, "bytes": list(written), "top_logprobs": []}
+            for text, value, written in words
+        ]
+    }
+
+
+def split(items: list[Any]) -> tuple[str, list[Any]]:
+    """Return the text of what arrived together, and its tokens where their probabilities are wanted."""
+    if len(items) == 1 and isinstance(items[0], str):
+        return items[0], []
+    pieces: list[list[Any]] = [[each, []] if isinstance(each, str) else each for each in items]
+    return "".join(text for text, _ in pieces), [word for _, words in pieces for word in words]
 
 
 async def _chunks(call: Call, model: str, generation: Generation, parser: OutputParser) -> AsyncGenerator[bytes, None]:
     tail = encode({"created": int(time.time()), "model": model, "object": "chat.completion.chunk"})[1:-1]
     if generation.include_usage:
         tail += b',"usage":null'
-    head = b'data: {"choices":[{"index":0,"logprobs":null,"delta":'
+    words: list[Any] = []
+    """Tokens that no chunk has told of yet."""
+
+    def head() -> bytes:
+        told = encode(_logprobs(words)) if words else b"null"
+        words.clear()
+        return b'data: {"choices":[{"index":0,"logprobs":' + told + b',"delta":'
+
     open_end = b',"finish_reason":null}],' + tail + b"}\n\n"
-    content = head + b'{"content":'
     content_end = b"}" + open_end
     try:
         called_tools = False
@@ -118,22 +138,22 @@ async def _chunks(call: Call, model: str, generation: Generation, parser: Output
                 # The prompt is accepted: the handshake, which also brings the client its status.
                 if items.pop(0):
                     parser.begin_thinking()
-                yield head + b'{"role":"assistant","content":null}' + open_end
-            if not items:
-                continue
-            text = items[0] if len(items) == 1 else "".join(items)
+                yield head() + b'{"role":"assistant","content":null}' + open_end
+            text, told = split(items)
+            words += told
             if parser.passive:
-                yield content + encode(text) + content_end
+                if text:
+                    yield head() + b'{"content":' + encode(text) + content_end
                 continue
             for delta in parser.feed(text):
                 called_tools = called_tools or "tool_calls" in delta
-                yield head + encode(delta) + open_end
+                yield head() + encode(delta) + open_end
         result = await call.result()
         for delta in () if parser.passive else parser.end():
             called_tools = called_tools or "tool_calls" in delta
-            yield head + encode(delta) + open_end
+            yield head() + encode(delta) + open_end
         reason = finish_reason(result["finish_reason"], calls=called_tools)
-        last = head + b'{},"finish_reason":' + encode(reason) + b"}]," + tail + b"}\n\n"
+        last = head() + b'{},"finish_reason":' + encode(reason) + b"}]," + tail + b"}\n\n"
         if generation.include_usage:
             bare = tail.removesuffix(b',"usage":null')
             last += b'data: {"choices":[],' + bare + b',"usage":' + encode(usage(result)) + b"}\n\n"

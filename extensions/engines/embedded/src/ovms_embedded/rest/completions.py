@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from ovms_embedded.rest.chat import DONE, usage
+from ovms_embedded.rest.chat import DONE, NO_LOGPROBS, split, usage
 from ovms_embedded.rest.errors import Invalid
 from ovms_embedded.rest.fields import Fields
 from ovms_embedded.rest.generation import Generation, read_generation
@@ -30,7 +31,7 @@ async def completions(request: Request, servable: Servable, worker: Worker) -> R
         raise Invalid("prompt cannot be empty")
     options = servable.graph.options if servable.graph else {}
     generation = read_generation(data, options, stream=request.stream, endpoint="completions")
-    generation.logprobs = _logprobs(data, stream=request.stream)
+    generation.logprobs = _logprobs(data, generation)
     if Fields(data).boolean("echo"):
         generation.settings["echo"] = True
     call = worker.call("generate", generation.payload(prompt=prompt))
@@ -53,7 +54,7 @@ async def completions(request: Request, servable: Servable, worker: Worker) -> R
     return Reply(encode(answer | {"usage": usage(result)}))
 
 
-def _logprobs(data: dict[str, Any], *, stream: bool) -> bool:
+def _logprobs(data: dict[str, Any], generation: Generation) -> bool:
     value = data.get("logprobs")
     if value is None:
         return False
@@ -61,21 +62,21 @@ def _logprobs(data: dict[str, Any], *, stream: bool) -> bool:
         raise Invalid("logprobs accepts integer values")
     if value != 1:
         raise Invalid("accepted logprobs value is currently 1 only")
-    if stream:
-        raise Invalid("logprobs are not supported in streaming mode.")
+    if generation.stream and not generation.include_logprobs:
+        raise Invalid(NO_LOGPROBS)
     return True
 
 
-def _table(pairs: list[tuple[str, float]]) -> dict[str, list[Any]]:
-    offsets: list[int] = []
-    position = 0
-    for token, _ in pairs:
-        offsets.append(position)
-        position += len(token)
+def _table(words: list[list[Any]], begin: int = 0) -> dict[str, list[Any]]:
+    """Return tokens with their probabilities.
+
+    :param begin: characters of the tokens before them.
+    """
+    offsets = list(accumulate((len(token) for token, *_ in words), initial=begin))[:-1]
     return {
-        "tokens": [token for token, _ in pairs],
-        "token_logprobs": [value for _, value in pairs],
-        "top_logprobs": [{token: value} for token, value in pairs],
+        "tokens": [token for token, *_ in words],
+        "token_logprobs": [value for _, value, _ in words],
+        "top_logprobs": [{token: value} for token, value, _ in words],
         "text_offset": offsets,
     }
 
@@ -85,14 +86,26 @@ async def _chunks(call: Call, model: str, generation: Generation) -> AsyncGenera
     plain = tail
     if generation.include_usage:
         tail += b',"usage":null'
-    head = b'data: {"choices":[{"index":0,"logprobs":null,"text":'
+    words: list[Any] = []
+    """Tokens that no chunk has told of yet."""
+    begin = 0
+
+    def head() -> bytes:
+        nonlocal begin
+        told = encode(_table(words, begin)) if words else b"null"
+        begin += sum(len(token) for token, *_ in words)
+        words.clear()
+        return b'data: {"choices":[{"index":0,"logprobs":' + told + b',"text":'
+
     end = b',"finish_reason":null}],' + tail + b"}\n\n"
     try:
         async for items in call.batches():
-            if text := "".join(each for each in items if isinstance(each, str)):
-                yield head + encode(text) + end
+            text, told = split([each for each in items if not isinstance(each, bool)])
+            words += told
+            if text:
+                yield head() + encode(text) + end
         result = await call.result()
-        last = head + b'"","finish_reason":' + encode(result["finish_reason"]) + b"}]," + tail + b"}\n\n"
+        last = head() + b'"","finish_reason":' + encode(result["finish_reason"]) + b"}]," + tail + b"}\n\n"
         if generation.include_usage:
             last += b'data: {"choices":[],' + plain + b',"usage":' + encode(usage(result)) + b"}\n\n"
         yield last + DONE

@@ -35,6 +35,8 @@ class Generation:
     best_of: int = 1
     stream: bool = False
     include_usage: bool = False
+    include_logprobs: bool = False
+    """Each piece of a stream has the probabilities of its tokens."""
     logprobs: bool = False
     skip_special_tokens: bool = True
 
@@ -93,11 +95,11 @@ def _stream_options(data: dict[str, Any], found: Generation, endpoint: str) -> N
     if not isinstance(given, dict):
         raise Invalid("stream_options is not an object")
     for name, value in given.items():
-        if name != "include_usage":
+        if name not in ("include_usage", "include_logprobs"):
             raise Invalid("Found unexpected stream options. Properties accepted in stream_options: include_usage")
         if not isinstance(value, bool):
-            raise Invalid("stream_options.include_usage is not a boolean")
-        found.include_usage = value
+            raise Invalid(f"stream_options.{name} is not a boolean")
+        setattr(found, name, value)
 
 
 def _limits(fields: Fields, found: Generation, limit: int | None, endpoint: str) -> None:

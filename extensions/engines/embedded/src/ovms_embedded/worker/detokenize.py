@@ -85,6 +85,8 @@ class Running:
         self.count = 0
         self.fresh: list[int] = []
         """Tokens of a stream that nobody has decoded yet."""
+        self.fresh_scores: list[float] = []
+        """Their log probabilities, where they are wanted."""
         self.text = TextStream(special=self.special)
         self.sequences: dict[int, tuple[list[int], list[float]]] = {}
         self.finishes: dict[int, str] = {}
@@ -101,6 +103,8 @@ class Running:
                     tokens = tokens[:-1]
                 if self.stream:
                     self.fresh += tokens
+                    if self.logprobs:
+                        self.fresh_scores += output.generated_log_probs[: len(tokens)]
                 else:
                     kept = self.sequences.setdefault(sequence, ([], []))
                     kept[0].extend(tokens)
@@ -139,14 +143,28 @@ def flush(running: dict[int, Running], decoder: Decoder, pipe: Pipe) -> None:
 
 
 def _pieces(ready: list[tuple[int, Running]], decoder: Decoder) -> list[list[Any]]:
-    """Return the new text of each stream that has any."""
+    """Return the new text of each stream that has any; with its tokens, where their probabilities are wanted."""
     items: list[list[Any]] = []
     for number, each in ready:
         tokens, each.fresh = each.fresh, []
-        if piece := each.text.push(tokens, decoder, last=bool(each.finish)):
-            each.urgent = False
+        piece = each.text.push(tokens, decoder, last=bool(each.finish))
+        scores, each.fresh_scores = each.fresh_scores, []
+        if words := _words(tokens, scores, decoder):
+            items.append([number, [piece, words]])
+        elif piece:
             items.append([number, piece])
+        each.urgent = each.urgent and not piece
     return items
+
+
+def _words(tokens: list[int], scores: list[float], decoder: Decoder) -> list[list[Any]]:
+    """Return text, log probability and bytes of each token; a token may hold a part of a character only."""
+    table = decoder.whole if isinstance(decoder, ByteTable) else None
+    found: list[list[Any]] = []
+    for token, score in zip(tokens, scores, strict=False):
+        text = decoder.decode([token], skip_special_tokens=False)
+        found.append([text, score, table[token] if table and token < len(table) else text.encode()])
+    return found
 
 
 def _choices(each: Running, decoder: Decoder) -> list[dict[str, Any]]:
@@ -156,8 +174,6 @@ def _choices(each: Running, decoder: Decoder) -> list[dict[str, Any]]:
         text = decoder.decode(each.sequences[sequence][0], skip_special_tokens=not each.special)
         choice: dict[str, Any] = {"text": text, "finish_reason": each.finishes.get(sequence, each.finish)}
         if each.logprobs:
-            tokens, scores = each.sequences[sequence]
-            words = [decoder.decode([token], skip_special_tokens=False) for token in tokens]
-            choice["logprobs"] = list(zip(words, scores, strict=False))
+            choice["logprobs"] = _words(*each.sequences[sequence], decoder)
         choices.append(choice)
     return choices or [{"text": "", "finish_reason": each.finish}]
