@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,43 @@ def test_after_a_server_was_killed_another_one_starts(
             asked = {"model": "tiny/embeddings", "input": "x"}
             assert client.post("/v1/embeddings", json=asked).status_code == 200
             assert not psutil.pid_exists(engine) or psutil.Process(engine).status() == psutil.STATUS_ZOMBIE
+
+
+def test_what_is_typed_about_models_is_done_by_the_server(server: Any, client: httpx.Client) -> None:
+    """It alone knows which models are in use, and how long one is to stay."""
+
+    def typed(*words: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [EXECUTABLE, *words], env=server.environment, capture_output=True, text=True, check=False, timeout=LIMIT
+        )
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    def stays() -> dict[str, float]:
+        models = client.get("/api/ps").json()["models"]
+        return {each["name"]: datetime.fromisoformat(each["expires_at"]).timestamp() - time.time() for each in models}
+
+    assert typed("load", "tiny/rerank", "--keep", "2h") == "tiny/rerank is loaded.\n"
+    assert 7000 < stays()["tiny/rerank"] <= 7200
+    assert typed("unload", "tiny/rerank") == "tiny/rerank is unloaded.\n"
+    assert "tiny/rerank" not in stays()
+    for verb in ("load", "unload"):
+        assert typed(verb, "no/such", code=3).startswith("Model no/such is not installed; installed: tiny/")
+
+
+def test_kserves_model_repository_loads_and_unloads(client: httpx.Client) -> None:
+    def states() -> dict[str, str]:
+        return {each["name"]: each["state"] for each in client.post("/v2/repository/index").json()}
+
+    assert client.post("/v2/repository/models/tiny%2Frerank/load").status_code == 200
+    assert states()["tiny/rerank"] == "READY"
+    assert client.post("/v2/repository/models/tiny/rerank/unload").status_code == 200
+    assert states()["tiny/rerank"] == "UNAVAILABLE"
+    refused = client.post("/v2/repository/models/tiny/rerank/load", json={"parameters": {"keep_alive": "soon"}})
+    assert (refused.status_code, "'soon' is not a duration" in refused.text) == (400, True)
+    assert client.post("/v2/repository/models/tiny/rerank/load", json=[1]).status_code == 400
+    assert client.post("/v2/repository/models/no/such/load").status_code == 404
+    assert client.post("/v2/repository/models/tiny/rerank/delete").status_code == 400
 
 
 @contextmanager

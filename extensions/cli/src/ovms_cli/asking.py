@@ -8,8 +8,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
 
 from ovms_cli import output
+from ovms_kernel.aliases import target
+from ovms_kernel.commands import need_engine
 from ovms_kernel.errors import (
     BadRequest,
     EngineFailed,
@@ -48,6 +51,18 @@ CONNECT = 5.0
 """Seconds for a connection to this machine."""
 
 
+class Models(Protocol):
+    """What commands need to load and unload models."""
+
+    async def load(self, model: str, keep_alive: float | None) -> None:
+        """Load a model; it stays for so many seconds after its last use, ``None`` = as the settings say."""
+        ...
+
+    async def unload(self, model: str) -> None:
+        """Unload a model."""
+        ...
+
+
 class Services(Protocol):
     """What commands need of a kernel to ask services; see ``KernelApi``."""
 
@@ -82,6 +97,18 @@ async def kernel_of(session: Session) -> AsyncIterator[Kernel]:
 
 
 @asynccontextmanager
+async def models_of(session: Session) -> AsyncIterator[Models]:
+    """Give where models are loaded. A server that runs does that, as it knows which are in use and for how long."""
+    if server := read_server(session.settings.data_dir):
+        async with _client(server.url, server.key()) as client:
+            yield ServerModels(client)
+        return
+    async with session.kernel() as kernel:
+        await need_engine(kernel)
+        yield KernelModels(kernel)
+
+
+@asynccontextmanager
 async def services_of(session: Session) -> AsyncIterator[Services]:
     """Give where requests go. A server that runs gets them, so that it knows which models are in use."""
     if (server := read_server(session.settings.data_dir)) is None:
@@ -94,6 +121,39 @@ async def services_of(session: Session) -> AsyncIterator[Services]:
     installed = compose(session.settings, read_host(), kinds=["services"]).services
     async with _client(server.url, server.key()) as client:
         yield ServerServices(client, installed)
+
+
+class KernelModels:
+    """The engine of another process, such as AOG's plugin."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+
+    async def load(self, model: str, keep_alive: float | None) -> None:
+        """Load a model."""
+        await self._kernel.load_model(model, keep_alive=keep_alive)
+
+    async def unload(self, model: str) -> None:
+        """Unload a model."""
+        # Named first, because the kernel passes over what is not served and a typing error should not.
+        found = self._kernel.store.find(target(self._kernel.settings.aliases, model))
+        await self._kernel.unload_models([found.id])
+
+
+class ServerModels:
+    """The models of the server that runs for this data folder."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+
+    async def load(self, model: str, keep_alive: float | None) -> None:
+        """Load a model."""
+        given = {} if keep_alive is None else {"parameters": {"keep_alive": keep_alive}}
+        await _send(self._client, "POST", f"/v2/repository/models/{quote(model)}/load", json=given)
+
+    async def unload(self, model: str) -> None:
+        """Unload a model."""
+        await _send(self._client, "POST", f"/v2/repository/models/{quote(model)}/unload")
 
 
 class Starting:
@@ -132,7 +192,7 @@ class ServerServices:
 
     async def list_models(self) -> list[LocalModel]:
         """Return the installed models, by id; of each only what the server says."""
-        found = json.loads((await self._send("GET", "/v1/models")).body)["data"]
+        found = json.loads((await _send(self._client, "GET", "/v1/models")).body)["data"]
         return [
             LocalModel(
                 each["id"], Path(), each.get("type", ""), each.get("size", 0), "",
@@ -146,8 +206,8 @@ class ServerServices:
         if not request.files:
             content = request.body if request.fields is None else json.dumps(dict(request.fields)).encode()
             headers = {"content-type": "application/json"}
-            return await self._send("POST", self._path(service), content=content, headers=headers)
-        return await self._send("POST", self._path(service, "/edits"), **form_of(request))
+            return await _send(self._client, "POST", self._path(service), content=content, headers=headers)
+        return await _send(self._client, "POST", self._path(service, "/edits"), **form_of(request))
 
     async def stream(self, service: str, request: Request) -> AsyncGenerator[bytes, None]:
         """Answer one request piece by piece: whole server-sent events, or the bytes of a sound."""
@@ -174,14 +234,15 @@ class ServerServices:
             raise NotSupported(f"The server does not offer {service} over HTTP; stop it to ask the service from here.")
         return next((each for each in paths if ending and each.endswith(ending)), paths[0])
 
-    async def _send(self, method: str, path: str, **body: Any) -> Answer:  # noqa: ANN401 - as httpx takes it
-        try:
-            response = await self._client.request(method, path, **body)
-        except Exception as error:
-            raise _told(error) from error
-        if response.is_error:
-            raise _error(response.status_code, response.content)
-        return Answer(response.content, response.headers.get("content-type", "application/json"))
+
+async def _send(client: httpx.AsyncClient, method: str, path: str, **body: Any) -> Answer:  # noqa: ANN401 - as httpx takes it
+    try:
+        response = await client.request(method, path, **body)
+    except Exception as error:
+        raise _told(error) from error
+    if response.is_error:
+        raise _error(response.status_code, response.content)
+    return Answer(response.content, response.headers.get("content-type", "application/json"))
 
 
 def form_of(request: Request) -> dict[str, Any]:

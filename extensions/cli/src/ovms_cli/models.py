@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ovms_cli import output
+from ovms_cli.asking import models_of
 from ovms_cli.completing import installed
 from ovms_cli.session import Json, Session, add
 from ovms_kernel.aliases import target
-from ovms_kernel.commands import ENGINE_KINDS, need_engine, running
+from ovms_kernel.commands import ENGINE_KINDS, running
 from ovms_kernel.commands import report as report_error
 from ovms_kernel.errors import OvmsError
 from ovms_kernel.quantities import parse_duration
@@ -360,13 +361,14 @@ async def load(
 ) -> None:
     """Load models into the running engine."""
     keep_alive = parse_duration(keep) if keep else None
-    async with session.kernel() as kernel:
-        await need_engine(kernel)
+    async with models_of(session) as loader:
         for model in models:
             session.kept = f"Interrupted; the engine may go on loading {model} by itself."
-            loaded = await kernel.load_model(model, keep_alive=keep_alive)
-            print(f"{loaded.id} is loaded.")
-            if problem := kernel.store.describe(loaded.id)["problem"]:
+            with output.waiting(f"loading {model}"):
+                await loader.load(model, keep_alive)
+            name = target(session.settings.aliases, model)
+            print(f"{name} is loaded.")
+            if problem := session.store().describe(name)["problem"]:
                 output.say(problem)
 
 
@@ -386,10 +388,7 @@ async def unpin(session: Session, models: Models) -> None:
 
 async def unload(session: Session, models: Models) -> None:
     """Unload models from the running engine."""
-    async with session.kernel() as kernel:
-        await need_engine(kernel)
+    async with models_of(session) as loader:
         for model in models:
-            # Named first, because the kernel passes over what is not served and a typing error should not.
-            found = kernel.store.find(target(session.settings.aliases, model))
-            await kernel.unload_models([found.id])
-            print(f"{found.id} is unloaded.")
+            await loader.unload(model)
+            print(f"{target(session.settings.aliases, model)} is unloaded.")

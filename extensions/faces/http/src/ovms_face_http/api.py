@@ -12,6 +12,7 @@ from ovms_face_http.exchange import encode
 from ovms_face_http.models import Models
 from ovms_face_http.realtime import SERVICE as SPEECH
 from ovms_face_http.realtime import Realtime
+from ovms_face_http.repository import PATH, Repository
 from ovms_face_http.response_endpoints import Responses
 from ovms_kernel.api.faces import Dialect
 
@@ -39,6 +40,9 @@ def routes(kernel: KernelApi) -> Routes:
             made.below.append(("GET", f"{version}/responses/", answers.retrieve))
             made.below.append(("DELETE", f"{version}/responses/", answers.delete))
     made.below.append(("GET", "/v2/models/", models.kserve))
+    repository = Repository(kernel)
+    made.exact["POST", "/v2/repository/index"] = repository.index
+    made.below.append(("POST", PATH, repository.change))
     for path in ("/health", "/v2/health/live", "/v2/health/ready"):
         made.exact["GET", path] = _healthy
     if SPEECH in kernel.services:
