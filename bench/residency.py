@@ -125,6 +125,10 @@ class Simulated:
     async def entries(self) -> dict[str, Any]:
         return {}
 
+    async def problem(self, name: str) -> str:
+        del name
+        return ""
+
     async def remove(self, name: str) -> bool:
         del name
         await anyio.sleep(0.2 / FASTER)

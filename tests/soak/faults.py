@@ -39,6 +39,8 @@ class Place:
 
     def __enter__(self) -> Self:
         self.own = Path(tempfile.mkdtemp(prefix="ovms-"))
+        # What the faces print has room when the small file system has none.
+        self.beside = Path(tempfile.mkdtemp(prefix="ovms-"))
         mounting = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(self.own)]
         self.mounted = (
             sys.platform == "linux"
@@ -54,7 +56,8 @@ class Place:
     def __exit__(self, *exception: object) -> None:
         if self.mounted:
             subprocess.run(["umount", "-l", str(self.own)], check=False)
-        shutil.rmtree(self.own, ignore_errors=True)
+        for each in (self.own, self.beside):
+            shutil.rmtree(each, ignore_errors=True)
 
     def environment(self) -> dict[str, str]:
         """Return the environment of all that is started, with a clock that can be set if there is libfaketime."""

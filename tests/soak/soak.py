@@ -136,7 +136,7 @@ async def soak(place: Place, seconds: float, seed: int) -> bool:
     rolls = random.Random(seed)
     counts = {request.__name__: Counts() for request in (*HTTP, *AOG)}
     orphans = Orphans()
-    log = place.own / "faces.log"
+    log = place.beside / "faces.log"
     with FakeHub(rate=4_000_000) as hub, log.open("wb") as said:
         hub.add("me/pulled", FIXTURES / "text_generation")
         before = await prepare(place, hub)
