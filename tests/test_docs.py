@@ -142,6 +142,21 @@ def test_links_lead_somewhere(path: Path) -> None:
         assert "://" in target or (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
+def test_the_tests_that_tables_of_faults_name_are_there() -> None:
+    named, folder = 0, ""
+    for line in (ROOT / "docs" / "reliability.md").read_text("utf-8").splitlines():
+        if head := re.search(r"\| test(?: in `(tests/\w+/)`)? \|$", line):
+            folder = head[1] or ""
+        for file, several, one in re.findall(r"`([\w/]*test_\w+\.py)(?: -k (?:\"([^\"]+)\"|(\w+)))?`", line):
+            found = next(
+                path for path in (ROOT / folder / file, ROOT / file, *ROOT.glob(f"tests/*/{file}")) if path.is_file()
+            )
+            for word in re.split(" or ", several or one):
+                assert word in found.read_text("utf-8"), f"{file} has no test for {word!r}"
+                named += 1
+    assert named > 50
+
+
 def test_blocks_of_data_and_python_are_well_formed() -> None:
     readers: dict[str, Any] = {"yaml": yaml.safe_load, "json": json.loads, "python": ast.parse}
     for path, kind, text in blocks(*readers):
