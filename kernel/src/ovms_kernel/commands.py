@@ -208,7 +208,7 @@ def report(error: BaseException) -> int:
     if isinstance(error, OvmsError):
         say(error.message)
         return EXIT_CODES.get(error.code, FAILED)
-    from ovms_kernel.extensions import blame
+    from ovms_kernel.blame import blame
     from ovms_kernel.files import refused_by_system
 
     if told := refused_by_system(error):

@@ -6,9 +6,10 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from ovms_kernel.blame import blame
 from ovms_kernel.declared import WORDS
 from ovms_kernel.errors import OvmsError
-from ovms_kernel.extensions import blame, compose
+from ovms_kernel.extensions import compose
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

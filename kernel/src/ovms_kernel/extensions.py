@@ -10,12 +10,12 @@ from __future__ import annotations
 import difflib
 import functools
 import logging
-import traceback
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
+from ovms_kernel.blame import origin
 from ovms_kernel.drivers import DRIVER_PROTOCOLS, KERNEL_KINDS
 from ovms_kernel.errors import BadRequest, NotFound
 from ovms_kernel.examination import flaw_of, made_for_another_kernel, watched
@@ -203,28 +203,13 @@ def _check_models(settings: Settings, graphs: Iterable[Any]) -> None:
         check_model_options(offered, section, place, f"models.{name}.")
 
 
-def blame(error: BaseException) -> str:
-    """Return the beginning of a sentence about an error that nobody foresaw: the extension whose code it came out of.
-
-    Its traceback tells, so that it is the same for every kind of driver and whatever called it.
-    """
-    offered = metadata.entry_points()
-    ours = [each for kind in DRIVER_PROTOCOLS for each in offered.select(group=f"ovms.{kind}")]
-    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    for module in reversed(modules):
-        if found := [each for each in ours if f"{module}.".startswith(f"{each.module}.")]:
-            keys = " or ".join(f"{each.group.removeprefix('ovms.')}.{each.name}" for each in found)
-            return f"The extension {keys} of {' '.join(_origin(found[0]))} failed"
-    return "This should not have happened"
-
-
 def _misplaced(offered: Mapping[str, Iterable[metadata.EntryPoint]]) -> Iterator[ExtensionReport]:
     """Yield a report for what is offered in a group with our prefix that nothing looks into."""
     groups = [f"ovms.{kind}" for kind in DRIVER_PROTOCOLS]
     for group in sorted(offered.keys() - set(groups)):
         cause = f"{group} is no group of extensions; there are {', '.join(groups)}"
         for each in offered[group]:
-            yield ExtensionReport(group.removeprefix("ovms."), each.name, *_origin(each), "broken", cause)
+            yield ExtensionReport(group.removeprefix("ovms."), each.name, *origin(each), "broken", cause)
 
 
 def _candidates(
@@ -236,23 +221,18 @@ def _candidates(
         found[entry_point.name].append(entry_point)
     for name, entry_points in sorted(found.items()):
         first = entry_points[0]
-        report = ExtensionReport(kind, name, *_origin(first), "loaded")
+        report = ExtensionReport(kind, name, *origin(first), "loaded")
         if len(entry_points) > 1:
-            owners = " and ".join(sorted(" ".join(_origin(each)) for each in entry_points))
+            owners = " and ".join(sorted(" ".join(origin(each)) for each in entry_points))
             cause = f"{owners} both offer it; uninstall one of them"
             for each in entry_points:
-                yield replace(ExtensionReport(kind, name, *_origin(each), "broken"), cause=cause), None
+                yield replace(ExtensionReport(kind, name, *origin(each), "broken"), cause=cause), None
         elif report.key in settings.disabled:
             yield replace(report, state="disabled", cause="by setting"), None
         elif kind == "platforms" and first.extras and host.os not in first.extras and name != settings.platform:
             yield replace(report, state="unsuitable", cause=f"for {', '.join(first.extras)} only"), None
         else:
             yield report, first
-
-
-def _origin(entry_point: metadata.EntryPoint) -> tuple[str, str]:
-    distribution = entry_point.dist
-    return (distribution.name, distribution.version) if distribution else ("unknown", "")
 
 
 def _load(kind: str, name: str, entry_point: metadata.EntryPoint) -> Any:  # noqa: ANN401 - a driver's class

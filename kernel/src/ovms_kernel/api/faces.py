@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from ovms_kernel.admission import decode_request
+from ovms_kernel.blame import blame
 from ovms_kernel.declared import read_struct
 from ovms_kernel.drivers import Dialect, Face, Service
 from ovms_kernel.errors import (
@@ -20,7 +21,6 @@ from ovms_kernel.errors import (
     Unauthorized,
     Unavailable,
 )
-from ovms_kernel.extensions import blame
 from ovms_kernel.files import refused_by_system
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.quantities import parse_duration, parse_size
