@@ -1,4 +1,8 @@
-"""What every test shares: asyncio as the one event loop, and the tiny models."""
+"""What every test shares: asyncio as the one event loop, the tiny models, and what a system must have for a test.
+
+A test says what it needs with a marker, a fixture by asking for the fixture ``inference``. ``--without inference``
+skips what needs an engine that infers, as under Wine, where OpenVINO loads and its generated code crashes.
+"""
 
 import os
 from pathlib import Path
@@ -6,6 +10,35 @@ from pathlib import Path
 import pytest
 
 FIXTURES = Path(__file__).parent / "fixtures"
+
+
+NEEDS = {
+    "inference": "an engine that infers is left out by --without",
+    "posix": "this system has no POSIX signals, permissions, links or shells",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--without", action="append", default=[], choices=list(NEEDS), help="skip what needs this")
+
+
+def lack_of(config: pytest.Config, need: str) -> str:
+    """Return why a need is not met, as a reason to skip; empty if it is."""
+    lacks = need in config.getoption("--without") or (need == "posix" and os.name != "posix")
+    return f"needs_{need}: {NEEDS[need]}" if lacks else ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for need in NEEDS:
+        if item.get_closest_marker(f"needs_{need}") and (reason := lack_of(item.config, need)):
+            pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def inference(pytestconfig: pytest.Config) -> None:
+    """An engine that infers; fixtures that start one ask for it."""
+    if reason := lack_of(pytestconfig, "inference"):
+        pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

@@ -69,7 +69,7 @@ runpy.run_path("dev.py", run_name="__main__")
 """
 
 
-@pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
+@pytest.mark.needs_posix  # signals of Unix
 def test_ctrl_c_in_the_first_run_is_one_sentence(clone: Path) -> None:
     words = [sys.executable, "-c", TAKES_SIGNALS]
     process = subprocess.Popen(words, cwd=clone, stderr=subprocess.PIPE, text=True, start_new_session=True)

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from ovms_face_aog.client import AOG, ProviderClient, connect, plugin_command
+from ovms_kernel.testing.process import end_by_force
 
 VICTIMS = ("host", "plugin", "engine")
 KILLS = 100
@@ -152,7 +153,7 @@ async def kill_often(worker: int, folder: Path, environment: dict[str, str], rol
 async def kill(run: Run, victim: str) -> None:
     """Kill the engine and then the host, or one of the others."""
     if victim == "plugin":
-        os.kill(run.plugin, signal.SIGKILL)
+        end_by_force(run.plugin)
         return
     if victim == "engine":
         async with asyncio.timeout(15):

@@ -273,7 +273,7 @@ def test_a_terminal_that_cannot_move_its_cursor_is_told_in_lines(
     assert "int4-ov: downloading, 3.5 GB of 8.6 GB" in capfd.readouterr().err
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a shell that closes a stream is POSIX")
+@pytest.mark.needs_posix  # a shell that closes a stream is POSIX
 def test_a_closed_stdout_is_no_reason_to_fail(executable: str, environment: dict[str, str]) -> None:
     done = subprocess.run(
         ["sh", "-c", f"'{executable}' ls >&-"], env=environment, check=False, stderr=subprocess.PIPE, text=True

@@ -126,7 +126,7 @@ def test_two_at_once_lose_nothing(run: Any, file: Path) -> None:
     assert [each.name for each in file.parent.iterdir() if "config" in each.name] == ["config.yaml"]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="the editor here is a shell script")
+@pytest.mark.needs_posix  # the editor here is a shell script
 def test_an_edit_with_a_mistake_is_kept_as_a_draft(here: Any, environment: dict[str, str], file: Path) -> None:
     file.write_text(CONFIG)
 

@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
+from ovms_kernel.testing.process import end_by_force
+
 ANSWER = "OpenVINO is an open source toolkit for running AI models fast on Intel CPUs, GPUs and NPUs."
 CHAT, EMBED = "tiny/chat", "tiny/embed"
 SOUND = next((Path(__file__).parents[1] / "fixtures" / "speech_to_text_samples").glob("*.wav"))
@@ -259,7 +261,7 @@ def test_a_model_that_does_not_load_is_said_once(run: Any, installed: Any, fixtu
 
 def test_serve_tells_of_a_crash_and_ends_with_sigterm(server: Serve, installed: Any, tmp_path: Path) -> None:
     first = json.loads(installed("status", "--json").stdout)["pid"]
-    os.kill(first, signal.SIGKILL)
+    end_by_force(first)
     server.read_until("killed")
     server.read_until("is ready at")
     assert json.loads(installed("status", "--json").stdout)["pid"] != first
@@ -272,7 +274,7 @@ def test_serve_gives_up_with_the_engine(
 ) -> None:
     process = Serve(executable, environment | {"OVMS_PLUGIN_RESTART_LIMIT": "0"})
     process.read_until("is ready at")
-    os.kill(json.loads(installed("status", "--json").stdout)["pid"], signal.SIGKILL)
+    end_by_force(json.loads(installed("status", "--json").stdout)["pid"])
     _, rest = process.process.communicate(timeout=20)
     assert process.process.returncode == 4
     assert "given up" in rest.splitlines()[-1]

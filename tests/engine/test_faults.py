@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import random
 import signal
 import socket
@@ -39,6 +38,7 @@ from ovms_kernel.settings import Settings
 from ovms_kernel.testing.contract import configured
 from ovms_kernel.testing.events import EventRecorder
 from ovms_kernel.testing.platform import MisbehavingPlatform
+from ovms_kernel.testing.process import end_by_force
 from ovms_kernel.values import Answer, EngineExit, EngineInfo, Host, Installation, LaunchPlan, Request
 
 HOST = Host("linux", "x86_64", "ubuntu", "24.04", memory=16 << 30)
@@ -254,7 +254,7 @@ async def test_requests_in_flight_end_at_once_when_the_engine_is_killed(setup: S
         await anyio.sleep(0.2)  # they have been sent; that they wait nobody tells
         began = time.monotonic()
         setup.platform.how = ""
-        os.kill(info.pid, signal.SIGKILL)
+        end_by_force(info.pid)
     assert len(failures) == 20
     assert time.monotonic() - began < 1
 
@@ -304,7 +304,7 @@ async def test_the_log_of_a_running_engine_is_set_aside_without_losing_its_place
     await wait_until(lambda: log.stat().st_size == 0)
     assert log.with_suffix(".log.1").stat().st_size > engine_log.LOG_LIMIT
     setup.platform.how = "exit=1"
-    os.kill((await setup.kernel.engine()).pid or 0, signal.SIGKILL)
+    end_by_force((await setup.kernel.engine()).pid or 0)
     await wait_until(lambda: len(setup.watcher.exits) > 1)
     assert "made of cheese" in setup.watcher.exits[1][0].cause, "what is written after it is found"
 

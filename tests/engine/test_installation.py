@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from ovms_kernel.settings import Settings, read_settings
 from ovms_kernel.testing.archives import LOOK, ArchiveServer, linux_archive
 from ovms_kernel.testing.events import EventRecorder
 from ovms_kernel.testing.platform import PackedPlatform
+from ovms_kernel.testing.process import ENDED_BY_FORCE
 from ovms_kernel.values import Installation, Progress, Release, Requirement
 
 ARCHIVE = "ovms_ubuntu24_2026.3.0_python_on.tar.gz"
@@ -381,7 +381,7 @@ async def test_a_plugin_that_is_killed_while_installing_leaves_nothing_half_done
 ) -> None:
     command = [sys.executable, "-c", INSTALLER, setup.settings.data_dir, setup.server.url, ARCHIVE, step]
     done = await anyio.run_process([str(word) for word in command], check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert done.returncode == ENDED_BY_FORCE, done.stderr.decode()
     assert setup.installations.active() is None
     complete = [each.version for each in setup.installations.versions()]
     assert complete == (["2026.3.0"] if step == "switch" else [])

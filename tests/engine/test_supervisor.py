@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from ovms_kernel.engine.supervisor import State, Supervisor
 from ovms_kernel.processes import start_time
 from ovms_kernel.settings import Settings
 from ovms_kernel.testing.events import EventRecorder
+from ovms_kernel.testing.process import end_by_force, freeze, was_ended_by_force
 from ovms_kernel.values import LaunchPatch, Ports
 from tests.engine.conftest import INSTALLATION, Engine, engines_of
 
@@ -71,11 +71,11 @@ async def test_a_killed_engine_is_told_with_its_cause_and_started_again(engine: 
     await engine.start()
     first = await engine.supervisor.ensure_ready()
     assert first.pid is not None
-    os.kill(first.pid, signal.SIGKILL)
+    end_by_force(first.pid)
     told = await engine.events.wait_for("ovms_engine_exited")
     assert told["will_restart"]
-    assert told["exit"].signal == signal.SIGKILL
-    assert "killed" in told["exit"].cause
+    assert was_ended_by_force(told["exit"])
+    assert "killed" in told["exit"].cause or told["exit"].signal is None, "Windows tells no more than a number"
     second = await engine.supervisor.ensure_ready()
     assert second.pid != first.pid
 
@@ -153,7 +153,7 @@ async def test_an_engine_that_hangs_is_noticed_ended_and_started_again(
     await engine.start()
     info = await engine.supervisor.ensure_ready()
     assert info.pid is not None
-    os.kill(info.pid, signal.SIGSTOP)
+    freeze(info.pid)
     told = await engine.events.wait_for("ovms_engine_exited")
     assert "did not answer" in told["exit"].cause
     assert (await engine.supervisor.ensure_ready()).pid != info.pid
@@ -363,7 +363,7 @@ async def test_an_engine_of_a_dead_plugin_is_ended_by_the_next_one_but_a_strange
         launch.note_running(settings, launch.RunningEngine(stale.pid, start_time(stale.pid), 1, "1.0", 1, 2))
         await engine.start()
         await engine.supervisor.ensure_ready()
-        assert stale.wait(5) == -signal.SIGKILL
+        assert stale.wait(5) != 0
     finally:
         for each in (stranger, stale):
             each.kill()

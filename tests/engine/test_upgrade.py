@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tarfile
@@ -28,6 +27,7 @@ from ovms_kernel.settings import Settings, read_settings
 from ovms_kernel.testing.archives import ArchiveServer, linux_archive
 from ovms_kernel.testing.contract import configured
 from ovms_kernel.testing.platform import MisbehavingPlatform, PackedPlatform
+from ovms_kernel.testing.process import ENDED_BY_FORCE
 from ovms_kernel.values import EngineExit, EngineInfo, Host, Installation, Release
 
 HOST = Host("linux", "x86_64", "ubuntu", "24.04", memory=16 << 30)
@@ -246,7 +246,7 @@ async def test_a_plugin_that_is_killed_while_upgrading_leaves_the_old_version_in
         await kernel.import_model(fixtures / "text_generation", MODEL)
     command = [sys.executable, "-c", KILLED, str(settings.data_dir), server.url, step, ""]
     done = await anyio.run_process(command, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert done.returncode == ENDED_BY_FORCE, done.stderr.decode()
     with anyio.fail_after(10):
         while any(str(settings.config_json) in " ".join(_command(each)) for each in psutil.process_iter()):  # noqa: ASYNC110
             await anyio.sleep(0.05)

@@ -187,7 +187,7 @@ def engine_in() -> type[Engine]:
 
 
 @pytest.fixture
-def make_engine(tmp_path: Path) -> Iterator[Callable[[], Engine]]:
+def make_engine(tmp_path: Path, inference: None) -> Iterator[Callable[[], Engine]]:
     made: list[Engine] = []
 
     def make() -> Engine:
@@ -202,7 +202,7 @@ def make_engine(tmp_path: Path) -> Iterator[Callable[[], Engine]]:
 
 
 @pytest.fixture(scope="session")
-def engine(tmp_path_factory: pytest.TempPathFactory, fixtures: Path) -> Iterator[Engine]:
+def engine(tmp_path_factory: pytest.TempPathFactory, fixtures: Path, inference: None) -> Iterator[Engine]:
     """One engine with all the tiny models, shared by every test that only asks questions."""
     made = Engine(tmp_path_factory.mktemp("engine"))
     for kind in NODES:

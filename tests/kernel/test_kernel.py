@@ -1,8 +1,6 @@
 """The kernel as a host sees it, over a real engine process that does what the test says."""
 
 import json
-import os
-import signal
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -35,6 +33,7 @@ from ovms_kernel.extensions import Extensions
 from ovms_kernel.settings import Settings, read_settings
 from ovms_kernel.testing.contract import configured
 from ovms_kernel.testing.platform import MisbehavingPlatform
+from ovms_kernel.testing.process import end_by_force, freeze, thaw
 from ovms_kernel.values import Answer, Host, Request
 
 HOST = Host("linux", "x86_64", "ubuntu", "24.04", memory=16 << 30)
@@ -321,7 +320,7 @@ async def test_models_are_served_again_after_a_crash(ready: Setup) -> None:
     await kernel.load_model("tiny/text")
     info = await kernel.engine()
     assert info.pid is not None
-    os.kill(info.pid, signal.SIGKILL)
+    end_by_force(info.pid)
     with anyio.fail_after(20):
         await ready.watcher.died.wait()
     assert json.loads((await kernel.invoke("chat", Request(ask()))).body)["object"] == "answer"
@@ -370,12 +369,12 @@ async def test_health_is_bad_when_the_engine_hangs(ready: Setup, monkeypatch: py
     info = await ready.kernel.engine()
     assert info.pid is not None
     await ready.kernel.health()
-    os.kill(info.pid, signal.SIGSTOP)
+    freeze(info.pid)
     try:
         with pytest.raises(Unavailable, match="did not answer"):
             await ready.kernel.health()
     finally:
-        os.kill(info.pid, signal.SIGCONT)
+        thaw(info.pid)
 
 
 async def test_the_version_is_what_the_program_says(ready: Setup) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.models import staging
 from ovms_kernel.testing.gguf import F32, Q4_K, Q5_0, gguf_header
 from ovms_kernel.testing.hub import Fault
+from ovms_kernel.testing.process import ENDED_BY_FORCE, end_by_force
 from ovms_kernel.values import ModelRef
 
 REF = ModelRef("me/model")
@@ -171,7 +171,7 @@ async def test_a_file_that_was_taken_over_and_then_damaged_is_fetched(make_pulle
     assert_whole(puller, repo)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="folders cannot be opened there")
+@pytest.mark.needs_posix  # folders cannot be opened there
 @pytest.mark.parametrize("how", ["pull", "import"])
 async def test_what_is_published_survives_a_power_cut(puller, hub, repo, monkeypatch, how):
     hub.add("me/model", repo)
@@ -476,7 +476,7 @@ async def test_a_pull_beside_a_stopped_one_does_not_wait_without_end(make_puller
             await other.ingest.pull(REF)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="there is no such limit")
+@pytest.mark.needs_posix  # there is no such limit
 async def test_a_pull_of_many_files_opens_a_few_at_a_time(puller, hub, repo):
     import resource
 
@@ -574,7 +574,7 @@ class Zygote:
         if kill_after is not None:
             time.sleep(kill_after)
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                end_by_force(pid)
         return int(self.process.stdout.readline())
 
     def close(self) -> None:
@@ -606,7 +606,7 @@ def written_and_noted(staging: Path, repo: Path) -> tuple[int, int]:
     return 0, 0
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here")
+@pytest.mark.needs_posix  # processes are forked here
 def test_fifty_kills_at_random_moments(make_world, hub, tmp_path, repo, fixtures):
     part_size = 1 << 20
     chance = random.Random(2026)
@@ -621,7 +621,7 @@ def test_fifty_kills_at_random_moments(make_world, hub, tmp_path, repo, fixtures
         for _ in range(50):
             hub.rate = chance.choice([100_000, 1_000_000, 3_000_000])
             code = zygote.pull("me/model", chance.uniform(0, 0.2))
-            interrupted += code == -signal.SIGKILL
+            interrupted += code == ENDED_BY_FORCE
             written, noted = written_and_noted(growing, repo)
             assert written - noted <= part_size, "more than one part would be fetched twice"
             wasted = max(wasted, written - noted)

@@ -226,6 +226,7 @@ def unpacked(folder: Path, *names: str) -> Installation:
     return Installation("2026.3.0", folder / "2026.3.0", "x")
 
 
+@pytest.mark.needs_posix  # its list of paths cannot hold a drive's colon
 @pytest.mark.parametrize("folder", ["plain", "with space", "ünï 模型 'q'"])
 @pytest.mark.parametrize("driver", [Ubuntu2204({}), Ubuntu2404({}), Ubuntu2604({}), RedHat({}), Deepin({})])
 def test_d2_12_d2_13_the_launch_on_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver, folder: str) -> None:
@@ -324,6 +325,7 @@ def test_a_remote_engine_that_is_set_wrongly_is_refused(section: dict[str, str])
         configured(Remote, **section)
 
 
+@pytest.mark.needs_posix
 class TestDeepin(PlatformContract):
     driver: ClassVar = Deepin
     host: ClassVar = DEEPIN
@@ -339,21 +341,25 @@ class TestPortable(PlatformContract):
     host: ClassVar = TABLE["Arch"][0]
 
 
+@pytest.mark.needs_posix
 class TestUbuntu2204(PlatformContract):
     driver: ClassVar = Ubuntu2204
     host: ClassVar = UBUNTU2204
 
 
+@pytest.mark.needs_posix
 class TestUbuntu2404(PlatformContract):
     driver: ClassVar = Ubuntu2404
     host: ClassVar = UBUNTU2404
 
 
+@pytest.mark.needs_posix
 class TestUbuntu2604(PlatformContract):
     driver: ClassVar = Ubuntu2604
     host: ClassVar = TABLE["Ubuntu 26.04"][0]
 
 
+@pytest.mark.needs_posix
 class TestRedHat(PlatformContract):
     driver: ClassVar = RedHat
     host: ClassVar = TABLE["RHEL 9"][0]

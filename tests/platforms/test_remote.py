@@ -1,8 +1,6 @@
 """An engine that somebody else runs: used, watched, and otherwise left alone."""
 
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -29,6 +27,7 @@ from ovms_kernel.extensions import Extensions
 from ovms_kernel.kernel import Kernel
 from ovms_kernel.settings import read_settings
 from ovms_kernel.testing.contract import configured
+from ovms_kernel.testing.process import freeze, thaw
 from ovms_kernel.values import Answer, Endpoint, Host, Request
 from ovms_platform_remote import Remote
 
@@ -109,13 +108,13 @@ async def test_a_remote_engine_that_goes_is_noticed_and_used_again_when_it_is_ba
     monkeypatch.setattr("ovms_kernel.engine.client.PROBE_LIMIT", 0.2)
     await kernel.install_engine()
     await kernel.engine()
-    os.kill(server[2].pid, signal.SIGSTOP)
+    freeze(server[2].pid)
     with anyio.fail_after(10):
         while kernel.supervisor.info is not None:  # noqa: ASYNC110
             await anyio.sleep(0.01)
     with pytest.raises(Unavailable, match="ask its administrator"):
         await kernel.engine()
-    os.kill(server[2].pid, signal.SIGCONT)
+    thaw(server[2].pid)
     with anyio.fail_after(10):
         while kernel.supervisor.info is None:  # noqa: ASYNC110
             await anyio.sleep(0.01)

@@ -95,7 +95,7 @@ def hub(fixtures):
 
 
 @pytest.fixture(scope="session")
-async def house(tmp_path_factory, fixtures, hub):
+async def house(tmp_path_factory, fixtures, hub, inference):
     """The whole kernel with the embedded engine and one tiny model of each type, none of them loaded yet."""
     from ovms_kernel.compose import compose_kernel
     from ovms_kernel.settings import read_settings

@@ -138,7 +138,7 @@ async def test_a_wrong_request_for_an_image(stub, ask, body, sentence):
     assert not stub.requests
 
 
-@pytest.mark.skipif(os.name != "posix", reason="Windows has no pipes among its files")
+@pytest.mark.needs_posix  # Windows has no pipes among its files
 async def test_a_pipe_that_nobody_writes_to_is_refused_at_once(ask, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with anyio.fail_after(5), pytest.raises(BadRequest, match="no regular file"):

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the soak sends signals that Windows does not have")
+@pytest.mark.needs_posix  # the soak sends signals that Windows does not have
 @pytest.mark.timeout(300)  # its own limits are shorter; a busy machine takes its time
 def test_a_few_seconds_of_faults_leave_nothing_behind() -> None:
     command = [sys.executable, "-m", "tests.soak.soak", "--minutes", "0.1", "--seed", "7"]

@@ -101,7 +101,7 @@ def anyio_deadline(seconds: float) -> Iterator[Callable[[], None]]:
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory: pytest.TempPathFactory, fixtures: Path) -> Path:
+def data_dir(tmp_path_factory: pytest.TempPathFactory, fixtures: Path, inference: None) -> Path:
     """A data folder with the engine and the tiny models."""
     folder = tmp_path_factory.mktemp("http") / "data"
 

@@ -221,7 +221,7 @@ async def test_work_that_outlasts_the_end_is_told_that_the_server_stops(stubbed:
             writer.close()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to drain at")
+@pytest.mark.needs_posix  # Windows has no SIGTERM to drain at
 async def test_signals_end_a_server_with_connections_that_do_nothing(
     start: Callable[..., AbstractContextManager[Any]],
 ) -> None:

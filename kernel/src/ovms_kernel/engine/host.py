@@ -39,10 +39,12 @@ def read_host() -> Host:
 
 
 def _os_release() -> Mapping[str, str]:
+    if sys.platform in ("win32", "darwin"):  # not even where such a file is found: under Wine it is Linux's
+        return {"ID": "", "VERSION_ID": platform.release() if sys.platform == "win32" else platform.mac_ver()[0]}
     try:
         return platform.freedesktop_os_release()
-    except OSError:  # there is none outside Linux
-        return {"ID": "", "VERSION_ID": platform.release() if sys.platform == "win32" else platform.mac_ver()[0]}
+    except OSError:
+        return {"ID": "", "VERSION_ID": ""}
 
 
 def _memory() -> int:

@@ -224,7 +224,7 @@ def listens(pid: int, port: int) -> bool:
             connections = each.net_connections("tcp")
             if any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in connections):
                 return True
-    except psutil.AccessDenied:
+    except (psutil.AccessDenied, RuntimeError):  # the latter where Windows gives psutil no table of its sockets
         return True
     except psutil.Error:
         pass

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ovms_kernel.engine.ovms_linux import launch_on_linux
+from ovms_kernel.testing.process import bare_environment
 from ovms_kernel.values import LaunchPlan, Release
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class MisbehavingPlatform:
     def launch(self, installation: Installation, ports: Ports) -> LaunchPlan:
         """Return how to start it."""
         del installation, ports
-        return LaunchPlan((*self.program, "--how", self.how), {"PATH": os.environ.get("PATH", "")})
+        return LaunchPlan((*self.program, "--how", self.how), bare_environment(PATH=os.environ.get("PATH", "")))
 
 
 class PackedPlatform:
