@@ -85,7 +85,7 @@ def check_requirements() -> None:
 
     :raises Unusable: it cannot.
     """
-    missing = [name for name in ("debootstrap", "unshare", "chroot") if shutil.which(name) is None]
+    missing = [name for name in ("debootstrap", "setpriv", "unshare", "chroot") if shutil.which(name) is None]
     if not sys.platform.startswith("linux"):
         reason = "`dev.py windows` runs on Linux only; on Windows run `python dev.py test`."
     elif missing:
@@ -100,7 +100,7 @@ def check_requirements() -> None:
     raise Unusable(reason)
 
 
-PACKAGES_OF = {"unshare": "util-linux", "chroot": "coreutils"}
+PACKAGES_OF = {"setpriv": "util-linux", "unshare": "util-linux", "chroot": "coreutils"}
 
 
 class WindowsPython:
@@ -236,7 +236,7 @@ class WindowsPython:
         variables = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "zh_CN.UTF-8"}
         variables |= {"WINEPREFIX": "/prefix", "WINEDEBUG": "-all", **(env or {})}
         named = [f"{name}={value}" for name, value in variables.items()]
-        unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
+        unshare = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child"]
         inner = [str(self.tree), str(ROOT), folder, "env", "--ignore-environment", *named, *words]
         return [*unshare, "sh", "-ec", ENTER, "sh", *inner]
 

@@ -262,7 +262,7 @@ def hub(fixtures: Path) -> Iterator[FakeHub]:
 
 
 @pytest.fixture
-def real(environment: dict[str, str | None], hub: FakeHub, tmp_path: Path) -> dict[str, str | None]:
+def real(environment: dict[str, str | None], hub: FakeHub, tmp_path: Path, inference: None) -> dict[str, str | None]:
     """An environment with the embedded engine and a hub on this machine."""
     (tmp_path / "Downloads").mkdir()
     return environment | {
@@ -277,7 +277,9 @@ def real(environment: dict[str, str | None], hub: FakeHub, tmp_path: Path) -> di
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The host in Go, built once."""
+    """The host in Go, built once; a system without Go may be given one that was built elsewhere."""
+    if given := os.environ.get("OVMS_TESTS_GO_HOST"):
+        return Path(given)
     if GO is None:
         print("The Go host is not played: there is no `go` on this machine.", file=sys.stderr)
         pytest.skip("there is no `go` on this machine")
@@ -367,6 +369,40 @@ def test_the_go_host_over_tcp(program: Path, environment: dict[str, str | None],
     assert outcomes[5]["responses"][0]["code"] == 400
     assert "messages" in outcomes[5]["responses"][0]["message"]
     assert not list(deep.iterdir())
+
+
+def test_the_go_host_plays_a_day_over_a_stub_engine(
+    program: Path, environment: dict[str, str | None], hub: FakeHub, tmp_path: Path
+) -> None:
+    chat = next(iter(MODELS))
+    question = ask("chat", model=chat, messages=[{"role": "user", "content": "What is OpenVINO?"}])
+    stream = ask("chat", stream=True, model=chat, messages=[{"role": "user", "content": "What is OpenVINO?"}])
+    steps: list[Step] = [
+        {"call": "StartEngine", "requests": [{"mode": "standard"}]},
+        {"call": "InstallEngine"},
+        {"call": "InitEnv"},
+        {"call": "StartEngine", "requests": [{"mode": "daemon"}]},
+        about("PullModel", model=chat, stream=False, model_type="chat"),
+        {"call": "ListModels"},
+        about("LoadModel", model=chat),
+        question,
+        stream,
+        about("UnloadModel", models=[chat]),
+        about("DeleteModel", model=chat),
+        {"call": "StopEngine"},
+    ]
+    folder = tmp_path / "数据 with spaces"
+    more = {"OVMS_PLUGIN_HUBS__MODELSCOPE__ENDPOINT": hub.url, "OVMS_PLUGIN_DATA_DIR": str(folder)}
+    _, *outcomes, _ = play_in_go(program, joined(environment | more | {"NO_PROXY": "127.0.0.1"}), steps)
+    assert [each["call"] for each in outcomes] == [each["call"] for each in steps]
+    early, *rest = outcomes
+    assert early["responses"][0]["code"] == 412
+    assert [each for each in rest if each.get("error") or each["responses"][0].get("code")] == []
+    by_call = {each["call"]: each["responses"] for each in outcomes}
+    assert decoded(by_call["InvokeService"][0]["response_data"])["asked"]["model"] == chat
+    pieces = b"".join(base64.b64decode(each.get("chunk_data", "")) for each in by_call["InvokeServiceStream"])
+    assert pieces.count(b'"content"') == 20
+    assert not list((folder / "models").glob("OpenVINO/*"))
 
 
 class GoHost:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -166,3 +167,13 @@ def test_a_table_that_is_too_wide_does_without_what_matters_least(monkeypatch: p
     print_table(("MODEL", "SIZE", "CHANGED"), rows, spare=("CHANGED", "SIZE"))
     assert "1.2 MB" in (shown := capsys.readouterr().out)
     assert "just now" not in shown
+
+
+def test_a_pipe_of_a_code_page_gets_other_marks_instead_of_question_marks(
+    executable: str, environment: dict[str, str]
+) -> None:
+    environment |= {"PYTHONIOENCODING": "gbk", "PYTHONUTF8": "0"}
+    done = subprocess.run([executable, "doctor"], env=environment, capture_output=True, check=False)
+    lines = done.stdout.decode("gbk").splitlines()
+    assert {line[0] for line in lines} <= {"+", "!", "x", " "}, "cp936 has → and not ✓"
+    assert [line for line in lines if line.lstrip().startswith("→ ")]

@@ -1,7 +1,6 @@
 """``config``: what is set, set, and refused; the file keeps what else is in it."""
 
 import json
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

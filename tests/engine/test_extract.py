@@ -144,6 +144,7 @@ def test_a_damaged_archive_is_one_sentence(tmp_path: Path) -> None:
         extract(bad_zip, tmp_path / "zip", ignore)
 
 
+@pytest.mark.needs_posix
 def test_d2_5_a_linux_release_is_unpacked_with_its_links_and_modes(tmp_path: Path) -> None:
     linux_archive(tmp_path / "a.tar.gz", padding=20 << 20)
     told: list[Progress] = []
@@ -178,12 +179,14 @@ def test_a_windows_release_is_unpacked_even_if_its_maker_wrote_backslashes(
     assert tree(tmp_path / "into").keys() >= {"ovms/ovms.exe", "ovms/python/python.exe"}
 
 
+@pytest.mark.needs_posix
 def test_a_link_in_a_zip_stays_a_link(tmp_path: Path) -> None:
     archive = zip_of(tmp_path / "a.zip", ("lib/x.so.1", FILE, b"x"), ("lib/x.so", LINK, b"x.so.1"))
     extract(archive, tmp_path / "into", ignore)
     assert (tmp_path / "into/lib/x.so").readlink() == Path("x.so.1")
 
 
+@pytest.mark.needs_posix
 def test_a_setuid_bit_is_not_kept(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
         info = tarfile.TarInfo("f")

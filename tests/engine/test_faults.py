@@ -106,6 +106,7 @@ async def wait_until(condition: Callable[[], object], limit: float = 15.0) -> No
             await anyio.sleep(0.01)
 
 
+@pytest.mark.needs_posix  # sets a limit to its memory
 async def test_an_engine_that_leaks_until_it_is_killed_is_named_as_such_and_serves_again(setup: Setup) -> None:
     setup.platform.how = "leak"
     with pytest.raises((EngineFailed, Unavailable)):
@@ -259,6 +260,7 @@ async def test_requests_in_flight_end_at_once_when_the_engine_is_killed(setup: S
     assert time.monotonic() - began < 1
 
 
+@pytest.mark.needs_posix  # looks at permissions
 async def test_what_run_holds_is_for_this_user_only_and_gone_after_a_stop(setup: Setup) -> None:
     info = await setup.kernel.engine()
     folder = setup.kernel.settings.run_dir
@@ -309,6 +311,7 @@ async def test_the_log_of_a_running_engine_is_set_aside_without_losing_its_place
     assert "made of cheese" in setup.watcher.exits[1][0].cause, "what is written after it is found"
 
 
+@pytest.mark.needs_posix  # limits the size of files
 def test_a_disk_too_full_to_set_a_log_aside_costs_no_older_one(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -351,6 +351,8 @@ from ovms_kernel.events import Events
 from ovms_kernel.settings import read_settings
 from ovms_kernel.values import Requirement, Release
 
+pytestmark = pytest.mark.needs_posix  # the archives are Linux's: links, and a shell script as the engine
+
 class Platform:
     def launch(self, installation, ports):
         return launch_on_linux(installation)

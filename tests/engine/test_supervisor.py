@@ -35,7 +35,7 @@ async def test_an_engine_is_ready_when_rest_and_grpc_answer_and_gone_after_stop(
     await client.aclose()
     key_file = launch.key_file(engine.settings)
     assert info.endpoint.api_key == key_file.read_text().strip()
-    assert key_file.stat().st_mode & 0o777 == 0o600
+    assert os.name == "nt" or key_file.stat().st_mode & 0o777 == 0o600, "Windows has it in the user's profile"
     await engine.supervisor.stop("test")
     await engine.supervisor.stop("test")
     assert engine.supervisor.state is State.STOPPED
@@ -80,14 +80,17 @@ async def test_a_killed_engine_is_told_with_its_cause_and_started_again(engine: 
     assert second.pid != first.pid
 
 
+KILLED = "it was killed (signal 9): by the system because memory ran out, or by another program"
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        (-9, "it was killed (signal 9): by the system because memory ran out, or by another program"),
+        pytest.param(-9, KILLED, marks=pytest.mark.needs_posix),
         (-15, "it was ended by another program (signal 15)"),
         (-11, "it crashed (segmentation fault): The model is broken"),
         (64, "it did not understand its command line: The model is broken"),
-        (137, "it was killed (signal 9): by the system because memory ran out, or by another program"),
+        pytest.param(137, KILLED, marks=pytest.mark.needs_posix),
         (0xC0000005, "it crashed (access violation): The model is broken"),
         (77, "it exited with code 77: The model is broken"),
     ],
@@ -139,7 +142,7 @@ async def test_d2_8_an_engine_that_ignores_sigterm_is_killed_with_its_children(s
         await engine.start("ignore-sigterm,child")
         info = await engine.supervisor.ensure_ready()
         family = [psutil.Process(info.pid), *psutil.Process(info.pid).children(recursive=True)]
-        assert len(family) == 2
+        assert len([each for each in family if each.name() != "conhost.exe"]) == 2
         await engine.supervisor.stop("test")
         _, alive = psutil.wait_procs(family, timeout=5)
         assert not alive
@@ -370,6 +373,7 @@ async def test_an_engine_of_a_dead_plugin_is_ended_by_the_next_one_but_a_strange
             each.wait()
 
 
+@pytest.mark.needs_posix  # counts descriptors
 async def test_a_hundred_starts_and_stops_leave_nothing_behind(engine: Engine) -> None:
     # A program that starts faster than Python; that it never answers does not matter to starting and stopping.
     engine.platform.program = ("/bin/sh", "-c", "exec sleep 60")
@@ -389,6 +393,10 @@ async def test_a_hundred_starts_and_stops_leave_nothing_behind(engine: Engine) -
 async def test_an_engine_of_somebody_else_on_the_chosen_port_is_not_taken_for_ours(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    try:
+        psutil.Process().net_connections("tcp4")
+    except RuntimeError:
+        pytest.skip("this system does not tell who listens on a port, as Wine")
     # Between choosing a port and listening on it somebody else may take it; here that is certain.
     await engine.start()
     info = await engine.supervisor.ensure_ready()

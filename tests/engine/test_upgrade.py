@@ -214,6 +214,8 @@ from ovms_kernel.settings import read_settings
 from ovms_kernel.testing.platform import PackedPlatform
 from ovms_kernel.values import Host
 
+pytestmark = pytest.mark.needs_posix  # the archives are Linux's: links, and a shell script as the engine
+
 data, url, step, _ = sys.argv[1:]
 def die(*_a, **_k):
     os.kill(os.getpid(), 9)

@@ -136,7 +136,8 @@ async def test_k03_a_broken_entry_hides_no_other(world, tiny):
 async def test_k03_an_entry_left_by_a_crash_is_taken_out(world, tiny):
     for name in ("bad", "good"):
         await world.ingest.import_(tiny("embeddings"), name)
-    root = {"model_config_list": [{"config": {"name": "bad", "base_path": str(world.settings.models_dir / "bad")}}]}
+    left = {"name": "bad", "base_path": (world.settings.models_dir / "bad").as_posix()}
+    root = {"model_config_list": [{"config": left}]}
     world.settings.config_json.write_text(json.dumps(root))
     world.engine.throwing = {"bad"}
     await world.residency.load("good")

@@ -198,7 +198,7 @@ TYPES = ("text_generation", "embeddings", "rerank", "text_to_speech", "speech_to
 
 
 @pytest.fixture(scope="module")
-async def kernel(tmp_path_factory: pytest.TempPathFactory, fixtures: Path) -> AsyncIterator[Kernel]:
+async def kernel(tmp_path_factory: pytest.TempPathFactory, fixtures: Path, inference: None) -> AsyncIterator[Kernel]:
     settings = read_settings({}, data_dir=tmp_path_factory.mktemp("vetting") / "data", platform="portable")
     async with compose_kernel(settings, host=Host("linux", "x86_64")) as kernel:
         await kernel.install_engine()

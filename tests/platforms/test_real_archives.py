@@ -25,6 +25,8 @@ from ovms_platform_ubuntu2404 import Ubuntu2404
 from ovms_platform_ubuntu2604 import Ubuntu2604
 from ovms_service_chat import Chat
 
+pytestmark = pytest.mark.needs_posix  # the archives are Linux's: links, and a shell script as the engine
+
 QUESTION = b'{"messages": [{"role": "user", "content": "What is OpenVINO?"}], "temperature": 0}'
 ANSWER = "OpenVINO is an open source toolkit for running AI models fast on Intel CPUs, GPUs and NPUs."
 MODEL = "tiny/text"

@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import threading
+import time
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -35,6 +36,8 @@ TICK = 0.1
 """Seconds between two reports of progress."""
 LOCK_TICK = 0.05
 FULL = (errno.ENOSPC, errno.EDQUOT)
+PATIENCE = 2.0
+"""Seconds for which Windows may refuse a file that another program has open."""
 
 
 # -- reading -------------------------------------------------------------------------------------------------------
@@ -43,7 +46,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 def read_json(path: Path) -> dict[str, object] | None:
     """Return the JSON object in that file; ``None`` if it is absent, damaged or not an object."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(patiently(path.read_bytes))
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
@@ -97,10 +100,30 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        rename(temporary, path)
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Give a file or a folder another name, in place of a file that has it."""
+    patiently(lambda: source.replace(target))
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Return what a call returns; on Windows, try again for two seconds while the system refuses it.
+
+    It refuses to replace, rename or remove what a reader or a virus scanner has open, most of them for milliseconds.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return call()
+        except PermissionError:
+            if os.name != "nt" or time.monotonic() >= deadline:
+                raise
+        time.sleep(LOCK_TICK)
 
 
 def sync(path: Path) -> None:

@@ -283,8 +283,13 @@ def _check_folder(folder: Path) -> None:
     """
     try:
         os.scandir(folder).close()
-    except FileNotFoundError:
-        pass
+    except FileNotFoundError as error:
+        # Windows says the same of what lies below a file.
+        above = next((each for each in folder.absolute().parents if each.exists()), None)
+        if above is not None and not above.is_dir():
+            raise BadRequest(
+                f"The data folder {folder} cannot be used ({above} is a file); fix that, or {ELSEWHERE}."
+            ) from error
     except OSError as error:
         raise BadRequest(
             f"The data folder {folder} cannot be used ({error.strerror}); fix that, or {ELSEWHERE}."

@@ -6,6 +6,7 @@ imported before that is decided.
 
 from __future__ import annotations
 
+import codecs
 import os
 import runpy
 import signal
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
 COMPLETION = "_OVMS_PLUGIN_COMPLETE"
+PLAIN = {"✓": "+", "✗": "x", "→": ">", "…": "...", "–": "-", "·": "-"}
+"""What is written instead where the terminal's or the pipe's encoding lacks a character, such as code page 936."""
 
 
 def main() -> None:
@@ -30,9 +33,9 @@ def main() -> None:
     # The caller may have closed them, as `>&-` does and Windows for what has no console.
     nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
     sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
+    codecs.register_error("plain", _plain)
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that knows fewer characters shows a question mark instead of a traceback.
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+        stream.reconfigure(errors="plain")  # type: ignore[union-attr]
     # Until a command handles signals itself, and so that Ctrl-C during an import is no traceback.
     signal.signal(signal.SIGINT, _interrupted)
     from ovms_cli.app import run
@@ -40,6 +43,12 @@ def main() -> None:
     # A shell that completes a command says so in the environment and gives no arguments either.
     code = run(arguments) if arguments or COMPLETION in os.environ else _explain()
     sys.exit(_flushed(code))
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Return what is written for characters that an encoding lacks, as a handler of ``codecs``."""
+    assert isinstance(error, UnicodeEncodeError)  # noqa: S101 - of streams that are written to
+    return "".join(PLAIN.get(each, "?") for each in error.object[error.start : error.end]), error.end
 
 
 def _started_by_a_host() -> str:

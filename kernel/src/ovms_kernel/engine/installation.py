@@ -20,7 +20,7 @@ import anyio.to_thread
 
 from ovms_kernel.engine.record import Record, read_record, write_record
 from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, TimedOut, Unavailable
-from ovms_kernel.files import locked, write_atomically
+from ovms_kernel.files import locked, rename, write_atomically
 from ovms_kernel.values import Installation, Ports, Progress
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def _publish(partial: Path, target: Path, note: dict[str, str | None]) -> None:
     write_atomically(partial / NOTE, (json.dumps(note, indent=1) + "\n").encode())
     if target.exists():  # a folder without a note in it: what was there is not an installation
         shutil.rmtree(target)
-    partial.replace(target)
+    rename(partial, target)
 
 
 async def try_version(platform: Platform, installation: Installation) -> str:

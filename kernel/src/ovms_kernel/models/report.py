@@ -8,7 +8,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.files import read_json
+from ovms_kernel.files import read_json, rename
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ def write(settings: Settings, models: Sequence[ResidentModel]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         partial.write_text(json.dumps(rows), "utf-8")
-        partial.replace(path)
+        rename(partial, path)
     except OSError as error:
         log.debug("The report of models is not written: %s", error)
 

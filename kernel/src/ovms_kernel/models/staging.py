@@ -23,7 +23,7 @@ import anyio.to_thread
 
 from ovms_kernel.errors import BadRequest, OvmsError, TimedOut, Unavailable
 from ovms_kernel.fetch.partial import clean_up, present_bytes
-from ovms_kernel.files import Meter, hash_file, read_json, run_with_progress, size_of, sync, write_atomically
+from ovms_kernel.files import Meter, hash_file, read_json, rename, run_with_progress, size_of, sync, write_atomically
 from ovms_kernel.models.model_card import is_text, read_texts, walk
 from ovms_kernel.models.model_record import RECORD, read_record
 from ovms_kernel.models.names import staging_key
@@ -176,7 +176,7 @@ def _rename_into_place(staged: Path, target: Path) -> None:
     for last in (False, False, True):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            staged.rename(target)
+            rename(staged, target)
             return
         except FileNotFoundError:
             # Another process deleted the owner's last model, and the owner's folder with it, in between.
@@ -187,7 +187,7 @@ def _rename_into_place(staged: Path, target: Path) -> None:
 def _to_trash(settings: Settings, folder: Path) -> Path:
     settings.staging_dir.mkdir(parents=True, exist_ok=True)
     trash = settings.staging_dir / f"{TRASH}{uuid.uuid4().hex}"
-    folder.rename(trash)
+    rename(folder, trash)
     return trash
 
 
