@@ -144,6 +144,7 @@ def test_a_shell_can_complete_commands(run: Any) -> None:
     assert done.stdout.split() == ["unload"]
 
 
+@pytest.mark.needs_posix  # a process of Windows cannot send itself Ctrl-C
 def test_ctrl_c_while_it_is_still_loading_is_no_traceback() -> None:
     code = (
         "import os, signal, sys; sys.argv = ['ovms-plugin', 'ls'];"
@@ -192,7 +193,7 @@ def test_what_the_system_refuses_is_one_sentence_and_a_traceback_only_if_asked(
     source = str(fixtures / "embeddings")
     [brief] = run("import", source, "a/b", code=1).stderr.splitlines()
     assert str(tmp_path / "data" / "models") in brief
-    assert "Not a directory" in brief
+    assert "; " in brief, "what to do"
     assert "Traceback" in run("import", source, "a/b", "--debug", code=1).stderr
 
 
@@ -281,6 +282,7 @@ def test_a_closed_stdout_is_no_reason_to_fail(executable: str, environment: dict
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
 
 
+@pytest.mark.needs_posix  # writes to a device that is always full
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device here that is always full")
 def test_output_that_cannot_be_written_is_no_success(executable: str, environment: dict[str, str]) -> None:
     environment.pop("PYTHONUNBUFFERED", None)
@@ -291,6 +293,7 @@ def test_output_that_cannot_be_written_is_no_success(executable: str, environmen
     assert (done.returncode, done.stderr) == (1, "The output could not be written (No space left on device).\n")
 
 
+@pytest.mark.needs_posix  # words of a command are text on Windows
 @pytest.mark.parametrize("words", [("chat",), ("call", "chat")], ids=" ".join)
 def test_what_is_no_text_is_refused_in_a_sentence(
     executable: str, environment: dict[str, str], words: tuple[str, ...]

@@ -82,6 +82,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, executable: str, environment
     return Place(tmp_path_factory.mktemp("d"), executable, environment)
 
 
+@pytest.mark.needs_inference
 def test_the_demo_shows_every_step_and_leaves_nothing(place: Place) -> None:
     running = place.start()
     out, err = running.communicate(timeout=60)
@@ -103,6 +104,7 @@ def test_the_page_for_users_shows_what_the_demo_prints() -> None:
     assert f"      What is OpenVINO?\n      {ANSWER}\n" in shown
 
 
+@pytest.mark.needs_inference
 def test_a_data_folder_that_is_named_is_used_and_kept(place: Place, tmp_path: Path, here: Any) -> None:
     kept = tmp_path / "kept"
     here("engine", "install", "--data-dir", str(kept))
@@ -118,6 +120,7 @@ def test_a_data_folder_that_is_named_is_used_and_kept(place: Place, tmp_path: Pa
     assert place.left() == []
 
 
+@pytest.mark.needs_inference
 @pytest.mark.parametrize("part", range(5))
 def test_ctrl_c_at_any_moment_leaves_nothing(place: Place, part: int) -> None:
     moment = round(0.4 * part + random.uniform(0, 0.4), 2)  # another one within this part on each run
@@ -136,6 +139,7 @@ def test_ctrl_c_at_any_moment_leaves_nothing(place: Place, part: int) -> None:
     assert place.left() == []
 
 
+@pytest.mark.needs_inference
 def test_more_signals_do_not_disturb_the_clearing_away(place: Place) -> None:
     running = place.start()
     assert running.stdout
@@ -164,6 +168,7 @@ def test_a_demo_that_is_killed_leaves_no_process(place: Place) -> None:
     assert not [each for each in place.left() if " [" in each]
 
 
+@pytest.mark.needs_inference
 def test_what_fails_is_said_with_the_end_of_the_log(place: Place, tmp_path: Path, fixtures: Path) -> None:
     models = tmp_path / "models"
     (models / "embeddings").mkdir(parents=True)
