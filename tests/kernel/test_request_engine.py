@@ -86,6 +86,16 @@ async def test_a_request_in_the_moment_of_the_engine_s_end_is_sent_to_the_next_e
     assert not engines
 
 
+async def test_a_stream_without_anything_in_it_is_an_error(replaced: Replaced, engine: RequestEngine) -> None:
+    async def nothing(path: str, body: bytes, **more: Any) -> AsyncGenerator[bytes, None]:
+        return
+        yield b""
+
+    replaced.stream = nothing  # type: ignore[method-assign]
+    with pytest.raises(Unavailable, match="before it said anything"):
+        _ = [each async for each in engine.stream("/v3/x", b"{}")]
+
+
 async def test_an_engine_that_nobody_starts_again_is_told_soon(replaced: Replaced) -> None:
     ended: Any = EngineClient(Endpoint("http://127.0.0.1:1", ""))  # nobody listens there
 

@@ -10,7 +10,7 @@ import anyio
 
 from ovms_kernel.aliases import target
 from ovms_kernel.engine.client import NotLoadedYet, NotReached, NotServed
-from ovms_kernel.errors import TimedOut
+from ovms_kernel.errors import TimedOut, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
@@ -83,9 +83,10 @@ class RequestEngine:
             return answer, await anext(answer, None)
 
         answer, first = await self._once_loaded(send)
+        if first is None:
+            raise Unavailable("The engine ended its answer before it said anything; ask again.")
         async with aclosing(answer) as events:
-            if first is not None:
-                yield first
+            yield first
             async for event in events:
                 yield event
 

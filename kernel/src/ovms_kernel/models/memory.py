@@ -35,7 +35,7 @@ SYSTEM = "CPU"
 
 
 def available_memory() -> int:
-    """Return the bytes of memory that can be had without swapping."""
+    """Return the bytes of memory that are available without swapping."""
     import psutil
 
     return int(psutil.virtual_memory().available)
