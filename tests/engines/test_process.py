@@ -8,11 +8,12 @@ import socket
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 
+from ovms_embedded.worker import common
 from ovms_kernel.engine.ovms import NEWEST
 
 if TYPE_CHECKING:
@@ -210,3 +211,14 @@ def test_a_single_model_is_served_without_a_configuration(make_engine: Callable[
     assert engine.post("/v3/embeddings", model="words", input="a").status_code == 200
     assert not (fixtures / "embeddings" / "graph.pbtxt").exists()
     assert engine.stop() == 0
+
+
+def test_threads_of_a_model_are_bound_to_cores_only_if_its_graph_says_so() -> None:
+    """Bound ones of several models wait for the same cores while others are free."""
+
+    def properties(device: str, **given: Any) -> dict[str, Any]:
+        return common.properties({"options": {"properties": given}, "cache_dir": "cache"}, device)
+
+    assert properties("CPU") == {"ENABLE_CPU_PINNING": False}
+    assert properties("CPU", ENABLE_CPU_PINNING=True) == {"ENABLE_CPU_PINNING": True}
+    assert properties("GPU.0") == {"CACHE_DIR": "cache"}

@@ -65,13 +65,16 @@ def device(spec: dict[str, Any], pipe: Pipe, option: str) -> str:
 
 
 def properties(spec: dict[str, Any], device: str) -> dict[str, Any]:
-    """Return what the graph's plugin_config sets, and where compiled code is kept.
+    """Return what the graph's plugin_config sets, and what follows from the device.
 
-    None is kept for a CPU: it is a second copy of the weights, written anew at each load, and reading it takes longer
-    than compiling (3.6 to 7.2 s against 2.4 to 3.3 s for a model of 600 MB).
+    No compiled code is kept for a CPU: it is a second copy of the weights, written anew at each load, and reading it
+    takes longer than compiling (3.6 to 7.2 s against 2.4 to 3.3 s for a model of 600 MB). And its threads are not bound
+    to cores: those of each model and of the front process would wait for the same ones while others are free.
     """
     found: dict[str, Any] = dict(spec["options"]["properties"])
-    if spec.get("cache_dir") and set(device.split()) != {"CPU"}:
+    if set(device.split()) == {"CPU"}:
+        found.setdefault("ENABLE_CPU_PINNING", False)
+    elif spec.get("cache_dir"):
         found["CACHE_DIR"] = spec["cache_dir"]
     return found
 
