@@ -164,7 +164,9 @@ def typed(text: str, schema: object) -> Any:  # noqa: ANN401 - any JSON value
     if "boolean" in kinds and word.lower() in ("true", "false"):
         return word.lower() == "true"
     if "string" not in kinds and (kinds & {"integer", "number"} or not kinds) and _NUMBER.fullmatch(word):
-        return _or_text(word, text, (int, float))
+        number = _or_text(word, text, (int, float))
+        exact = isinstance(number, float) and number.is_integer() and "integer" in kinds and "number" not in kinds
+        return int(number) if exact else number
     if kinds & {"object", "array"} or not kinds:
         wanted = tuple(kind for name, kind in (("object", dict), ("array", list)) if name in kinds or not kinds)
         if word.startswith(("{", "[")):

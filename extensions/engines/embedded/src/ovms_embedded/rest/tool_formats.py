@@ -90,6 +90,7 @@ class JsonCalls:
         if not self._calls:
             return NO_CALL
         if self._end_tag:
+            at = _skip(text, at, "}] \t\r\n")  # some models close more than they opened
             rest = text[at : at + len(self._end_tag)]
             if rest == self._end_tag:
                 return Found(self._calls, at + len(rest))
