@@ -238,23 +238,51 @@ def test_status_watch_shows_what_changes_until_ctrl_c(home: Home) -> None:
         assert "No longer watching." in terminal.shown()
 
 
-def test_restart_brings_an_alias_to_every_client(home: Home) -> None:
-    check(home, 'alias brief tiny/chat --system "Be brief." --set max_tokens=3', 0, "brief is tiny/chat now")
+def test_an_alias_reaches_every_client_at_once_and_after_a_restart(home: Home) -> None:
+    def server() -> httpx.Client:
+        found: dict[str, Any] = json.loads((home.folder / "data" / "run" / "http.json").read_text())
+        headers = {"authorization": f"Bearer {Path(found['key_file']).read_text().strip()}"}
+        return httpx.Client(base_url=found["url"], headers=headers, timeout=60, trust_env=False)
+
+    def usage(client: httpx.Client, model: str) -> dict[str, int]:
+        asked = {"model": model, "messages": [{"role": "user", "content": "What is OpenVINO?"}]}
+        found: dict[str, int] = client.post("/v1/chat/completions", json=asked).json()["usage"]
+        return found
+
+    now = "The server that runs here uses it from now on"
+    with server() as client:
+        plain = usage(client, "tiny/chat")
+        check(home, "alias brief tiny/chat --set max_tokens=3", 0, rf"^brief is tiny/chat now\.\n{now}")
+        assert {each["id"]: each.get("alias_of") for each in client.get("/v1/models").json()["data"]}[
+            "brief"
+        ] == "tiny/chat"
+        assert usage(client, "brief") == plain | {"completion_tokens": 3, "total_tokens": plain["prompt_tokens"] + 3}
+        check(home, 'alias brief tiny/chat --system "Be brief." --set max_tokens=4', 0, now)
+        changed = usage(client, "brief")
+        assert changed["completion_tokens"] == 4
+        assert changed["prompt_tokens"] > plain["prompt_tokens"], "the system text is sent"
     with home.open("restart") as terminal:
         assert terminal.code() == 0, terminal.shown()
-    found: dict[str, Any] = json.loads((home.folder / "data" / "run" / "http.json").read_text())
-    headers = {"authorization": f"Bearer {Path(found['key_file']).read_text().strip()}"}
-    with httpx.Client(base_url=found["url"], headers=headers, timeout=60, trust_env=False) as client:
-        listed = {each["id"]: each for each in client.get("/v1/models").json()["data"]}
-        assert listed["brief"]["alias_of"] == "tiny/chat"
-        messages = [{"role": "user", "content": "What is OpenVINO?"}]
-        answers = [
-            client.post("/v1/chat/completions", json={"model": model, "messages": messages}).json()["usage"]
-            for model in ("brief", "tiny/chat")
-        ]
-    assert answers[0]["completion_tokens"] == 3 < answers[1]["completion_tokens"]
-    assert answers[0]["prompt_tokens"] > answers[1]["prompt_tokens"], "the system text is sent"
-    check(home, "rm brief", 0, "The alias brief is removed")
+    with server() as client:
+        assert usage(client, "brief") == changed
+        check(home, "rm brief", 0, rf"^The alias brief is removed\.\n{now}")
+        assert client.get("/v1/models/brief").status_code == 404
+        assert client.post("/v1/completions", json={"model": "brief", "prompt": "x"}).status_code == 404
+
+
+def test_a_setting_holds_at_once_or_says_that_it_takes_a_restart(home: Home) -> None:
+    check(home, "load tiny/rerank", 0, "is loaded")
+    check(home, "config set models.tiny/rerank.idle_unload 1", 0, "The server that runs here uses it from now on")
+    end = time.monotonic() + 30
+    while True:
+        with home.open("ps", "--json") as terminal:
+            assert terminal.code() == 0
+        if '"tiny/rerank"' not in terminal.shown():
+            break
+        assert time.monotonic() < end, terminal.shown()
+    check(home, "config unset models.tiny/rerank.idle_unload", 0, "from now on")
+    check(home, "config set memory_budget 4GB", 0, r"uses it from its next\s+start: `ovms-plugin\s+restart`")
+    check(home, "config unset memory_budget", 0, "from its next")
 
 
 def test_stop_ends_the_server_and_says_so_twice(home: Home) -> None:

@@ -16,6 +16,7 @@ from ovms_kernel.engine.supervisor import Supervisor
 from ovms_kernel.events import Events
 from ovms_kernel.extensions import compose
 from ovms_kernel.kernel import Kernel
+from ovms_kernel.live_settings import LiveSettings
 from ovms_kernel.models.graph_writer import GraphWriter
 from ovms_kernel.models.ingest import Ingest
 from ovms_kernel.models.loader import Loader
@@ -74,10 +75,11 @@ def compose_kernel(settings: Settings, *, host: Host | None = None, extensions: 
     supervisor = Supervisor(settings, events, IdleProbe(vetting.probe, table))
     control = EngineControl(settings, host, extensions.platforms, installations, supervisor)
 
-    servables, residency = _compose_residency(settings, host, events, models, control, supervisor, vetting, table)
+    live = LiveSettings(settings)
+    servables, residency = _compose_residency(live, host, events, models, control, supervisor, vetting, table)
     events.register({"kernel.residency": residency})
     return Kernel(
-        settings,
+        live,
         host,
         events,
         extensions,
@@ -102,7 +104,7 @@ def compose_models(
 
 
 def _compose_residency(
-    settings: Settings,
+    live: LiveSettings,
     host: Host,
     events: Events,
     models: Models,
@@ -112,6 +114,7 @@ def _compose_residency(
     table: Table,
 ) -> tuple[Servables, Residency]:
     """Return what loads models, and what decides which are loaded."""
+    settings = live.now()
 
     def known() -> dict[str, Path]:
         return {each.id: each.model.directory for each in residency.loaded() if each.model}
@@ -129,6 +132,7 @@ def _compose_residency(
         engine_memory=lambda: engine_memory(control.pid()),
         owns_engine=lambda: not control.runs_elsewhere(),
         place=vetting.place,
+        live=live.now,
     )
     residency = Residency(
         settings, events, models.store, servables, memory, loader, connect=control.ready, engine_runs=control.runs

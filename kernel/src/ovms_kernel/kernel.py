@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     from ovms_kernel.engine.supervisor import Supervisor
     from ovms_kernel.events import Events
     from ovms_kernel.extensions import ExtensionReport, Extensions
+    from ovms_kernel.live_settings import LiveSettings
     from ovms_kernel.models.ingest import Ingest
     from ovms_kernel.models.passport import Passports
     from ovms_kernel.models.residency import Residency
     from ovms_kernel.models.servables import Servables
     from ovms_kernel.models.store import Store
-    from ovms_kernel.settings import Settings
+    from ovms_kernel.settings import AliasSettings
     from ovms_kernel.values import (
         Call,
         EngineInfo,
@@ -53,7 +54,7 @@ class Kernel:
 
     def __init__(
         self,
-        settings: Settings,
+        live: LiveSettings,
         host: Host,
         events: Events,
         extensions: Extensions,
@@ -66,7 +67,9 @@ class Kernel:
         residency: Residency,
         passports: Passports,
     ) -> None:
-        self.settings = settings
+        self.settings = live.now()
+        """Those of the start."""
+        self._live = live
         self.host = host
         self.events = events
         self.extensions = extensions
@@ -206,11 +209,16 @@ class Kernel:
 
     # -- models ----------------------------------------------------------------------------------------------------
 
+    @property
+    def aliases(self) -> Mapping[str, AliasSettings]:
+        """The further names of models, as the config file has them now."""
+        return self._live.now().aliases
+
     async def pull_model(
         self, model: str, *, model_type: str = "", report: Callable[[Progress], None] = lambda _: None
     ) -> LocalModel:
         """Fetch a model from its hub, or find that it is here and complete."""
-        model = aliases.target(self.settings.aliases, model)
+        model = aliases.target(self.aliases, model)
         return await self.ingest.pull(parse_model_ref(model), model_type=model_type, report=report)
 
     async def import_model(
@@ -221,16 +229,16 @@ class Kernel:
 
     async def delete_model(self, model: str) -> None:
         """Unload a model and remove it from disk."""
-        aliases.refuse(self.settings.aliases, model)
+        aliases.refuse(self.aliases, model)
         await self.store.delete(model)
 
     async def list_models(self) -> list[LocalModel]:
         """Return the models on disk and their aliases, by id."""
-        return aliases.listed(self.settings.aliases, await anyio.to_thread.run_sync(self.store.list))
+        return aliases.listed(self.aliases, await anyio.to_thread.run_sync(self.store.list))
 
     async def running_models(self) -> list[LocalModel]:
         """Return the models that the engine serves now, and their aliases; none if it does not run."""
-        return aliases.listed(self.settings.aliases, await self.residency.running() if self.supervisor.info else [])
+        return aliases.listed(self.aliases, await self.residency.running() if self.supervisor.info else [])
 
     async def resident_models(self) -> list[ResidentModel]:
         """Return what is loaded, being loaded or failed to load, by id."""
@@ -240,12 +248,12 @@ class Kernel:
     async def load_model(self, model: str, *, keep_alive: float | None = None) -> LocalModel:
         """Make the engine serve a model; ``keep_alive`` as in ``Request``."""
         self.control.check_open()
-        model = aliases.target(self.settings.aliases, model)
+        model = aliases.target(self.aliases, model)
         return (await self.residency.load(model, keep_alive=keep_alive)).model
 
     async def pin_model(self, model: str, *, pinned: bool = True) -> LocalModel:
         """Keep a model loaded, once it is, until a person unpins or unloads it; this outlives a restart."""
-        return await self.residency.pin(aliases.target(self.settings.aliases, model), pinned=pinned)
+        return await self.residency.pin(aliases.target(self.aliases, model), pinned=pinned)
 
     def default_idle_unload(self, seconds: float) -> None:
         """Unload models that were idle for so long, where no setting says otherwise; each face says its own."""
@@ -256,7 +264,7 @@ class Kernel:
 
         :param hint: they may go first when memory is needed, or after a while; models in use stay.
         """
-        for model in (aliases.target(self.settings.aliases, each) for each in models):
+        for model in (aliases.target(self.aliases, each) for each in models):
             if hint:
                 self.residency.hint(model)
             else:
@@ -336,7 +344,7 @@ class Kernel:
         """
         if not self.supervisor.started:
             self.control.installed()
-        named = self.settings.aliases
+        named = self.aliases
         return aliases.with_fields(named, call), RequestEngine(
             self.control.client, self.residency, call.keep_alive, named, call.timeout
         )

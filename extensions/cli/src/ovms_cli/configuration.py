@@ -24,6 +24,7 @@ from ovms_cli.session import Json, Session, add
 from ovms_kernel.errors import BadRequest, NotFound, OvmsError
 from ovms_kernel.extensions import settings_for
 from ovms_kernel.files import locked, write_atomically
+from ovms_kernel.live_settings import is_live
 from ovms_kernel.server import read_server
 from ovms_kernel.settings import (
     ELSEWHERE,
@@ -109,7 +110,7 @@ async def set_(
         table[where.name] = _plain(_value(settings, where))
         await _check_model(session, settings, where)
     print(f"{key} = {_listed(where, _value(settings, where))}, in {file}.")
-    tell_server(session)
+    tell_server(session, where)
 
 
 async def unset(session: Session, key: Name) -> None:
@@ -136,7 +137,7 @@ async def unset(session: Session, key: Name) -> None:
         print(f"{key} is not set in {file}.")
         return
     print(f"{key} is not set any more.")
-    tell_server(session)
+    tell_server(session, where)
 
 
 async def path(session: Session) -> None:
@@ -349,7 +350,11 @@ def _editor() -> list[str]:
     return [found]
 
 
-def tell_server(session: Session) -> None:
-    """Say when a server that runs takes up a change."""
-    if read_server(session.settings.data_dir):
+def tell_server(session: Session, key: Key | None = None) -> None:
+    """Say when a server that runs takes up a change, of a setting or of several."""
+    if not read_server(session.settings.data_dir):
+        return
+    if key and is_live(key.kind, key.name):
+        output.say("The server that runs here uses it from now on.")
+    else:
         output.say("The server that runs here uses it from its next start: `ovms-plugin restart`.")

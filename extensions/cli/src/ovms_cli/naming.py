@@ -7,6 +7,7 @@ import typer
 from ovms_cli import output
 from ovms_cli.completing import installed
 from ovms_cli.configuration import changing, read_tree, tell_server
+from ovms_cli.keys import Key
 from ovms_cli.session import Json, Session, add
 from ovms_kernel.errors import BadRequest, NotFound
 from ovms_kernel.models.names import parse_model_id
@@ -61,7 +62,7 @@ async def remove(session: Session, name: str) -> None:
         if not named:
             del tree["aliases"]
     print(f"The alias {name} is removed.")
-    tell_server(session)
+    tell_server(session, Key("", "", "aliases"))
 
 
 async def _set(session: Session, name: str, model: str, system: str, request: dict[str, Any]) -> None:
@@ -77,7 +78,7 @@ async def _set(session: Session, name: str, model: str, system: str, request: di
         tree["aliases"][name] = {key: value for key, value in given.items() if value}
         read_tree(session, tree)
     print(f"{name} is {model} now.")
-    tell_server(session)
+    tell_server(session, Key("", "", "aliases"))
 
 
 def _list(session: Session, *, json: bool) -> None:

@@ -64,6 +64,7 @@ class Loader:
     :param engine_memory: returns the bytes that the engine holds, 0 if that cannot be seen.
     :param owns_engine: tells whether no other process runs the engine.
     :param place: chooses the device and loads; returns what is wrong with the usual one.
+    :param live: returns the settings that hold now; ``None`` = those of the start.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Loader:
         engine_memory: Callable[[], int] = lambda: 0,
         owns_engine: Callable[[], bool] = lambda: True,
         place: Place = as_usual,
+        live: Callable[[], Settings] | None = None,
     ) -> None:
         self._settings = settings
         self._events = events
@@ -89,6 +91,8 @@ class Loader:
         self._engine_memory = engine_memory
         self.owns_engine = owns_engine
         self._place = place
+        self.live = live or (lambda: settings)
+        """Returns the settings that hold now."""
         self.table = table
         """Every model that was used or loaded, by id. Read by others, written here and in ``residency.py`` alone."""
         self.loads: SingleFlight[LoadedModel, None] = SingleFlight(cancel_abandoned=False)
@@ -237,7 +241,8 @@ class Loader:
 
     def idle_unload(self, model_id: str) -> float:
         """Return after how many idle seconds a model is unloaded; 0 = never."""
-        own, general = self._settings.model(model_id).idle_unload, self._settings.idle_unload
+        settings = self.live()
+        own, general = settings.model(model_id).idle_unload, settings.idle_unload
         if own is not None:
             return own
         return general if general >= 0 else self.default_idle
@@ -276,7 +281,8 @@ class Loader:
                         log.info("%s", error.message)  # it is taken once more at the next look
 
     def _is_pinned(self, model_id: str) -> bool:
-        return model_id in self._settings.pinned or self._settings.model(model_id).pinned
+        settings = self.live()
+        return model_id in settings.pinned or settings.model(model_id).pinned
 
 
 def _note_memory(model: LocalModel, took: int) -> None:

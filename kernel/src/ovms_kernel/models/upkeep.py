@@ -61,6 +61,7 @@ async def report_models(loader: Loader, turns: Turns, settings: Settings) -> Non
     """Hear and tell other processes, if this one runs the engine: what people pinned, and what is used; for ever."""
     before: list[ResidentModel] = []
     records: list[int] = []
+    known = loader.live()
     while True:
         await anyio.sleep(report.PERIOD)
         if not loader.engine_is_ready():
@@ -69,8 +70,8 @@ async def report_models(loader: Loader, turns: Turns, settings: Settings) -> Non
             await loader.synchronise()
         except OvmsError as error:
             log.debug("What the engine serves is not known: %s", error.message)
-        if (now := [_written(each) for each in loader.loaded()]) != records:
-            records = now
+        if (now := [_written(each) for each in loader.loaded()]) != records or loader.live() is not known:
+            records, known = now, loader.live()
             await loader.read_records()
             turns.notify()
         if (shown := loader.shown()) != before and loader.owns_engine():
