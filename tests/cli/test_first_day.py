@@ -151,7 +151,7 @@ DAY: list[tuple[str, int, str]] = [
     ("config list", 0, r"platform = portable"),
     ("config get rest_port", 0, r"^16666$"),
     ("config set chat.default_model x", 2, r"did you mean services\.chat\.default_model\?$"),
-    ('alias helper tiny/chat --system "Be brief."', 0, r"^helper is tiny/chat now\.\n.*`ovms-plugin restart`"),
+    ('alias helper tiny/chat --system "Be brief."', 0, r"^helper is tiny/chat now\.\nThe server .* from now on"),
     ("alias", 0, r"\nhelper +tiny/chat +Be brief\."),
     ("completion bash", 0, r"_ovms_plugin_completion\(\)"),
     # Words of other programs, and slips
