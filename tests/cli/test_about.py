@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from wcwidth import wcswidth
 
-from ovms_cli.output import print_table
+from ovms_cli.output import print_facts, print_table
 from ovms_face_aog.client import PluginHost
 
 
@@ -177,3 +178,17 @@ def test_a_pipe_of_a_code_page_gets_other_marks_instead_of_question_marks(
     lines = done.stdout.decode("gbk").splitlines()
     assert {line[0] for line in lines} <= {"+", "!", "x", " "}, "cp936 has → and not ✓"
     assert [line for line in lines if line.lstrip().startswith("→ ")]
+
+
+def test_wide_characters_are_counted_as_a_terminal_does(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """A Chinese character takes two columns, and a sentence of them has no spaces to break at."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "30")
+    sentence, path = "请用一句话回答所有的问题谢谢", "/home/用户/.local/share/ovms-plugin/models"
+    print_facts({"system": f"Brief: {sentence}", "path": path})
+    *shown, last = capsys.readouterr().out.splitlines()
+    assert all(wcswidth(line) <= 30 for line in shown)
+    assert "".join(line[9:] for line in shown) == f"Brief: {sentence}"
+    assert last.split() == ["path", path], "a path can be copied"
+    print_table(("ALIAS", "SYSTEM"), [("助手", sentence)], clip="SYSTEM")
+    assert capsys.readouterr().out.splitlines()[-1] == "助手    请用一句话回答所有的…"

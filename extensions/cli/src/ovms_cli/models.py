@@ -256,9 +256,11 @@ async def show(session: Session, model: Model, *, json: Json = False) -> None:
     if json:
         output.print_json(facts)
         return
+    if alias:
+        facts["request"] = output.assignments(alias.request)
     files, graph = facts.pop("files"), facts.pop("graph")
     facts |= {"size": output.size(facts["size"]), "digest": facts["digest"][:DIGEST]}
-    options = ", ".join(f"{name}={value}" for name, value in facts.pop("options").items())
+    options = output.assignments(facts.pop("options"))
     edited = facts.pop("graph_edited")
     named = {name.replace("_", " "): str(value) for name, value in facts.items() if value}
     output.print_facts(named | ({"options": options} if options else {}))

@@ -86,14 +86,13 @@ def _list(session: Session, *, json: bool) -> None:
     if json:
         output.print_json(dict(aliases))
     elif aliases:
-        rows = [(name, each.model, each.system or "-", _shown(each.request)) for name, each in aliases.items()]
-        output.print_table(("ALIAS", "MODEL", "SYSTEM", "REQUEST"), rows)
+        rows = [
+            (name, each.model, output.assignments(each.request) or "-", each.system or "-")
+            for name, each in aliases.items()
+        ]
+        output.print_table(("ALIAS", "MODEL", "REQUEST", "SYSTEM"), rows, clip="SYSTEM")
     else:
         output.say("There are no aliases; `ovms-plugin alias NAME MODEL` makes one.")
-
-
-def _shown(request: Any) -> str:  # noqa: ANN401 - any fields
-    return ", ".join(f"{name}={value}" for name, value in request.items()) or "-"
 
 
 def _field(text: str) -> tuple[str, Any]:

@@ -6,14 +6,13 @@ import os
 import re
 import shutil
 import sys
-import textwrap
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import typer
-from rich.cells import cell_len
+from rich.cells import cell_len, chop_cells
 
 from ovms_kernel.commands import plain, print_json, say
 from ovms_kernel.errors import BadRequest
@@ -38,6 +37,8 @@ NUMBERS = 36
 
 GAP = 3
 """Columns of a terminal between two columns of a table."""
+LEAST = 12
+"""Columns that are left of a text of which only the beginning is shown."""
 
 
 def print_table(
@@ -46,17 +47,23 @@ def print_table(
     *,
     right: Sequence[str] = (),
     spare: Sequence[str] = (),
+    clip: str = "",
 ) -> None:
     """Print rows under titles, aligned; no borders, so that it reads well and cuts well.
 
     :param right: titles of the columns that are aligned at their right, such as sizes.
     :param spare: titles of the columns that a terminal without room for them does without, the first one first.
+    :param clip: title of the column whose texts a terminal without room for them shows the beginning of.
     """
     if sys.stdout.isatty():
         for title in spare:
             if _width(titles, rows) > shutil.get_terminal_size().columns:
                 place = list(titles).index(title)
                 titles, *rows = ([*each[:place], *each[place + 1 :]] for each in (titles, *rows))
+        if clip and (over := _width(titles, rows) - shutil.get_terminal_size().columns) > 0:
+            place = list(titles).index(clip)
+            most = max(_widths(titles, rows)[place] - over, LEAST)
+            rows = [[*each[:place], clipped(each[place], most), *each[place + 1 :]] for each in rows]
     widths = _widths(titles, rows)
     for row in (titles, *rows):
         cells = [
@@ -87,15 +94,37 @@ def print_facts(facts: Mapping[str, str]) -> None:
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     for name, value in facts.items():
         line = f"{name:<{width}}   {value}".rstrip()
-        if columns and len(line) > columns and "\n" not in line:
-            line = textwrap.fill(
-                line,
-                columns,
-                subsequent_indent=" " * (width + 3),
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
+        if columns and "\n" not in line:
+            first, *rest = folded(value, columns - width - 3)
+            line = "\n".join([f"{name:<{width}}   {first}".rstrip(), *(f"{'':<{width}}   {each}" for each in rest)])
         print(line)
+
+
+def assignments(values: Mapping[str, object]) -> str:
+    """Return names and values as one types them, such as ``temperature=0.2, seed=1``."""
+    return ", ".join(f"{name}={value}" for name, value in values.items())
+
+
+def folded(text: str, width: int) -> list[str]:
+    """Return a text in lines of so many columns at most, broken between words, or between Chinese characters.
+
+    Other words stay whole, such as a path that somebody copies.
+    """
+    lines = [""]
+    for word in text.split(" "):
+        joined = f"{lines[-1]} {word}" if lines[-1] else word
+        if cell_len(joined) <= width:
+            lines[-1] = joined
+        elif cell_len(word) > width and not word.isascii() and os.sep not in word:
+            lines[-1:] = chop_cells(joined, width)
+        else:
+            lines += [word]
+    return [each for each in lines if each] or [""]
+
+
+def clipped(text: str, width: int) -> str:
+    """Return a text in so many columns at most; an ellipsis tells that there is more."""
+    return text if cell_len(text) <= width else f"{chop_cells(text, width - 1)[0]}…"
 
 
 def stdout() -> Console:
