@@ -60,6 +60,20 @@ def test_a_model_comes_is_shown_and_goes(here: Any, fixtures: Path) -> None:
     assert [each["id"] for each in json.loads(here("ls", "--json").stdout)] == ["tiny/嵌入"]
 
 
+def test_a_model_that_goes_names_the_aliases_that_need_it(here: Any, fixtures: Path) -> None:
+    here("import", str(fixtures / "text_generation"), CHAT)
+    for name in ("helper", "brief"):
+        here("alias", name, CHAT)
+    assert "not installed" not in here("alias").stdout
+    gone = here("rm", CHAT)
+    assert gone.stdout == f"{CHAT} is deleted.\n"
+    assert gone.stderr == (
+        "Without it nothing answers to helper, brief; pull it again, or remove an alias with `ovms-plugin rm helper`.\n"
+    )
+    assert here("alias").stdout.count(f"{CHAT} (not installed)") == 2
+    assert here("rm", "helper", "brief").stdout == "The alias helper is removed.\nThe alias brief is removed.\n"
+
+
 def test_damage_is_found(here: Any, fixtures: Path, tmp_path: Path) -> None:
     here("import", str(fixtures / "text_generation"), CHAT)
     assert here("verify").stdout == f"{CHAT}: as it was pulled.\n"

@@ -224,7 +224,7 @@ def plain_resident(each: "ResidentModel") -> dict[str, Any]:
 
 def idle_time(each: "ResidentModel") -> str:
     """Return for how long a model was not used."""
-    return "-" if each.users or not each.last_used else duration(time.time() - each.last_used)
+    return "-" if each.users or not each.last_used else output.duration(time.time() - each.last_used)
 
 
 def what_next(each: "ResidentModel") -> str:
@@ -237,14 +237,7 @@ def what_next(each: "ResidentModel") -> str:
         return "in use"
     if each.unload_at is None:
         return "for memory"
-    return f"in {duration(max(0.0, each.unload_at - time.time()))}"
-
-
-def duration(seconds: float) -> str:
-    """Return a time as ``45 s``, ``12 min`` or ``2.5 h``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return f"in {output.duration(max(0.0, each.unload_at - time.time()))}"
 
 
 async def show(session: Session, model: Model, *, json: Json = False) -> None:
@@ -321,6 +314,11 @@ async def rm(session: Session, models: Models) -> None:
                 await kernel.delete_model(model)
             print(f"{model} is deleted.")
             session.kept = f"Interrupted; {model} was deleted already."
+            if names := [name for name, each in session.settings.aliases.items() if each.model == model]:
+                output.say(
+                    f"Without it nothing answers to {', '.join(names)}; pull it again, or remove an alias with "
+                    f"`ovms-plugin rm {names[0]}`."
+                )
 
 
 async def df(session: Session, *, json: Json = False) -> None:

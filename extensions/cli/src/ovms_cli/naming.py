@@ -86,8 +86,14 @@ def _list(session: Session, *, json: bool) -> None:
     if json:
         output.print_json(dict(aliases))
     elif aliases:
+        known = {each.id for each in session.store().list()}
         rows = [
-            (name, each.model, output.assignments(each.request) or "-", each.system or "-")
+            (
+                name,
+                each.model if each.model in known else f"{each.model} (not installed)",
+                output.assignments(each.request) or "-",
+                each.system or "-",
+            )
             for name, each in aliases.items()
         ]
         output.print_table(("ALIAS", "MODEL", "REQUEST", "SYSTEM"), rows, clip="SYSTEM")

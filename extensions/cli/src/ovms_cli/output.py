@@ -148,6 +148,13 @@ def size(count: int) -> str:
     return decimal(count)
 
 
+def duration(seconds: float) -> str:
+    """Return a time as ``45 s``, ``12 min`` or ``2.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def ago(moment: datetime) -> str:
     """Return how long ago a moment was, such as ``3 days ago``."""
     seconds = (datetime.now(UTC) - moment).total_seconds()
