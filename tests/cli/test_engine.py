@@ -281,17 +281,17 @@ def test_serve_gives_up_with_the_engine(
     assert not left(tmp_path)
 
 
-def test_a_second_server_leaves_the_engine_to_the_first(
+def test_a_second_server_leaves_the_first_alone_and_one_can_follow_it(
     server: Serve, installed: Any, executable: str, environment: dict[str, str]
 ) -> None:
-    second, third = Serve(executable, environment), Serve(executable, environment)
-    pid = json.loads(installed("status", "--json").stdout)["pid"]
-    for each in (second, third):
-        each.read_until("Serving OpenAI's API at")
-    assert second.end(signal.SIGINT)[0] == 130
-    assert json.loads(installed("status", "--json").stdout)["pid"] == pid
-    assert json.loads(installed("status", "--json").stdout)["engine"] == "ready"
+    engine = json.loads(installed("status", "--json").stdout)["pid"]
+    second = Serve(executable, environment)
+    assert "A server runs here already" in second.process.communicate(timeout=60)[1]
+    assert second.process.returncode == 4
+    found = json.loads(installed("status", "--json").stdout)
+    assert (found["pid"], found["engine"]) == (engine, "ready")
     server.end(signal.SIGINT)
+    third = Serve(executable, environment)
     third.read_until("is ready at")
     code, told = third.end(signal.SIGINT)
     assert (code, told.splitlines()[-1]) == (130, "The server is stopped; models and settings are kept.")
