@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import openvino_genai as genai
 import orjson
 from openvino import opset13 as ops
 
@@ -42,7 +41,7 @@ class Embeddings:
         folder = common.models_path(spec)
         pooling = options.get("pooling") or _pooling(folder)
         self.pipe = pipe
-        self.tokenizer = genai.Tokenizer(folder)
+        self.tokenizer = common.tokenizer_of(folder)
         pool = partial(_pool, pooling=pooling, normalize=options["normalize_embeddings"])
         self.encoder = Encoder(spec, pipe, self.tokenizer, pool)
         self.truncate: bool = options["truncate"]

@@ -47,7 +47,7 @@ class Rerank:
         self.pipe = pipe
         self.window = options.get("max_position_embeddings") or common.window(folder) or DEFAULT_WINDOW
         self.chunks: int = options["max_allowed_chunks"]
-        self.tokenizer = genai.Tokenizer(folder)
+        self.tokenizer = common.tokenizer_of(folder)
         self.template = _template(folder, self.tokenizer)
         self.specials = sum(map(len, self.template))
         if self.window <= 2 * self.specials:

@@ -35,7 +35,7 @@ class TextToSpeech:
         config = common.read_json(folder / "config.json")
         self.kokoro = config.get("n_mels") is not None
         self.window: int | None = config.get("max_text_positions")
-        self.tokenizer = genai.Tokenizer(folder) if self.window else None
+        self.tokenizer = common.tokenizer_of(folder) if self.window else None
         named = {each["name"]: Path(spec["base_path"], each["path"]) for each in options["voices"]}
         found = {path.stem: path for path in sorted((folder / "voices").glob("*.bin"))}
         self.voices = {name: self._voice(path) for name, path in (found | named).items()}
