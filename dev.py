@@ -123,7 +123,9 @@ def run(words: list[str]) -> None:
 
 
 def test(words: list[str]) -> None:
-    install()
+    # Thousands of processes start, which PYTHONDONTWRITEBYTECODE would have compile everything anew.
+    install("--compile-bytecode")
+    call(tool("python"), "-m", "compileall", "-q", "kernel", "extensions", "tests")
     # With `-n 2`, a file stays in one of two processes, as its tests share an engine.
     spread = ["--dist", "loadfile"] if any(each.startswith("-n") for each in words) else []
     call(tool("python"), "-m", "pytest", *spread, *words)
