@@ -42,6 +42,18 @@ def inference(pytestconfig: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
+def keys() -> None:
+    """A library that makes keys for certificates; under Wine its OpenSSL finds no randomness."""
+    from cryptography.exceptions import InternalError
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    try:
+        ec.generate_private_key(ec.SECP256R1())
+    except InternalError as error:
+        pytest.skip(f"needs_keys: cryptography makes none here ({str(error)[-80:]})")
+
+
+@pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
 

@@ -49,6 +49,7 @@ def test_what_is_piped_is_written_sentence_by_sentence(
     assert b"This is a WAV file" in done.stderr
 
 
+@pytest.mark.needs_posix  # sends Ctrl-C to a process
 def test_a_microphone_is_heard_until_ctrl_c(
     run: Any, executable: str, environment: dict[str, str], fixtures: Path, spoken: bytes, tmp_path: Path
 ) -> None:

@@ -132,6 +132,7 @@ def test_a_pull_has_revisions_types_and_rates(here: Any, hub: FakeHub, fixtures:
     assert json.loads(here("show", "tiny/two", "--json").stdout)["revision"] == "v2"
 
 
+@pytest.mark.needs_posix  # sends Ctrl-C to a process
 def test_ctrl_c_in_a_pull_keeps_what_has_arrived(
     executable: str, environment: dict[str, str], here: Any, hub: FakeHub
 ) -> None:

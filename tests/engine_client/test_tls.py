@@ -15,7 +15,7 @@ from ovms_kernel.values import Endpoint
 
 
 @pytest.fixture
-def certificate(tmp_path):
+def certificate(tmp_path, keys):
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "engine")])
     now = dt.datetime.now(dt.UTC)

@@ -285,7 +285,7 @@ async def test_a_connection_that_is_given_up_brings_no_bytes_any_more(driver, re
 
 
 @pytest.fixture
-def authority(tmp_path: Path) -> tuple[Path, ssl.SSLContext]:
+def authority(tmp_path: Path, keys: None) -> tuple[Path, ssl.SSLContext]:
     """A certificate for this machine that signs itself."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])

@@ -25,7 +25,7 @@ def pem(key: ec.EllipticCurvePrivateKey, password: bytes = b"") -> bytes:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def files(tmp_path_factory: pytest.TempPathFactory, keys: None) -> dict[str, Path]:
     """A certificate of 127.0.0.1, its key plain and encrypted, another key, and a text."""
     folder = tmp_path_factory.mktemp("tls")
     key, other = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
