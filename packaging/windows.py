@@ -43,7 +43,7 @@ def main() -> int:
     report = python.tree / "report.xml"
     report.unlink(missing_ok=True)
     # A test that hangs ends its process, which -n replaces.
-    spread = [] if "no:xdist" in words else ["-n", "2", "--dist", "load"]
+    spread = [] if "no:xdist" in words else ["-n", "1", "--dist", "load"]
     pytest = ["-m", "pytest", "-p", "no:cacheprovider", *spread, "--without", "inference"]
     command = python.python(
         *pytest, f"--junitxml=Z:\\{report.name}", *words, env={"OVMS_TESTS_GO_HOST": host} if host else {}
