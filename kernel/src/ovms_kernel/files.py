@@ -123,7 +123,7 @@ def patiently(call: Callable[[], T]) -> T:
         except PermissionError:
             if os.name != "nt" or time.monotonic() >= deadline:
                 raise
-        time.sleep(LOCK_TICK)
+        time.sleep(0.001)
 
 
 def sync(path: Path) -> None:
