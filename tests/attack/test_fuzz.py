@@ -229,6 +229,8 @@ def requests(target: Target) -> st.SearchStrategy[Sent]:
         if path.endswith("tiny/chat"):
             # Other requests need it, so another one is deleted.
             path = path.removesuffix("tiny/chat") + ("tiny/spare" if method == "DELETE" else draw(WAYS))
+        if method == "DELETE":
+            body = body.replace(b"tiny/chat", b"tiny/spare")
         if draw(st.integers(0, 9)) == 0:
             headers.append(draw(HEADERS))
         return Sent(method, path, body, tuple(headers), draw(st.integers(0, 19)) == 0)
