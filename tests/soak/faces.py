@@ -52,8 +52,10 @@ class Face:
                 async with asyncio.timeout(START_LIMIT):
                     await self.start()
             except (TimeoutError, PluginFailed, OSError, httpx.HTTPError, grpc.aio.AioRpcError) as error:
-                if not self.killed and not self.stopping:
-                    self.failures.append(f"{self.name} did not start: {error!r:.300}")
+                if "disk is full" in str(error):
+                    self.told[str(error)[-160:]] += 1
+                elif not self.killed and not self.stopping:
+                    self.failures.append(f"{self.name} did not start: {error!r:.600}")
                 await self.end()
                 await asyncio.sleep(0.5)
                 continue
@@ -122,7 +124,8 @@ class HttpFace(Face):
         where = self.data / "run" / "http.json"
         while True:
             if self._process.returncode is not None:
-                raise OSError(f"it ended with code {self._process.returncode}")
+                said = Path(self.log.name).read_text("utf-8", "replace").splitlines()[-2:]
+                raise OSError(f"it ended with code {self._process.returncode}: {' '.join(said)}")
             with suppress(OSError, ValueError):
                 found = json.loads(where.read_text())
                 if found["pid"] == self._process.pid:

@@ -126,8 +126,8 @@ def tracebacks(place: Place, log: Path) -> list[str]:
         lines = file.read_text("utf-8", "replace").splitlines()
         for at, line in enumerate(lines):
             if "Traceback (most recent" in line:
-                ending = next((each for each in lines[at + 1 :] if each[:1].strip() and "Traceback" not in each), "")
-                found.append(f"{file.name}: {ending[:300]}")
+                end = next((at for at in range(at + 1, len(lines)) if lines[at][:1].strip()), len(lines) - 1)
+                found.append(f"{file.name}: " + "\n    ".join(each[:300] for each in lines[max(at, end - 8) : end + 1]))
     return found
 
 

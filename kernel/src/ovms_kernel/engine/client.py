@@ -51,7 +51,7 @@ BY_STATUS: dict[int, type[OvmsError]] = {
 
 
 class NotServed(NotFound):
-    """The engine does not serve the model that a request names, as one does that was started again."""
+    """The engine does not serve the model that a request names, as it was started again, or somebody unloaded that."""
 
 
 class NotReached(Unavailable):
@@ -334,7 +334,7 @@ def _error(status: int, body: bytes) -> OvmsError:
         return Unauthorized(text)  # a wrong key is a 500
     if status == 500 and "not loaded yet" in text.lower():
         return NotLoadedYet(text)  # and so is a model that is still loading (D.1)
-    if status == 404 and "requested name is not found" in text.lower():
+    if status == 404 and ("requested name is not found" in text.lower() or "name is retired" in text.lower()):
         return NotServed(text)
     return BY_STATUS.get(status, EngineFailed)(text)
 

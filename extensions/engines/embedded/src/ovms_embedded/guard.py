@@ -50,6 +50,14 @@ def memory_of(pid: int) -> int:
         return 0
 
 
+def processor_time(pid: int) -> float:
+    """Return the seconds of processors that a process has taken, 0 when it is gone."""
+    try:
+        return sum(psutil.Process(pid).cpu_times()[:2])
+    except psutil.Error:
+        return 0.0
+
+
 def memory_limit(loaded: int, options: dict[str, Any], wanted: int) -> int:
     """Return how many bytes a worker may have.
 

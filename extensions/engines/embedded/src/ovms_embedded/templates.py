@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from ovms_embedded import log, wire
+from ovms_embedded.guard import processor_time
 from ovms_embedded.rest.errors import Invalid
 from ovms_embedded.workers import CallFailed, LoadFailed, Worker
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 LIMIT = 3.0
 """Seconds that a template may render; the largest ones take some hundredths."""
+WORK, ROUNDS = 0.5, 10
+"""Seconds of a processor without which a template is not blamed on a busy machine, for so many times the limit."""
 PATIENCE = 0.05
 """Seconds to wait for a process before another one is started."""
 KEPT, MOST = 2, 4
@@ -135,8 +138,7 @@ class ChatTemplate:
         usable = len(self._processes) <= KEPT
         answer: Any = None
         try:
-            async with asyncio.timeout(LIMIT):
-                answer = await call.result()
+            answer = await _within_limit(process, call)
         except TimeoutError:
             usable = False
             process.kill()
@@ -155,3 +157,22 @@ class ChatTemplate:
         else:
             self._processes.discard(process)
             await process.close()
+
+
+async def _within_limit(process: Worker, call: Call) -> Any:  # noqa: ANN401 - the renderer's results
+    """Return what a call returns, if it does so within ``LIMIT`` seconds or has had little of a processor until then.
+
+    :raises TimeoutError: it takes longer.
+    """
+    began = processor_time(process.pid)
+    result = asyncio.ensure_future(call.result())
+    try:
+        for _ in range(ROUNDS):
+            await asyncio.wait([result], timeout=LIMIT)
+            if result.done():
+                return result.result()
+            if processor_time(process.pid) - began > WORK:
+                break
+        raise TimeoutError
+    finally:
+        result.cancel()
