@@ -152,7 +152,7 @@ DAY: list[tuple[str, int, str]] = [
     ("config get rest_port", 0, r"^16666$"),
     ("config set chat.default_model x", 2, r"did you mean services\.chat\.default_model\?$"),
     ('alias helper tiny/chat --system "Be brief."', 0, r"^helper is tiny/chat now\.\nThe server .* from now on"),
-    ("alias", 0, r"\nhelper +tiny/chat +Be brief\."),
+    ("alias", 0, r"\nhelper +tiny/chat +- +Be brief\."),
     ("completion bash", 0, r"_ovms_plugin_completion\(\)"),
     # Words of other programs, and slips
     ("create", 2, r"`ovms-plugin alias NAME MODEL"),

@@ -72,7 +72,8 @@ def test_doctor_sets_right_what_is_harmless_and_says_what(typed: Type, tmp_path:
         assert terminal.code() == 0, terminal.shown()
         told = " ".join(terminal.shown().split())
     assert "The address of a server that is gone is removed." in told
-    assert f"Only you can read {key} now." in told
+    # A path that is wider than the terminal is broken.
+    assert f"Only you can read {key} now.".replace(" ", "") in told.replace(" ", "")
     assert "(portable) is installed." in told
     assert not note.exists()
     assert key.stat().st_mode & 0o777 == 0o600

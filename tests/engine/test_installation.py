@@ -29,6 +29,8 @@ SIZE = 3 << 20
 PART = 1 << 20
 """Bytes of a range; one connection, so that the tests know which is next."""
 
+pytestmark = pytest.mark.needs_posix  # the archives are Linux's: links, and a shell script as the engine
+
 
 class Setup:
     def __init__(self, settings: Settings, server: ArchiveServer) -> None:
@@ -350,8 +352,6 @@ from ovms_kernel.engine.ovms_linux import launch_on_linux
 from ovms_kernel.events import Events
 from ovms_kernel.settings import read_settings
 from ovms_kernel.values import Requirement, Release
-
-pytestmark = pytest.mark.needs_posix  # the archives are Linux's: links, and a shell script as the engine
 
 class Platform:
     def launch(self, installation, ports):

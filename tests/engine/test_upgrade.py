@@ -33,6 +33,8 @@ from ovms_kernel.values import EngineExit, EngineInfo, Host, Installation, Relea
 HOST = Host("linux", "x86_64", "ubuntu", "24.04", memory=16 << 30)
 MODEL = "tiny/text"
 
+pytestmark = pytest.mark.needs_posix  # the archives are Linux's: links, and a shell script as the engine
+
 
 class Watcher:
     def __init__(self) -> None:
@@ -213,8 +215,6 @@ from ovms_kernel.engine.installation import Installations
 from ovms_kernel.settings import read_settings
 from ovms_kernel.testing.platform import PackedPlatform
 from ovms_kernel.values import Host
-
-pytestmark = pytest.mark.needs_posix  # the archives are Linux's: links, and a shell script as the engine
 
 data, url, step, _ = sys.argv[1:]
 def die(*_a, **_k):

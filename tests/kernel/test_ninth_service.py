@@ -170,8 +170,6 @@ from ovms_kernel.api.platforms import Host, Installation
 from ovms_kernel.api.graphs import ModelFiles
 from ovms_kernel.testing.contract import CommandsContract, GraphContract, PlatformContract, configured
 
-pytestmark = pytest.mark.needs_inference
-
 
 class TestAcme(PlatformContract):
     driver = Acme
