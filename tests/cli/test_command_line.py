@@ -56,27 +56,6 @@ def test_the_version_is_that_of_the_installed_distribution(capsys: pytest.Captur
     assert capsys.readouterr().out == f"ovms-plugin {version('ovms-cli')}\n"
 
 
-def test_help_and_ls_cost_little_more_than_the_library_they_are_made_with(
-    executable: str, environment: dict[str, str]
-) -> None:
-    resource = pytest.importorskip("resource", reason="Windows does not tell the CPU time of what has ended")
-
-    def cost(*words: str) -> float:
-        """Return the CPU seconds of a command, the least of several: the machine may be busy."""
-        costs = []
-        for _ in range(5):
-            before: float = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-            subprocess.run(words, check=True, capture_output=True, env=environment)
-            costs.append(float(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime) - before)
-        return min(costs)
-
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what has to be compiled each time costs most of all
-    subprocess.run([executable, "ls"], check=True, capture_output=True, env=environment)
-    library, help_, ls = cost(sys.executable, "-c", "import typer"), cost(executable, "--help"), cost(executable, "ls")
-    assert help_ < 3 * library
-    assert ls < 1.7 * help_  # 1.4 on a machine that does nothing else
-
-
 ALWAYS_LEFT = {"grpc", "httpx", "jinja2", "openvino", "prometheus_client", "pydantic", "starlette", "uvicorn"}
 """Libraries that belong to requests, to the server and to the engine."""
 LEFT_BY_READERS = ALWAYS_LEFT | {"rich.console", "stevedore", "ovms_kernel.kernel"}
