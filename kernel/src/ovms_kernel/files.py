@@ -102,6 +102,9 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
             os.fsync(file.fileno())
         rename(temporary, path)
         sync(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write that fails names no file
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

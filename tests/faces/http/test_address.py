@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -93,6 +94,20 @@ def test_the_default_key_is_made_once_whoever_asks(tmp_path: Path) -> None:
         each.join()
     assert made == {Keys(tmp_path).default()}
     assert Keys(tmp_path).name_of(made.pop()) == "default"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
+def test_a_full_disk_is_named_and_no_half_of_a_key_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, mode: str) -> Any:
+        os.close(descriptor)
+        return Path("/dev/full").open(mode)
+
+    keys = Keys(tmp_path / "http")
+    monkeypatch.setattr(os, "fdopen", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        keys.default()
+    assert caught.value.filename == str(tmp_path / "http" / "key")
+    assert list((tmp_path / "http").iterdir()) == []
 
 
 def test_pages_and_names_of_others_get_nothing(server: Any, client: httpx.Client) -> None:

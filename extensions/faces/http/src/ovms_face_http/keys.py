@@ -148,13 +148,16 @@ def _write(path: Path, data: bytes, *, exclusive: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     new = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
     try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
         if exclusive:
             os.link(new, path)
         else:
             new.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write that fails names no file
+        raise
     finally:
         new.unlink(missing_ok=True)
 
