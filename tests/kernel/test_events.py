@@ -92,6 +92,50 @@ async def test_a_listener_that_hangs_is_given_up_after_its_time_and_not_asked_ag
     release.set()
 
 
+async def test_a_coroutine_that_waits_is_given_up_after_its_time_and_cleans_up_first() -> None:
+    told: list[str] = []
+
+    class Hangs:
+        @hookimpl
+        async def ovms_pulled(self) -> None:
+            try:
+                await anyio.lowlevel.checkpoint()
+                await anyio.sleep_forever()
+            finally:
+                told.append("cleaned up")
+
+    events = Events(time_limit=0.1)
+    events.register({"hangs": Hangs(), "zz": Listener("zz", told)})
+    await events.tell("ovms_pulled", model="m")
+    assert told == ["cleaned up", "zz"]
+    assert "no answer within 0.1 s" in events.failures[0].cause
+
+
+async def test_a_coroutine_that_waits_ends_with_its_caller_and_its_error_is_told() -> None:
+    begun, told = anyio.Event(), list[str]()
+
+    class Waits:
+        @hookimpl
+        async def ovms_pulled(self, model: str) -> None:
+            begun.set()
+            try:
+                await anyio.sleep(0.01 if model == "wrong" else 60)
+            except anyio.get_cancelled_exc_class():
+                told.append("cancelled")
+                raise
+            raise ValueError("wrong model")
+
+    events = Events()
+    events.register({"waits": Waits()})
+    async with anyio.create_task_group() as group:
+        group.start_soon(lambda: events.tell("ovms_pulled", model="m"))
+        await begun.wait()
+        group.cancel_scope.cancel()
+    assert told == ["cancelled"]
+    await events.tell("ovms_pulled", model="wrong")
+    assert [each.cause for each in events.failures] == ["ValueError: wrong model"]
+
+
 async def test_results_come_with_the_name_of_who_said_them_whether_awaited_or_not() -> None:
     class Sync:
         @hookimpl

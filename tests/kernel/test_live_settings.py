@@ -21,6 +21,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in os.environ:
         if name.startswith("OVMS_PLUGIN_"):
             monkeypatch.delenv(name)
+    monkeypatch.setattr("ovms_kernel.file_watch.PERIOD", 0.0)
     return tmp_path / "config.yaml"
 
 

@@ -10,8 +10,10 @@ import contextvars
 import inspect
 import logging
 import threading
+import types
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -20,7 +22,7 @@ from ovms_kernel import hookspecs
 from ovms_kernel.errors import Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 
 log = logging.getLogger(__name__)
 
@@ -151,9 +153,9 @@ class Events:
         key = (listener.extension, hook)
         if key in self._stuck:
             raise RuntimeError("still busy with an earlier event")
+        if listener.is_coroutine:
+            return await _limited(listener.function(*values), listener.time_limit)
         async with asyncio.timeout(listener.time_limit):
-            if listener.is_coroutine:
-                return await listener.function(*values)
             self._stuck.add(key)
             result = await _in_thread(lambda: listener.function(*values), lambda: self._stuck.discard(key))
             return await result if inspect.isawaitable(result) else result
@@ -162,6 +164,34 @@ class Events:
         self.failures.append(HookFailure(extension, hook, cause))
         if not logged:
             log.error("Extension %s failed in %s: %s", extension, hook, cause)
+
+
+async def _limited(work: Coroutine[Any, Any, object], time_limit: float | None) -> object:
+    """Await a coroutine within its time; most never wait, and a timer costs more than what they do."""
+    import asyncio
+
+    try:
+        waits_for = work.send(None)
+    except StopIteration as done:
+        return done.value
+    async with asyncio.timeout(time_limit):
+        return await _rest(work, waits_for)
+
+
+@types.coroutine
+def _rest(work: Coroutine[Any, Any, object], waits_for: object) -> Generator[Any, Any, object]:
+    """Await what is left of a coroutine that has begun to wait."""
+    while True:
+        try:
+            answer = yield waits_for
+        except BaseException as error:  # noqa: BLE001 - it is the coroutine's to handle
+            step = partial(work.throw, error)
+        else:
+            step = partial(work.send, answer)
+        try:
+            waits_for = step()
+        except StopIteration as done:
+            return done.value
 
 
 async def _in_thread(function: Callable[[], Any], finished: Callable[[], None]) -> Any:  # noqa: ANN401 - its result

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ovms_kernel.errors import OvmsError
+from ovms_kernel.file_watch import FileWatch
 from ovms_kernel.settings import config_file, read_settings
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ovms_kernel.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -39,15 +38,15 @@ class LiveSettings:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._file = config_file(os.environ, settings.data_dir)
-        self._seen = _signature(self._file)
+        self._file = FileWatch(config_file(os.environ, settings.data_dir))
+        self._seen = self._file.look()
 
     def now(self) -> Settings:
         """Return the settings that hold now; costs a look at the file's time.
 
         A file that cannot be read changes nothing, as somebody may be writing it.
         """
-        if (signature := _signature(self._file)) != self._seen:
+        if (signature := self._file.glance()) != self._seen:
             self._seen = signature
             try:
                 self._adopt(read_settings(data_dir=self._settings.data_dir))
@@ -69,12 +68,3 @@ class LiveSettings:
         self._settings = msgspec.structs.replace(
             old, sections={**old.sections, "models": models}, **{name: getattr(new, name) for name in LIVE}
         )
-
-
-def _signature(file: Path) -> tuple[int, int, int] | None:
-    """Return what changes with a file's content; ``None`` if there is none."""
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 
+from ovms_kernel.file_watch import FileWatch
 from ovms_kernel.files import disk_errors, locked, read_json, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from ovms_kernel.file_watch import Signature
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +51,8 @@ class ConfigFile:
         self._known = known
         self._lock = path.with_name(".config.lock")
         self._note = path.with_name(".config.written.json")
-        self._seen: tuple[int, int] | None = None
+        self._file = FileWatch(path)
+        self._seen: Signature = None
 
     async def prepare(self) -> None:
         """Make the file if there is none, and set a damaged one aside."""
@@ -56,7 +60,7 @@ class ConfigFile:
 
     def was_changed(self) -> bool:
         """Tell whether somebody else has written the file since it was last written or asked for here."""
-        seen, self._seen = self._seen, self._look()
+        seen, self._seen = self._seen, self._file.glance()
         return seen != self._seen
 
     async def entries(self) -> dict[str, Entry]:
@@ -140,7 +144,7 @@ class ConfigFile:
             if change(root) or fresh:
                 text = json.dumps(root, ensure_ascii=False, indent=1)
                 write_atomically(self.path, (text + " " * ((blanks + 1) % BLANKS) + "\n").encode())
-                self._seen = self._look()
+                self._seen = self._file.look()
 
         with disk_errors("Changing what the engine serves"):
             async with locked(self._lock):
@@ -166,13 +170,6 @@ class ConfigFile:
         ours = self.path.parent.absolute().as_posix() + "/"
         plain = set(entry) <= {"name", "base_path"} and str(entry.get("base_path", "")).startswith(ours)
         return plain and (written is None or str(entry.get("name")) in written)
-
-    def _look(self) -> tuple[int, int] | None:
-        try:
-            status = self.path.stat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns
 
     def _read(self) -> tuple[dict[str, Any] | None, int]:
         """Return the content and how many blanks end it; what cannot be used is set aside."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -316,6 +317,7 @@ def model_of(resident: Resident) -> LocalModel:
     return resident.model or foreign(resident.id)
 
 
+@lru_cache
 def foreign(name: str) -> LocalModel:
     """Return a model that the engine has from elsewhere."""
     return LocalModel(name, Path(), "", 0, "", datetime.now(UTC))
