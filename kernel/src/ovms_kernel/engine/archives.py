@@ -191,7 +191,8 @@ def _look_once(web: Web, url: str) -> _Found:
 
 def _joined(release: Release, failures: list[OvmsError]) -> OvmsError:
     """Return the one error that all failures make: the worst of them gives the code."""
-    causes = "; ".join(error.message.rstrip(".") for error in failures)
+    # What each of them advises is said once, at the end.
+    causes = "; ".join(error.message.partition("; ")[0].rstrip(".") for error in failures)
     advice = "check the network and proxy, or name a mirror or a local folder in the setting engine_mirrors"
     for kind in (BadRequest, Unavailable, NotFound):
         if any(isinstance(error, kind) for error in failures):

@@ -326,8 +326,12 @@ def _host(url: str) -> str:
 
 def _cause(error: Exception) -> str:
     """Return the last words of a nest of urllib3's errors, without addresses of objects."""
+    from urllib3.exceptions import NameResolutionError
+
     reason: Any = error
     while isinstance(inner := getattr(reason, "reason", None) or getattr(reason, "original_error", None), Exception):
         reason = inner
+    if isinstance(reason, NameResolutionError):
+        return "its name does not resolve"
     words = re.sub(r"<[^>]*>:? ?", "", " ".join(str(reason).split()))
     return words.rpartition(": ")[2] if words.startswith("HTTP") else words or type(reason).__name__
