@@ -18,7 +18,7 @@ from ovms_kernel.errors import BadRequest, NotSupported, PreconditionFailed, Ref
 from ovms_kernel.fetch.partial import COUNT, HEADER, PARTIAL
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.models import staging
-from ovms_kernel.testing.gguf import F32, Q4_K, Q5_0, gguf_header
+from ovms_kernel.testing.gguf import BF16, F32, Q4_K, Q5_0, gguf_header
 from ovms_kernel.testing.hub import Fault
 from ovms_kernel.testing.process import ENDED_BY_FORCE, end_by_force
 from ovms_kernel.values import ModelRef
@@ -359,6 +359,7 @@ async def test_gguf_is_pulled_for_text_generation(puller, hub, tmp_path):
     [
         (gguf_header("gemma3"), r"architecture gemma3.*llama, qwen2, qwen3 only"),
         (gguf_header(tensors=(F32, Q5_0, Q4_K)), r"type Q5_0, which OpenVINO does not read.*Q4_K_M"),
+        (gguf_header(tensors=(F32, BF16), file_type=32), r"weights of type BF16, which OpenVINO does not read"),
         (b"<html>", "no GGUF file"),
     ],
 )

@@ -19,6 +19,7 @@ from ovms_kernel.models import staging
 from ovms_kernel.models.graph_writer import read_graph
 from ovms_kernel.models.model_card import parameter_size_of, quantization_of, read_files, weights_of
 from ovms_kernel.models.model_record import RECORD, read_record, write_record
+from tests.fixtures import make_gguf
 
 
 def tree(folder):
@@ -245,6 +246,33 @@ async def test_usage_and_description(world, tiny):
     assert "truncate: true" in described["graph"]
     assert described["graph_edited"] is False
     json.dumps(described)
+
+
+async def test_a_gguf_file_that_is_cut_off_is_refused(world, tmp_path):
+    folder = tmp_path / "gguf"
+    folder.mkdir()
+    file = folder / "tiny.gguf"
+    make_gguf.make(file, "Q8_0")
+    size = file.stat().st_size
+    with file.open("r+b") as opened:
+        opened.truncate(size - 1000)
+    with pytest.raises(BadRequest, match=rf"tiny.gguf has {size - 1000} bytes.*header says.*get the file again"):
+        await world.ingest.import_(folder, "me/cut")
+    with file.open("r+b") as opened:
+        opened.truncate(100)
+    with pytest.raises(BadRequest, match=r"tiny\.gguf ends within its GGUF header"):
+        await world.ingest.import_(folder, "me/cut")
+    assert world.store.list() == []
+
+
+@pytest.mark.parametrize("quantization", ["F32", "BF16"])
+async def test_gguf_weights_that_openvino_does_not_read_are_refused(world, tmp_path, quantization):
+    folder = tmp_path / "gguf"
+    folder.mkdir()
+    make_gguf.make(folder / "tiny.gguf", quantization)
+    with pytest.raises(BadRequest, match=f"weights of type {quantization}, which OpenVINO does not read"):
+        await world.ingest.import_(folder, "me/wide")
+    assert world.store.list() == []
 
 
 async def test_cancelling_an_import_leaves_nothing(world, tiny):

@@ -17,6 +17,7 @@ from ovms_kernel.engine.client import EngineClient
 from ovms_kernel.errors import EngineFailed, OvmsError
 from ovms_kernel.models.servables import Servables
 from ovms_kernel.values import Endpoint, Upload
+from tests.fixtures import make_gguf
 
 TYPES = ("text_generation", "embeddings", "rerank", "image_generation", "speech_to_text", "text_to_speech")
 
@@ -167,3 +168,18 @@ async def test_a_template_that_cannot_serve_is_shown(engine, fixtures, tmp_path)
     await engine.ingest.import_(folder, "me/broken")
     await engine.residency.load("me/broken")
     assert "line 1" in engine.store.describe("me/broken")["problem"]
+
+
+@pytest.mark.parametrize("quantization", ["F16", "Q8_0", "Q4_0", "Q4_1"])
+async def test_a_gguf_file_answers_as_the_model_that_it_was_made_of(engine, fixtures, tmp_path, quantization):
+    folder = tmp_path / "gguf"
+    folder.mkdir()
+    make_gguf.make(folder / f"tiny-{quantization}.gguf", quantization)
+    model = await engine.ingest.import_(folder, "tiny/gguf")
+    assert (model.format, model.family, model.quantization) == ("gguf", "qwen2", quantization)
+    await engine.residency.load("tiny/gguf")
+    await use("text_generation", engine.client, "tiny/gguf", fixtures)
+    body = {"model": "tiny/gguf", "stream": True, "temperature": 0, "max_tokens": 40}
+    body["messages"] = [{"role": "user", "content": "你好"}]
+    events = [event async for event in engine.client.stream("/v3/chat/completions", json.dumps(body).encode())]
+    assert text_of(events) == "你好！很高兴见到你。"

@@ -153,6 +153,11 @@ def check_sound(folder: Path, sizes: Mapping[str, int]) -> gguf.Gguf | None:
         if path.endswith(".gguf") and not LATER_PART.search(path):
             with (folder / path).open("rb") as file:
                 found = gguf.read_header(file.read, path)
+            if sizes[path] < found.size:
+                raise BadRequest(
+                    f"{path} has {sizes[path]} bytes, and its header says that it has {found.size} at least; "
+                    "get the file again."
+                )
             if "mmproj" not in path:
                 gguf.check_loadable(found, path)
                 header = header or found

@@ -5,6 +5,7 @@ Layout: the GGUF specification (ggml, docs/gguf.md), versions 2 and 3, little-en
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections import Counter
@@ -22,6 +23,9 @@ HEADER_LIMIT = 64 << 20
 """Bytes of a header; the vocabulary in it takes some 10 MB."""
 MAX_ITEMS = 10_000_000
 MAX_TENSORS = 1_000_000
+MAX_DIMENSIONS = 4
+ALIGNMENT = 32
+"""Bytes, where ``general.alignment`` says nothing else."""
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
 TENSOR_TYPES = {
@@ -29,6 +33,11 @@ TENSOR_TYPES = {
     12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
     20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 29: "IQ1_M", 30: "BF16", 39: "MXFP4",
 }  # fmt: skip
+BLOCKS = {
+    "F32": (1, 4), "F16": (1, 2), "Q4_0": (32, 18), "Q4_1": (32, 20), "Q8_0": (32, 34), "Q4_K": (256, 144),
+    "Q6_K": (256, 210),
+}  # fmt: skip
+"""Numbers in a block of a tensor, and the bytes that it takes (ggml-common.h)."""
 FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
     13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 32: "BF16", 38: "MXFP4",
@@ -36,8 +45,8 @@ FILE_TYPES = {
 """``general.file_type``: what most of the tensors are quantized to, as people name it."""
 ARCHITECTURES = frozenset({"llama", "qwen2", "qwen3"})
 """What openvino.genai builds a model from (its gguf_utils); every other architecture is refused there."""
-QUANTIZATIONS = frozenset({"F32", "F16", "BF16", "Q2_K", "Q4_0", "Q4_1", "Q4_K", "Q6_K", "Q8_0"})
-"""Tensor types that openvino.genai may read; what it cannot dequantize at all is not among them."""
+MATRICES = frozenset({"F16", "Q4_0", "Q4_1", "Q4_K", "Q6_K", "Q8_0"})
+"""Types of weights that openvino.genai 2026.4.1 builds a model from; norms and biases may be F32, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,28 +59,33 @@ class Gguf:
     """Such as ``Q4_K_M``."""
     parameters: str
     """Such as ``8B``; empty if it does not tell."""
-    tensors: Mapping[str, int]
-    """How many tensors there are of each type."""
+    matrices: frozenset[str]
+    """The types of its tensors with more than one dimension."""
+    size: int
+    """Bytes that the file has at least, with its weights."""
 
 
 class _Cursor:
     """Reads fields from a stream, within a bound."""
 
     def __init__(self, read: Callable[[int], bytes], name: str) -> None:
-        self._read, self._name = read, name
+        self._read, self.name = read, name
         self._buffer = bytearray()
         self._position = self._total = 0
+
+    @property
+    def place(self) -> int:
+        """Bytes that were taken."""
+        return self._total
 
     def take(self, count: int) -> bytes:
         self._total += count
         if self._total > HEADER_LIMIT:
-            raise BadRequest(
-                f"{self._name} has a GGUF header of more than {HEADER_LIMIT >> 20} MB; get the file again."
-            )
+            raise BadRequest(f"{self.name} has a GGUF header of more than {HEADER_LIMIT >> 20} MB; get the file again.")
         while len(self._buffer) - self._position < count:
             piece = self._read(1 << 20)
             if not piece:
-                raise BadRequest(f"{self._name} ends within its GGUF header; get the file again.")
+                raise BadRequest(f"{self.name} ends within its GGUF header; get the file again.")
             self._buffer = self._buffer[self._position :] + piece
             self._position = 0
         self._position += count
@@ -89,10 +103,10 @@ class _Cursor:
         if kind == STRING:
             return self.text()
         if kind != ARRAY or depth > 3:
-            raise BadRequest(f"{self._name} has a GGUF header that cannot be read; get the file again.")
+            raise BadRequest(f"{self.name} has a GGUF header that cannot be read; get the file again.")
         inner, count = self.number("<I"), self.number("<Q")
         if count > MAX_ITEMS:
-            raise BadRequest(f"{self._name} has a GGUF header that cannot be read; get the file again.")
+            raise BadRequest(f"{self.name} has a GGUF header that cannot be read; get the file again.")
         if inner in SCALARS:
             self.take(count * struct.calcsize(SCALARS[inner]))
         else:
@@ -121,13 +135,8 @@ def read_header(read: Callable[[int], bytes], name: str) -> Gguf:
     for _ in range(pairs):
         key = cursor.text()
         values[key] = cursor.value(cursor.number("<I"))
-    types: Counter[str] = Counter()
-    for _ in range(tensors):
-        cursor.text()
-        cursor.take(8 * cursor.number("<I"))
-        kind = cursor.number("<I")
-        types[TENSOR_TYPES.get(kind, f"type {kind}")] += 1
-        cursor.take(8)
+    found = [_tensor(cursor) for _ in range(tensors)]
+    types = Counter(each.kind for each in found)
     quantized = [each for each in types if each not in ("F32", "F16")] or [*types]
     most = max(quantized, key=lambda each: types[each], default="")
     file_type = values.get("general.file_type")
@@ -137,8 +146,35 @@ def read_header(read: Callable[[int], bytes], name: str) -> Gguf:
         if isinstance(file_type, int)
         else most or max(types, default="", key=types.get),  # type: ignore[arg-type]
         str(values.get("general.size_label") or ""),
-        dict(types),
+        frozenset(each.kind for each in found if each.dimensions > 1),
+        _aligned(cursor.place, values) + max((each.end for each in found), default=0),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    kind: str
+    dimensions: int
+    end: int
+    """Bytes from the beginning of all tensors to the end of this one; 0 where its type has no known size."""
+
+
+def _tensor(cursor: _Cursor) -> _Tensor:
+    cursor.text()
+    dimensions = cursor.number("<I")
+    if dimensions > MAX_DIMENSIONS:
+        raise BadRequest(f"{cursor.name} has a GGUF header that cannot be read; get the file again.")
+    shape = struct.unpack(f"<{dimensions}Q", cursor.take(8 * dimensions))
+    number, offset = cursor.number("<I"), cursor.number("<Q")
+    kind = TENSOR_TYPES.get(number, f"type {number}")
+    numbers, size = BLOCKS.get(kind, (1, 0))
+    return _Tensor(kind, dimensions, offset + -(-math.prod(shape) // numbers) * size if size else 0)
+
+
+def _aligned(place: int, values: Mapping[str, Any]) -> int:
+    step = values.get("general.alignment")
+    step = step if isinstance(step, int) and step > 0 else ALIGNMENT
+    return -(-place // step) * step
 
 
 def check_loadable(header: Gguf, name: str) -> None:
@@ -151,8 +187,8 @@ def check_loadable(header: Gguf, name: str) -> None:
             f"{name} is a GGUF model of the architecture {header.architecture or 'unknown'}, and OpenVINO reads "
             f"{', '.join(sorted(ARCHITECTURES))} only; look for the same model with -ov at the end of its name."
         )
-    if unknown := sorted(set(header.tensors) - QUANTIZATIONS):
+    if unknown := sorted(header.matrices - MATRICES):
         raise BadRequest(
-            f"{name} has GGUF tensors of type {', '.join(unknown)}, which OpenVINO does not read; "
+            f"{name} has GGUF weights of type {', '.join(unknown)}, which OpenVINO does not read; "
             "choose a file quantized to Q4_K_M, Q4_0 or Q8_0."
         )

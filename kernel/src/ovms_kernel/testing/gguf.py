@@ -1,19 +1,19 @@
-"""GGUF files that hold a header and nothing more, for tests."""
+"""GGUF files that hold a header and next to nothing more, for tests."""
 
 from __future__ import annotations
 
 import struct
 
-F32, Q4_0, Q4_K, Q5_0, Q6_K = 0, 2, 12, 6, 14
+F32, Q4_0, Q4_K, Q5_0, Q6_K, BF16 = 0, 2, 12, 6, 14, 30
 """Tensor types as numbers."""
 
 
 def gguf_header(
     architecture: str = "llama", tensors: tuple[int, ...] = (F32, Q4_K, Q4_K, Q6_K), file_type: int = 15
 ) -> bytes:
-    """Return the header of a GGUF file, version 3, with a vocabulary of three words.
+    """Return a GGUF file, version 3, with a vocabulary of three words and small weights that are all 0.
 
-    :param tensors: the type of each tensor.
+    :param tensors: the type of each tensor; those of F32 are vectors, the others matrices.
     :param file_type: ``general.file_type``; 15 is Q4_K_M.
     """
 
@@ -28,6 +28,10 @@ def gguf_header(
         text("tokenizer.ggml.scores") + struct.pack("<IIQ3f", 9, 6, 3, 0.0, 1.0, 2.0),
     ]
     infos = [
-        text(f"blk.{number}") + struct.pack("<IQQIQ", 2, 4, 4, kind, 32 * number) for number, kind in enumerate(tensors)
+        text(f"blk.{number}")
+        + (struct.pack("<IQ", 1, 16) if kind == F32 else struct.pack("<IQQ", 2, 4, 4))
+        + struct.pack("<IQ", kind, 32 * number)
+        for number, kind in enumerate(tensors)
     ]
-    return b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + b"".join(pairs) + b"".join(infos)
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + b"".join(pairs) + b"".join(infos)
+    return head + bytes(32 * len(tensors) + 256)
