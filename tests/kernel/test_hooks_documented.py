@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ovms_kernel import hookspecs
 
-DOCS = Path(__file__).parents[2] / "docs" / "extensions.md"
+DOCS = Path(__file__).parents[2] / "docs" / "extensions" / "observer.md"
 
 
 def test_every_hook_stands_in_the_documentation_with_its_arguments() -> None:

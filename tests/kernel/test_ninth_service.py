@@ -1,8 +1,7 @@
-"""A newcomer copies the smallest extension, or the one in the documentation, and has a ninth service."""
+"""A newcomer copies the smallest extension and has a ninth service."""
 
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -148,92 +147,3 @@ def test_a_model_type_a_service_and_a_face_of_third_parties_answer_through_the_e
 
 def test_the_smallest_service_is_small() -> None:
     assert len((EMBED / "ovms_service_embed.py").read_text("utf-8").splitlines()) <= 100
-
-
-MORE = """
-import hashlib
-import json
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-
-import anyio.to_thread
-import pytest
-
-from acme_count import Count
-from acme_diary import Diary
-from acme_graph import Captions
-from acme_hub import Shelf
-from acme_platform import Acme
-from ovms_kernel.api.hubs import Hub, ModelRef, NotFound
-from ovms_kernel.api.platforms import Host, Installation
-from ovms_kernel.api.graphs import ModelFiles
-from ovms_kernel.testing.contract import CommandsContract, GraphContract, PlatformContract, configured
-
-
-class TestAcme(PlatformContract):
-    driver = Acme
-    host = Host("linux", "x86_64", "acme", "1")
-
-
-class TestCaptions(GraphContract):
-    driver = Captions
-    files = ModelFiles("model", {"config.json": 1}, {"config.json": '{"architectures": ["AcmeForCaptions"]}'})
-
-
-async def test_the_platform_says_what_is_missing(tmp_path):
-    acme = configured(Acme, program=str(tmp_path / "ovms"))
-    assert (await acme.requirements(Installation("system", tmp_path, "acme")))[0].remedy.startswith("run ")
-
-
-async def test_the_hub_lists_and_opens(tmp_path):
-    weights = bytes(range(256)) * 9000
-    (tmp_path / "own/model/deep").mkdir(parents=True)
-    (tmp_path / "own/model/deep/weights.bin").write_bytes(weights)
-    listing = [{"path": "deep/weights.bin", "size": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}]
-    (tmp_path / "own/model/files.json").write_text(json.dumps(listing))
-    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        shelf = configured(Shelf, url=f"http://127.0.0.1:{server.server_port}/")
-        assert isinstance(shelf, Hub)
-        ref = ModelRef("own/model")
-        [file] = await shelf.list_files(ref)
-        body = await anyio.to_thread.run_sync(shelf.open, ref, file, 0, file.size - 1)
-        assert body.read(256) == weights[:256]
-        body.close()
-        with pytest.raises(NotFound, match="has no own/other"):
-            await shelf.list_files(ModelRef("own/other"))
-        server.shutdown()
-
-
-class TestCount(CommandsContract):
-    driver = Count
-
-
-def test_the_observer_listens(ovms_events):
-    assert not ovms_events.register({"observers.diary": configured(Diary, limit="5")})
-"""
-
-
-def test_the_extensions_in_the_documentation_pass_the_tests_in_the_documentation(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "extensions.md").read_text("utf-8")
-    [project] = re.findall(r"^```toml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    *modules, tests = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    [service] = re.findall(r'^shout = "(\w+):Shout"$', project, re.MULTILINE)
-    names = (service, "acme_platform", "acme_graph", "acme_hub", "acme_count", "acme_dialect", "acme_diary")
-    for name, module in zip(names, modules, strict=True):
-        (tmp_path / f"{name}.py").write_text(module, "utf-8")
-    (tmp_path / "test_shout.py").write_text(tests, "utf-8")
-    (tmp_path / "test_more.py").write_text(MORE, "utf-8")
-    (tmp_path / "pytest.ini").write_text("[pytest]\nanyio_mode = auto\n")
-    (tmp_path / "conftest.py").write_text(
-        "import pytest\n\n\n@pytest.fixture\ndef anyio_backend():\n    return 'asyncio'\n", "utf-8"
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert re.search(r"^1[5-9] passed", done.stdout.splitlines()[-1]), done.stdout + done.stderr

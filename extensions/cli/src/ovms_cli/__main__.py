@@ -52,7 +52,7 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 
 def _started_by_a_host() -> str:
-    """Return the package of the face that is meant, if a host started this process; see docs/extensions.md.
+    """Return the package of the face that is meant, if a host started this process; see docs/extensions/face.md.
 
     A face whose host starts it by itself names in its entry point's brackets the variable that such a host sets.
     """
