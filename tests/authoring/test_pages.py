@@ -18,6 +18,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import anyio
 import pytest
 
 from ovms_kernel.compose import compose_kernel
@@ -61,13 +62,17 @@ class Author:
 
 
 @pytest.fixture(scope="module")
-async def data(tmp_path_factory: pytest.TempPathFactory, inference: None) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory, inference: None) -> Path:
     """A data folder with the embedded engine and two models."""
     folder = tmp_path_factory.mktemp("author") / "data"
-    async with compose_kernel(read_settings({}, data_dir=folder, platform="portable")) as kernel:
-        await kernel.install_engine()
-        await kernel.import_model(FIXTURES / "text_generation", "tiny/chat")
-        await kernel.import_model(FIXTURES / "embeddings", "tiny/embeddings")
+
+    async def fill() -> None:
+        async with compose_kernel(read_settings({}, data_dir=folder, platform="portable")) as kernel:
+            await kernel.install_engine()
+            await kernel.import_model(FIXTURES / "text_generation", "tiny/chat")
+            await kernel.import_model(FIXTURES / "embeddings", "tiny/embeddings")
+
+    anyio.run(fill)
     return folder
 
 
@@ -91,12 +96,14 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def author(data: Path, programs: Path, tmp_path: Path) -> Author:
+    own = shutil.copytree(data, tmp_path / "data.of.the.test")
     overrides = tmp_path / "overrides.txt"
     overrides.write_text("".join(f"{each}; sys_platform == 'none'\n" for each in INSTALLED_HERE))
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OVMS_PLUGIN_", "PYTHON"))}
     environment = kept | {
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
-        "OVMS_PLUGIN_DATA_DIR": str(data),
+        "OVMS_PLUGIN_DATA_DIR": str(own),
+        "OVMS_PLUGIN_FACES__HTTP__PORT": "0",
         "OVMS_PLUGIN_PLATFORM": "portable",
         "NO_COLOR": "1",
         "UV_OVERRIDE": str(overrides),
@@ -166,7 +173,7 @@ def test_a_page_is_enough_to_write_check_install_and_use_an_extension(page: Path
         try:
             done = author.type(fit(typed))
         finally:
-            if page.stem == "dialect":
+            if "serve --detach" in typed:
                 author.type("ovms-plugin stop || true")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^\d+ passed", done.stdout, re.MULTILINE), "its contract and its own tests"
