@@ -61,6 +61,13 @@ def test_an_environment_that_was_left_half_made_is_made_again(clone: Path) -> No
     assert imported(clone, LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0") == "True\n"
 
 
+@pytest.mark.skipif(not (DEV.parent / ".git").exists(), reason="this is no clone")
+def test_git_turns_no_line_ends_into_those_of_windows() -> None:
+    words = ["git", "ls-files", "--eol"]
+    done = subprocess.run(words, cwd=DEV.parent, capture_output=True, text=True, check=True)
+    assert [each for each in done.stdout.splitlines() if "attr/-text" not in each] == []
+
+
 TAKES_SIGNALS = """
 import runpy, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test runner may ignore it, which its children inherit

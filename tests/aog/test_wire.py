@@ -262,6 +262,7 @@ async def test_d1_9_d2_17_shutdown_stops_the_engine_before_it_answers(plugin: Pl
     assert not list(short_path.iterdir())
 
 
+@pytest.mark.needs_posix  # signals
 async def test_two_shutdowns_and_a_signal_at_once_are_one(plugin: PluginHost) -> None:
     await install_and_start(plugin)
     plugin.process.send_signal(signal.SIGTERM)
@@ -284,6 +285,7 @@ async def test_shutdown_with_requests_and_sessions_under_way(plugin: PluginHost)
         await reading
 
 
+@pytest.mark.needs_posix  # signals
 async def test_a_sigint_of_the_terminal_is_the_host_s_business(plugin: PluginHost) -> None:
     plugin.process.send_signal(signal.SIGINT)
     plugin.process.send_signal(signal.SIGINT)
@@ -291,11 +293,12 @@ async def test_a_sigint_of_the_terminal_is_the_host_s_business(plugin: PluginHos
     assert await plugin.kill() < 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-async def test_signals_end_it_with_its_engine(plugin: PluginHost, short_path: Path, number: int) -> None:
+@pytest.mark.needs_posix  # signals
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+async def test_signals_end_it_with_its_engine(plugin: PluginHost, short_path: Path, name: str) -> None:
     await install_and_start(plugin)
     [engine] = engines(plugin.pid)
-    plugin.process.send_signal(number)
+    plugin.process.send_signal(signal.Signals[name])
     async with asyncio.timeout(5):
         assert await plugin.process.wait() == 0
     assert await gone(engine)

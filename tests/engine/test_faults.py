@@ -107,6 +107,7 @@ async def wait_until(condition: Callable[[], object], limit: float = 15.0) -> No
 
 
 @pytest.mark.needs_posix  # sets a limit to its memory
+@pytest.mark.needs_posix  # a limit of memory, and the signal that ends who passes it
 async def test_an_engine_that_leaks_until_it_is_killed_is_named_as_such_and_serves_again(setup: Setup) -> None:
     setup.platform.how = "leak"
     with pytest.raises((EngineFailed, Unavailable)):

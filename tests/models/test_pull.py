@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
+from ovms_kernel import files
 from ovms_kernel.errors import BadRequest, NotSupported, PreconditionFailed, Refused, TimedOut, Unavailable
 from ovms_kernel.fetch.partial import COUNT, HEADER, PARTIAL
 from ovms_kernel.hookspecs import hookimpl
@@ -453,6 +454,27 @@ async def test_the_disk_is_asked_before_the_first_byte(puller, hub, repo, monkey
         await puller.ingest.pull(REF)
     assert puller.store.staging() == []
     assert hub.requests == []
+
+
+async def test_a_path_that_windows_cannot_open_is_refused_before_the_first_byte(puller, hub, repo, monkeypatch):
+    hub.add("me/model", repo)
+    monkeypatch.setattr(files, "path_limit", lambda: len(str(puller.settings.models_dir)) + 20)
+    with pytest.raises(PreconditionFailed, match=r"Pulling me/model needs a path of \d+ characters .* shorter folder"):
+        await puller.ingest.pull(REF)
+    with pytest.raises(PreconditionFailed, match="Importing me/other needs a path of"):
+        await puller.ingest.import_(repo, "me/other")
+    assert puller.store.staging() == []
+    assert hub.requests == []
+
+
+@pytest.mark.skipif(os.name != "nt", reason="only Windows limits the length of paths")
+async def test_a_file_whose_path_has_more_characters_than_windows_opens_is_refused(puller, hub, repo):
+    deep = "/".join(["a-folder-with-a-long-name"] * 9)
+    (repo / deep).mkdir(parents=True)
+    (repo / deep / "config.json").write_text("{}")
+    hub.add("me/model", repo)
+    with pytest.raises(PreconditionFailed, match="and Windows allows 240"):
+        await puller.ingest.pull(REF)
 
 
 async def test_an_unknown_hub_is_named(puller):

@@ -3,11 +3,14 @@
 import errno
 import json
 import logging
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, PreconditionFailed, Unavailable
@@ -200,10 +203,21 @@ async def test_d2_21_who_reads_the_config_meanwhile_never_reads_half_of_it(world
         await world.ingest.import_(tiny("embeddings"), name)
     await world.residency.load("a")
     before = world.settings.config_json.read_bytes()
-    with world.settings.config_json.open("rb", buffering=0) as engine:
-        beginning = engine.read(10)
+    begun, loaded = threading.Event(), threading.Event()
+
+    def read() -> bytes:
+        with world.settings.config_json.open("rb", buffering=0) as file:
+            beginning = file.read(10)
+            begun.set()
+            loaded.wait(0.5)  # Windows replaces it only when nobody has it open any more
+            return beginning + file.read()
+
+    with ThreadPoolExecutor(1) as pool:
+        engine = pool.submit(read)
+        await anyio.to_thread.run_sync(begun.wait)
         await world.residency.load("b")
-        assert beginning + engine.read() == before, "it is replaced, and not written over"
+        loaded.set()
+        assert engine.result() == before, "it is replaced, and not written over"
     assert world.entries() == ["a", "b"]
 
 

@@ -82,7 +82,7 @@ class Remote:
         key = self._settings.api_key
         if file := self._settings.api_key_file:
             try:
-                key = Path(file).read_text("utf-8").strip()
+                key = Path(file).read_text("utf-8-sig").strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise PreconditionFailed(f"The API key in {file} cannot be read: {error}.") from error
         ca_file = self._settings.ca_file

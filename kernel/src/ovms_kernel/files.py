@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 import threading
 import time
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -22,7 +23,7 @@ from ovms_kernel.settings import ELSEWHERE
 from ovms_kernel.values import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
     from filelock import FileLock
 
@@ -36,6 +37,8 @@ TICK = 0.1
 """Seconds between two reports of progress."""
 LOCK_TICK = 0.05
 FULL = (errno.ENOSPC, errno.EDQUOT)
+WINDOWS_PATH = 240
+"""``MAX_PATH`` of Windows without its end, and without what is added to a name while the file is written."""
 PATIENCE = 2.0
 """Seconds for which Windows may refuse a file that another program has open."""
 
@@ -182,6 +185,39 @@ def check_space(folder: Path, needed: int, what: str) -> None:
             f"{what} needs {human(needed + SPACE_MARGIN)} on disk and {human(free)} are free in {folder}; "
             "free some space, or change the setting data_dir."
         )
+
+
+def check_lengths(folder: Path, files: Iterable[str], what: str) -> None:
+    """Refuse to begin what the system, or an engine that is a program of it, cannot open.
+
+    :param files: relative paths of what will be written below the folder.
+    :param what: what writes them, as the sentence begins.
+    :raises PreconditionFailed: the sentence has the numbers.
+    """
+    limit = path_limit()
+    longest = max((len(str(folder / each)) for each in files), default=0)
+    if limit and longest > limit:
+        raise PreconditionFailed(
+            f"{what} needs a path of {longest} characters below {folder}, and Windows allows {limit}; "
+            "change the setting data_dir to a shorter folder, or allow long paths in Windows."
+        )
+
+
+def path_limit() -> int:
+    """Return the characters that the path of a file may have; 0 if no sensible path is too long.
+
+    Windows takes longer ones only if its registry says so, and then only from programs that declare to know of it.
+    """
+    if sys.platform == "win32":
+        import winreg
+
+        with (
+            suppress(OSError),
+            winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"SYSTEM\CurrentControlSet\Control\FileSystem") as key,
+        ):
+            return 0 if winreg.QueryValueEx(key, "LongPathsEnabled")[0] else WINDOWS_PATH
+        return WINDOWS_PATH
+    return 0
 
 
 @contextmanager

@@ -312,7 +312,7 @@ def read_config(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        value = yaml.safe_load(path.read_text("utf-8"))
+        value = yaml.safe_load(path.read_bytes())  # which tells UTF-16 of Windows by its mark
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+
+from ovms_kernel.testing.process import end_by_force
 
 EXECUTABLE = str(Path(sys.executable).with_name("ovms-plugin" + (".exe" if os.name == "nt" else "")))
 LIMIT = 60.0
@@ -56,7 +57,6 @@ def test_of_two_that_start_at_once_one_serves(other_data_dir: Path, environment:
         assert httpx.get(f"{found['url']}/health", trust_env=False).status_code == 200
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_after_a_server_was_killed_another_one_starts(
     start: Callable[..., AbstractContextManager[Any]], other_data_dir: Path
 ) -> None:
@@ -66,7 +66,7 @@ def test_after_a_server_was_killed_another_one_starts(
             assert time.monotonic() < end, "no engine starts"
             time.sleep(0.05)
         engine = json.loads((other_data_dir / "run" / "engine.json").read_text())["pid"]
-        first.process.send_signal(signal.SIGKILL)
+        end_by_force(first.process.pid)
         first.process.wait()
         with start() as second, second.client() as client:
             asked = {"model": "tiny/embeddings", "input": "x"}

@@ -322,7 +322,7 @@ async def changing(session: Session) -> AsyncIterator[tuple[Path, MutableMapping
         yaml.preserve_quotes = True
         yaml.width = 10_000
         try:
-            tree = yaml.load(file.read_text("utf-8")) if file.exists() else {}
+            tree = yaml.load(file.read_bytes()) if file.exists() else {}
         except YAMLError as error:
             raise BadRequest(f"The config file {file} cannot be read ({' '.join(str(error).split())}).") from error
         tree = {} if tree is None else tree

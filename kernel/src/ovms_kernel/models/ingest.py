@@ -17,7 +17,7 @@ from ovms_kernel.drivers import ModelFiles, SearchableHub
 from ovms_kernel.errors import BadRequest, NotFound, NotSupported, PreconditionFailed
 from ovms_kernel.fetch.http import FetchFailed
 from ovms_kernel.fetch.transfer import rising
-from ovms_kernel.files import Meter, check_space, disk_errors, human, run_with_progress, sync_tree
+from ovms_kernel.files import Meter, check_lengths, check_space, disk_errors, human, run_with_progress, sync_tree
 from ovms_kernel.models import checks, gguf, model_card
 from ovms_kernel.models.graph_writer import read_graph
 from ovms_kernel.models.import_source import copy_into, open_source
@@ -245,6 +245,7 @@ class Ingest:
             return model
         plan = await anyio.to_thread.run_sync(download.plan)
         check_space(self._settings.models_dir, plan.total - plan.present, f"Pulling {ref.id}")
+        check_lengths(download.folder, (file.path for file in download.files), f"Pulling {ref.id}")
         await self._events.ask("ovms_before_pull", model=ref, plan=plan)
         begun = await anyio.to_thread.run_sync(open_staging, self._settings, ref.id, download.origin)
         try:
@@ -277,6 +278,7 @@ class Ingest:
         check_target(self._settings, wish.id)
         total = sum(found.sizes.values())
         check_space(self._settings.models_dir, total, f"Importing {wish.id}")
+        check_lengths(staged_files(self._settings, wish.id), found.sizes, f"Importing {wish.id}")
         # Copying is quick and cannot be resumed safely, as the source may have changed.
         await self._drop(wish)
         open_staging(self._settings, wish.id, {"import": str(source)})

@@ -60,7 +60,7 @@ def read_texts(folder: Path, sizes: Mapping[str, int]) -> dict[str, str]:
     for path, size in sizes.items():
         if is_text(path, size):
             try:
-                texts[path] = (folder / path).read_text("utf-8")
+                texts[path] = (folder / path).read_text("utf-8-sig")  # an editor of Windows may have put its mark there
             except (OSError, UnicodeDecodeError):
                 continue
     return texts

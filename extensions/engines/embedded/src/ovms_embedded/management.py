@@ -86,7 +86,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {"model_config_list": []}
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise WrongUsage(f"{path} cannot be read as JSON: {error}") from error
     listed = found.get("model_config_list") if isinstance(found, dict) else None

@@ -102,6 +102,6 @@ def read_files(folder: Path, name: str) -> ModelFiles:
 
 def _read(path: Path) -> Any:  # noqa: ANN401 - any JSON value
     try:
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None

@@ -82,7 +82,7 @@ def properties(spec: dict[str, Any], device: str) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """Return a JSON file of a model, or nothing when it is absent or unreadable."""
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
