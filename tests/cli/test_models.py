@@ -13,6 +13,7 @@ import pytest
 
 from ovms_cli.output import read_rate
 from ovms_kernel.errors import BadRequest
+from ovms_kernel.testing.gguf import gguf_header
 from ovms_kernel.testing.hub import FakeHub
 
 CHAT = "tiny/chat"
@@ -209,6 +210,32 @@ def test_what_cannot_be_done_is_said_in_one_sentence(here: Any, words: list[str]
     assert done.stdout == ""
     assert part in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_import_says_that_a_pooling_is_a_guess_and_takes_another(here: Any, fixtures: Path) -> None:
+    done = here("import", str(fixtures / "embeddings"), "tiny/guessed")
+    assert "How guessed makes one vector of its tokens is a guess (CLS)" in done.stderr
+    done = here("import", str(fixtures / "embeddings"), "tiny/told", "--pooling", "mean")
+    assert "guess" not in done.stderr
+    assert "pooling: MEAN" in here("show", "tiny/told").stdout
+    assert "CLS, LAST, MEAN" in here("import", str(fixtures / "embeddings"), "a/b", "--pooling", "MAX", code=2).stderr
+
+
+def test_a_gguf_file_is_shown_with_what_its_header_says_or_refused(here: Any, tmp_path: Path) -> None:
+    for name, header in (
+        ("llama", gguf_header()),
+        ("gemma", gguf_header("gemma3")),
+        ("old", gguf_header(tensors=(6,))),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "m.gguf").write_bytes(header + bytes(500))
+    here("import", str(tmp_path / "llama"), "tiny/llama")
+    shown = json.loads(here("show", "tiny/llama", "--json").stdout)
+    assert (shown["type"], shown["format"], shown["family"]) == ("text_generation", "gguf", "llama")
+    assert (shown["quantization"], shown["parameter_size"]) == ("Q4_K_M", "135M")
+    assert "architecture gemma3" in here("import", str(tmp_path / "gemma"), "tiny/gemma", code=2).stderr
+    assert "tensors of type Q5_0" in here("import", str(tmp_path / "old"), "tiny/old", code=2).stderr
+    assert [each["id"] for each in json.loads(here("ls", "--json").stdout)] == ["tiny/llama"]
 
 
 def test_rates_are_read_as_people_write_them() -> None:

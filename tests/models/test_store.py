@@ -256,7 +256,9 @@ async def test_a_gguf_file_that_is_cut_off_is_refused(world, tmp_path):
     size = file.stat().st_size
     with file.open("r+b") as opened:
         opened.truncate(size - 1000)
-    with pytest.raises(BadRequest, match=rf"tiny.gguf has {size - 1000} bytes.*header says.*get the file again"):
+    with pytest.raises(
+        BadRequest, match=rf"tiny.gguf has {size - 1000} bytes and its header needs {size}; get the file again"
+    ):
         await world.ingest.import_(folder, "me/cut")
     with file.open("r+b") as opened:
         opened.truncate(100)

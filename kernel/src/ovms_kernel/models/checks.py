@@ -30,9 +30,11 @@ MAX_FILES = 10_000
 PREFERRED_GGUF = re.compile(r"(?i)q4_k_m")
 SUBCONFIG = "subconfig.json"
 """What OVMS reads beside a graph as a list of further models; without one it tries ``config.json`` (docs/models.md)."""
-POINTER = b"version https://git-lfs.github.com/spec/v1\n"
+POINTER = b"version https://git-lfs.github.com/spec/v1"
 """How a Git LFS pointer begins (git-lfs, docs/spec.md)."""
 POINTER_SIZE = 1024
+IR, IR_END = b"<net ", b"</net>"
+"""How the graph of an OpenVINO model begins and ends."""
 
 
 # -- names and formats, before anything is fetched ------------------------------------------------------------------
@@ -132,12 +134,16 @@ def faults_of(folder: Path, sizes: Mapping[str, int]) -> dict[str, str]:
             )
     for path in sizes:
         weights = path.removesuffix(".xml") + ".bin"
-        if path.endswith(".xml") and weights in sizes and not {path, weights} & faults.keys():
-            needed = max(
-                (int(at) + int(size) for _, at, size in CONSTANT.findall((folder / path).read_bytes())), default=0
-            )
-            if sizes[weights] < needed:
-                faults[weights] = f"{weights} has {sizes[weights]} bytes and {path} needs {needed}; get the file again."
+        if not path.endswith(".xml") or {path, weights} & faults.keys():
+            continue
+        graph = (folder / path).read_bytes()
+        needed = max((int(at) + int(size) for _, at, size in CONSTANT.findall(graph)), default=0)
+        if IR in graph and not graph.rstrip().endswith(IR_END):
+            faults[path] = f"{path} is cut off: it does not end with {IR_END.decode()}; get the file again."
+        elif weights not in sizes and needed:
+            faults[weights] = f"{weights} is missing and {path} needs it; get the file."
+        elif sizes.get(weights, 0) < needed:
+            faults[weights] = f"{weights} has {sizes[weights]} bytes and {path} needs {needed}; get the file again."
     return faults
 
 
@@ -153,13 +159,8 @@ def check_sound(folder: Path, sizes: Mapping[str, int]) -> gguf.Gguf | None:
         if path.endswith(".gguf") and not LATER_PART.search(path):
             with (folder / path).open("rb") as file:
                 found = gguf.read_header(file.read, path)
-            if sizes[path] < found.size:
-                raise BadRequest(
-                    f"{path} has {sizes[path]} bytes, and its header says that it has {found.size} at least; "
-                    "get the file again."
-                )
             if "mmproj" not in path:
-                gguf.check_loadable(found, path)
+                gguf.check_loadable(found, path, sizes[path])
                 header = header or found
     return header
 

@@ -126,7 +126,9 @@ def read_header(read: Callable[[int], bytes], name: str) -> Gguf:
     magic = cursor.take(4)
     version = cursor.number("<I")
     if magic != b"GGUF" or version not in (2, 3):
+        pointer = magic == b"vers"  # a Git LFS pointer begins with its version
         what = f"version {version} of GGUF" if magic == b"GGUF" else "no GGUF file"
+        what = "a Git LFS pointer and no GGUF file" if pointer else what
         raise BadRequest(f"{name} is {what}, which cannot be served; get another file.")
     tensors, pairs = cursor.number("<Q"), cursor.number("<Q")
     if tensors > MAX_TENSORS or pairs > MAX_TENSORS:
@@ -177,10 +179,11 @@ def _aligned(place: int, values: Mapping[str, Any]) -> int:
     return -(-place // step) * step
 
 
-def check_loadable(header: Gguf, name: str) -> None:
+def check_loadable(header: Gguf, name: str, size: int) -> None:
     """Refuse what the engine cannot load.
 
-    :raises BadRequest: the sentence says what it can.
+    :param size: bytes of the file.
+    :raises BadRequest: the sentence says what it can load, or that the file is cut off.
     """
     if header.architecture not in ARCHITECTURES:
         raise BadRequest(
@@ -192,3 +195,5 @@ def check_loadable(header: Gguf, name: str) -> None:
             f"{name} has GGUF weights of type {', '.join(unknown)}, which OpenVINO does not read; "
             "choose a file quantized to Q4_K_M, Q4_0 or Q8_0."
         )
+    if size < header.size:
+        raise BadRequest(f"{name} has {size} bytes and its header needs {header.size}; get the file again.")

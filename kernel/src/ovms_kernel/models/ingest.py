@@ -381,4 +381,4 @@ async def _check_gguf(hub: Hub, ref: ModelRef, files: Sequence[RemoteFile]) -> N
             except FetchFailed as error:
                 log.info("The header of %s cannot be read yet: %s", file.path, error.message)
                 return  # it is read again when all of it is here
-            gguf.check_loadable(header, file.path)
+            gguf.check_loadable(header, file.path, file.size)
