@@ -26,6 +26,7 @@ from ovms_kernel.api.hubs import (
     Unauthorized,
     Web,
     check_reachable,
+    proxy_for,
 )
 
 if TYPE_CHECKING:
@@ -163,7 +164,8 @@ def _insist(session: Session, proxy: str, ca_file: str) -> None:
     """Make a session of the client's use what is set here, and bound what it reads.
 
     The client has no parameters for either. What a session itself is told, requests gives up for the environment's
-    ``HTTPS_PROXY`` and ``REQUESTS_CA_BUNDLE``; what a single request is told wins over both.
+    ``HTTPS_PROXY`` and ``REQUESTS_CA_BUNDLE``; what a single request is told wins over both. The proxy is chosen as for
+    every other download: requests knows no networks of IPv6 in ``NO_PROXY`` and no ``socks://``.
     """
     from requests.adapters import HTTPAdapter
 
@@ -175,9 +177,10 @@ def _insist(session: Session, proxy: str, ca_file: str) -> None:
             return response
 
     merge = session.merge_environment_settings
-    proxies = {"http": proxy, "https": proxy} if proxy else {}
 
     def told(url: str, given: dict[str, str] | None, stream: Any, verify: Any, cert: Any) -> Any:  # noqa: ANN401
+        chosen = proxy_for(url, proxy)
+        proxies = {"http": chosen, "https": chosen} if chosen else {"no_proxy": "*"}
         return merge(url, proxies | (given or {}), stream, ca_file or verify, cert)
 
     session.merge_environment_settings = told  # type: ignore[method-assign, assignment]

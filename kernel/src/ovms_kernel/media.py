@@ -135,30 +135,32 @@ def _path_of(text: str) -> Path:
 
 
 async def _fetch(field: str, url: str, hosts: frozenset[str]) -> bytes:
-    import httpx
+    from urllib3.exceptions import LocationParseError
+    from urllib3.util import parse_url
+
+    from ovms_kernel.fetch.http import FetchFailed, TooLarge, Web
 
     try:
-        parsed = httpx.URL(url)
-    except (httpx.InvalidURL, TypeError) as error:
+        parsed = parse_url(url)  # by what makes the request, so that both see the same host
+    except LocationParseError as error:
         raise BadRequest(f"The field {field} does not hold a valid URL.") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    host = (parsed.host or "").strip("[]").lower()
+    if parsed.scheme not in ("http", "https") or not host:
         raise BadRequest(f"The URL in {field} must begin with http:// or https://.")
-    if parsed.host.lower() not in hosts:
+    if host not in hosts:
         raise BadRequest(
-            f"Nothing is fetched from {parsed.host}: add it to the setting allowed_hosts, "
+            f"Nothing is fetched from {host}: add it to the setting allowed_hosts, "
             f"or send {field} as base64 or as a path."
         )
-    data = bytearray()
+    # Redirects are not followed: they could lead to hosts that are not allowed.
+    web = Web(follow=False)
     try:
-        with anyio.fail_after(FETCH_LIMIT):
-            # Redirects are not followed: they could lead to hosts that are not allowed.
-            async with httpx.AsyncClient() as client, client.stream("GET", parsed) as response:
-                if response.status_code != 200:
-                    raise BadRequest(f"{parsed.host} answered {response.status_code} for the URL in {field}.")
-                async for part in response.aiter_bytes():
-                    data += part
-                    if len(data) > MAX_FETCH:
-                        raise BadRequest(f"The URL in {field} leads to more than {MAX_FETCH >> 20} MB.")
-    except (httpx.HTTPError, TimeoutError) as error:
-        raise Unavailable(f"The URL in {field} could not be fetched from {parsed.host}.") from error
-    return bytes(data)
+        return await anyio.to_thread.run_sync(
+            lambda: web.read(parsed.url, limit=MAX_FETCH, seconds=FETCH_LIMIT), abandon_on_cancel=True
+        )
+    except TooLarge as error:
+        raise BadRequest(f"The URL in {field} leads to more than {MAX_FETCH >> 20} MB.") from error
+    except FetchFailed as error:
+        if error.status:
+            raise BadRequest(f"{host} answered {error.status} for the URL in {field}.") from error
+        raise Unavailable(f"The URL in {field} could not be fetched from {host}: {error.message}") from error

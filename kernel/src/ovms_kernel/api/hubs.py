@@ -29,6 +29,9 @@ from ovms_kernel.fetch.http import (
 from ovms_kernel.fetch.hub_section import (
     HubSettings,
 )
+from ovms_kernel.fetch.proxies import (
+    proxy_for,
+)
 from ovms_kernel.fetch.transfer import (
     Pace,
 )
@@ -61,4 +64,5 @@ __all__ = [
     "Web",
     "check_reachable",
     "hookimpl",
+    "proxy_for",
 ]

@@ -35,6 +35,8 @@ CONNECT_LIMIT = 10.0
 READ_LIMIT = 60.0
 """Seconds without a byte; transfers have a shorter limit of their own."""
 MAX_REDIRECTS = 10
+PORTS = {"http": 80, "https": 443}
+SOCKS_PORT = 1080
 CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 UNSATISFIED = re.compile(r"bytes \*/(\d+)")
 
@@ -65,6 +67,10 @@ class FetchFailed(Unavailable):
         self.final = final
 
 
+class TooLarge(FetchFailed):
+    """An answer has more bytes than it may have."""
+
+
 async def check_reachable(url: str, proxy: str = "") -> None:
     """Return if the server of a URL, or the proxy to it, accepts connections.
 
@@ -73,7 +79,7 @@ async def check_reachable(url: str, proxy: str = "") -> None:
     :raises FetchFailed: it does not within two seconds; the sentence has the cause.
     """
     parts = urlsplit(proxy_for(url, proxy) or url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    port = parts.port or PORTS.get(parts.scheme, SOCKS_PORT)
 
     # A server on this machine refuses at once, or is only busy.
     limit = CONNECT_LIMIT if parts.hostname in ("127.0.0.1", "::1", "localhost") else REACH_LIMIT
@@ -161,10 +167,11 @@ class Web:
 
     :param proxy: instead of the environment's.
     :param ca_file: instead of the authorities that the system and certifi know.
+    :param follow: follow redirects; otherwise one is an answer that cannot be used.
     """
 
-    def __init__(self, *, proxy: str = "", ca_file: str = "") -> None:
-        self._proxy, self._ca_file = proxy, ca_file
+    def __init__(self, *, proxy: str = "", ca_file: str = "", follow: bool = True) -> None:
+        self._proxy, self._ca_file, self._follow = proxy, ca_file, follow
         self._pools: dict[tuple[str, bool], urllib3.PoolManager] = {}
         self._lock = threading.Lock()
 
@@ -183,7 +190,7 @@ class Web:
         for _ in range(MAX_REDIRECTS):
             response = self._ask(url, asked)
             place = response.headers.get("Location", "")
-            if response.status not in (301, 302, 303, 307, 308) or not place:
+            if response.status not in (301, 302, 303, 307, 308) or not place or not self._follow:
                 break
             response.close()
             url, asked = _next(url, place, asked)
@@ -206,7 +213,8 @@ class Web:
 
         :param limit: bytes at most.
         :param seconds: for all of it, however slowly it comes.
-        :raises FetchFailed: it is larger or takes longer, or as ``open``.
+        :raises TooLarge: it is larger.
+        :raises FetchFailed: it takes longer, or as ``open``.
         """
         deadline = time.monotonic() + seconds
         body = self.open(url, headers=headers)
@@ -218,7 +226,7 @@ class Web:
             while piece := body.read(64 << 10):
                 data += piece
                 if len(data) > limit:
-                    raise FetchFailed(f"{_host(url)} answers with more than {limit} bytes, which is refused.")
+                    raise TooLarge(f"{_host(url)} answers with more than {limit} bytes, which is refused.")
             return bytes(data)
         except FetchFailed as error:
             if time.monotonic() >= deadline:

@@ -20,6 +20,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from ovms_embedded.cli import CommandFailed, WrongUsage
 from ovms_embedded.graphs import GraphInvalid
+from ovms_embedded.proxies import handlers_for
 from ovms_embedded.recognition import text_for
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _open(url: str, start: int = 0) -> Any:  # noqa: ANN401 - urllib's response 
         request.add_unredirected_header("Authorization", f"Bearer {token}")  # of the hub alone
     if start:
         request.add_header("Range", f"bytes={start}-")
-    return urllib.request.urlopen(request, timeout=PATIENCE)  # noqa: S310
+    return urllib.request.build_opener(*handlers_for(url)).open(request, timeout=PATIENCE)
 
 
 def _list(hub: str, name: str) -> list[_File]:

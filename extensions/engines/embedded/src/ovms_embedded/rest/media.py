@@ -82,18 +82,14 @@ def _fetch(url: str, media: Media) -> bytes:
     from urllib import request
     from urllib.error import HTTPError
 
-    # Not build_opener: it follows redirects by itself, and knows files and FTP.
-    opener = request.OpenerDirector()
-    for handler in (
-        request.ProxyHandler,
-        request.HTTPHandler,
-        request.HTTPSHandler,
-        request.HTTPErrorProcessor,
-        request.HTTPDefaultErrorHandler,
-    ):
-        opener.add_handler(handler())
+    from ovms_embedded.proxies import handlers_for
+
     for _ in range(HOPS):
+        # Not build_opener: it follows redirects by itself, and knows files and FTP.
+        opener = request.OpenerDirector()
         try:
+            for handler in (*handlers_for(url), request.HTTPErrorProcessor(), request.HTTPDefaultErrorHandler()):
+                opener.add_handler(handler)
             with opener.open(url, timeout=SILENCE) as answer:
                 return _body(answer)
         except HTTPError as error:
