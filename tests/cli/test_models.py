@@ -212,10 +212,10 @@ def test_what_cannot_be_done_is_said_in_one_sentence(here: Any, words: list[str]
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_an_import_says_that_a_pooling_is_a_guess_and_takes_another(here: Any, fixtures: Path) -> None:
-    done = here("import", str(fixtures / "embeddings"), "tiny/guessed")
+def test_an_import_says_that_a_pooling_is_a_guess_and_takes_another(run: Any, here: Any, fixtures: Path) -> None:
+    done = run("import", str(fixtures / "embeddings"), "tiny/guessed")
     assert "How guessed makes one vector of its tokens is a guess (CLS)" in done.stderr
-    done = here("import", str(fixtures / "embeddings"), "tiny/told", "--pooling", "mean")
+    done = run("import", str(fixtures / "embeddings"), "tiny/told", "--pooling", "mean")
     assert "guess" not in done.stderr
     assert "pooling: MEAN" in here("show", "tiny/told").stdout
     assert "CLS, LAST, MEAN" in here("import", str(fixtures / "embeddings"), "a/b", "--pooling", "MAX", code=2).stderr
