@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from ovms_cli.session import adopt
 from ovms_cli.usage import told
-from ovms_cli.verbs import COMMANDS, Verbs, meant
+from ovms_cli.verbs import COMMANDS, Verbs, meant, translated
 
 COMPLETION = "_OVMS_PLUGIN_COMPLETE"
 """Set by a shell that asks for what could be typed next."""
@@ -93,7 +93,9 @@ def _options(
     *,
     version: Annotated[
         bool,
-        typer.Option("--version", "-V", help="Print the version and exit.", callback=_print_version, is_eager=True),
+        typer.Option(
+            "--version", "-V", "-v", help="Print the version and exit.", callback=_print_version, is_eager=True
+        ),
     ] = False,
 ) -> None:
     pass
@@ -106,6 +108,7 @@ def make_command(wanted: str | None = None) -> TyperGroup:
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
+    arguments = translated(arguments)
     words = [each for each in arguments if not each.startswith("-")]
     if words[:1] == ["help"]:
         words = words[1:]

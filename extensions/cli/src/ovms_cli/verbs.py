@@ -92,8 +92,31 @@ ALIASES = {
     "log": "logs",
     "speech": "say",
     "embeddings": "embed",
+    "containers": "ps",
+    "clone": "pull",
+    "client": "chat",
+    "runtime": "engine",
+    "backends": "engine",
 }
 """Commands by the names that other programs give them."""
+PAIRS: dict[tuple[str, ...], list[str]] = {
+    ("server", "start"): ["serve", "--detach"],
+    ("server", "stop"): ["stop"],
+    ("server", "restart"): ["restart"],
+    ("server", "status"): ["status"],
+    ("daemon", "up"): ["serve", "--detach"],
+    ("daemon", "down"): ["stop"],
+    ("daemon", "status"): ["status"],
+    ("log", "stream"): ["logs", "--follow"],
+    ("runtime", "update"): ["engine", "upgrade"],
+    ("backends", "list"): ["engine", "ls"],
+}
+"""What two words of another program's stand for."""
+TOKENS = "Tokens are settings: `ovms-plugin config {} hubs.modelscope.token{}`."
+SERVES_ALL = (
+    "`serve` takes no model: it serves every installed one, which the first request loads; "
+    "`ovms-plugin run MODEL` asks one, and `ovms-plugin load MODEL` loads one beforehand."
+)
 HINTS = {
     "create": "Models are not built here; `ovms-plugin import FOLDER OWNER/NAME` takes one in, and `ovms-plugin "
     "alias NAME MODEL --system TEXT` gives one another name and a system text.",
@@ -101,8 +124,16 @@ HINTS = {
     "convert": "Models are not converted here; optimum-cli does that, and `ovms-plugin import` copies the result.",
     "quantize": "Models are not converted here; optimum-cli does that, and `ovms-plugin import` copies the result.",
     "export": "Models are not converted here; optimum-cli does that, and `ovms-plugin import` copies the result.",
-    "login": "Tokens are settings: `ovms-plugin config set hubs.modelscope.token TOKEN`.",
-    "logout": "Tokens are settings: `ovms-plugin config unset hubs.modelscope.token`.",
+    "login": TOKENS.format("set", " TOKEN"),
+    "signin": TOKENS.format("set", " TOKEN"),
+    "logout": TOKENS.format("unset", ""),
+    "signout": TOKENS.format("unset", ""),
+    "launch": "`ovms-plugin connect` shows what another program needs to use the models.",
+    "recipes": "`ovms-plugin engine ls` lists engines, `ovms-plugin extensions` what else is installed.",
+    "perplexity": "`ovms-plugin bench MODEL` measures speed; optimum-cli and lm-eval measure how good a model is.",
+    "rag": "`ovms-plugin embed` and `ovms-plugin rerank` find texts; a program such as Open WebUI puts them together.",
+    "bootstrap": "`ovms-plugin completion SHELL` is for your shell, `ovms-plugin service install` for each login.",
+    "dev": "`ovms-plugin extension new` writes an extension.",
     "update": "Engines are updated by `ovms-plugin engine upgrade`, models by `ovms-plugin pull --refresh MODEL`.",
     "upgrade": "Engines are updated by `ovms-plugin engine upgrade`, models by `ovms-plugin pull --refresh MODEL`.",
     "cp": "Models are not copied; `ovms-plugin alias NAME MODEL` gives one another name.",
@@ -113,6 +144,11 @@ HINTS = {
     "prune": "`ovms-plugin df` shows what is here, `ovms-plugin rm MODEL` deletes a model.",
 }
 """What to do instead, by what was typed."""
+
+
+def translated(arguments: list[str]) -> list[str]:
+    """Return what was typed with another program's two words replaced by those that are meant."""
+    return [*PAIRS.get(tuple(arguments[:2]), arguments[:2]), *arguments[2:]]
 
 
 def meant(word: str) -> str:
@@ -147,4 +183,9 @@ class Verbs(TyperGroup):
             args = [*(meant(each) for each in args[1:2]), "--help"]
         elif args == ["version"]:
             args = ["--version"]
+        elif len(args) > 1 and meant(args[0]) == "serve" and not args[1].startswith("-"):
+            from ovms_kernel.commands import say
+
+            say(SERVES_ALL)
+            ctx.exit(2)
         return super().parse_args(ctx, args)
