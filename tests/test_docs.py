@@ -25,6 +25,7 @@ import yaml
 from ovms_cli.app import make_app, make_command
 from ovms_cli.manual import manual
 from ovms_face_http.clients import TEXTS
+from ovms_kernel.aliases import AliasSettings
 from ovms_kernel.commands import EXIT_CODES
 from ovms_kernel.declared import settings_in
 from ovms_kernel.settings import KINDS, ModelSettings, Settings
@@ -41,7 +42,13 @@ NOT_HERE = ("pull", "logs", "demo", "deploy")
 
 def settings_tables() -> str:
     """Return the tables of all settings: the kernel's, those of a model, and those of each extension here."""
-    parts = [_table(Settings), "### `models.<id>`\n", _table(ModelSettings)]
+    parts = [
+        _table(Settings),
+        "### `models.<id>`\n",
+        _table(ModelSettings),
+        "### `aliases.<name>`\n",
+        _table(AliasSettings),
+    ]
     for group in sorted(f"ovms.{kind}" for kind in KINDS if kind != "models"):
         for each in sorted(metadata.entry_points(group=group), key=lambda each: each.name):
             if not each.dist or not each.dist.name.startswith("ovms-"):

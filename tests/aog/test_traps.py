@@ -16,7 +16,8 @@ from ovms_face_aog.client import bidi_request
 from ovms_face_aog.framing import reframe_events
 from ovms_face_aog.manifest import FLAVORS, PROVIDER
 from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, OvmsError, PreconditionFailed, TimedOut, Unavailable
-from ovms_kernel.values import EngineStatus, Installation, LocalModel, Message, Progress, Request, ResidentModel
+from ovms_kernel.models.report import ResidentModel
+from ovms_kernel.values import EngineStatus, Installation, LocalModel, Message, Progress, Request
 
 MISSING = NotFound("Model x is not installed.")
 

@@ -102,6 +102,7 @@ DAY: list[tuple[str, int, str]] = [
     ("help run", 0, r"Usage: ovms-plugin run \[OPTIONS\] MODEL \[TEXT\]\.\.\."),
     ("version", 0, r"^ovms-plugin \d+\.\d+\.\d+$"),
     ("-V", 0, r"^ovms-plugin \d+\.\d+\.\d+$"),
+    ("-v", 0, r"^ovms-plugin \d+\.\d+\.\d+$"),
     # Models
     ("ls", 0, r"^MODEL +TYPE +SIZE +WEIGHTS +CHANGED\n(?:helper .*\n)?tiny/chat +text_generation +1\.2 MB"),
     ("list", 0, r"\ntiny/embeddings +embeddings"),
@@ -135,6 +136,10 @@ DAY: list[tuple[str, int, str]] = [
     ("status", 0, r"^engine +ready\n(?s:.*)\nhttp url +http://127"),
     ("load tiny/chat", 0, r"^tiny/chat is loaded\.$"),
     ("stop tiny/chat", 0, r"^tiny/chat is unloaded\.$"),
+    ("server status", 0, r"^engine +ready\n"),
+    ("server start", 4, r"^A server runs here already, at http://127"),
+    ("serve tiny/chat", 2, r"^`serve` takes no model"),
+    ("runtime ls", 0, r"portable +active"),
     ("serve -d", 4, r"^A server runs here already, at http://127"),
     ("logs -n 2", 0, r"^\[20"),
     ("connect openai", 0, r"base_url=\"http://127"),
@@ -152,7 +157,7 @@ DAY: list[tuple[str, int, str]] = [
     ("config get rest_port", 0, r"^16666$"),
     ("config set chat.default_model x", 2, r"did you mean services\.chat\.default_model\?$"),
     ('alias helper tiny/chat --system "Be brief."', 0, r"^helper is tiny/chat now\.\nThe server .* from now on"),
-    ("alias", 0, r"\nhelper +tiny/chat +- +Be brief\."),
+    ("alias", 0, r"\nhelper +tiny/chat +- +- +Be brief\."),
     ("completion bash", 0, r"_ovms_plugin_completion\(\)"),
     # Words of other programs, and slips
     ("create", 2, r"`ovms-plugin alias NAME MODEL"),
@@ -160,6 +165,8 @@ DAY: list[tuple[str, int, str]] = [
     ("push", 2, r"^Models are not uploaded"),
     ("convert", 2, r"optimum-cli"),
     ("login", 2, r"`ovms-plugin config set hubs\.modelscope\.token"),
+    ("signin", 2, r"`ovms-plugin config set hubs\.modelscope\.token"),
+    ("launch", 2, r"`ovms-plugin connect`"),
     ("update", 2, r"`ovms-plugin engine upgrade`"),
     ("prune", 2, r"`ovms-plugin df`"),
     ("install", 2, r"`ovms-plugin pull MODEL`"),
@@ -238,19 +245,59 @@ def test_status_watch_shows_what_changes_until_ctrl_c(home: Home) -> None:
         assert "No longer watching." in terminal.shown()
 
 
-def test_an_alias_reaches_every_client_at_once_and_after_a_restart(home: Home) -> None:
-    def server() -> httpx.Client:
-        found: dict[str, Any] = json.loads((home.folder / "data" / "run" / "http.json").read_text())
-        headers = {"authorization": f"Bearer {Path(found['key_file']).read_text().strip()}"}
-        return httpx.Client(base_url=found["url"], headers=headers, timeout=60, trust_env=False)
+def server(home: Home) -> httpx.Client:
+    found: dict[str, Any] = json.loads((home.folder / "data" / "run" / "http.json").read_text())
+    headers = {"authorization": f"Bearer {Path(found['key_file']).read_text().strip()}"}
+    return httpx.Client(base_url=found["url"], headers=headers, timeout=60, trust_env=False)
 
+
+def test_profiles_are_models_of_their_own_on_the_same_files(home: Home) -> None:
+    now = "The server that runs here uses it from now on"
+
+    def chat(client: httpx.Client, model: str, text: str = "What is OpenVINO?") -> httpx.Response:
+        asked = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 8}
+        return client.post("/v1/chat/completions", json=asked)
+
+    check(home, 'alias small tiny/chat --context 64 --system "Be brief."', 0, rf"^small is tiny/chat now\.\n{now}")
+    check(home, "alias large tiny/chat --context 512 --device cpu --option max_num_seqs=4", 0, now)
+    check(home, "alias", 0, r"\nlarge +tiny/chat +device=CPU, context=512, max_num_seqs=4")
+    with server(home) as client, ThreadPoolExecutor(2) as threads:
+        listed = {each["id"]: each for each in client.get("/v1/models").json()["data"]}
+        lengths = {name: listed[name]["context_length"] for name in ("small", "large", "tiny/chat")}
+        assert lengths == {"small": 64, "large": 512, "tiny/chat": 2048}
+        assert {"small", "large"} < {each["name"] for each in client.get("/api/tags").json()["models"]}
+        answers = dict(zip(("small", "large"), threads.map(chat, [client] * 2, ("small", "large")), strict=True))
+        used = {name: each.json()["usage"]["prompt_tokens"] for name, each in answers.items()}
+        assert used["small"] > used["large"], "its system text is sent"
+        long = "word " * 100
+        refused = chat(client, "small", long)
+        assert refused.status_code == 400
+        assert "exceeds model max length: 64" in refused.json()["error"]["message"]
+        assert chat(client, "large", long).status_code == 200
+        with home.open("ps", "--json") as terminal:
+            assert terminal.code() == 0
+        loaded = {each["id"]: each["memory"] for each in json.loads(terminal.shown())}
+        assert loaded["small"] > 0
+        assert loaded["large"] > 0
+        check(home, "alias small tiny/chat --context 500", 0, now)
+        assert chat(client, "small", long).is_success, "the change holds at once"
+        models = home.folder / "data" / "models"
+        assert (models / ".profiles/small/openvino_model.bin").samefile(models / "tiny/chat/openvino_model.bin")
+        check(home, "alias small --remove", 0, rf"^The alias small is removed\.\n{now}")
+        assert chat(client, "small").status_code == 404
+        check(home, "rm large", 0, r"^The alias large is removed\.")
+        assert chat(client, "tiny/chat").status_code == 200, "their model stays"
+    assert list((models / ".profiles").iterdir()) == []
+
+
+def test_an_alias_reaches_every_client_at_once_and_after_a_restart(home: Home) -> None:
     def usage(client: httpx.Client, model: str) -> dict[str, int]:
         asked = {"model": model, "messages": [{"role": "user", "content": "What is OpenVINO?"}]}
         found: dict[str, int] = client.post("/v1/chat/completions", json=asked).json()["usage"]
         return found
 
     now = "The server that runs here uses it from now on"
-    with server() as client:
+    with server(home) as client:
         plain = usage(client, "tiny/chat")
         check(home, "alias brief tiny/chat --set max_tokens=3", 0, rf"^brief is tiny/chat now\.\n{now}")
         assert {each["id"]: each.get("alias_of") for each in client.get("/v1/models").json()["data"]}[
@@ -263,7 +310,7 @@ def test_an_alias_reaches_every_client_at_once_and_after_a_restart(home: Home) -
         assert changed["prompt_tokens"] > plain["prompt_tokens"], "the system text is sent"
     with home.open("restart") as terminal:
         assert terminal.code() == 0, terminal.shown()
-    with server() as client:
+    with server(home) as client:
         assert usage(client, "brief") == changed
         check(home, "rm brief", 0, rf"^The alias brief is removed\.\n{now}")
         assert client.get("/v1/models/brief").status_code == 404
@@ -281,8 +328,13 @@ def test_a_setting_holds_at_once_or_says_that_it_takes_a_restart(home: Home) -> 
             break
         assert time.monotonic() < end, terminal.shown()
     check(home, "config unset models.tiny/rerank.idle_unload", 0, "from now on")
-    check(home, "config set memory_budget 4GB", 0, r"uses it from its next\s+start: `ovms-plugin\s+restart`")
-    check(home, "config unset memory_budget", 0, "from its next")
+    check(home, "config set memory_budget 4GB", 0, "from now on")
+    check(home, "config unset memory_budget", 0, "from now on")
+    check(home, "config set memory_budget much", 2, r"^'much' is not a size; write one such as 8GB")
+    check(home, "config set models.tiny/rerank.max_allowed_chunks 9", 0, "when it loads tiny/rerank next")
+    check(home, "config unset models.tiny/rerank.max_allowed_chunks", 0, "when it loads tiny/rerank next")
+    check(home, "config set start_timeout 90", 0, r"uses it from its next\s+start: `ovms-plugin\s+restart`")
+    check(home, "config unset start_timeout", 0, "from its next")
 
 
 def test_stop_ends_the_server_and_says_so_twice(home: Home) -> None:

@@ -75,6 +75,45 @@ def test_a_model_that_goes_names_the_aliases_that_need_it(here: Any, fixtures: P
     assert here("rm", "helper", "brief").stdout == "The alias helper is removed.\nThe alias brief is removed.\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--device", "GPPU"), "'GPPU' is no device; name CPU, GPU, NPU, or several such as AUTO:GPU,CPU."),
+        (("--device", "AUTO:CPU,TPU"), "'AUTO:CPU,TPU' is no device; name CPU"),
+        (("--context", "4096"), f"The context 4096 is too large: {CHAT} takes 2048 tokens at most."),
+        (("--context", "-1"), "aliases.mine.context must be"),
+        (("--option", "cache_sise=2"), "cache_sise is not an option of text_generation models"),
+        (("--option", "cache_size=much"), "cache_size of a text_generation model cannot be 'much'"),
+        (("--option", "cache_size"), "--set and --option take NAME=VALUE"),
+    ],
+)
+def test_a_profile_with_a_wrong_value_is_refused_when_it_is_made(
+    here: Any, fixtures: Path, words: tuple[str, ...], told: str
+) -> None:
+    here("import", str(fixtures / "text_generation"), CHAT)
+    refused = here("alias", "mine", CHAT, *words, code=2)
+    assert told in " ".join(refused.stderr.split())
+    assert json.loads(here("alias", "--json").stdout) == {}
+
+
+def test_a_model_without_a_length_has_no_context(here: Any, fixtures: Path) -> None:
+    here("import", str(fixtures / "text_to_speech"), "tiny/voice")
+    refused = here("alias", "mine", "tiny/voice", "--context", "64", code=2).stderr
+    assert refused == "tiny/voice does not say how many tokens it takes, so no context can be set for it.\n"
+
+
+def test_a_profile_shows_what_it_has_of_its_own(here: Any, fixtures: Path) -> None:
+    here("import", str(fixtures / "text_generation"), CHAT)
+    here("alias", "mine", CHAT, "--context", "64", "--option", "cache_size=2")
+    row = here("ls").stdout.splitlines()[1].split()
+    assert (row[0], row[-3:]) == ("mine", ["profile", "of", CHAT])
+    shown = json.loads(here("show", "mine", "--json").stdout)
+    assert (shown["alias"], shown["id"], shown["context"], shown["options"]) == ("mine", CHAT, 64, {"cache_size": 2})
+    assert here("verify").stdout == f"{CHAT}: as it was pulled.\n", "its files are its model's"
+    refused = here("import", str(fixtures / "text_generation"), "mine", code=2).stderr
+    assert refused.startswith(f"mine is an alias of {CHAT}; `ovms-plugin alias mine --remove` removes it")
+
+
 def test_damage_is_found(here: Any, fixtures: Path, tmp_path: Path) -> None:
     here("import", str(fixtures / "text_generation"), CHAT)
     assert here("verify").stdout == f"{CHAT}: as it was pulled.\n"

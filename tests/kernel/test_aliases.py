@@ -55,6 +55,8 @@ def test_an_alias_is_listed_as_a_model_if_its_own_is_installed() -> None:
         ({"a": {"system": "Hi"}}, "aliases.a.model is missing"),
         ({"a": {"modle": "x"}}, "did you mean aliases.a.model"),
         ({"a": "tiny/chat"}, "aliases.a must be a table"),
+        ({"a": {"model": "tiny/chat", "context": -1}}, "aliases.a.context"),
+        ({"..": {"model": "tiny/chat", "context": 9}}, "is a profile, so a model's id"),
     ],
 )
 def test_an_alias_that_stands_for_nothing_is_refused(aliases: dict[str, Any], told: str) -> None:

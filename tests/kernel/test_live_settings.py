@@ -36,7 +36,8 @@ def test_what_is_live_follows_the_file_and_the_rest_stays_as_it_was_at_the_start
     assert live.now() is settings, "nothing is read as long as nothing changes"
     write(
         file,
-        "rest_port: 2222\nidle_unload: 5\naliases: {brief: {model: own/m}}\n"
+        "rest_port: 2222\nidle_unload: 5\nmemory_budget: 4GB\nhub: hf\nhubs: {hf: {token: new}}\n"
+        "aliases: {brief: {model: own/m}}\n"
         "models: {own/m: {idle_unload: 7, max_num_seqs: 8}, own/new: {pinned: true}}\n",
     )
     now = live.now()
@@ -46,7 +47,8 @@ def test_what_is_live_follows_the_file_and_the_rest_stays_as_it_was_at_the_start
         7.0,
         True,
     )
-    assert now.section("models", "own/m")["max_num_seqs"] == 4
+    assert (now.memory_budget, now.hub, now.section("hubs", "hf")) == ("4GB", "hf", {"token": "new"})
+    assert now.section("models", "own/m")["max_num_seqs"] == 8, "for its next load"
     file.unlink()
     assert live.now().aliases == {}
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.util
 import json
 import logging
+import os
 import shutil
 import signal
 import sys
-import textwrap
 import traceback
+import unicodedata
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -104,7 +104,7 @@ class Session:
 
         from ovms_kernel.aliases import listed
 
-        return listed(self.settings.aliases, await anyio.to_thread.run_sync(self.store().list))
+        return listed(self.settings.aliases, await anyio.to_thread.run_sync(self.store().served))
 
 
 def say(text: str) -> None:
@@ -119,8 +119,45 @@ def _wrapped(text: str) -> str:
     if not sys.stderr.isatty():
         return text
     width = shutil.get_terminal_size().columns
-    fill = functools.partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False)
-    return "\n".join(fill(line) if len(line) > width else line for line in text.splitlines())
+    return "\n".join(part for line in text.splitlines() for part in folded(line, width))
+
+
+def folded(text: str, width: int) -> list[str]:
+    """Return a text in lines of so many columns at most, broken between words, or between Chinese characters.
+
+    Other words stay whole, such as a path that somebody copies.
+    """
+    lines = [""]
+    for word in text.split(" "):
+        joined = f"{lines[-1]} {word}" if lines[-1] else word
+        if columns(joined) <= width:
+            lines[-1] = joined
+        elif columns(word) > width and not word.isascii() and os.sep not in word:
+            lines[-1:] = _chopped(joined, width)
+        else:
+            lines += [word]
+    return [each for each in lines if each] or [""]
+
+
+def columns(text: str) -> int:
+    """Return how many columns of a terminal a text takes: a Chinese character takes two."""
+    return len(text) if text.isascii() else sum(map(_column, text))
+
+
+def _column(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def _chopped(text: str, width: int) -> list[str]:
+    lines, used = [""], 0
+    for character in text:
+        used += _column(character)
+        if used > width:
+            lines, used = [*lines, ""], _column(character)
+        lines[-1] += character
+    return lines
 
 
 def print_json(value: Any) -> None:  # noqa: ANN401 - whatever a command reports
@@ -194,7 +231,7 @@ def _exit_code(caught: BaseException | None, received: list[signal.Signals], kep
     """Say what ended a command and return its exit code; 0 if nothing did but its own end."""
     if received:
         # Whatever error the cancel may have turned into, the signal is what ended the command.
-        print(kept, file=sys.stderr)  # noqa: T201
+        say(kept)
         return 128 + received[0]
     if isinstance(caught, BrokenPipeError):
         raise caught

@@ -28,7 +28,7 @@ from ovms_kernel.models.store import Store
 from ovms_kernel.models.vetting import Vetting, questions_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from ovms_kernel.drivers import GraphTemplate, Hub
@@ -61,7 +61,8 @@ def compose_kernel(settings: Settings, *, host: Host | None = None, extensions: 
         events.register(extensions.listeners())
     table: Table = {}
     installations = Installations(settings, events)
-    models = compose_models(settings, events, extensions.hubs, extensions.graphs, host)
+    live = LiveSettings(settings)
+    models = compose_models(settings, events, extensions.hubs, extensions.graphs, host, live.now)
 
     def key_of(device: str) -> Key:
         return Key(supervisor.info.version if supervisor.info else "", device, driver_of(device))
@@ -75,7 +76,6 @@ def compose_kernel(settings: Settings, *, host: Host | None = None, extensions: 
     supervisor = Supervisor(settings, events, IdleProbe(vetting.probe, table))
     control = EngineControl(settings, host, extensions.platforms, installations, supervisor)
 
-    live = LiveSettings(settings)
     servables, residency = _compose_residency(live, host, events, models, control, supervisor, vetting, table)
     events.register({"kernel.residency": residency})
     return Kernel(
@@ -84,8 +84,7 @@ def compose_kernel(settings: Settings, *, host: Host | None = None, extensions: 
         events,
         extensions,
         installations,
-        models.store,
-        models.ingest,
+        *models,
         supervisor,
         control,
         servables,
@@ -95,12 +94,38 @@ def compose_kernel(settings: Settings, *, host: Host | None = None, extensions: 
 
 
 def compose_models(
-    settings: Settings, events: Events, hubs: Mapping[str, Hub], drivers: Mapping[str, GraphTemplate], host: Host
+    settings: Settings,
+    events: Events,
+    hubs: Mapping[str, Hub],
+    drivers: Mapping[str, GraphTemplate],
+    host: Host,
+    live: Callable[[], Settings] | None = None,
 ) -> Models:
-    """Return what there is of models without an engine."""
-    store = Store(settings, events)
-    graphs = GraphWriter(settings, events, store, drivers, host)
-    return Models(store, graphs, Ingest(settings, events, store, graphs, hubs))
+    """Return what there is of models without an engine.
+
+    :param live: returns the settings that hold now; ``None`` = those given.
+    """
+    live = live or (lambda: settings)
+    store = Store(settings, events, live)
+    graphs = GraphWriter(settings, events, store, drivers, host, live)
+    following = _following(hubs, settings, host, live)
+    return Models(store, graphs, Ingest(settings, events, store, graphs, following, live))
+
+
+def _following(
+    hubs: Mapping[str, Hub], settings: Settings, host: Host, live: Callable[[], Settings]
+) -> Callable[[], Mapping[str, Hub]]:
+    """Return a function that gives the hubs as the settings have them now; a changed one is constructed anew."""
+    current, known = hubs, settings.sections.get("hubs", {})
+
+    def now() -> Mapping[str, Hub]:
+        nonlocal current, known
+        found = live()
+        if (sections := found.sections.get("hubs", {})) != known:
+            current, known = compose(found, host, kinds=["hubs"]).hubs, sections
+        return current
+
+    return now
 
 
 def _compose_residency(
@@ -119,8 +144,10 @@ def _compose_residency(
     def known() -> dict[str, Path]:
         return {each.id: each.model.directory for each in residency.loaded() if each.model}
 
-    servables = Servables(settings, control.client, supervisor.log, running=control.is_ready, known=known)
-    memory = Memory(settings, usual="GPU" if "GPU" in host.devices else "CPU")
+    servables = Servables(
+        settings, control.client, supervisor.log, running=control.is_ready, known=known, live=live.now
+    )
+    memory = Memory(settings, usual="GPU" if "GPU" in host.devices else "CPU", live=live.now)
     loader = Loader(
         settings,
         events,

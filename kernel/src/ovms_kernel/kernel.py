@@ -6,7 +6,7 @@ It knows that there are services, platforms, graphs and hubs, and none of them b
 from __future__ import annotations
 
 from contextlib import AsyncExitStack, aclosing
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 import anyio
 import anyio.to_thread
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
+    from ovms_kernel.aliases import AliasSettings
     from ovms_kernel.drivers import ConversingService, Platform, Service, StreamingService
     from ovms_kernel.engine.client import EngineClient
     from ovms_kernel.engine.control import EngineControl
@@ -30,12 +31,13 @@ if TYPE_CHECKING:
     from ovms_kernel.events import Events
     from ovms_kernel.extensions import ExtensionReport, Extensions
     from ovms_kernel.live_settings import LiveSettings
+    from ovms_kernel.models.graph_writer import GraphWriter
     from ovms_kernel.models.ingest import Ingest
     from ovms_kernel.models.passport import Passports
+    from ovms_kernel.models.report import ResidentModel
     from ovms_kernel.models.residency import Residency
     from ovms_kernel.models.servables import Servables
     from ovms_kernel.models.store import Store
-    from ovms_kernel.settings import AliasSettings
     from ovms_kernel.values import (
         Call,
         EngineInfo,
@@ -45,8 +47,13 @@ if TYPE_CHECKING:
         LocalModel,
         Message,
         Progress,
-        ResidentModel,
     )
+
+    Report: TypeAlias = Callable[[Progress], None]
+
+
+def _unheard(_: Progress) -> None:
+    """Take progress that nobody wants to hear of."""
 
 
 class Kernel:
@@ -60,6 +67,7 @@ class Kernel:
         extensions: Extensions,
         installations: Installations,
         store: Store,
+        graphs: GraphWriter,
         ingest: Ingest,
         supervisor: Supervisor,
         control: EngineControl,
@@ -75,6 +83,7 @@ class Kernel:
         self.extensions = extensions
         self.installations = installations
         self.store = store
+        self.graphs = graphs
         self.ingest = ingest
         self.supervisor = supervisor
         self.control = control
@@ -123,12 +132,7 @@ class Kernel:
         return await anyio.to_thread.run_sync(self.installations.active) is not None
 
     async def install_engine(
-        self,
-        version: str = "",
-        *,
-        platform: str = "",
-        retry: bool = False,
-        report: Callable[[Progress], None] = lambda _: None,
+        self, version: str = "", *, platform: str = "", retry: bool = False, report: Report = _unheard
     ) -> Installation:
         """Install an engine and make it the active one; nothing happens if it is already.
 
@@ -162,23 +166,15 @@ class Kernel:
         """Stop the engine; nothing happens if it does not run."""
         await self.control.stop(reason)
 
-    async def upgrade_engine(
-        self, version: str = "", *, report: Callable[[Progress], None] = lambda _: None
-    ) -> Installation:
+    async def upgrade_engine(self, version: str = "", *, report: Report = _unheard) -> Installation:
         """Bring the engine to the wanted version; the old one is put back if the new one does not come up healthy.
 
-        Up to date means that nothing happens, and nothing is downloaded unless a version was asked for, here or by
-        setting, so a face may ask for it after every start.
+        Nothing is downloaded unless a version was asked for, here or by setting, so a face may ask after every start.
         """
-        active = self.control.installed()
-        asked_for = version or self.settings.engine_version
-        release = self.platform().release(self.host, asked_for)
-        if release.version == active.version or (release.archive and not asked_for):
-            return active
         from ovms_kernel.engine.upgrade import upgrade
 
         async with self.control.installing:
-            return await upgrade(self, release, report)
+            return await upgrade(self, version or self.settings.engine_version, report)
 
     async def engine(self) -> EngineInfo:
         """Return the running engine, starting it if it does not run and waiting until it is ready."""
@@ -215,17 +211,24 @@ class Kernel:
         return self._live.now().aliases
 
     async def pull_model(
-        self, model: str, *, model_type: str = "", report: Callable[[Progress], None] = lambda _: None
+        self, model: str, *, model_type: str = "", refresh: bool = False, report: Report = _unheard
     ) -> LocalModel:
-        """Fetch a model from its hub, or find that it is here and complete."""
-        model = aliases.target(self.aliases, model)
-        return await self.ingest.pull(parse_model_ref(model), model_type=model_type, report=report)
+        """Fetch a model from its hub, or find that it is here and complete; see :meth:`Ingest.pull`."""
+        ref = parse_model_ref(aliases.files_of(self.aliases, model))
+        return await self.ingest.pull(ref, model_type=model_type, refresh=refresh, report=report)
 
     async def import_model(
-        self, source: Path, model: str, *, model_type: str = "", report: Callable[[Progress], None] = lambda _: None
+        self,
+        source: Path,
+        model: str,
+        *,
+        model_type: str = "",
+        options: Mapping[str, Any] | None = None,
+        report: Report = _unheard,
     ) -> LocalModel:
-        """Take a model in from a folder or archive on this machine."""
-        return await self.ingest.import_(source, model, model_type=model_type, report=report)
+        """Take a model in from a folder or archive on this machine; see :meth:`Ingest.import_`."""
+        aliases.refuse(self.aliases, model)
+        return await self.ingest.import_(source, model, model_type=model_type, options=options, report=report)
 
     async def delete_model(self, model: str) -> None:
         """Unload a model and remove it from disk."""
@@ -234,7 +237,7 @@ class Kernel:
 
     async def list_models(self) -> list[LocalModel]:
         """Return the models on disk and their aliases, by id."""
-        return aliases.listed(self.aliases, await anyio.to_thread.run_sync(self.store.list))
+        return aliases.listed(self.aliases, await anyio.to_thread.run_sync(self.store.served))
 
     async def running_models(self) -> list[LocalModel]:
         """Return the models that the engine serves now, and their aliases; none if it does not run."""
@@ -248,8 +251,7 @@ class Kernel:
     async def load_model(self, model: str, *, keep_alive: float | None = None) -> LocalModel:
         """Make the engine serve a model; ``keep_alive`` as in ``Request``."""
         self.control.check_open()
-        model = aliases.target(self.aliases, model)
-        return (await self.residency.load(model, keep_alive=keep_alive)).model
+        return (await self.residency.load(aliases.target(self.aliases, model), keep_alive=keep_alive)).model
 
     async def pin_model(self, model: str, *, pinned: bool = True) -> LocalModel:
         """Keep a model loaded, once it is, until a person unpins or unloads it; this outlives a restart."""

@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LIVE = ("aliases", "idle_unload", "pinned")
-"""Settings of the kernel that are read anew; of models, ``pinned`` and ``idle_unload`` are."""
-LIVE_OF_MODELS = ("pinned", "idle_unload")
+LIVE = (
+    "aliases", "hub", "idle_unload", "load_timeout", "max_loaded", "memory_budget", "pinned", "staging_age",
+    "switch_patience",
+)  # fmt: skip
+"""Settings of the kernel that are read anew."""
+LIVE_KINDS = ("hubs", "models")
+"""Kinds of sections that are read anew."""
 
 
 def is_live(kind: str, name: str) -> bool:
@@ -27,7 +31,7 @@ def is_live(kind: str, name: str) -> bool:
 
     :param kind: the section's kind, such as ``models``; empty for a setting of the kernel.
     """
-    return name in LIVE_OF_MODELS if kind == "models" else (kind or name) in LIVE
+    return kind in LIVE_KINDS or (not kind and name in LIVE)
 
 
 class LiveSettings:
@@ -55,16 +59,9 @@ class LiveSettings:
         return self._settings
 
     def _adopt(self, new: Settings) -> None:
-        old = self._settings
-        models = {
-            name: {
-                key: value
-                for section, live in ((old, False), (new, True))
-                for key, value in section.sections.get("models", {}).get(name, {}).items()
-                if (key in LIVE_OF_MODELS) is live
-            }
-            for name in {*old.sections.get("models", {}), *new.sections.get("models", {})}
-        }
+        sections = {kind: new.sections.get(kind, {}) for kind in LIVE_KINDS}
         self._settings = msgspec.structs.replace(
-            old, sections={**old.sections, "models": models}, **{name: getattr(new, name) for name in LIVE}
+            self._settings,
+            sections={**self._settings.sections, **sections},
+            **{name: getattr(new, name) for name in LIVE},
         )

@@ -8,6 +8,8 @@ import re
 from ovms_kernel.errors import BadRequest
 
 SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+BUDGETS = ("CPU", "GPU")
+"""Devices with memory of their own; the first is meant where none is named."""
 TIMES = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -20,6 +22,20 @@ def parse_size(text: str) -> int:
     if not found or (found[2] or "") not in SIZES:
         raise BadRequest(f"{text!r} is not a size; write one such as 8GB, 500MB or 6.5GiB.")
     return int(float(found[1]) * SIZES[found[2] or ""])
+
+
+def parse_budget(text: str) -> dict[str, int]:
+    """Return the bytes by device of a setting such as ``12GB`` or ``CPU=12GB, GPU=6GB``.
+
+    :raises BadRequest: it is something else.
+    """
+    budget: dict[str, int] = {}
+    for part in filter(None, (each.strip() for each in text.split(","))):
+        device, found, size = part.rpartition("=")
+        if found and device.strip().upper() not in BUDGETS:
+            raise BadRequest(f"memory_budget names the device {device!r}; name CPU or GPU.")
+        budget[device.strip().upper() or BUDGETS[0]] = parse_size(size)
+    return budget
 
 
 def parse_duration(value: str | float) -> float:

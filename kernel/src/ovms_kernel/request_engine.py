@@ -15,9 +15,9 @@ from ovms_kernel.errors import TimedOut, Unavailable
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 
+    from ovms_kernel.aliases import AliasSettings
     from ovms_kernel.engine.client import EngineClient
     from ovms_kernel.models.residency import Residency
-    from ovms_kernel.settings import AliasSettings
     from ovms_kernel.values import Answer, Upload
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,8 @@ class RunningServer:
     pid: int
     started: float
     """See ``processes.start_time``."""
+    control: str = field(default="", repr=False)
+    """What a request shows to come from a program of the same user, which may read the note."""
 
     def key(self) -> str:
         """Return the key that its requests need; empty if none, or if this user may not read it."""
@@ -87,9 +89,9 @@ async def only_server(data_dir: Path) -> AsyncIterator[None]:
 
 
 @contextmanager
-def noted_server(data_dir: Path, url: str, key_file: str) -> Iterator[RunningServer]:
+def noted_server(data_dir: Path, url: str, key_file: str, control: str = "") -> Iterator[RunningServer]:
     """Have written down where this process, which is the only server, answers requests until the end of the block."""
-    server = RunningServer(url, key_file, os.getpid(), processes.start_time(os.getpid()))
+    server = RunningServer(url, key_file, os.getpid(), processes.start_time(os.getpid()), control)
     write_atomically(_note(data_dir), json.dumps(asdict(server) | {"boot": processes.boot()}).encode(), 0o600)
     try:
         yield server

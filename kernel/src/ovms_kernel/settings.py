@@ -17,8 +17,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from ovms_kernel.aliases import AliasSettings, check_aliases
 from ovms_kernel.declared import Count, Limit, NoSettings, Port, Seconds, meant, read_struct
 from ovms_kernel.errors import BadRequest
+from ovms_kernel.quantities import parse_budget
 
 log = logging.getLogger(__name__)
 
@@ -39,17 +41,6 @@ class ModelSettings(msgspec.Struct, frozen=True):
     """Time after which the model is unloaded if nobody uses it; 0 = never; empty = as `idle_unload` for all models."""
     force: bool = False
     """Load the model even if its memory does not suffice."""
-
-
-class AliasSettings(msgspec.Struct, frozen=True):
-    """A further name of an installed model; every client sees it as a model of its own."""
-
-    model: str = ""
-    """The installed model that it stands for."""
-    system: str = ""
-    """System text of chats that bring none."""
-    request: Mapping[str, Any] = msgspec.field(default_factory=dict)
-    """Fields of its requests where they have none, such as `{temperature: 0.2}`."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -162,6 +153,11 @@ class Settings(msgspec.Struct, frozen=True):
         return self.models_dir / ".staging"
 
     @property
+    def profiles_dir(self) -> Path:
+        """Profiles by name: their graphs, and links to the files of their models."""
+        return self.models_dir / ".profiles"
+
+    @property
     def config_json(self) -> Path:
         """The engine's configuration file."""
         return self.models_dir / "config.json"
@@ -242,7 +238,8 @@ def read_settings(
     settings = Settings(**values, sections=sections, places=places)
     for model_id in sections.get("models", {}):
         settings.model(model_id)
-    _check_aliases(settings.aliases)
+    check_aliases(settings.aliases)
+    parse_budget(settings.memory_budget)
     return settings
 
 
@@ -257,17 +254,6 @@ def _chosen_folder(environment: Mapping[str, str], default: Path, overrides: Map
     chosen = chosen.absolute()
     _check_folder(chosen)
     return chosen
-
-
-def _check_aliases(aliases: Mapping[str, AliasSettings]) -> None:
-    """Refuse aliases that stand for nothing.
-
-    :raises BadRequest: one names no model, or another alias.
-    """
-    for name, alias in aliases.items():
-        if not alias.model or alias.model in aliases:
-            wrong = f"is {alias.model}, another alias" if alias.model else "is missing"
-            raise BadRequest(f"In the settings, aliases.{name}.model {wrong}; name an installed model.")
 
 
 def config_file(environment: Mapping[str, str], data_dir: Path) -> Path:

@@ -184,6 +184,10 @@ class ModelRef:
     hub: str = ""
     """Name of the hub driver; empty means the configured one."""
 
+    def __str__(self) -> str:
+        """Return it as it is typed, which ``parse_model_ref`` reads."""
+        return f"{self.hub}{self.hub and ':'}{self.id}{self.revision and '@'}{self.revision}"
+
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
@@ -222,6 +226,20 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Profile:
+    """What an alias has of its own that makes the engine load it beside its model."""
+
+    model: str
+    """Id of the model whose files it has."""
+    device: str = ""
+    """Empty = as its model."""
+    context: int = 0
+    """Tokens that a prompt and its answer may have together; 0 = as many as its model takes."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of its calculator, over those of its model."""
+
+
+@dataclass(frozen=True, slots=True)
 class LocalModel:
     """A model on disk, complete and published."""
 
@@ -240,6 +258,13 @@ class LocalModel:
     quantization: str = ""
     alias_of: str = ""
     """The id of the model that this is another name of; empty for a model itself."""
+    profile: Profile | None = field(default=None, hash=False)
+    """What this name has of its own; ``None`` if it stands for what ``alias_of`` is in the engine."""
+
+    @property
+    def served_as(self) -> str:
+        """The name by which the engine knows it."""
+        return self.id if self.profile or not self.alias_of else self.alias_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,30 +274,6 @@ class LoadedModel:
     model: LocalModel
     seconds: float
     """Time the load took; 0 if it was served already."""
-
-
-@dataclass(frozen=True, slots=True)
-class ResidentModel:
-    """A model that is loaded, is being loaded or failed to load, as ``ps`` and ``/api/ps`` show it."""
-
-    model: LocalModel
-    state: Literal["waiting", "loading", "loaded", "unloading", "failed"]
-    users: int = 0
-    """Requests that use it now."""
-    last_used: float = 0.0
-    """Seconds since the epoch."""
-    loaded_at: float = 0.0
-    """Seconds since the epoch; 0 = it is not loaded."""
-    memory: int = 0
-    """Bytes that it takes, as far as known."""
-    device: str = ""
-    pinned: bool = False
-    unload_at: float | None = None
-    """When it is unloaded if nobody uses it, in seconds since the epoch; ``None`` = when memory is needed."""
-    failure: str = ""
-    """Why the last load failed."""
-    suspect: str = ""
-    """What is wrong with its answers on this device, or why it does not run on another one; empty if nothing is."""
 
 
 # -- requests ------------------------------------------------------------------------------------------------------

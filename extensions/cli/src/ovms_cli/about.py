@@ -3,7 +3,6 @@
 import os
 import shutil
 import sys
-import textwrap
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -111,7 +110,7 @@ def _folded(text: str, width: int) -> list[str]:
     """Return a text in lines of a terminal, broken between words; elsewhere in one."""
     if not sys.stdout.isatty():
         return [text]
-    return textwrap.wrap(text, max(width, 20), break_long_words=False, break_on_hyphens=False) or [""]
+    return output.folded(text, max(width, 20))
 
 
 def _host(kernel: "Kernel") -> list[Finding]:

@@ -8,17 +8,16 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import quote
 
 from ovms_cli import output
-from ovms_kernel.aliases import target
-from ovms_kernel.commands import need_engine
 from ovms_kernel.errors import (
     BadRequest,
     EngineFailed,
     NotFound,
     NotSupported,
     OvmsError,
+    PreconditionFailed,
+    Refused,
     TimedOut,
     Unauthorized,
     Unavailable,
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from ovms_cli.session import Session
     from ovms_kernel.drivers import Service
     from ovms_kernel.kernel import Kernel
+    from ovms_kernel.server import RunningServer
     from ovms_kernel.values import Request
 
 ERRORS: dict[int, type[OvmsError]] = {
@@ -47,20 +47,18 @@ ERRORS: dict[int, type[OvmsError]] = {
     503: Unavailable,
 }
 """Errors by the status of the server's answer."""
+CODES: dict[str, type[OvmsError]] = {
+    "model_not_found": NotFound,
+    "overloaded": Unavailable,
+    "refused": Refused,
+    "unsupported": NotSupported,
+    "timeout": TimedOut,
+    "not_ready": PreconditionFailed,
+    "engine_unauthorized": Unauthorized,
+}
+"""Errors by the code in the server's answer, where the status does not tell."""
 CONNECT = 5.0
 """Seconds for a connection to this machine."""
-
-
-class Models(Protocol):
-    """What commands need to load and unload models."""
-
-    async def load(self, model: str, keep_alive: float | None) -> None:
-        """Load a model; it stays for so many seconds after its last use, ``None`` = as the settings say."""
-        ...
-
-    async def unload(self, model: str) -> None:
-        """Unload a model."""
-        ...
 
 
 class Services(Protocol):
@@ -97,18 +95,6 @@ async def kernel_of(session: Session) -> AsyncIterator[Kernel]:
 
 
 @asynccontextmanager
-async def models_of(session: Session) -> AsyncIterator[Models]:
-    """Give where models are loaded. A server that runs does that, as it knows which are in use and for how long."""
-    if server := read_server(session.settings.data_dir):
-        async with _client(server.url, server.key()) as client:
-            yield ServerModels(client)
-        return
-    async with session.kernel() as kernel:
-        await need_engine(kernel)
-        yield KernelModels(kernel)
-
-
-@asynccontextmanager
 async def services_of(session: Session) -> AsyncIterator[Services]:
     """Give where requests go. A server that runs gets them, so that it knows which models are in use."""
     if (server := read_server(session.settings.data_dir)) is None:
@@ -119,41 +105,8 @@ async def services_of(session: Session) -> AsyncIterator[Services]:
     from ovms_kernel.extensions import compose
 
     installed = compose(session.settings, read_host(), kinds=["services"]).services
-    async with _client(server.url, server.key()) as client:
+    async with client_of(server) as client:
         yield ServerServices(client, installed)
-
-
-class KernelModels:
-    """The engine of another process, such as AOG's plugin."""
-
-    def __init__(self, kernel: Kernel) -> None:
-        self._kernel = kernel
-
-    async def load(self, model: str, keep_alive: float | None) -> None:
-        """Load a model."""
-        await self._kernel.load_model(model, keep_alive=keep_alive)
-
-    async def unload(self, model: str) -> None:
-        """Unload a model."""
-        # Named first, because the kernel passes over what is not served and a typing error should not.
-        found = self._kernel.store.find(target(self._kernel.settings.aliases, model))
-        await self._kernel.unload_models([found.id])
-
-
-class ServerModels:
-    """The models of the server that runs for this data folder."""
-
-    def __init__(self, client: httpx.AsyncClient) -> None:
-        self._client = client
-
-    async def load(self, model: str, keep_alive: float | None) -> None:
-        """Load a model."""
-        given = {} if keep_alive is None else {"parameters": {"keep_alive": keep_alive}}
-        await _send(self._client, "POST", f"/v2/repository/models/{quote(model)}/load", json=given)
-
-    async def unload(self, model: str) -> None:
-        """Unload a model."""
-        await _send(self._client, "POST", f"/v2/repository/models/{quote(model)}/unload")
 
 
 class Starting:
@@ -192,7 +145,7 @@ class ServerServices:
 
     async def list_models(self) -> list[LocalModel]:
         """Return the installed models, by id; of each only what the server says."""
-        found = json.loads((await _send(self._client, "GET", "/v1/models")).body)["data"]
+        found = json.loads((await send(self._client, "GET", "/v1/models")).body)["data"]
         return [
             LocalModel(
                 each["id"], Path(), each.get("type", ""), each.get("size", 0), "",
@@ -206,8 +159,8 @@ class ServerServices:
         if not request.files:
             content = request.body if request.fields is None else json.dumps(dict(request.fields)).encode()
             headers = {"content-type": "application/json"}
-            return await _send(self._client, "POST", self._path(service), content=content, headers=headers)
-        return await _send(self._client, "POST", self._path(service, "/edits"), **form_of(request))
+            return await send(self._client, "POST", self._path(service), content=content, headers=headers)
+        return await send(self._client, "POST", self._path(service, "/edits"), **form_of(request))
 
     async def stream(self, service: str, request: Request) -> AsyncGenerator[bytes, None]:
         """Answer one request piece by piece: whole server-sent events, or the bytes of a sound."""
@@ -216,7 +169,7 @@ class ServerServices:
         try:
             async with self._client.stream("POST", self._path(service), **sent) as response:
                 if response.is_error:
-                    raise _error(response.status_code, await response.aread())
+                    raise error_of(response.status_code, await response.aread())
                 if not response.headers.get("content-type", "").startswith("text/event-stream"):
                     async for data in response.aiter_bytes():
                         yield data
@@ -225,7 +178,7 @@ class ServerServices:
                     if line.startswith("data:"):
                         yield f"{line}\n\n".encode()
         except Exception as error:
-            raise _told(error) from error
+            raise told(error) from error
 
     def _path(self, service: str, ending: str = "") -> str:
         """Return the path of a service, the one with an ending where it has one."""
@@ -235,13 +188,14 @@ class ServerServices:
         return next((each for each in paths if ending and each.endswith(ending)), paths[0])
 
 
-async def _send(client: httpx.AsyncClient, method: str, path: str, **body: Any) -> Answer:  # noqa: ANN401 - as httpx takes it
+async def send(client: httpx.AsyncClient, method: str, path: str, **body: Any) -> Answer:  # noqa: ANN401 - as httpx takes it
+    """Send one request to the server and return the whole answer; an error is raised as the kernel would."""
     try:
         response = await client.request(method, path, **body)
     except Exception as error:
-        raise _told(error) from error
+        raise told(error) from error
     if response.is_error:
-        raise _error(response.status_code, response.content)
+        raise error_of(response.status_code, response.content)
     return Answer(response.content, response.headers.get("content-type", "application/json"))
 
 
@@ -266,7 +220,7 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _told(error: Exception) -> Exception:
+def told(error: Exception) -> Exception:
     """Return an error of the connection as one with a sentence; any other as it is."""
     import httpx
 
@@ -276,20 +230,24 @@ def _told(error: Exception) -> Exception:
     return Unavailable(f"The server does not answer any more ({kind}); `ovms-plugin serve` starts it again.")
 
 
-def _error(status: int, body: bytes) -> OvmsError:
+def error_of(status: int, body: bytes) -> OvmsError:
+    """Return the error that the server answers with, as a kernel in this process would raise it."""
     try:
-        message = str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        message = f"The server answered with status {status}."
-    return ERRORS.get(status, EngineFailed if status >= 500 else BadRequest)(message)
+        found = json.loads(body)["error"]
+        message, code = str(found["message"]), found.get("code")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        message, code = f"The server answered with status {status}.", None
+    by_status = ERRORS.get(status, EngineFailed if status >= 500 else BadRequest)
+    return CODES.get(code, by_status)(message)
 
 
 @asynccontextmanager
-async def _client(url: str, key: str) -> AsyncIterator[httpx.AsyncClient]:
+async def client_of(server: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
+    """Give a connection to the server that runs here, with the key that it needs."""
     import httpx
 
-    headers = {"authorization": f"Bearer {key}"} if key else {}
+    headers = {"authorization": f"Bearer {key}"} if (key := server.key()) else {}
     limits = httpx.Timeout(None, connect=CONNECT)
     # The server is on this machine: no proxy is meant for it.
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=limits, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=limits, trust_env=False) as client:
         yield client

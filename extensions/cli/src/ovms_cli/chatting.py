@@ -12,6 +12,7 @@ from ovms_cli import output
 from ovms_cli.asking import services_of
 from ovms_cli.completing import installed
 from ovms_cli.conversation import Conversation, read_file
+from ovms_cli.managing import library_of
 from ovms_cli.services import WITHDRAWN, piped
 from ovms_cli.session import Session, add
 from ovms_kernel.errors import BadRequest, NotFound
@@ -159,13 +160,13 @@ async def _default_of(session: Session, services: "Services") -> str:
 
 async def _need(session: Session, model: ModelRef) -> None:
     """Pull a model that is not here."""
-    async with session.kernel() as kernel:
-        if any(each.id == model.id for each in await kernel.list_models()):
-            return
-        output.say(f"{model.id} is not here yet; it is pulled first.")
-        session.kept = f"Interrupted; what has arrived of {model.id} is kept, the same command goes on from there."
+    if any(each.id == model.id for each in await session.list_models()):
+        return
+    output.say(f"{model.id} is not here yet; it is pulled first.")
+    session.kept = f"Interrupted; what has arrived of {model.id} is kept, the same command goes on from there."
+    async with library_of(session) as library:
         with output.progress(model.id) as report:
-            await kernel.ingest.pull(model, report=report)
+            await library.pull(str(model), "", refresh=False, report=report)
 
 
 def _options(conversation: Conversation, *, temperature: float | None, max_tokens: int, seed: int | None) -> None:

@@ -21,11 +21,11 @@ from ovms_cli import output
 from ovms_cli.completing import declared
 from ovms_cli.keys import Key, declared_keys, driver_of, locate, split, type_of
 from ovms_cli.session import Json, Session, add
+from ovms_cli.uptake import changed, tell_server
 from ovms_kernel.errors import BadRequest, NotFound, OvmsError
 from ovms_kernel.extensions import settings_for
 from ovms_kernel.files import locked, write_atomically
-from ovms_kernel.live_settings import is_live
-from ovms_kernel.server import read_server
+from ovms_kernel.models.profiles import profile_of
 from ovms_kernel.settings import (
     ELSEWHERE,
     KINDS,
@@ -109,6 +109,8 @@ async def set_(
         _check_section(settings, where.kind, where.section)
         table[where.name] = _plain(_value(settings, where))
         await _check_model(session, settings, where)
+        if where == Key("", "", "aliases"):
+            await check_profiles(session, settings)
     print(f"{key} = {_listed(where, _value(settings, where))}, in {file}.")
     tell_server(session, where)
 
@@ -153,7 +155,7 @@ async def edit(session: Session) -> None:
     if not draft.exists():  # else one with a mistake, to go on with
         old = file.read_bytes() if file.exists() else b"# See docs/settings.md, or `ovms-plugin config list --all`.\n"
         write_atomically(draft, old, 0o600)
-    before = draft.read_bytes()
+    before, was = draft.read_bytes(), _read_or_default(session, file)
     session.kept = f"Interrupted; nothing was changed, your draft is {draft}."
     done = await anyio.to_thread.run_sync(lambda: subprocess.run([*editor, str(draft)], check=False))
     if done.returncode:
@@ -163,6 +165,7 @@ async def edit(session: Session) -> None:
         for kind in KINDS:
             for name in settings.sections.get(kind, {}):
                 _check_section(settings, kind, name)
+        await check_profiles(session, settings)
     except BadRequest as error:
         raise BadRequest(
             f"{error.message} Nothing was changed; `ovms-plugin config edit` goes on with your draft, {draft}."
@@ -172,12 +175,19 @@ async def edit(session: Session) -> None:
         write_atomically(file.resolve(), after, _mode(file))
     draft.unlink()
     print("Nothing was changed." if after == before else f"{file} is changed.")
-    if after != before:
-        tell_server(session)
+    tell_server(session, *changed(was, settings))
 
 
 for each in (set_, unset, path, edit):
     setattr(each, "reads_config", False)  # noqa: B010 - functions have no such attribute, says mypy
+
+
+def _read_or_default(session: Session, file: Path) -> Settings:
+    """Return what a config file sets; nothing if it is wrong, as it may be opened to correct it."""
+    try:
+        return read_tree(session, read_config(file))
+    except BadRequest:
+        return read_tree(session, {})
 
 
 def _check_section(settings: Settings, kind: str, name: str) -> None:
@@ -210,6 +220,24 @@ async def _check_model(session: Session, settings: Settings, key: Key) -> None:
         driver = kernel.extensions.graphs[model.model_type]
         files = read_files(model.directory, model.id.rsplit("/", 1)[-1])
         await anyio.to_thread.run_sync(driver.build, files, GraphOptions(kernel.host, options))
+
+
+async def check_profiles(session: Session, settings: Settings, only: str = "") -> None:
+    """Hold the profiles in the settings against their models and this machine.
+
+    :param only: the name of one of them.
+    :raises BadRequest: a device, a context or an option of one is wrong.
+    """
+    named = {name: profile_of(settings, name) for name in settings.aliases if only in ("", name)}
+    if not any(named.values()):
+        return
+    async with session.kernel(kinds=["graphs"]) as kernel:
+        for name, profile in named.items():
+            try:
+                if profile:
+                    await anyio.to_thread.run_sync(kernel.graphs.check_profile, name, profile)
+            except NotFound as error:
+                output.say(f"The profile {name} cannot be checked: {error.message}")
 
 
 def read_tree(session: Session, tree: Mapping[str, Any]) -> Settings:
@@ -348,13 +376,3 @@ def _editor() -> list[str]:
     if found is None or not sys.stdin.isatty():
         raise BadRequest("No editor is set; name one in EDITOR, or use `ovms-plugin config set KEY VALUE`.")
     return [found]
-
-
-def tell_server(session: Session, key: Key | None = None) -> None:
-    """Say when a server that runs takes up a change, of a setting or of several."""
-    if not read_server(session.settings.data_dir):
-        return
-    if key and is_live(key.kind, key.name):
-        output.say("The server that runs here uses it from now on.")
-    else:
-        output.say("The server that runs here uses it from its next start: `ovms-plugin restart`.")

@@ -74,7 +74,7 @@ async def _status(session: Session) -> dict[str, Any]:
         runs = await running(kernel)
         info = kernel.supervisor.info
         active = kernel.installations.active()
-        models = [each.id for each in await kernel.running_models() if not each.alias_of] if runs else []
+        models = [each.id for each in await kernel.running_models() if each.id == each.served_as] if runs else []
         state = kernel.supervisor.describe()
     return {
         "engine": state,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ovms_cli import output
-from ovms_cli.asking import models_of
 from ovms_cli.completing import installed
+from ovms_cli.managing import Library, library_of
 from ovms_cli.session import Json, Session, add
 from ovms_kernel.aliases import target
 from ovms_kernel.commands import ENGINE_KINDS, running
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ovms_kernel.kernel import Kernel
-    from ovms_kernel.values import LocalModel, ModelRef, ResidentModel
+    from ovms_kernel.models.report import ResidentModel
+    from ovms_kernel.values import LocalModel, ModelRef
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", autocompletion=installed, help="As owner/name.", show_default=False)
@@ -94,18 +95,19 @@ async def pull(
 
     refs = [parse_model_ref(f"{each}@{revision}" if revision else each) for each in models]
     limit = {(each.hub or session.settings.hub): {"max_rate": output.read_rate(max_rate)} for each in refs if max_rate}
-    async with session.kernel(hubs=limit) if limit else session.kernel() as kernel:
-        if dry_run:
+    if dry_run:
+        async with session.kernel() as kernel:
             for ref in refs:
                 await _tell_plan(kernel, ref, json=json)
-            return
-        results = await _pull_all(session, kernel, refs, type_, refresh=refresh, quiet=quiet, json=json)
+        return
+    async with library_of(session, **({"hubs": limit} if limit else {})) as library:
+        results = await _pull_all(session, library, refs, type_, refresh=refresh, quiet=quiet, json=json)
     if json:
         output.print_json(results if len(refs) > 1 else results[0])
 
 
 async def _pull_all(
-    session: Session, kernel: "Kernel", refs: "list[ModelRef]", type_: str, *, refresh: bool, quiet: bool, json: bool
+    session: Session, library: Library, refs: "list[ModelRef]", type_: str, *, refresh: bool, quiet: bool, json: bool
 ) -> "list[LocalModel]":
     """Pull models one after the other; where there are several, one that fails costs itself alone."""
     results = []
@@ -113,7 +115,7 @@ async def _pull_all(
         session.kept = f"Interrupted; what has arrived of {ref.id} is kept, the same command goes on from there."
         try:
             with nullcontext(lambda _: None) if quiet else output.progress(ref.id) as report:
-                pulled = await kernel.ingest.pull(ref, model_type=type_, refresh=refresh, report=report)
+                pulled = await library.pull(str(ref), type_, refresh=refresh, report=report)
         except OvmsError as error:
             if len(refs) == 1:
                 raise
@@ -156,10 +158,10 @@ async def import_(
     json: Json = False,
 ) -> None:
     """Take in a model from a folder or archive."""
-    async with session.kernel() as kernel:
+    async with library_of(session) as library:
         with output.progress(model) as report:
-            options = {"pooling": pooling.upper()} if pooling else None
-            taken = await kernel.ingest.import_(path, model, model_type=type_, options=options, report=report)
+            options = {"pooling": pooling.upper()} if pooling else {}
+            taken = await library.import_(path, model, type_, options, report)
     if json:
         output.print_json(taken)
     else:
@@ -175,7 +177,7 @@ async def ls(session: Session, *, json: Json = False) -> None:
         output.print_json(models)
     elif models:
         rows = [
-            (each.id, each.model_type, "", "", f"alias of {each.alias_of}")
+            (each.id, each.model_type, "", "", f"{'profile' if each.profile else 'alias'} of {each.alias_of}")
             if each.alias_of
             else (each.id, each.model_type, output.size(each.size), each.quantization or "-", output.ago(each.modified))
             for each in models
@@ -243,7 +245,7 @@ def what_next(each: "ResidentModel") -> str:
 async def show(session: Session, model: Model, *, json: Json = False) -> None:
     """Show everything that is known of a model."""
     alias = session.settings.aliases.get(model)
-    facts = session.store().describe(alias.model if alias else model)
+    facts = session.store().describe(target(session.settings.aliases, model))
     if alias:
         facts = {"alias": model} | facts | {"system": alias.system, "request": dict(alias.request)}
     if json:
@@ -301,17 +303,17 @@ async def rm(session: Session, models: Models) -> None:
     """
     from ovms_cli import naming
 
-    async with session.kernel() as kernel:
-        await running(kernel)
+    store = session.store()
+    async with library_of(session) as library:
         for model in models:
             if model in session.settings.aliases:
                 await naming.remove(session, model)
                 continue
-            unfinished = {each.id for each in kernel.store.staging()}
-            if model in unfinished and model not in kernel.store.usage().models:
-                await kernel.store.discard_staging(model)
+            unfinished = {each.id for each in store.staging()}
+            if model in unfinished and model not in store.usage().models:
+                await store.discard_staging(model)
             else:
-                await kernel.delete_model(model)
+                await library.delete(model)
             print(f"{model} is deleted.")
             session.kept = f"Interrupted; {model} was deleted already."
             if names := [name for name, each in session.settings.aliases.items() if each.model == model]:
@@ -361,11 +363,11 @@ async def load(
 ) -> None:
     """Load models into the running engine."""
     keep_alive = parse_duration(keep) if keep else None
-    async with models_of(session) as loader:
+    async with library_of(session) as library:
         for model in models:
             session.kept = f"Interrupted; the engine may go on loading {model} by itself."
             with output.waiting(f"loading {model}"):
-                await loader.load(model, keep_alive)
+                await library.load(model, keep_alive)
             name = target(session.settings.aliases, model)
             print(f"{name} is loaded.")
             if problem := session.store().describe(name)["problem"]:
@@ -374,21 +376,23 @@ async def load(
 
 async def pin(session: Session, models: Models) -> None:
     """Keep models loaded until you unpin or unload them."""
-    async with session.kernel() as kernel:
+    async with library_of(session) as library:
         for model in models:
-            print(f"{(await kernel.pin_model(model)).id} is pinned.")
+            await library.pin(model, pinned=True)
+            print(f"{target(session.settings.aliases, model)} is pinned.")
 
 
 async def unpin(session: Session, models: Models) -> None:
     """Let pinned models be unloaded again."""
-    async with session.kernel() as kernel:
+    async with library_of(session) as library:
         for model in models:
-            print(f"{(await kernel.pin_model(model, pinned=False)).id} is not pinned.")
+            await library.pin(model, pinned=False)
+            print(f"{target(session.settings.aliases, model)} is not pinned.")
 
 
 async def unload(session: Session, models: Models) -> None:
     """Unload models from the running engine."""
-    async with models_of(session) as loader:
+    async with library_of(session) as library:
         for model in models:
-            await loader.unload(model)
+            await library.unload(model)
             print(f"{target(session.settings.aliases, model)} is unloaded.")

@@ -1,16 +1,27 @@
 """``alias``: further names of installed models, with settings of their own."""
 
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 
 from ovms_cli import output
 from ovms_cli.completing import installed
-from ovms_cli.configuration import changing, read_tree, tell_server
+from ovms_cli.configuration import changing, check_profiles, read_tree
 from ovms_cli.keys import Key
+from ovms_cli.managing import library_of
 from ovms_cli.session import Json, Session, add
-from ovms_kernel.errors import BadRequest, NotFound
+from ovms_cli.uptake import tell_server
+from ovms_kernel.aliases import AliasSettings
+from ovms_kernel.errors import BadRequest, NotFound, Unavailable
 from ovms_kernel.models.names import parse_model_id
+
+Fields = Annotated[
+    list[str], typer.Option("--set", metavar="FIELD=VALUE", help="A field of its requests, such as temperature=0.2.")
+]
+Options = Annotated[
+    list[str], typer.Option("--option", metavar="NAME=VALUE", help="An option of its graph, such as cache_size=2.")
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -28,16 +39,21 @@ async def alias(
     system: Annotated[
         str, typer.Option(metavar="TEXT", help="System text of chats that bring none.", show_default=False)
     ] = "",
-    fields: Annotated[
-        list[str],
-        typer.Option("--set", metavar="FIELD=VALUE", help="A field of its requests, such as temperature=0.2."),
-    ] = [],  # noqa: B006 - typer's way to say none or more
+    fields: Fields = [],  # noqa: B006 - typer's way to say none or more
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="Device that it runs on, such as GPU.", show_default=False)
+    ] = "",
+    context: Annotated[
+        int, typer.Option(metavar="TOKENS", help="Tokens of a prompt and its answer.", show_default=False)
+    ] = 0,
+    options: Options = [],  # noqa: B006
     remove_: Annotated[bool, typer.Option("--remove", help="Remove the name; the model stays.")] = False,
     json: Json = False,
 ) -> None:
     """Give a model another name, with settings of its own.
 
-    Every client sees the name as a model. Alone, the command lists the names.
+    Every client sees the name as a model. With --device, --context or --option it is loaded
+    beside the model, from the same files. Alone, the command lists the names.
     """
     if not name:
         _list(session, json=json)
@@ -46,14 +62,21 @@ async def alias(
     elif not model:
         raise BadRequest(f"Name the model that {name} stands for: `ovms-plugin alias {name} MODEL`.")
     else:
-        await _set(session, parse_model_id(name), model, system, dict(map(_field, fields)))
+        request, own = (dict(_field(each) for each in given) for given in (fields, options))
+        engine = {"device": device.upper(), "context": context, "options": own}
+        await _set(session, parse_model_id(name), {"model": model, "system": system, "request": request} | engine)
 
 
 async def remove(session: Session, name: str) -> None:
-    """Remove an alias from the config file.
+    """Remove an alias from the config file; a profile is unloaded first.
 
     :raises NotFound: there is none of that name.
     """
+    old = session.settings.aliases.get(name)
+    if old and old.is_profile:
+        with suppress(NotFound, Unavailable):  # its model is gone, or nothing runs that could have loaded it
+            async with library_of(session) as loader:
+                await loader.unload(name)
     async with changing(session) as (file, tree):
         named = tree.get("aliases") or {}
         if name not in named:
@@ -61,22 +84,23 @@ async def remove(session: Session, name: str) -> None:
         del named[name]
         if not named:
             del tree["aliases"]
+    if old and old.is_profile:
+        await session.store().discard_profile(name, old.model)
     print(f"The alias {name} is removed.")
     tell_server(session, Key("", "", "aliases"))
 
 
-async def _set(session: Session, name: str, model: str, system: str, request: dict[str, Any]) -> None:
-    installed = [each.id for each in session.store().list()]
+async def _set(session: Session, name: str, given: dict[str, Any]) -> None:
+    installed, model = [each.id for each in session.store().list()], given["model"]
     if name in installed:
         raise BadRequest(f"{name} is an installed model; choose another name.")
     if model not in installed:
         raise NotFound(f"Model {model} is not installed; there are {', '.join(installed) or 'none'}.")
-    given = {"model": model, "system": system, "request": request}
     async with changing(session) as (_, tree):
         if tree.get("aliases") is None:
             tree["aliases"] = {}
         tree["aliases"][name] = {key: value for key, value in given.items() if value}
-        read_tree(session, tree)
+        await check_profiles(session, read_tree(session, tree), name)
     print(f"{name} is {model} now.")
     tell_server(session, Key("", "", "aliases"))
 
@@ -91,14 +115,21 @@ def _list(session: Session, *, json: bool) -> None:
             (
                 name,
                 each.model if each.model in known else f"{each.model} (not installed)",
+                output.assignments(own_of(each)) or "-",
                 output.assignments(each.request) or "-",
                 each.system or "-",
             )
             for name, each in aliases.items()
         ]
-        output.print_table(("ALIAS", "MODEL", "REQUEST", "SYSTEM"), rows, clip="SYSTEM")
+        output.print_table(("ALIAS", "MODEL", "OPTIONS", "REQUEST", "SYSTEM"), rows, clip="SYSTEM")
     else:
         output.say("There are no aliases; `ovms-plugin alias NAME MODEL` makes one.")
+
+
+def own_of(alias: AliasSettings) -> dict[str, Any]:
+    """Return what an alias has of its own in the engine, by name; empty if it is no profile."""
+    named = {"device": alias.device, "context": alias.context}
+    return {name: value for name, value in named.items() if value} | dict(alias.options)
 
 
 def _field(text: str) -> tuple[str, Any]:
@@ -110,7 +141,7 @@ def _field(text: str) -> tuple[str, Any]:
 
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise BadRequest(f"--set takes FIELD=VALUE, such as temperature=0.2, not {text!r}.")
+        raise BadRequest(f"--set and --option take NAME=VALUE, such as temperature=0.2, not {text!r}.")
     try:
         return name, yaml.safe_load(value)
     except yaml.YAMLError:

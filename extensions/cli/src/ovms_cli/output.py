@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.cells import cell_len, chop_cells
 
-from ovms_kernel.commands import plain, print_json, say
+from ovms_kernel.commands import folded, plain, print_json, say
 from ovms_kernel.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
     from ovms_kernel.values import Progress
 
-__all__ = ["ago", "plain", "print_facts", "print_json", "print_table", "progress", "say", "size", "stderr", "stdout"]
+__all__ = [
+    "ago", "folded", "plain", "print_facts", "print_json", "print_table", "progress", "say", "size", "stderr", "stdout",
+]  # fmt: skip
 
 PLAIN_STEP = 5.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -103,23 +105,6 @@ def print_facts(facts: Mapping[str, str]) -> None:
 def assignments(values: Mapping[str, object]) -> str:
     """Return names and values as one types them, such as ``temperature=0.2, seed=1``."""
     return ", ".join(f"{name}={value}" for name, value in values.items())
-
-
-def folded(text: str, width: int) -> list[str]:
-    """Return a text in lines of so many columns at most, broken between words, or between Chinese characters.
-
-    Other words stay whole, such as a path that somebody copies.
-    """
-    lines = [""]
-    for word in text.split(" "):
-        joined = f"{lines[-1]} {word}" if lines[-1] else word
-        if cell_len(joined) <= width:
-            lines[-1] = joined
-        elif cell_len(word) > width and not word.isascii() and os.sep not in word:
-            lines[-1:] = chop_cells(joined, width)
-        else:
-            lines += [word]
-    return [each for each in lines if each] or [""]
 
 
 def clipped(text: str, width: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ovms_kernel.admission import decode_request
 from ovms_kernel.blame import blame
@@ -23,6 +23,7 @@ from ovms_kernel.errors import (
 )
 from ovms_kernel.files import refused_by_system
 from ovms_kernel.hookspecs import hookimpl
+from ovms_kernel.models.report import ResidentModel
 from ovms_kernel.quantities import parse_duration, parse_size
 from ovms_kernel.server import RunningServer, noted_server, only_server, read_server
 from ovms_kernel.settings import Settings
@@ -35,7 +36,6 @@ from ovms_kernel.values import (
     Message,
     Progress,
     Request,
-    ResidentModel,
     ServiceDefinition,
     Upload,
 )
@@ -179,13 +179,22 @@ class KernelApi(Protocol):
         ...
 
     async def pull_model(
-        self, model: str, *, model_type: str = "", report: Callable[[Progress], None] = ...
+        self, model: str, *, model_type: str = "", refresh: bool = ..., report: Callable[[Progress], None] = ...
     ) -> LocalModel:
-        """Fetch a model from its hub, or find that it is here and complete."""
+        """Fetch a model from its hub, or find that it is here and complete.
+
+        :param refresh: fetch what has changed on the hub, even if a complete copy is here.
+        """
         ...
 
     async def import_model(
-        self, source: Path, model: str, *, model_type: str = "", report: Callable[[Progress], None] = ...
+        self,
+        source: Path,
+        model: str,
+        *,
+        model_type: str = "",
+        options: Mapping[str, Any] | None = None,
+        report: Callable[[Progress], None] = ...,
     ) -> LocalModel:
         """Copy a model from a folder or archive on this machine."""
         ...

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ovms_kernel.drivers import Platform
+    from ovms_kernel.engine.control import EngineControl
     from ovms_kernel.engine.installation import Installations
     from ovms_kernel.engine.supervisor import Supervisor
     from ovms_kernel.events import Events
     from ovms_kernel.models.residency import Residency
     from ovms_kernel.settings import Settings
-    from ovms_kernel.values import Installation, Progress, Release
+    from ovms_kernel.values import Host, Installation, Progress, Release
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ class Upgradable(Protocol):
     """What an upgrade needs of the kernel."""
 
     settings: Settings
+    host: Host
+    control: EngineControl
     installations: Installations
     supervisor: Supervisor
     residency: Residency
@@ -56,14 +59,23 @@ class Upgradable(Protocol):
         ...
 
 
-async def upgrade(kernel: Upgradable, release: Release, report: Callable[[Progress], None]) -> Installation:
-    """Install a release, change over to it with all loaded models, and return what is in use then.
+async def upgrade(kernel: Upgradable, version: str, report: Callable[[Progress], None]) -> Installation:
+    """Install a version, change over to it with all loaded models, and return what is in use then.
 
     An engine that did not run does not run afterwards either, but the new one has.
 
+    :param version: empty means the newest that is known to work, unless that has to be downloaded.
     :raises EngineFailed: the new version did not come up healthy; the old one is in use again.
     :raises PreconditionFailed: another process runs the engine.
     """
+    active = kernel.control.installed()
+    release = kernel.platform().release(kernel.host, version)
+    if release.version == active.version or (release.archive and not version):
+        return active
+    return await _change_to(kernel, release, report)
+
+
+async def _change_to(kernel: Upgradable, release: Release, report: Callable[[Progress], None]) -> Installation:
     running = read_running(kernel.settings)
     if running is not None and running.owner != os.getpid() and is_alive(running):
         raise PreconditionFailed(

@@ -16,12 +16,13 @@ from ovms_kernel.drivers import GraphOptions
 from ovms_kernel.errors import BadRequest, NotFound, NotSupported, OvmsError
 from ovms_kernel.events import merge
 from ovms_kernel.files import write_atomically
+from ovms_kernel.models import profiles
 from ovms_kernel.models.model_card import read_files
 from ovms_kernel.models.model_record import GRAPH, graph_digest, read_record, write_record
 from ovms_kernel.settings import ModelSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from ovms_kernel.drivers import GraphTemplate, ModelFiles
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from ovms_kernel.models.protos.ovms_graph_pb2 import CalculatorGraphConfig
     from ovms_kernel.models.store import Store
     from ovms_kernel.settings import Settings
-    from ovms_kernel.values import Host, LocalModel
+    from ovms_kernel.values import Host, LocalModel, Profile
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class GraphWriter:
     """Recognises models and writes their graphs.
 
     :param drivers: graph drivers by name.
+    :param live: returns the settings that hold now; ``None`` = those given.
     """
 
     def __init__(
@@ -54,8 +56,9 @@ class GraphWriter:
         store: Store,
         drivers: Mapping[str, GraphTemplate],
         host: Host,
+        live: Callable[[], Settings] | None = None,
     ) -> None:
-        self._settings = settings
+        self._live = live or (lambda: settings)
         self._events = events
         self._store = store
         self._drivers = {driver.model_type: driver for driver in drivers.values()}
@@ -120,7 +123,7 @@ class GraphWriter:
         :raises Refused: an extension vetoes, or two contradict each other.
         """
         driver = self._driver(model.model_type)
-        values = self._given(model.id, given)
+        values = self._values_of(model, given)
         host = replace(self._host, devices=(device,)) if device else self._host
         options = GraphOptions(host, values)
         answers = await self._events.ask("ovms_amend_graph", model=model, options=options)
@@ -148,6 +151,20 @@ class GraphWriter:
         """
         values = self._resolve(self._given(model_id, given))
         return self._driver(model_type).build(described, GraphOptions(self._host, values))
+
+    def check_profile(self, name: str, profile: Profile) -> None:
+        """Refuse a device, a context or options that the model of a profile cannot have.
+
+        :raises NotFound: that model is not installed.
+        :raises BadRequest: the sentence says what is wrong.
+        """
+        model = self._store.find(profile.model)
+        profiles.check(profile, model, self._host)
+        record = read_record(model.directory)
+        own = replace(model, id=name, profile=profile)
+        values = self._resolve(self._values_of(own, record.options if record else {}))
+        files = read_files(model.directory, model.id.rsplit("/", 1)[-1])
+        self._driver(model.model_type).build(files, GraphOptions(self._host, values))
 
     def guess_of(self, described: ModelFiles, model_type: str, model_id: str, given: Mapping[str, Any]) -> str:
         """Return what the driver had to guess of a model, in a sentence; empty if nothing, or if it does not tell."""
@@ -181,9 +198,23 @@ class GraphWriter:
             wanted = f"ovms-graph-{model_type.replace('_', '-')}"
             raise NotSupported(f"No extension for {model_type} models is loaded; install {wanted}.") from None
 
+    def _values_of(self, model: LocalModel, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options of a model, or of a profile: its own over those of its model."""
+        if (profile := model.profile) is None:
+            return self._given(model.id, given)
+        own = dict(profile.options)
+        if profile.device:
+            own[self._device_option(model.model_type)] = profile.device
+        return _laid_over(self._given(profile.model, given), own)
+
+    def _device_option(self, model_type: str) -> str:
+        options = getattr(self._driver(model_type), "options", None)
+        known = options().DESCRIPTOR.fields_by_name if options else {}
+        return next((each for each in DEVICE_OPTIONS if each in known), DEVICE_OPTIONS[0])
+
     def _given(self, model_id: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return a model's options: those of its settings, and over them those that came with the pull."""
-        section = self._settings.section("models", model_id)
+        section = self._live().section("models", model_id)
         return _laid_over({key: value for key, value in section.items() if key not in SERVING_KEYS}, given)
 
     def _resolve(self, values: Mapping[str, Any]) -> dict[str, Any]:

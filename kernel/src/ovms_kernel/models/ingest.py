@@ -78,13 +78,21 @@ class Wish:
 class Ingest:
     """Brings models into a store.
 
-    :param hubs: hub drivers by name.
+    :param hubs: returns hub drivers by name, as the settings have them now.
+    :param live: returns the settings that hold now.
     """
 
     def __init__(
-        self, settings: Settings, events: Events, store: Store, graphs: GraphWriter, hubs: Mapping[str, Hub]
+        self,
+        settings: Settings,
+        events: Events,
+        store: Store,
+        graphs: GraphWriter,
+        hubs: Callable[[], Mapping[str, Hub]],
+        live: Callable[[], Settings],
     ) -> None:
         self._settings = settings
+        self._live = live
         self._events = events
         self._store = store
         self._graphs = graphs
@@ -188,17 +196,18 @@ class Ingest:
 
         :raises NotSupported: there is none of that name.
         """
-        name = self._hub_name(ref.hub or self._settings.hub)
-        if name not in self._hubs:
-            offered = ", ".join(sorted(self._hubs)) or "none"
+        hubs = self._hubs()
+        name = self._hub_name(ref.hub or self._live().hub)
+        if name not in hubs:
+            offered = ", ".join(sorted(hubs)) or "none"
             raise NotSupported(
                 f"There is no hub {name!r} (installed: {offered}); install ovms-hub-{name} or name another."
             )
-        return replace(ref, hub=name), self._hubs[name]
+        return replace(ref, hub=name), hubs[name]
 
     def _hub_name(self, name: str) -> str:
         """Return the name of the hub that has that name or that short name."""
-        return next((each for each, hub in self._hubs.items() if getattr(hub, "alias", "") == name), name)
+        return next((each for each, hub in self._hubs().items() if getattr(hub, "alias", "") == name), name)
 
     def _complete(self, ref: ModelRef, declared: str) -> LocalModel | None:
         """Return the published model if it is whole and what is asked for; ``None`` if it has to be fetched.

@@ -19,9 +19,10 @@ from ovms_kernel.errors import OvmsError
 from ovms_kernel.files import disk_errors
 from ovms_kernel.models.model_record import GRAPH, read_record, write_record
 from ovms_kernel.models.plan import Resident, State, unload_at
+from ovms_kernel.models.report import ResidentModel
 from ovms_kernel.models.servables import AVAILABLE
 from ovms_kernel.single_flight import SingleFlight
-from ovms_kernel.values import LoadedModel, LocalModel, ResidentModel
+from ovms_kernel.values import LoadedModel, LocalModel
 
 if TYPE_CHECKING:
     from ovms_kernel.events import Events
@@ -109,12 +110,28 @@ class Loader:
 
     # -- changes ---------------------------------------------------------------------------------------------------
 
+    async def prepare(self, model: LocalModel) -> LocalModel:
+        """Return a model whose files and graph are there, by which its memory is told; the caller holds its lock."""
+        if model.profile is None:
+            return model
+        with disk_errors(f"Making the profile {model.id}"):
+            model = await anyio.to_thread.run_sync(self._store.prepare, model.id)
+            await self._graphs.refresh(model)
+        return model
+
+    def is_outdated(self, resident: Resident) -> bool:
+        """Tell whether a profile is loaded with other settings than it has now, or is none any more."""
+        model = resident.model
+        return model is not None and model.profile is not None and model.profile != self._store.profile(model.id)
+
     async def load(self, resident: Resident, wanted: Wanted) -> LoadedModel:
         """Load a model whose memory is there; the caller holds its lock.
 
         :raises EngineFailed: the engine cannot load it; the sentence has the engine's own words.
         """
-        model = await anyio.to_thread.run_sync(self._store.find, resident.id)
+        model = resident.model
+        if model is None or model.profile is None:  # else what was prepared
+            model = await anyio.to_thread.run_sync(self._store.find, resident.id)
         resident.state, resident.model = State.LOADING, model
         resident.bytes = wanted.bytes
         began, before = time.monotonic(), await self._measure_engine()
@@ -196,7 +213,7 @@ class Loader:
     async def _look(self) -> None:
         """Bring the table in line with what the engine serves, by whichever process loaded."""
         states, entries = await self._servables.states(), await self._servables.entries()
-        installed = {model.id: model for model in await anyio.to_thread.run_sync(self._store.list)}
+        installed = {model.id: model for model in await anyio.to_thread.run_sync(self._store.served)}
         for name, entry in entries.items():
             if states.get(name) == AVAILABLE and (model := installed.get(name)) and name not in self.loads:
                 resident = self.resident(model)

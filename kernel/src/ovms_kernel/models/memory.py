@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ovms_kernel.errors import BadRequest
 from ovms_kernel.models.model_card import weight_bytes
 from ovms_kernel.models.model_record import GRAPH, read_record
 from ovms_kernel.models.plan import Budget, State, Wanted
-from ovms_kernel.quantities import parse_size
+from ovms_kernel.quantities import parse_budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -64,24 +63,11 @@ def gpu_memory(root: Path = Path("/sys/class/drm")) -> tuple[int, int] | None:
     return None
 
 
-def parse_budget(text: str) -> dict[str, int]:
-    """Return the bytes by device of a setting such as ``12GB`` or ``CPU=12GB, GPU=6GB``.
-
-    :raises BadRequest: it is something else.
-    """
-    budget: dict[str, int] = {}
-    for part in filter(None, (each.strip() for each in text.split(","))):
-        device, found, size = part.rpartition("=")
-        if found and device.strip().upper() not in (SYSTEM, "GPU"):
-            raise BadRequest(f"memory_budget names the device {device!r}; name CPU or GPU.")
-        budget[device.strip().upper() or SYSTEM] = parse_size(size)
-    return budget
-
-
 class Memory:
     """Measures what models may take, and knows what each one needs.
 
     :param usual: the device of graphs that name none.
+    :param live: returns the settings that hold now; ``None`` = those given.
     :param available: returns the bytes of the system's memory that are free now.
     :param gpu: returns total and free bytes of the GPU's own memory.
     """
@@ -93,23 +79,24 @@ class Memory:
         usual: str = SYSTEM,
         available: Callable[[], int] = available_memory,
         gpu: Callable[[], tuple[int, int] | None] = gpu_memory,
+        live: Callable[[], Settings] | None = None,
     ) -> None:
-        self._settings = settings
+        self._live = live or (lambda: settings)
         self._usual = usual
         self.available = available
         self._gpu = gpu
-        self._fixed = parse_budget(settings.memory_budget)
 
     def budget(self, table: Mapping[str, Resident]) -> Budget:
         """Return what all models together may take now: as set, else what is free and what they take already."""
-        memory = dict(self._fixed)
+        settings = self._live()
+        memory = parse_budget(settings.memory_budget)
         total = total_memory()
         reserve = min(RESERVE, int(total * RESERVED_SHARE))
         if SYSTEM not in memory:
             memory[SYSTEM] = max(0, min(self.available() - reserve + _taken(table, SYSTEM), total - reserve))
         if "GPU" not in memory and (gpu := self._gpu()):
             memory["GPU"] = min(gpu[1] + _taken(table, "GPU"), gpu[0])
-        return Budget(memory, self._settings.max_loaded, GRACE)
+        return Budget(memory, settings.max_loaded, GRACE)
 
     def wanted(self, model: LocalModel) -> Wanted:
         """Return what a model needs: what its last load took, else its weights; and its KV cache, as set."""
@@ -119,7 +106,7 @@ class Memory:
         took = record.load_bytes if record else 0
         weights = weight_bytes({path: size for path, (size, _) in record.files.items()}) if record else 0
         needed = (took or int(weights * WEIGHT_OVERHEAD)) + cache
-        forced = self._settings.model(model.id).force
+        forced = self._live().model(model.id).force
         return Wanted(model.id, needed, self.pool_of(device), forced, device, took > 0)
 
     def device_of(self, model: LocalModel) -> str:
@@ -128,7 +115,7 @@ class Memory:
 
     def pool_of(self, device: str) -> str:
         """Return whose memory a model on that device takes: the GPU's if it has its own, else the system's."""
-        own = "GPU" in self._fixed or self._gpu() is not None
+        own = "GPU" in parse_budget(self._live().memory_budget) or self._gpu() is not None
         return "GPU" if own and device.upper().startswith("GPU") else SYSTEM
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from ovms_kernel.files import read_json, rename
 
@@ -15,13 +15,37 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ovms_kernel.settings import Settings
-    from ovms_kernel.values import ResidentModel
+    from ovms_kernel.values import LocalModel
 
 log = logging.getLogger(__name__)
 
 PERIOD = 2.0
 """Seconds between two looks whether something has changed."""
 FIELDS = ("state", "users", "last_used", "loaded_at", "memory", "device", "pinned", "unload_at", "failure", "suspect")
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentModel:
+    """A model that is loaded, is being loaded or failed to load, as ``ps`` and ``/api/ps`` show it."""
+
+    model: LocalModel
+    state: Literal["waiting", "loading", "loaded", "unloading", "failed"]
+    users: int = 0
+    """Requests that use it now."""
+    last_used: float = 0.0
+    """Seconds since the epoch."""
+    loaded_at: float = 0.0
+    """Seconds since the epoch; 0 = it is not loaded."""
+    memory: int = 0
+    """Bytes that it takes, as far as known."""
+    device: str = ""
+    pinned: bool = False
+    unload_at: float | None = None
+    """When it is unloaded if nobody uses it, in seconds since the epoch; ``None`` = when memory is needed."""
+    failure: str = ""
+    """Why the last load failed."""
+    suspect: str = ""
+    """What is wrong with its answers on this device, or why it does not run on another one; empty if nothing is."""
 
 
 def write(settings: Settings, models: Sequence[ResidentModel]) -> None:

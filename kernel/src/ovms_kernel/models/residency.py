@@ -24,7 +24,7 @@ from ovms_kernel.models.plan import Resident, State
 from ovms_kernel.models.resolution import check_type, choose, not_installed
 from ovms_kernel.models.servables import AVAILABLE
 from ovms_kernel.models.turns import Abandoned, Turns, Want
-from ovms_kernel.values import LoadedModel, LocalModel, ResidentModel
+from ovms_kernel.values import LoadedModel, LocalModel
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ovms_kernel.events import Events
     from ovms_kernel.models.loader import Loader
     from ovms_kernel.models.memory import Memory
+    from ovms_kernel.models.report import ResidentModel
     from ovms_kernel.models.servables import Servables
     from ovms_kernel.models.store import Store
     from ovms_kernel.settings import Settings
@@ -74,7 +75,7 @@ class Residency:
         self._engine_runs = engine_runs
         self.table = loader.table
         self._turns = Turns(
-            self.table, lambda: memory.budget(self.table), loader.read_records, settings.switch_patience
+            self.table, lambda: memory.budget(self.table), loader.read_records, lambda: loader.live().switch_patience
         )
 
     async def __aenter__(self) -> Self:
@@ -112,12 +113,13 @@ class Residency:
 
     async def _resolve(self, name: str, model_type: str, default: str) -> LocalModel:
         known = self.table.get(name or default)
+        await upkeep.unload_outdated(known, self._loader, self._turns)
         if known and known.state is State.LOADED:
             if known.foreign and time.monotonic() - known.loaded_at < FOREIGN_PERIOD:
                 return foreign(known.id)
             if known.model and known.model.model_type == model_type:
                 return known.model
-        installed = await anyio.to_thread.run_sync(self._store.list)
+        installed = await anyio.to_thread.run_sync(self._store.served)
         model = choose(installed, self.table, name, model_type, default)
         if model is not None:
             check_type(model, installed, model_type)
@@ -181,6 +183,7 @@ class Residency:
             raise
         await self._loader.synchronise(await self._connect())
         resident = self._loader.resident(model)
+        await upkeep.unload_outdated(resident, self._loader, self._turns)
         if keep_alive is not None:
             resident.keep = kept(keep_alive)
             if not self._loader.owns_engine():
@@ -219,7 +222,7 @@ class Residency:
     async def running(self) -> list[LocalModel]:
         """Return what the engine says that it serves; a model that is not installed has a name and nothing more."""
         states = await self._servables.states()
-        installed = {model.id: model for model in await anyio.to_thread.run_sync(self._store.list)}
+        installed = {model.id: model for model in await anyio.to_thread.run_sync(self._store.served)}
         return [installed.get(name) or foreign(name) for name, each in sorted(states.items()) if each == AVAILABLE]
 
     def loaded(self) -> list[Resident]:
@@ -265,8 +268,10 @@ class Residency:
         """
         since = time.monotonic()
         gone: list[LocalModel] = []
-        async with self._store.hold(resident.id):
-            wanted = await anyio.to_thread.run_sync(self._memory.wanted, model_of(resident))
+        model = model_of(resident)
+        async with self._store.hold(model.alias_of or model.id):
+            resident.model = model = await self._loader.prepare(model)
+            wanted = await anyio.to_thread.run_sync(self._memory.wanted, model)
             resident.device = wanted.device
             want = Want(resident, wanted, lambda: not stays and not self._turns.is_waited_for(resident.id), since)
             try:
@@ -291,12 +296,14 @@ class Residency:
 
     @hookimpl
     async def ovms_before_replace(self, model: LocalModel) -> None:
-        """Unload a model whose files are about to be replaced or removed, from whichever process's engine runs."""
+        """Unload a model whose files are replaced or removed next, and its profiles, whoever's engine runs."""
         if self._engine_runs():
-            await self._connect()
+            await self._loader.synchronise(await self._connect())
+        names = [model.id, *(each.id for each in self.table.values() if model_of(each).alias_of == model.id)]
         async with self._turns.change():
-            gone = await self._loader.unload(model.id)
-            self.table.pop(model.id, None) if model.id not in self._loader.loads else None
+            gone = [each for name in names for each in await self._loader.unload(name)]
+            for name in names:
+                self.table.pop(name, None) if name not in self._loader.loads else None
         await self._loader.tell_unloaded(gone, "its files are replaced or removed")
 
     @hookimpl

@@ -23,12 +23,13 @@ def choose(
     """
     if name:
         return next((each for each in installed if each.id == name), None)
-    candidates = [each for each in installed if each.model_type == model_type]
-    if chosen := [each for each in candidates if each.id == default]:
+    offered = [each for each in installed if each.model_type == model_type]
+    if chosen := [each for each in offered if each.id == default]:
         return chosen[0]
+    candidates = [each for each in offered if each.profile is None]
     if len(candidates) == 1:
         return candidates[0]
-    used = [each for each in candidates if each.id in table and table[each.id].last_used]
+    used = [each for each in offered if each.id in table and table[each.id].last_used]
     if used:
         return max(used, key=lambda each: table[each.id].last_used)
     if default:

@@ -89,6 +89,7 @@ class Servables:
 
     :param connect: returns the running engine, starting it if need be.
     :param running: tells whether there is an engine, so that none is started only to unload from it.
+    :param live: returns the settings that hold now; ``None`` = those given.
     :param known: name and folder of what is served, for making a damaged ``config.json`` anew.
     """
 
@@ -100,8 +101,9 @@ class Servables:
         *,
         running: Callable[[], bool],
         known: Callable[[], Mapping[str, Path]] = dict,
+        live: Callable[[], Settings] | None = None,
     ) -> None:
-        self._load_timeout = settings.load_timeout
+        self._live = live or (lambda: settings)
         self._connect = connect
         self._log = engine_log
         self._running = running
@@ -190,6 +192,10 @@ class Servables:
         if self._running():
             await self._reload(await self._connect())
         return True
+
+    @property
+    def _load_timeout(self) -> float:
+        return self._live().load_timeout
 
     async def _is_served(self, client: ModelServer, name: str, log_begin: int) -> bool:
         """Return when the engine says that it serves the model; false if another engine runs in its place."""

@@ -101,6 +101,26 @@ def discard(settings: Settings, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def profile_folder(settings: Settings, name: str) -> Path:
+    """Return the folder of the profile of that checked name."""
+    return settings.profiles_dir / staging_key(name)
+
+
+def discard_profile(settings: Settings, name: str) -> None:
+    """Remove the folder of a profile and its compiled code; the model's files stay."""
+    shutil.rmtree(cache_folder(settings, name), ignore_errors=True)
+    if (folder := profile_folder(settings, name)).exists():
+        discard(settings, folder)
+
+
+def discard_profiles(settings: Settings, model_id: str) -> None:
+    """Remove the folders of a model's profiles, whose links would keep its old files; they are made anew when used."""
+    if settings.profiles_dir.is_dir():
+        for folder in settings.profiles_dir.iterdir():
+            if (record := read_record(folder)) and record.id == model_id:
+                discard_profile(settings, folder.name.replace("@", "/"))
+
+
 def empty_trash(settings: Settings) -> None:
     """Remove what an earlier removal left, for want of time, because it was killed, or because it was in use."""
     for folder in settings.staging_dir.glob(TRASH + "*"):
@@ -144,6 +164,7 @@ def publish(settings: Settings, model_id: str) -> Path:
     sync(settings.models_dir)
     if old is not None:
         shutil.rmtree(cache_folder(settings, model_id), ignore_errors=True)  # compiled from the old files
+        discard_profiles(settings, model_id)
     for each in (old, staging_folder(settings, model_id)):
         if each is not None:
             discard(settings, each)
@@ -164,6 +185,7 @@ def remove(settings: Settings, model_id: str) -> None:
     target = model_folder(settings, model_id)
     # First, so that a crash between the two leaves no compiled code of a model that is gone.
     shutil.rmtree(cache_folder(settings, model_id), ignore_errors=True)
+    discard_profiles(settings, model_id)
     trash = _to_trash(settings, target)
     sync(target.parent)
     if target.parent != settings.models_dir:

@@ -13,10 +13,21 @@ import anyio.to_thread
 
 from ovms_kernel.errors import NotFound, PreconditionFailed
 from ovms_kernel.files import Meter, disk_errors, disk_usage, free_space, hash_file, locked, run_with_progress
+from ovms_kernel.models import profiles
 from ovms_kernel.models.checks import faults_of
 from ovms_kernel.models.model_record import RECORD, describe, local_model, read_record, write_record
 from ovms_kernel.models.names import parse_model_id
-from ovms_kernel.models.staging import discard, empty_trash, lock_file, model_folder, recover, remove, staging_folder
+from ovms_kernel.models.staging import (
+    discard,
+    discard_profile,
+    empty_trash,
+    lock_file,
+    model_folder,
+    profile_folder,
+    recover,
+    remove,
+    staging_folder,
+)
 from ovms_kernel.models.usage import Usage, cache_sizes, staged_models, trash_size
 from ovms_kernel.values import LocalModel
 
@@ -28,17 +39,24 @@ if TYPE_CHECKING:
     from ovms_kernel.models.model_record import ModelRecord
     from ovms_kernel.models.usage import Staged
     from ovms_kernel.settings import Settings
-    from ovms_kernel.values import Progress
+    from ovms_kernel.values import Profile, Progress
+
+OWN = ("directory", "problem", "graph", "graph_edited")
+"""What a profile's own folder says of it."""
 
 log = logging.getLogger(__name__)
 
 
 class Store:
-    """The models of one data folder. What is published is complete and was verified."""
+    """The models of one data folder. What is published is complete and was verified.
 
-    def __init__(self, settings: Settings, events: Events) -> None:
+    :param live: returns the settings that hold now, for the profiles in them; ``None`` = those given.
+    """
+
+    def __init__(self, settings: Settings, events: Events, live: Callable[[], Settings] | None = None) -> None:
         self._settings = settings
         self._events = events
+        self._live = live or (lambda: settings)
 
     # -- what is here ----------------------------------------------------------------------------------------------
 
@@ -46,16 +64,39 @@ class Store:
         """Return the published models, by id."""
         return [local_model(folder, record) for folder, record in self._published()]
 
+    def served(self) -> Sequence[LocalModel]:
+        """Return what the engine can load: the published models and their profiles, by id."""
+        models = self.list()
+        return sorted([*models, *profiles.all_of(self._live(), models)], key=lambda each: each.id)
+
+    def profile(self, name: str) -> Profile | None:
+        """Return the profile of that name, as the settings have it now; ``None`` if there is none."""
+        return profiles.profile_of(self._live(), name)
+
     def find(self, model_id: str) -> LocalModel:
-        """Return one published model.
+        """Return one published model, or a profile, whose folder need not be there yet.
 
         :raises NotFound: it is not here; the sentence says what is.
         """
+        if profile := self.profile(model_id):
+            return profiles.as_model(self._settings, model_id, profile, local_model(*self.entry(profile.model)))
         return local_model(*self.entry(model_id))
+
+    def prepare(self, model_id: str) -> LocalModel:
+        """Return one model as :meth:`find` does, with a profile's folder made; the caller holds the model's lock."""
+        if profile := self.profile(model_id):
+            profiles.make(self._settings, model_id, profile, *self.entry(profile.model))
+        return self.find(model_id)
 
     def describe(self, model_id: str) -> dict[str, Any]:
         """Return everything noted about a model, for people: origin, files with digests, options, graph."""
-        return describe(*self.entry(model_id))
+        if (profile := self.profile(model_id)) is None:
+            return describe(*self.entry(model_id))
+        folder, facts = profile_folder(self._settings, model_id), describe(*self.entry(profile.model))
+        if record := read_record(folder):
+            facts |= {key: each for key, each in describe(folder, record).items() if key in OWN}
+        options = {**facts["options"], **profile.options}
+        return facts | {"device": profile.device, "context": profile.context, "options": options}
 
     def usage(self) -> Usage:
         """Return what models and staging occupy, and what is free."""
@@ -80,11 +121,11 @@ class Store:
 
     def staging(self) -> Sequence[Staged]:
         """Return pulls that are not done; the old ones among them are offered for removal, never removed unasked."""
-        return staged_models(self._settings, self._settings.staging_age)
+        return staged_models(self._settings, self._live().staging_age)
 
     def records(self, model_ids: Sequence[str]) -> dict[str, ModelRecord]:
         """Return what is noted of models, by id; those that are not installed any more are left out."""
-        found = ((each, read_record(model_folder(self._settings, each))) for each in model_ids)
+        found = ((each, read_record(self._folder(each))) for each in model_ids)
         return {name: record for name, record in found if record is not None}
 
     async def note(self, model_id: str, **changes: Any) -> LocalModel:  # noqa: ANN401 - fields of the record
@@ -92,10 +133,23 @@ class Store:
 
         :raises NotFound: it is not installed.
         """
-        folder, record = await anyio.to_thread.run_sync(self.entry, model_id)
         with disk_errors(f"Noting that of {model_id}"):
+            folder, record = await self._noted(model_id)
             await anyio.to_thread.run_sync(write_record, folder, replace(record, **changes))
-        return local_model(folder, record)
+        return await anyio.to_thread.run_sync(self.find, model_id)
+
+    async def _noted(self, model_id: str) -> tuple[Path, ModelRecord]:
+        """Return the folder and the record that is noted in: a profile's own, made if it is not there yet."""
+        if (profile := self.profile(model_id)) is None:
+            return await anyio.to_thread.run_sync(self.entry, model_id)
+        folder = profile_folder(self._settings, model_id)
+        if (record := await anyio.to_thread.run_sync(read_record, folder)) is None:
+            async with self.hold(profile.model):
+                await anyio.to_thread.run_sync(self.prepare, model_id)
+            record = await anyio.to_thread.run_sync(read_record, folder)
+        if record is None:
+            raise NotFound(f"Model {profile.model} is not installed any more; pull it again.")
+        return folder, record
 
     async def verify(self, model_id: str, report: Callable[[Progress], None] = lambda _: None) -> Sequence[str]:
         """Read every file of a model again; return what is wrong, a sentence for each file.
@@ -168,6 +222,12 @@ class Store:
             await anyio.to_thread.run_sync(discard, self._settings, folder)
             await anyio.to_thread.run_sync(empty_trash, self._settings)
 
+    async def discard_profile(self, name: str, model_id: str) -> None:
+        """Remove the folder of a profile and its compiled code; the files of its model stay."""
+        with disk_errors(f"Removing the profile {name}"):
+            async with self.hold(model_id):
+                await anyio.to_thread.run_sync(discard_profile, self._settings, name)
+
     # -- the folders -----------------------------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -190,6 +250,10 @@ class Store:
     def _is_known(self, model_id: str) -> bool:
         """Tell whether there is anything of a model here."""
         return model_folder(self._settings, model_id).exists() or staging_folder(self._settings, model_id).exists()
+
+    def _folder(self, model_id: str) -> Path:
+        of = profile_folder if self.profile(model_id) else model_folder
+        return of(self._settings, model_id)
 
     def _published(self) -> Sequence[tuple[Path, ModelRecord]]:
         found = []

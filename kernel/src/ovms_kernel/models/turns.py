@@ -59,11 +59,15 @@ class Turns:
 
     :param budget: returns what all models may take now.
     :param look: looks again which models are pinned.
-    :param patience: seconds that a model in use may keep another one waiting.
+    :param patience: returns the seconds that a model in use may keep another one waiting.
     """
 
     def __init__(
-        self, table: Table, budget: Callable[[], Budget], look: Callable[[], Awaitable[None]], patience: float
+        self,
+        table: Table,
+        budget: Callable[[], Budget],
+        look: Callable[[], Awaitable[None]],
+        patience: Callable[[], float],
     ) -> None:
         self._table = table
         self._budget = budget
@@ -197,19 +201,20 @@ class Turns:
 
         :raises Unavailable: they have been closed for long and are in use still.
         """
-        share = self._patience / len(self._waiting)
+        patience = self._patience()
+        share = patience / len(self._waiting)
         due = []
         for each in (self._table[name] for name in decision.wait_for):
             closes = max(want.since, each.loaded_at) + share
             if each.id in want.closed:
-                due.append(want.closed[each.id] + self._patience)
+                due.append(want.closed[each.id] + patience)
             elif now >= closes:
                 each.closing = True
                 want.closed[each.id] = now
                 due.append(now)
             else:
                 due += [closes, *([] if each.users else [each.last_used + min(each.load_seconds, budget.grace)])]
-        if want.closed and now > min(want.closed.values()) + self._patience:
+        if want.closed and now > min(want.closed.values()) + patience:
             raise Unavailable(self._no_room(want.wanted, budget))
         return min(due, default=math.inf) - now
 

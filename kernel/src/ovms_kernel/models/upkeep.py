@@ -13,14 +13,15 @@ import anyio.to_thread
 from ovms_kernel.errors import OvmsError
 from ovms_kernel.models import report
 from ovms_kernel.models.model_record import RECORD
-from ovms_kernel.models.plan import unload_at
+from ovms_kernel.models.plan import State, unload_at
 
 if TYPE_CHECKING:
     from ovms_kernel.models.loader import Loader
     from ovms_kernel.models.plan import Resident
+    from ovms_kernel.models.report import ResidentModel
     from ovms_kernel.models.turns import Turns
     from ovms_kernel.settings import Settings
-    from ovms_kernel.values import LocalModel, ResidentModel
+    from ovms_kernel.values import LocalModel
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,17 @@ async def _unload(resident: Resident, loader: Loader, turns: Turns) -> None:
     await loader.tell_unloaded(gone, f"idle for {time.monotonic() - resident.last_used:.0f} s")
 
 
+async def unload_outdated(resident: Resident | None, loader: Loader, turns: Turns) -> None:
+    """Unload a profile whose settings have changed since it was loaded; its next request loads it anew."""
+    if resident is None or not loader.is_outdated(resident) or resident.state is not State.LOADED:
+        return
+    gone: list[LocalModel] = []
+    async with turns.change():
+        if loader.is_outdated(resident) and resident.state is State.LOADED:  # nobody else did it meanwhile
+            gone = await loader.unload(resident.id)
+    await loader.tell_unloaded(gone, "its profile was changed")
+
+
 async def report_models(loader: Loader, turns: Turns, settings: Settings) -> None:
     """Hear and tell other processes, if this one runs the engine: what people pinned, and what is used; for ever."""
     before: list[ResidentModel] = []
@@ -70,6 +82,8 @@ async def report_models(loader: Loader, turns: Turns, settings: Settings) -> Non
             await loader.synchronise()
         except OvmsError as error:
             log.debug("What the engine serves is not known: %s", error.message)
+        if loader.live() is not known:
+            await _unload_outdated(loader, turns)
         if (now := [_written(each) for each in loader.loaded()]) != records or loader.live() is not known:
             records, known = now, loader.live()
             await loader.read_records()
@@ -77,6 +91,14 @@ async def report_models(loader: Loader, turns: Turns, settings: Settings) -> Non
         if (shown := loader.shown()) != before and loader.owns_engine():
             before = shown
             await anyio.to_thread.run_sync(report.write, settings, shown)
+
+
+async def _unload_outdated(loader: Loader, turns: Turns) -> None:
+    for each in filter(loader.is_outdated, loader.loaded()):
+        try:
+            await unload_outdated(each, loader, turns)
+        except OvmsError as error:
+            log.warning("The profile %s was changed and cannot be unloaded: %s", each.id, error.message)
 
 
 def _written(resident: Resident) -> int:

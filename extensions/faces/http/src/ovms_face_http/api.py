@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ovms_face_http import openapi, services
 from ovms_face_http.app import Routes
 from ovms_face_http.exchange import encode
+from ovms_face_http.library import Library
 from ovms_face_http.models import Models
 from ovms_face_http.realtime import SERVICE as SPEECH
 from ovms_face_http.realtime import Realtime
@@ -25,15 +26,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def routes(kernel: KernelApi) -> Routes:
-    """Return what is answered where."""
+def routes(kernel: KernelApi, control: str) -> Routes:
+    """Return what is answered where.
+
+    :param control: what a request shows to come from a program of this user on this machine.
+    """
     made = Routes()
     for path, endpoint in services.endpoints(kernel):
         made.exact["POST", path] = endpoint
-    models, answers = Models(kernel), Responses(kernel)
+    models, library, answers = Models(kernel), Library(kernel, control), Responses(kernel)
     for version in ("/v1", "/v3"):
         made.exact["GET", f"{version}/models"] = models.list_all
         made.below.append(("GET", f"{version}/models/", models.retrieve))
+        made.below.append(("DELETE", f"{version}/models/", library.delete))
         made.exact["GET", f"{version}/audio/voices"] = models.voices
         if "chat" in kernel.services:
             made.exact["POST", f"{version}/responses"] = answers.create
@@ -42,6 +47,8 @@ def routes(kernel: KernelApi) -> Routes:
     made.below.append(("GET", "/v2/models/", models.kserve))
     repository = Repository(kernel)
     made.exact["POST", "/v2/repository/index"] = repository.index
+    made.exact["POST", "/v2/repository/pull"] = library.pull
+    made.exact["POST", "/v2/repository/import"] = library.import_
     made.below.append(("POST", PATH, repository.change))
     for path in ("/health", "/v2/health/live", "/v2/health/ready"):
         made.exact["GET", path] = _healthy

@@ -70,9 +70,6 @@ class Models:
         return installed, {each.id for each in await self._kernel.running_models()}
 
     async def _describe(self, model: LocalModel, loaded: Collection[str]) -> dict[str, Any]:
-        key = (model.id, model.digest)
-        if key not in self._lengths:
-            self._lengths[key] = await anyio.to_thread.run_sync(context_length, model.directory)
         return {
             "id": model.id,
             "object": "model",
@@ -80,9 +77,17 @@ class Models:
             "owned_by": model.id.partition("/")[0],
             "type": model.model_type,
             "loaded": model.id in loaded,
-            "context_length": self._lengths[key],
+            "context_length": await self._context_length(model),
             "size": model.size,
         } | ({"alias_of": model.alias_of} if model.alias_of else {})
+
+    async def _context_length(self, model: LocalModel) -> int | None:
+        if model.profile and model.profile.context:
+            return model.profile.context
+        key = (model.alias_of or model.id, model.digest)
+        if key not in self._lengths:
+            self._lengths[key] = await anyio.to_thread.run_sync(context_length, model.directory)
+        return self._lengths[key]
 
 
 def find(installed: list[LocalModel], name: str) -> LocalModel:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ovms_kernel.api.faces import KernelApi
 
 PATH = "/v2/repository/models/"
+VERBS = ("load", "unload", "pin", "unpin")
 
 
 class Repository:
@@ -32,22 +33,24 @@ class Repository:
         resident = {each.model.id: each for each in await self._kernel.resident_models()}
         found = []
         for model in await self._kernel.list_models():
-            loaded = resident.get(model.alias_of or model.id)
+            loaded = resident.get(model.served_as)
             state = "READY" if loaded and loaded.state == "loaded" else "UNAVAILABLE"
             found.append({"name": model.id, "version": "1", "state": state, "reason": loaded.failure if loaded else ""})
         await exchange.json(found)
 
     async def change(self, exchange: Exchange) -> None:
-        """Load or unload a model; its name may have a slash."""
+        """Load, unload, pin or unpin a model; its name may have a slash."""
         body = await exchange.body()
         name, _, verb = unquote(exchange.path.removeprefix(PATH)).rpartition("/")
-        if verb not in ("load", "unload") or not name:
-            raise BadRequest(f"Ask for {PATH}OWNER/NAME/load or …/unload.")
+        if verb not in VERBS or not name:
+            raise BadRequest(f"Ask for {PATH}OWNER/NAME/ and one of {', '.join(VERBS)}.")
         model = find(await self._kernel.list_models(), name)
         if verb == "load":
             await self._kernel.load_model(model.id, keep_alive=_keep_alive(body))
-        else:
+        elif verb == "unload":
             await self._kernel.unload_models([model.id])
+        else:
+            await self._kernel.pin_model(model.id, pinned=verb == "pin")
         await exchange.json({})
 
 

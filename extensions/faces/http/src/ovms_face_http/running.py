@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from typing import TYPE_CHECKING
 
 import anyio
@@ -45,13 +46,14 @@ async def serve(
             if keys:
                 await anyio.to_thread.run_sync(keys.default)
             app = App(Guard(settings, keys), settings.max_body)
-            app.routes = routes(composed)
+            control = secrets.token_urlsafe(24)
+            app.routes = routes(composed, control)
             url = config.base_url(settings, sock.getsockname()[1])
             async with Server(settings, app, sock) as server, anyio.create_task_group() as group:
                 group.start_soon(app.keep_alive)
                 group.start_soon(server.keep_time)
                 log.info("Serving at %s", url)
-                with noted_server(folder, url, str(keys.file) if keys else "") as where:
+                with noted_server(folder, url, str(keys.file) if keys else "", control) as where:
                     if ready:
                         ready(where)
                     await anyio.sleep_forever()

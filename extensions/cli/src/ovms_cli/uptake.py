@@ -1,0 +1,43 @@
+"""When a server that runs takes up settings that were changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ovms_cli import output
+from ovms_cli.keys import Key
+from ovms_kernel.live_settings import is_live
+from ovms_kernel.server import read_server
+from ovms_kernel.settings import KINDS, TOP, ModelSettings
+
+if TYPE_CHECKING:
+    from ovms_cli.session import Session
+    from ovms_kernel.settings import Settings
+
+
+def tell_server(session: Session, *keys: Key) -> None:
+    """Say when a server that runs takes up changed settings."""
+    if not keys or not read_server(session.settings.data_dir):
+        return
+    loads = {
+        each.section for each in keys if each.kind == "models" and each.name not in ModelSettings.__struct_fields__
+    }
+    if not all(is_live(each.kind, each.name) for each in keys):
+        output.say("The server that runs here uses it from its next start: `ovms-plugin restart`.")
+    elif loads:
+        output.say(
+            f"The server that runs here uses it when it loads {', '.join(sorted(loads))} next; "
+            f"`ovms-plugin unload {min(loads)}` unloads it."
+        )
+    else:
+        output.say("The server that runs here uses it from now on.")
+
+
+def changed(before: Settings, after: Settings) -> list[Key]:
+    """Return the settings that differ."""
+    found = [Key("", "", name) for name in TOP if getattr(before, name) != getattr(after, name)]
+    for kind in KINDS:
+        for section in {**before.sections.get(kind, {}), **after.sections.get(kind, {})}:
+            old, new = before.section(kind, section), after.section(kind, section)
+            found += [Key(kind, section, name) for name in {**old, **new} if old.get(name) != new.get(name)]
+    return found
