@@ -198,7 +198,7 @@ def target(tmp_path_factory: pytest.TempPathFactory, fixtures: Path, sound: byte
             await kernel.install_engine()
             for model, source in {**MODELS, "tiny/spare": "embeddings"}.items():
                 await kernel.import_model(fixtures / source, model)
-            return api.routes(kernel)
+            return api.routes(kernel, "")
 
     with ThreadPoolExecutor(1) as thread:
         routes = thread.submit(asyncio.run, fill()).result()  # this one may have an event loop already

@@ -3,6 +3,7 @@
 import io
 import tarfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def take(puller, hub, tmp_path):
         if way == "hub":
             hub.add("own/m", folder(tmp_path, files))
             return await puller.ingest.pull(ModelRef("own/m"))
-        make = {"folder": folder, "zip": zipped}.get(way) or (lambda *both: packed(*both, way[4:]))
+        make = {"folder": folder, "zip": zipped}.get(way) or partial(packed, compression=way[4:])
         return await puller.ingest.import_(make(tmp_path, files), "own/m")
 
     return run
