@@ -1,16 +1,19 @@
-"""What is shipped: every wheel has its licence, its README and its place in one version."""
+"""What is shipped: every wheel has its licence, its README and its place in one version, and is enough by itself."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
 
+import httpx
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -97,3 +100,139 @@ def test_the_constraints_know_every_dependency_and_fit_its_bounds(metadata: Modu
             if not wanted.name.startswith("ovms-"):
                 versions = pinned.get(canonicalize_name(wanted.name), set())
                 assert any(wanted.specifier.contains(each) for each in versions), f"{text} of {project['name']}"
+
+
+PLATFORMS = sorted(each.parent.name for each in ROOT.glob("extensions/platforms/*/pyproject.toml"))
+SERVICES = sorted(each.parent.name.replace("_", "-") for each in ROOT.glob("extensions/services/*/pyproject.toml"))
+EMBEDDED = {"portable", "macos"}
+"""Platforms that bring the embedded engine, and OpenVINO with it."""
+Environment = Callable[..., str]
+
+
+@pytest.fixture
+def environment(metadata: ModuleType, wheels: list[Path], tmp_path: Path) -> Environment:
+    """Make a new environment of these distributions and what they declare to need; return its Python."""
+    projects = [tomllib.loads(path.read_text("utf-8"))["project"] for path in metadata.projects()]
+    needs = {each["name"]: {Requirement(one).name for one in each.get("dependencies", [])} for each in projects}
+    wheel_of = {each.name.split("-")[0].replace("_", "-"): str(each) for each in wheels}
+
+    def make(*names: str) -> str:
+        wanted, more = set[str](), set(names)
+        while more:
+            wanted |= more
+            more = {one for each in more for one in needs[each] if one in needs} - wanted
+        venv = tmp_path / "venv"
+        python = venv / Path(sys.executable).parent.name / Path(sys.executable).name
+        uv = str(Path(sys.executable).with_name("uv"))
+        for words in (
+            ("venv", "--python", sys.executable, str(venv)),
+            ("pip", "install", "--python", str(python), *(wheel_of[each] for each in sorted(wanted))),
+        ):
+            done = subprocess.run([uv, *words], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+        return str(python)
+
+    return make
+
+
+def run(python: str, script: str, *words: str) -> str:
+    """Run a script with nothing of this environment, and return the last line that it prints."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OVMS_", "PYTHON", "AOG"))}
+    command = [python, "-c", script, *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+LOAD = """
+import json
+from importlib.metadata import distributions, entry_points
+points = entry_points()
+groups = [each for each in points.groups if each.startswith("ovms.")]
+found = [each for group in groups for each in points.select(group=group)]
+for each in found:
+    each.load()
+names = sorted(f"{each.group.removeprefix('ovms.')}.{each.name}" for each in found)
+print(json.dumps([names, [each.name for each in distributions()]]))
+"""
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_a_platform_is_enough_for_all_services(environment: Environment, platform: str) -> None:
+    python = environment(f"ovms-platform-{platform}", *(f"ovms-service-{each}" for each in SERVICES))
+    loaded, installed = json.loads(run(python, LOAD))
+    assert loaded == [f"platforms.{platform}", *(f"services.{each}" for each in SERVICES)]
+    unwanted = {"typer", "rich", "starlette", "ovms-cli"} | (set() if platform in EMBEDDED else {"openvino"})
+    assert not unwanted & set(installed)
+
+
+@pytest.mark.parametrize(("service", "platform"), list(zip(SERVICES, PLATFORMS, strict=True)))
+def test_a_service_is_enough_by_itself_on_a_platform(environment: Environment, service: str, platform: str) -> None:
+    if platform in EMBEDDED:
+        platform = "remote"  # the embedded engine would bring libraries that the service forgot
+    loaded, _ = json.loads(run(environment(f"ovms-platform-{platform}", f"ovms-service-{service}"), LOAD))
+    assert loaded == [f"platforms.{platform}", f"services.{service}"]
+
+
+ANSWER = """
+import json, sys
+import anyio
+from pathlib import Path
+from ovms_kernel.api.faces import Request
+from ovms_kernel.api.programs import compose_kernel, read_settings
+
+async def main():
+    data, model, service, asked = sys.argv[1:]
+    async with compose_kernel(read_settings({}, data_dir=data, platform="portable")) as kernel:
+        await kernel.install_engine()
+        await kernel.import_model(Path(model), "tiny/model")
+        if service:
+            answer = await kernel.invoke(service, Request(fields=json.loads(asked)))
+            print(answer.body.decode())
+        else:
+            print("imported")
+anyio.run(main)
+"""
+AOG = """
+import asyncio, os, sys
+from ovms_face_aog.client import PluginHost, plugin_command
+
+async def main():
+    where = {"OVMS_PLUGIN_DATA_DIR": sys.argv[1], "OVMS_PLUGIN_PLATFORM": "portable"}
+    async with PluginHost(plugin_command(), os.environ | where) as host:
+        asked = b'{"model": "tiny/model", "input": ["a sentence"]}'
+        answer = await host.call("InvokeService", service_name="embed", request_data=asked)
+        print(answer.response_data.decode())
+asyncio.run(main())
+"""
+
+
+def test_a_program_of_your_own_gets_an_answer(environment: Environment, fixtures: Path, tmp_path: Path) -> None:
+    python = environment("ovms-platform-portable", "ovms-service-generate", "ovms-graph-text-generation")
+    model, asked = str(fixtures / "text_generation"), {"prompt": "OpenVINO is", "max_tokens": 4}
+    answer = json.loads(run(python, ANSWER, str(tmp_path / "data"), model, "generate", json.dumps(asked)))
+    assert answer["choices"][0]["text"]
+
+
+def test_aog_gets_an_answer_without_the_command_line(environment: Environment, fixtures: Path, tmp_path: Path) -> None:
+    python = environment("ovms-face-aog", "ovms-platform-portable", "ovms-service-embed", "ovms-graph-embeddings")
+    assert run(python, ANSWER, str(tmp_path / "data"), str(fixtures / "embeddings"), "", "") == "imported"
+    assert len(json.loads(run(python, AOG, str(tmp_path / "data")))["data"][0]["embedding"]) == 64
+
+
+def test_http_gets_an_answer_without_the_command_line(environment: Environment, fixtures: Path, tmp_path: Path) -> None:
+    python = environment("ovms-face-http", "ovms-platform-portable", "ovms-service-rerank", "ovms-graph-rerank")
+    data = tmp_path / "data"
+    assert run(python, ANSWER, str(data), str(fixtures / "rerank"), "", "") == "imported"
+    wanted = {"DATA_DIR": str(data), "PLATFORM": "portable", "FACES__HTTP__PORT": "0", "FACES__HTTP__KEYS": "none"}
+    set_ = os.environ | {f"OVMS_PLUGIN_{name}": value for name, value in wanted.items()}
+    with subprocess.Popen([python, "-m", "ovms_face_http"], env=set_, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr
+            [url] = next(filter(None, (re.findall(r"http://127\.0\.0\.1:\d+", line) for line in process.stderr)))
+            asked = {"model": "tiny/model", "query": "a cat", "documents": ["a cat", "a house"]}
+            answer = httpx.post(f"{url}/v1/rerank", json=asked, timeout=60, trust_env=False)
+            assert len(answer.raise_for_status().json()["results"]) == 2
+        finally:
+            process.terminate()
+            process.communicate(timeout=30)
