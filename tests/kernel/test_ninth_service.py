@@ -48,6 +48,7 @@ anyio.run(main)
 """
 
 
+@pytest.mark.needs_inference
 def test_a_copied_and_renamed_service_is_installed_by_pip_and_served(tmp_path: Path, fixtures: Path) -> None:
     source, site = tmp_path / "vectors", tmp_path / "site"
     source.mkdir()
@@ -120,6 +121,7 @@ def python(tmp_path: Path) -> Path:
     return python
 
 
+@pytest.mark.needs_inference
 def test_a_model_type_a_service_and_a_face_of_third_parties_answer_through_the_embedded_engine(
     python: Path, tmp_path: Path, fixtures: Path
 ) -> None:
