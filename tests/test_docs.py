@@ -26,7 +26,7 @@ from ovms_cli.app import make_app, make_command
 from ovms_cli.manual import manual
 from ovms_face_http.clients import TEXTS
 from ovms_kernel.aliases import AliasSettings
-from ovms_kernel.commands import EXIT_CODES
+from ovms_kernel.api.commands import EXIT_CODES
 from ovms_kernel.declared import settings_in
 from ovms_kernel.settings import KINDS, ModelSettings, Settings
 from ovms_kernel.testing.hub import FakeHub

@@ -17,7 +17,7 @@ from ovms_cli.app import make_app
 from ovms_cli.app import run as run_here
 from ovms_cli.output import progress, say
 from ovms_kernel import errors
-from ovms_kernel.commands import EXIT_CODES, report
+from ovms_kernel.api.commands import EXIT_CODES, report
 from ovms_kernel.testing.contract import configured
 from ovms_kernel.values import Progress, Request
 

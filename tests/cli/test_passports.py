@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.models.passport import Entry, Key, Passports
+from ovms_kernel.models.passport import Key, PassportEntry, Passports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,8 +19,8 @@ def test_a_passport_is_printed_exported_told_by_doctor_and_forgotten(
     assert "not asked yet" in here("passport", "tiny/rerank").stderr
     [model] = json.loads(here("ls", "--json").stdout)
     passports = Passports(Path(environment["OVMS_PLUGIN_DATA_DIR"]) / "passports")
-    passports.note(model["digest"], "tiny/rerank", Entry(Key("2026.4", "CPU"), ({"scores": [0.9, 0.1]},)))
-    bad = Entry(Key("2026.4", "GPU", "libze 1.2"), ({"scores": [0.9, 0.1]},), "other scores (by 0.80)")
+    passports.note(model["digest"], "tiny/rerank", PassportEntry(Key("2026.4", "CPU"), ({"scores": [0.9, 0.1]},)))
+    bad = PassportEntry(Key("2026.4", "GPU", "libze 1.2"), ({"scores": [0.9, 0.1]},), "other scores (by 0.80)")
     passports.note(model["digest"], "tiny/rerank", bad)
     shown = here("passport", "tiny/rerank").stdout
     assert "as they should be" in shown

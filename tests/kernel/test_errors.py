@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ovms_kernel.commands import say
+from ovms_kernel.api.commands import say
 from ovms_kernel.errors import NotFound
 from tests.faces.http.conftest import environment_of
 

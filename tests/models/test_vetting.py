@@ -16,7 +16,7 @@ from ovms_kernel.errors import EngineFailed, NotSupported, OvmsError
 from ovms_kernel.events import Events
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.models import judge
-from ovms_kernel.models.passport import Entry, Key, Passports
+from ovms_kernel.models.passport import Key, PassportEntry, Passports
 from ovms_kernel.models.vetting import Questions, Vetting, verdict
 from ovms_kernel.settings import read_settings
 from ovms_kernel.values import Answer, Host, LocalModel
@@ -146,7 +146,7 @@ async def test_another_driver_is_another_chance(machine: Callable[..., Machine],
 
 async def test_an_edited_graph_keeps_its_device_and_the_fault_is_told(machine: Callable[..., Machine]) -> None:
     edited = machine(says={"GPU": BAD}, fixed=True)
-    edited.passports.note(MODEL.digest, MODEL.id, Entry(edited.key("CPU"), ({"text": GOOD},) * 3))
+    edited.passports.note(MODEL.digest, MODEL.id, PassportEntry(edited.key("CPU"), ({"text": GOOD},) * 3))
     assert "on GPU" in await edited.load()
     assert set(edited.loads()) == {"GPU"}
     assert edited.heard.suspects
@@ -181,13 +181,13 @@ async def test_a_probe_finds_what_went_wrong_later_and_sees_it_heal(machine: Cal
 def test_a_damaged_passport_is_made_again(tmp_path: Path) -> None:
     passports = Passports(tmp_path)
     key = Key("1", "GPU", "d")
-    passports.note("ab" * 32, "me/m", Entry(key, ({"text": "x"},)))
+    passports.note("ab" * 32, "me/m", PassportEntry(key, ({"text": "x"},)))
     assert Passports(tmp_path).find("ab" * 32, key) == passports.find("ab" * 32, key)
     [file] = tmp_path.iterdir()
     for damage in (b"", b"{", b"[]", b'{"version":1,"entries":[{"key":5}]}', b'{"version":1,"entries":7}'):
         file.write_bytes(damage)
         assert Passports(tmp_path).entries("ab" * 32) == []
-    passports.note("ab" * 32, "me/m", Entry(key, ()))
+    passports.note("ab" * 32, "me/m", PassportEntry(key, ()))
     assert len(Passports(tmp_path).entries("ab" * 32)) == 1
 
 

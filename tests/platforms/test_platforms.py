@@ -154,7 +154,7 @@ def test_d2_3_d2_16_every_host_gets_its_platform_and_archive(host: Host, chosen:
 
 def test_the_choice_is_explained_and_a_setting_wins() -> None:
     def said(host: Host, wanted: str = "", active: Installation | None = None) -> str:
-        return explain(host, DRIVERS, wanted, active)[0].text
+        return explain(host, DRIVERS, wanted, active).text
 
     debian = TABLE["Debian 12"][0]
     assert said(UBUNTU2404) == "ubuntu2404: it is made for ubuntu 24.04"
@@ -169,7 +169,7 @@ def test_the_choice_is_explained_and_a_setting_wins() -> None:
     assert said(debian, active=Installation("0.1", Path(), "portable")) == (
         "portable: engine 0.1 in use was installed by it"
     )
-    refused = explain(UBUNTU2404, DRIVERS, "beos")[0]
+    refused = explain(UBUNTU2404, DRIVERS, "beos")
     assert refused.level == "error"
     assert "No platform extension named beos is loaded" in refused.text
     with pytest.raises(NotSupported, match="install ovms-platform-portable"):

@@ -249,7 +249,12 @@ class SearchableHub(Hub, Protocol):
 
 @runtime_checkable
 class Face(Protocol):
-    """One way for requests to arrive."""
+    """One way for requests to arrive.
+
+    It may say more of itself: ``why_not(definition: ServiceDefinition) -> str`` why it does not offer a service, for
+    ``ovms-plugin extensions``, and ``status(settings: Settings) -> Mapping[str, Any]`` where it listens, for
+    ``ovms-plugin status``.
+    """
 
     async def serve(self, kernel: Awaitable[KernelApi]) -> None:
         """Serve until cancelled, or until the host that started this process ends it.

@@ -21,6 +21,20 @@ from __future__ import annotations
 import re
 from typing import Self
 
+__all__ = [
+    "BadRequest",
+    "Cancelled",
+    "EngineFailed",
+    "NotFound",
+    "NotSupported",
+    "OvmsError",
+    "PreconditionFailed",
+    "Refused",
+    "TimedOut",
+    "Unauthorized",
+    "Unavailable",
+]
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """What would move a terminal's cursor, color it or turn its text around; names that callers send may hold any."""
 

@@ -84,7 +84,7 @@ def _explain() -> int:
     from contextlib import redirect_stdout
 
     from ovms_cli.app import run
-    from ovms_kernel.commands import say
+    from ovms_kernel.api.commands import say
 
     with redirect_stdout(sys.stderr):
         run(["--help"])

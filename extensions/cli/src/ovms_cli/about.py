@@ -11,15 +11,18 @@ import typer
 
 from ovms_cli import checkup, output
 from ovms_cli.session import Json, Session, add
-from ovms_kernel.drivers import DRIVER_PROTOCOLS, KERNEL_KINDS
-from ovms_kernel.errors import OvmsError
-from ovms_kernel.extensions import ExtensionReport, Extensions, compose
-from ovms_kernel.settings import ELSEWHERE
-from ovms_kernel.values import Finding
+from ovms_kernel.api.commands import (
+    DRIVER_PROTOCOLS,
+    KERNEL_KINDS,
+    ExtensionReport,
+    Extensions,
+    Finding,
+    OvmsError,
+)
+from ovms_kernel.api.configuration import ELSEWHERE
 
 if TYPE_CHECKING:
-    from ovms_kernel.kernel import Kernel
-    from ovms_kernel.values import Installation
+    from ovms_kernel.api.commands import Installation, Kernel
 
 OTHERS = [each for each in DRIVER_PROTOCOLS if each not in KERNEL_KINDS]
 """Kinds of extension that a kernel is not composed of."""
@@ -37,7 +40,7 @@ def add_to(app: typer.Typer) -> None:
 async def extensions(session: Session, *, json: Json = False) -> None:
     """List the extensions, and why one is not used."""
     async with session.kernel() as kernel:
-        others = await anyio.to_thread.run_sync(lambda: compose(session.settings, kernel.host, kinds=OTHERS))
+        others = await anyio.to_thread.run_sync(lambda: session.extensions(OTHERS))
         known = {each.key for each in kernel.reports}
         reports = [*kernel.reports, *(each for each in others.reports if each.key not in known)]
         reports = [replace(each, cause=each.cause or _declined(each, kernel, others)) for each in reports]
@@ -146,10 +149,8 @@ async def _models(kernel: "Kernel") -> list[Finding]:
 
 
 async def _platform(kernel: "Kernel") -> list[Finding]:
-    from ovms_kernel.engine.platform_selection import explain
-
     installation = kernel.installations.active()
-    chosen = explain(kernel.host, kernel.extensions.platforms, kernel.settings.platform, installation)
+    chosen = kernel.control.explain()
     skipped = [
         Finding(
             "warning",
@@ -159,7 +160,7 @@ async def _platform(kernel: "Kernel") -> list[Finding]:
         )
         for each in kernel.installations.read_record().skipped
     ]
-    return chosen if chosen[0].level == "error" else [*chosen, *skipped, *await _engine(kernel, installation)]
+    return [chosen] if chosen.level == "error" else [chosen, *skipped, *await _engine(kernel, installation)]
 
 
 async def _engine(kernel: "Kernel", installation: "Installation | None") -> list[Finding]:

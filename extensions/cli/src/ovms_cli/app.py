@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Sequence
 from importlib import import_module, metadata
-from pathlib import Path
 from typing import Annotated, cast
 
 import typer
@@ -65,17 +64,9 @@ def _add_for_help(app: typer.Typer, offered: Iterable[metadata.EntryPoint]) -> N
 
 def _add_extensions(app: typer.Typer, names: Sequence[str]) -> None:
     """Add the commands of these names that extensions offer; why one cannot be used is logged as an error."""
-    from ovms_kernel.errors import OvmsError
-    from ovms_kernel.extensions import compose
-    from ovms_kernel.settings import Settings, read_settings
-    from ovms_kernel.values import Host
+    from ovms_kernel.api.commands import offered_commands
 
-    anywhere = Host("linux", "")  # only platforms ask where they are
-    try:
-        settings = read_settings()
-    except OvmsError:
-        settings = Settings(Path())  # the command itself says what is wrong with them; help works without
-    for name, driver in sorted(compose(settings, anywhere, kinds=["commands"], names=names).commands.items()):
+    for name, driver in sorted(offered_commands(names).items()):
         _add(app, name, driver.app)
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ovms_cli import output
-from ovms_kernel.errors import (
+from ovms_kernel.api.commands import (
+    Answer,
     BadRequest,
     EngineFailed,
+    LocalModel,
     NotFound,
     NotSupported,
     OvmsError,
@@ -21,10 +23,9 @@ from ovms_kernel.errors import (
     TimedOut,
     Unauthorized,
     Unavailable,
+    hookimpl,
+    read_server,
 )
-from ovms_kernel.hookspecs import hookimpl
-from ovms_kernel.server import read_server
-from ovms_kernel.values import Answer, LocalModel
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -32,10 +33,7 @@ if TYPE_CHECKING:
     import httpx
 
     from ovms_cli.session import Session
-    from ovms_kernel.drivers import Service
-    from ovms_kernel.kernel import Kernel
-    from ovms_kernel.server import RunningServer
-    from ovms_kernel.values import Request
+    from ovms_kernel.api.commands import Kernel, Request, RunningServer, Service
 
 ERRORS: dict[int, type[OvmsError]] = {
     400: BadRequest,
@@ -101,10 +99,7 @@ async def services_of(session: Session) -> AsyncIterator[Services]:
         async with kernel_of(session) as kernel:
             yield kernel
         return
-    from ovms_kernel.engine.host import read_host
-    from ovms_kernel.extensions import compose
-
-    installed = compose(session.settings, read_host(), kinds=["services"]).services
+    installed = session.extensions(["services"]).services
     async with client_of(server) as client:
         yield ServerServices(client, installed)
 

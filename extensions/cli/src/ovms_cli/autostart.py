@@ -15,7 +15,7 @@ import anyio.to_thread
 import typer
 
 from ovms_cli.session import Session, add
-from ovms_kernel.errors import NotSupported, PreconditionFailed
+from ovms_kernel.api.commands import NotSupported, PreconditionFailed
 
 NAME = "ovms-plugin"
 LABEL = "ovms-plugin.serve"

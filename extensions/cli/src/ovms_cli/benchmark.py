@@ -18,8 +18,7 @@ from ovms_cli.asking import services_of
 from ovms_cli.completing import installed
 from ovms_cli.conversation import Stats, pieces
 from ovms_cli.session import Json, Session, add
-from ovms_kernel.errors import BadRequest, EngineFailed
-from ovms_kernel.values import Request
+from ovms_kernel.api.commands import BadRequest, EngineFailed, Request
 
 if TYPE_CHECKING:
     from ovms_cli.asking import Services

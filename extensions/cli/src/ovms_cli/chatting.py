@@ -15,9 +15,7 @@ from ovms_cli.conversation import Conversation, read_file
 from ovms_cli.managing import library_of
 from ovms_cli.services import WITHDRAWN, piped
 from ovms_cli.session import Session, add
-from ovms_kernel.errors import BadRequest, NotFound
-from ovms_kernel.models.names import parse_model_ref
-from ovms_kernel.values import ModelRef
+from ovms_kernel.api.commands import BadRequest, ModelRef, NotFound, parse_model_ref
 
 if TYPE_CHECKING:
     from ovms_cli.asking import Services

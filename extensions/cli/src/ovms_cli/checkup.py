@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING
 import anyio
 
 from ovms_cli import output
-from ovms_kernel.errors import OvmsError
-from ovms_kernel.server import forget_dead_server
-from ovms_kernel.values import Finding
+from ovms_kernel.api.commands import Finding, OvmsError, forget_dead_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ovms_cli.session import Session
-    from ovms_kernel.kernel import Kernel
+    from ovms_kernel.api.commands import Kernel
 
 PATIENCE = 3.0
 """Seconds that a hub has to answer."""

@@ -14,8 +14,7 @@ RECORD = ".ovms-plugin.json"
 
 def installed(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the names of models and aliases that begin so; for the shell, which takes no error."""
-    from ovms_kernel.errors import OvmsError
-    from ovms_kernel.settings import read_settings
+    from ovms_kernel.api.configuration import OvmsError, read_settings
 
     given = ctx.params.get("data_dir")
     try:

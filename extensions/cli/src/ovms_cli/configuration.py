@@ -22,20 +22,23 @@ from ovms_cli.completing import declared
 from ovms_cli.keys import Key, declared_keys, driver_of, locate, split, type_of
 from ovms_cli.session import Json, Session, add
 from ovms_cli.uptake import changed, tell_server
-from ovms_kernel.errors import BadRequest, NotFound, OvmsError
-from ovms_kernel.extensions import settings_for
-from ovms_kernel.files import locked, write_atomically
-from ovms_kernel.models.profiles import profile_of
-from ovms_kernel.settings import (
+from ovms_kernel.api.configuration import (
     ELSEWHERE,
     KINDS,
     PREFIX,
     TOP,
+    BadRequest,
     ModelSettings,
+    NotFound,
+    OvmsError,
     Settings,
     config_file,
+    locked,
+    profile_of,
     read_config,
     read_settings,
+    settings_for,
+    write_atomically,
 )
 
 Name = Annotated[
@@ -206,9 +209,6 @@ async def _check_model(session: Session, settings: Settings, key: Key) -> None:
     """
     if key.kind != "models" or key.name in ModelSettings.__struct_fields__:
         return
-    from ovms_kernel.drivers import GraphOptions
-    from ovms_kernel.models.model_card import read_files
-
     async with session.kernel() as kernel:
         try:
             model = kernel.store.find(key.section)
@@ -217,9 +217,7 @@ async def _check_model(session: Session, settings: Settings, key: Key) -> None:
             return
         section = settings.section("models", key.section)
         options = {name: value for name, value in section.items() if name not in ModelSettings.__struct_fields__}
-        driver = kernel.extensions.graphs[model.model_type]
-        files = read_files(model.directory, model.id.rsplit("/", 1)[-1])
-        await anyio.to_thread.run_sync(driver.build, files, GraphOptions(kernel.host, options))
+        await anyio.to_thread.run_sync(kernel.graphs.check_options, model, options)
 
 
 async def check_profiles(session: Session, settings: Settings, only: str = "") -> None:

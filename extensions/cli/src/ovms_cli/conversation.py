@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from ovms_kernel.errors import BadRequest
+from ovms_kernel.api.commands import BadRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -4,7 +4,6 @@ import os
 import sys
 from collections import deque
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +12,7 @@ import typer
 
 from ovms_cli import output
 from ovms_cli.session import Json, Session, add
-from ovms_kernel.commands import ENGINE_KINDS, running
-from ovms_kernel.errors import NotFound
+from ovms_kernel.api.commands import ENGINE_KINDS, NotFound, running
 
 if TYPE_CHECKING:
     from io import TextIOWrapper
@@ -64,12 +62,14 @@ def _show_status(report: dict[str, Any], *, json: bool) -> None:
         output.print_json(report)
     else:
         shown = report | {"models": ", ".join(report["models"])}
-        shown |= {f"http_{name}": value for name, value in shown.pop("http").items()}
+        for face in [name for name, value in shown.items() if isinstance(value, dict)]:
+            shown |= {f"{face}_{name}": value for name, value in shown.pop(face).items()}
         output.print_facts({name.replace("_", " "): str(value) for name, value in shown.items() if value})
     sys.stdout.flush()
 
 
 async def _status(session: Session) -> dict[str, Any]:
+    faces = session.extensions(["faces"]).faces
     async with session.kernel(kinds=ENGINE_KINDS) as kernel:
         runs = await running(kernel)
         info = kernel.supervisor.info
@@ -84,16 +84,8 @@ async def _status(session: Session) -> dict[str, Any]:
         "pid": info.pid if info else None,
         "models": models,
         "data_dir": session.settings.data_dir,
-        "http": _http(session),
+        **{name: dict(face.status(session.settings)) for name, face in faces.items() if hasattr(face, "status")},
     }
-
-
-def _http(session: Session) -> "dict[str, Any]":
-    if not find_spec("ovms_face_http"):
-        return {}
-    from ovms_face_http.config import report
-
-    return report(session.settings)
 
 
 async def logs(

@@ -5,9 +5,17 @@ from __future__ import annotations
 from importlib import metadata
 from typing import Any, NamedTuple
 
-from ovms_kernel.declared import NoSettings, meant, settings_in
-from ovms_kernel.errors import BadRequest
-from ovms_kernel.settings import ELSEWHERE, KINDS, TOP, ModelSettings, Settings
+from ovms_kernel.api.configuration import (
+    ELSEWHERE,
+    KINDS,
+    TOP,
+    BadRequest,
+    ModelSettings,
+    NoSettings,
+    Settings,
+    meant,
+    settings_in,
+)
 
 
 class Key(NamedTuple):

@@ -15,8 +15,7 @@ import anyio.to_thread
 
 from ovms_cli import output
 from ovms_cli.asking import kernel_of
-from ovms_kernel.errors import BadRequest, EngineFailed, NotSupported
-from ovms_kernel.values import Message
+from ovms_kernel.api.commands import BadRequest, EngineFailed, Message, NotSupported
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator

@@ -10,12 +10,7 @@ from urllib.parse import quote
 import anyio.to_thread
 
 from ovms_cli.asking import client_of, error_of, send, told
-from ovms_kernel.aliases import target
-from ovms_kernel.commands import need_engine, running
-from ovms_kernel.errors import Unavailable
-from ovms_kernel.models.names import parse_model_id
-from ovms_kernel.server import read_server
-from ovms_kernel.values import Progress
+from ovms_kernel.api.commands import Progress, Unavailable, need_engine, parse_model_id, read_server, running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -24,10 +19,7 @@ if TYPE_CHECKING:
     import httpx
 
     from ovms_cli.session import Session
-    from ovms_kernel.kernel import Kernel
-    from ovms_kernel.models.store import Store
-    from ovms_kernel.server import RunningServer
-    from ovms_kernel.values import LocalModel
+    from ovms_kernel.api.commands import Kernel, LocalModel, RunningServer, Store
 
     Report = Callable[[Progress], None]
 
@@ -76,13 +68,14 @@ async def library_of(session: Session, **overrides: Any) -> AsyncIterator[Librar
             yield ServerLibrary(server, client, session.store())
         return
     async with session.kernel(**overrides) as kernel:
-        yield KernelLibrary(kernel)
+        yield KernelLibrary(session, kernel)
 
 
 class KernelLibrary:
     """The models of this data folder, and the engine of another process if one runs."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, session: Session, kernel: Kernel) -> None:
+        self._session = session
         self._kernel = kernel
 
     async def pull(self, model: str, model_type: str, *, refresh: bool, report: Report) -> LocalModel:
@@ -109,7 +102,7 @@ class KernelLibrary:
         """Unload a model."""
         await need_engine(self._kernel)
         # Named first, because the kernel passes over what is not served and a typing error should not.
-        found = self._kernel.store.find(target(self._kernel.settings.aliases, model))
+        found = self._kernel.store.find(self._session.model_id(model))
         await self._kernel.unload_models([found.id])
 
     async def pin(self, model: str, *, pinned: bool) -> None:

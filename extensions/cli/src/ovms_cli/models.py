@@ -11,18 +11,13 @@ from ovms_cli import output
 from ovms_cli.completing import installed
 from ovms_cli.managing import Library, library_of
 from ovms_cli.session import Json, Session, add
-from ovms_kernel.aliases import target
-from ovms_kernel.commands import ENGINE_KINDS, running
-from ovms_kernel.commands import report as report_error
-from ovms_kernel.errors import OvmsError
-from ovms_kernel.quantities import parse_duration
+from ovms_kernel.api.commands import ENGINE_KINDS, OvmsError, parse_duration, running
+from ovms_kernel.api.commands import report as report_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ovms_kernel.kernel import Kernel
-    from ovms_kernel.models.report import ResidentModel
-    from ovms_kernel.values import LocalModel, ModelRef
+    from ovms_kernel.api.commands import Kernel, LocalModel, ModelRef, ResidentModel
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", autocompletion=installed, help="As owner/name.", show_default=False)
@@ -91,7 +86,7 @@ async def pull(
     A model is named owner/name, hf:owner/name, or by the address of its page. A pull
     that broke off goes on where it was. A complete copy is left as it is, without a look at the hub.
     """
-    from ovms_kernel.models.names import parse_model_ref
+    from ovms_kernel.api.commands import parse_model_ref
 
     refs = [parse_model_ref(f"{each}@{revision}" if revision else each) for each in models]
     limit = {(each.hub or session.settings.hub): {"max_rate": output.read_rate(max_rate)} for each in refs if max_rate}
@@ -245,7 +240,7 @@ def what_next(each: "ResidentModel") -> str:
 async def show(session: Session, model: Model, *, json: Json = False) -> None:
     """Show everything that is known of a model."""
     alias = session.settings.aliases.get(model)
-    facts = session.store().describe(target(session.settings.aliases, model))
+    facts = session.store().describe(session.model_id(model))
     if alias:
         facts = {"alias": model} | facts | {"system": alias.system, "request": dict(alias.request)}
     if json:
@@ -368,7 +363,7 @@ async def load(
             session.kept = f"Interrupted; the engine may go on loading {model} by itself."
             with output.waiting(f"loading {model}"):
                 await library.load(model, keep_alive)
-            name = target(session.settings.aliases, model)
+            name = session.model_id(model)
             print(f"{name} is loaded.")
             if problem := session.store().describe(name)["problem"]:
                 output.say(problem)
@@ -379,7 +374,7 @@ async def pin(session: Session, models: Models) -> None:
     async with library_of(session) as library:
         for model in models:
             await library.pin(model, pinned=True)
-            print(f"{target(session.settings.aliases, model)} is pinned.")
+            print(f"{session.model_id(model)} is pinned.")
 
 
 async def unpin(session: Session, models: Models) -> None:
@@ -387,7 +382,7 @@ async def unpin(session: Session, models: Models) -> None:
     async with library_of(session) as library:
         for model in models:
             await library.pin(model, pinned=False)
-            print(f"{target(session.settings.aliases, model)} is not pinned.")
+            print(f"{session.model_id(model)} is not pinned.")
 
 
 async def unload(session: Session, models: Models) -> None:
@@ -395,4 +390,4 @@ async def unload(session: Session, models: Models) -> None:
     async with library_of(session) as library:
         for model in models:
             await library.unload(model)
-            print(f"{target(session.settings.aliases, model)} is unloaded.")
+            print(f"{session.model_id(model)} is unloaded.")

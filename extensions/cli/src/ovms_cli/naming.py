@@ -12,9 +12,8 @@ from ovms_cli.keys import Key
 from ovms_cli.managing import library_of
 from ovms_cli.session import Json, Session, add
 from ovms_cli.uptake import tell_server
-from ovms_kernel.aliases import AliasSettings
-from ovms_kernel.errors import BadRequest, NotFound, Unavailable
-from ovms_kernel.models.names import parse_model_id
+from ovms_kernel.api.commands import BadRequest, NotFound, Unavailable, parse_model_id
+from ovms_kernel.api.configuration import AliasSettings
 
 Fields = Annotated[
     list[str], typer.Option("--set", metavar="FIELD=VALUE", help="A field of its requests, such as temperature=0.2.")

@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING
 import typer
 from rich.cells import cell_len, chop_cells
 
-from ovms_kernel.commands import folded, plain, print_json, say
-from ovms_kernel.errors import BadRequest
+from ovms_kernel.api.commands import BadRequest, folded, plain, print_json, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from rich.console import Console
 
-    from ovms_kernel.values import Progress
+    from ovms_kernel.api.commands import Progress
 
 __all__ = [
     "ago", "folded", "plain", "print_facts", "print_json", "print_table", "progress", "say", "size", "stderr", "stdout",

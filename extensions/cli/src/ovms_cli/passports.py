@@ -8,7 +8,7 @@ from ovms_cli import output
 from ovms_cli.session import Session, add
 
 if TYPE_CHECKING:
-    from ovms_kernel.models.passport import Entry
+    from ovms_kernel.api.commands import PassportEntry
 
 
 def add_to(app: typer.Typer) -> None:
@@ -47,7 +47,7 @@ async def passport(
         )
 
 
-def row(entry: "Entry") -> tuple[Any, ...]:
+def row(entry: "PassportEntry") -> tuple[Any, ...]:
     """Return what a person reads of an entry."""
     key = entry.key
     said = f"wrong: {entry.fault}" if entry.fault else f"{len(entry.answers)} kept, as they should be"

@@ -18,8 +18,7 @@ from ovms_cli.completing import installed
 from ovms_cli.conversation import read_file
 from ovms_cli.services import WITHDRAWN, piped, sink
 from ovms_cli.session import Json, Session, add
-from ovms_kernel.errors import BadRequest, EngineFailed
-from ovms_kernel.values import Request, Upload
+from ovms_kernel.api.commands import BadRequest, EngineFailed, Request, Upload
 
 Model = Annotated[
     str,

@@ -13,8 +13,7 @@ import anyio
 from ovms_cli import output
 from ovms_cli.conversation import OPTIONS, Stats, pieces
 from ovms_cli.markdown import writer
-from ovms_kernel.errors import BadRequest, OvmsError
-from ovms_kernel.values import Request
+from ovms_kernel.api.commands import BadRequest, OvmsError, Request
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

@@ -13,14 +13,19 @@ import typer
 from ovms_cli.asking import services_of
 from ovms_cli.completing import offered
 from ovms_cli.session import Session, add
-from ovms_kernel.admission import decode_request
-from ovms_kernel.commands import print_json
-from ovms_kernel.errors import BadRequest, NotSupported
-from ovms_kernel.media import read_file, source_of
-from ovms_kernel.values import Request, Upload
+from ovms_kernel.api.commands import (
+    BadRequest,
+    NotSupported,
+    Request,
+    Upload,
+    decode_request,
+    print_json,
+    read_file,
+    source_of,
+)
 
 if TYPE_CHECKING:
-    from ovms_kernel.drivers import Service
+    from ovms_kernel.api.commands import Service
 
 MEDIA = {"audio": "file_type", "file": "file_type", "image": "image_type", "mask": "image_type"}
 """Fields that may name a file, and the field that says whether they do."""

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from ovms_cli.usage import PlainCommand
-from ovms_kernel.commands import Session, run_command
+from ovms_kernel.api.commands import Session, run_command
 
 DataDir = Annotated[
     Path | None,

@@ -14,8 +14,7 @@ from ovms_cli import models as about_models
 from ovms_cli.autostart import program
 from ovms_cli.completing import installed
 from ovms_cli.session import Session, add
-from ovms_kernel.errors import BadRequest, OvmsError, TimedOut
-from ovms_kernel.server import read_server
+from ovms_kernel.api.commands import BadRequest, OvmsError, TimedOut, read_server
 
 PATIENCE = 30.0
 """Seconds that a server has to end; its engine alone may take eight."""

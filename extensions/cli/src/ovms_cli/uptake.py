@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING
 
 from ovms_cli import output
 from ovms_cli.keys import Key
-from ovms_kernel.live_settings import is_live
-from ovms_kernel.server import read_server
-from ovms_kernel.settings import KINDS, TOP, ModelSettings
+from ovms_kernel.api.configuration import KINDS, TOP, ModelSettings, is_live, read_server
 
 if TYPE_CHECKING:
     from ovms_cli.session import Session
-    from ovms_kernel.settings import Settings
+    from ovms_kernel.api.configuration import Settings
 
 
 def tell_server(session: Session, *keys: Key) -> None:

@@ -37,7 +37,7 @@ def operand(argument: TyperArgument) -> str:
 
 def told(error: ClickException) -> int:
     """Say in a sentence what is wrong with what was typed, and return the exit code."""
-    from ovms_kernel.commands import say
+    from ovms_kernel.api.commands import say
 
     context = getattr(error, "ctx", None)
     kind = type(error).__name__

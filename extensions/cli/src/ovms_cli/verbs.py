@@ -164,7 +164,7 @@ class Verbs(TyperGroup):
         if found := super().get_command(ctx, cmd_name):
             return found
         if cmd_name in HINTS:
-            from ovms_kernel.commands import say
+            from ovms_kernel.api.commands import say
 
             say(HINTS[cmd_name])
             ctx.exit(2)
@@ -184,7 +184,7 @@ class Verbs(TyperGroup):
         elif args == ["version"]:
             args = ["--version"]
         elif len(args) > 1 and meant(args[0]) == "serve" and not args[1].startswith("-"):
-            from ovms_kernel.commands import say
+            from ovms_kernel.api.commands import say
 
             say(SERVES_ALL)
             ctx.exit(2)

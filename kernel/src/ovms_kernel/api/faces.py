@@ -4,90 +4,65 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ovms_kernel.admission import decode_request
-from ovms_kernel.blame import blame
-from ovms_kernel.declared import read_struct
-from ovms_kernel.drivers import Dialect, Face, Service
-from ovms_kernel.errors import (
-    BadRequest,
-    Cancelled,
-    EngineFailed,
-    NotFound,
-    NotSupported,
-    OvmsError,
-    PreconditionFailed,
-    Refused,
-    TimedOut,
-    Unauthorized,
-    Unavailable,
-)
-from ovms_kernel.files import refused_by_system
-from ovms_kernel.hookspecs import hookimpl
-from ovms_kernel.models.report import ResidentModel
-from ovms_kernel.quantities import parse_duration, parse_size
-from ovms_kernel.server import RunningServer, noted_server, only_server, read_server
-from ovms_kernel.settings import Settings
-from ovms_kernel.sse import read_events
-from ovms_kernel.values import (
-    Answer,
-    EngineStatus,
-    Host,
-    LocalModel,
-    Message,
-    Progress,
-    Request,
-    ServiceDefinition,
-    Upload,
-)
+from ovms_kernel.errors import *
+from ovms_kernel.on_demand import on_demand
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
-    from ovms_kernel.extensions import ExtensionReport
-    from ovms_kernel.values import EngineInfo, Installation
-
-__all__ = [
-    "Answer",
-    "BadRequest",
-    "Cancelled",
-    "Dialect",
-    "EngineFailed",
-    "EngineStatus",
-    "Face",
-    "Host",
-    "KernelApi",
-    "LocalModel",
-    "Message",
-    "NotFound",
-    "NotSupported",
-    "OvmsError",
-    "PreconditionFailed",
-    "Progress",
-    "Refused",
-    "Request",
-    "ResidentModel",
-    "RunningServer",
-    "Service",
-    "ServiceDefinition",
-    "Settings",
-    "StreamedAnswer",
-    "TimedOut",
-    "Unauthorized",
-    "Unavailable",
-    "Upload",
-    "blame",
-    "decode_request",
-    "hookimpl",
-    "noted_server",
-    "only_server",
-    "parse_duration",
-    "parse_size",
-    "read_events",
-    "read_server",
-    "read_struct",
-    "refused_by_system",
-]
+    from ovms_kernel.admission import decode_request as decode_request
+    from ovms_kernel.blame import blame as blame
+    from ovms_kernel.declared import read_struct as read_struct
+    from ovms_kernel.drivers import Dialect as Dialect
+    from ovms_kernel.drivers import Face as Face
+    from ovms_kernel.drivers import Service as Service
+    from ovms_kernel.extensions import ExtensionReport as ExtensionReport
+    from ovms_kernel.files import refused_by_system as refused_by_system
+    from ovms_kernel.hookspecs import hookimpl as hookimpl
+    from ovms_kernel.models.report import ResidentModel as ResidentModel
+    from ovms_kernel.quantities import parse_duration as parse_duration
+    from ovms_kernel.quantities import parse_size as parse_size
+    from ovms_kernel.server import RunningServer as RunningServer
+    from ovms_kernel.server import noted_server as noted_server
+    from ovms_kernel.server import only_server as only_server
+    from ovms_kernel.server import read_server as read_server
+    from ovms_kernel.settings import Settings as Settings
+    from ovms_kernel.sse import read_events as read_events
+    from ovms_kernel.values import Answer as Answer
+    from ovms_kernel.values import EngineInfo as EngineInfo
+    from ovms_kernel.values import EngineStatus as EngineStatus
+    from ovms_kernel.values import Host as Host
+    from ovms_kernel.values import Installation as Installation
+    from ovms_kernel.values import LocalModel as LocalModel
+    from ovms_kernel.values import Message as Message
+    from ovms_kernel.values import Progress as Progress
+    from ovms_kernel.values import Request as Request
+    from ovms_kernel.values import ServiceDefinition as ServiceDefinition
+    from ovms_kernel.values import Upload as Upload
+else:
+    __getattr__ = on_demand(
+        __name__,
+        {
+            "admission": "decode_request",
+            "blame": "blame",
+            "declared": "read_struct",
+            "drivers": "Dialect Face Service",
+            "extensions": "ExtensionReport",
+            "files": "refused_by_system",
+            "hookspecs": "hookimpl",
+            "models.report": "ResidentModel",
+            "quantities": "parse_duration parse_size",
+            "server": "RunningServer noted_server only_server read_server",
+            "settings": "Settings",
+            "sse": "read_events",
+            "values": (
+                "Answer EngineInfo EngineStatus Host Installation LocalModel Message Progress Request "
+                "ServiceDefinition Upload"
+            ),
+        },
+        own="KernelApi StreamedAnswer",
+    )
 
 
 class StreamedAnswer(Protocol):

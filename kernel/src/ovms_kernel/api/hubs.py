@@ -2,67 +2,35 @@
 
 from __future__ import annotations
 
-from ovms_kernel.drivers import (
-    FoundModel,
-    Hub,
-    SearchableHub,
-)
-from ovms_kernel.errors import (
-    BadRequest,
-    Cancelled,
-    EngineFailed,
-    NotFound,
-    NotSupported,
-    OvmsError,
-    PreconditionFailed,
-    Refused,
-    TimedOut,
-    Unauthorized,
-    Unavailable,
-)
-from ovms_kernel.fetch.http import (
-    Body,
-    FetchFailed,
-    Web,
-    check_reachable,
-)
-from ovms_kernel.fetch.hub_section import (
-    HubSettings,
-)
-from ovms_kernel.fetch.proxies import (
-    proxy_for,
-)
-from ovms_kernel.fetch.transfer import (
-    Pace,
-)
-from ovms_kernel.hookspecs import (
-    hookimpl,
-)
-from ovms_kernel.values import ModelRef, RemoteFile
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "BadRequest",
-    "Body",
-    "Cancelled",
-    "EngineFailed",
-    "FetchFailed",
-    "FoundModel",
-    "Hub",
-    "HubSettings",
-    "ModelRef",
-    "NotFound",
-    "NotSupported",
-    "OvmsError",
-    "Pace",
-    "PreconditionFailed",
-    "Refused",
-    "RemoteFile",
-    "SearchableHub",
-    "TimedOut",
-    "Unauthorized",
-    "Unavailable",
-    "Web",
-    "check_reachable",
-    "hookimpl",
-    "proxy_for",
-]
+from ovms_kernel.errors import *
+from ovms_kernel.on_demand import on_demand
+
+if TYPE_CHECKING:
+    from ovms_kernel.drivers import FoundModel as FoundModel
+    from ovms_kernel.drivers import Hub as Hub
+    from ovms_kernel.drivers import SearchableHub as SearchableHub
+    from ovms_kernel.fetch.http import Body as Body
+    from ovms_kernel.fetch.http import FetchFailed as FetchFailed
+    from ovms_kernel.fetch.http import Web as Web
+    from ovms_kernel.fetch.http import check_reachable as check_reachable
+    from ovms_kernel.fetch.hub_section import HubSettings as HubSettings
+    from ovms_kernel.fetch.proxies import proxy_for as proxy_for
+    from ovms_kernel.fetch.transfer import Pace as Pace
+    from ovms_kernel.hookspecs import hookimpl as hookimpl
+    from ovms_kernel.values import ModelRef as ModelRef
+    from ovms_kernel.values import RemoteFile as RemoteFile
+else:
+    __getattr__ = on_demand(
+        __name__,
+        {
+            "drivers": "FoundModel Hub SearchableHub",
+            "fetch.http": "Body FetchFailed Web check_reachable",
+            "fetch.hub_section": "HubSettings",
+            "fetch.proxies": "proxy_for",
+            "fetch.transfer": "Pace",
+            "hookspecs": "hookimpl",
+            "values": "ModelRef RemoteFile",
+        },
+    )

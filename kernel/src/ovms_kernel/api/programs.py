@@ -7,28 +7,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ovms_kernel.errors import *
+from ovms_kernel.on_demand import on_demand
+
 if TYPE_CHECKING:
-    from ovms_kernel.companions import serve_companions
-    from ovms_kernel.compose import compose_kernel
-    from ovms_kernel.kernel import Kernel
-    from ovms_kernel.log import Log, set_level
-    from ovms_kernel.settings import read_settings
-
-__all__ = ["Kernel", "Log", "compose_kernel", "read_settings", "serve_companions", "set_level"]
-
-_MODULES = {
-    "Kernel": "kernel",
-    "Log": "log",
-    "compose_kernel": "compose",
-    "read_settings": "settings",
-    "serve_companions": "companions",
-    "set_level": "log",
-}
-
-
-def __getattr__(name: str) -> object:
-    from importlib import import_module
-
-    if name in _MODULES:
-        return getattr(import_module(f"ovms_kernel.{_MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ovms_kernel.companions import serve_companions as serve_companions
+    from ovms_kernel.compose import compose_kernel as compose_kernel
+    from ovms_kernel.kernel import Kernel as Kernel
+    from ovms_kernel.log import Log as Log
+    from ovms_kernel.log import set_level as set_level
+    from ovms_kernel.settings import read_settings as read_settings
+else:
+    __getattr__ = on_demand(
+        __name__,
+        {
+            "companions": "serve_companions",
+            "compose": "compose_kernel",
+            "kernel": "Kernel",
+            "log": "Log set_level",
+            "settings": "read_settings",
+        },
+    )

@@ -12,7 +12,7 @@ import anyio.to_thread
 from ovms_kernel.engine import launch
 from ovms_kernel.engine.group import connect_to
 from ovms_kernel.engine.installation import try_version
-from ovms_kernel.engine.platform_selection import candidates, install_engine
+from ovms_kernel.engine.platform_selection import candidates, explain, install_engine
 from ovms_kernel.errors import PreconditionFailed, Unavailable
 from ovms_kernel.values import EngineStatus, Ports
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ovms_kernel.engine.platform_selection import Choice
     from ovms_kernel.engine.supervisor import Supervisor
     from ovms_kernel.settings import Settings
-    from ovms_kernel.values import EngineInfo, Host, Installation, Progress
+    from ovms_kernel.values import EngineInfo, Finding, Host, Installation, Progress
 
 HEALTH_LIMIT = 3.0
 """Seconds that a question about health may take."""
@@ -64,6 +64,10 @@ class EngineControl:
         :raises NotSupported: there is none; the sentence says what to install.
         """
         return self._choices()[0]
+
+    def explain(self) -> Finding:
+        """Return which platform is chosen and why, and which comes next."""
+        return explain(self._host, self._platforms, self._settings.platform, self._installations.active())
 
     def _choices(self) -> list[Choice]:
         active = self._installations.active()

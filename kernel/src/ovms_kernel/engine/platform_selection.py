@@ -83,16 +83,16 @@ def _why(fit: int, host: Host) -> str:
 
 def explain(
     host: Host, platforms: Mapping[str, Platform], wanted: str = "", active: Installation | None = None
-) -> list[Finding]:
+) -> Finding:
     """Return which platform is chosen and why, and which comes next."""
     try:
         first, *others = candidates(host, platforms, wanted, active)
     except NotSupported as error:
-        return [Finding("error", "platform", error.message)]
+        return Finding("error", "platform", error.message)
     text = f"{first.name}: {first.why}"
     if first.is_guess and others:
         text += f"; if it does not run, {others[0].name} is used"
-    return [Finding("ok", "platform", text)]
+    return Finding("ok", "platform", text)
 
 
 async def install_engine(

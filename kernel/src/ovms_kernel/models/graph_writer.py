@@ -152,6 +152,13 @@ class GraphWriter:
         values = self._resolve(self._given(model_id, given))
         return self._driver(model_type).build(described, GraphOptions(self._host, values))
 
+    def check_options(self, model: LocalModel, options: Mapping[str, Any]) -> None:
+        """Build the graph of an installed model with these options, for errors in them.
+
+        :raises BadRequest: an option is unknown or has a wrong value.
+        """
+        self.check(read_files(model.directory, model.id.rsplit("/", 1)[-1]), model.model_type, model.id, options)
+
     def check_profile(self, name: str, profile: Profile) -> None:
         """Refuse a device, a context or options that the model of a profile cannot have.
 

@@ -41,7 +41,7 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class PassportEntry:
     """What one model answered in one place."""
 
     key: Key
@@ -61,10 +61,10 @@ class Passports:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._read: dict[str, tuple[float, list[Entry]]] = {}
+        self._read: dict[str, tuple[float, list[PassportEntry]]] = {}
         """By digest: when the file was written that was read, and what it says."""
 
-    def entries(self, digest: str) -> list[Entry]:
+    def entries(self, digest: str) -> list[PassportEntry]:
         """Return all that is known of those weights, the latest last."""
         path = self._path(digest)
         try:
@@ -76,7 +76,7 @@ class Passports:
             known = self._read[digest] = written, list(_parse(read_json(path)))
         return known[1]
 
-    def find(self, digest: str, key: Key) -> Entry | None:
+    def find(self, digest: str, key: Key) -> PassportEntry | None:
         """Return what those weights answered there; ``None`` if they were never asked."""
         return next((each for each in self.entries(digest) if each.key == key), None)
 
@@ -85,7 +85,7 @@ class Passports:
         entry = self.find(digest, key)
         return entry.fault if entry else ""
 
-    def note(self, digest: str, model_id: str, entry: Entry) -> None:
+    def note(self, digest: str, model_id: str, entry: PassportEntry) -> None:
         """Keep an entry instead of the one with the same key."""
         stamped = replace(entry, at=entry.at or datetime.now(UTC).isoformat(timespec="seconds"))
         kept = [each for each in self.entries(digest) if each.key != entry.key]
@@ -104,13 +104,13 @@ class Passports:
         return self._folder / f"{digest[:32] or 'none'}.json"
 
 
-def _parse(value: dict[str, Any] | None) -> Iterable[Entry]:
+def _parse(value: dict[str, Any] | None) -> Iterable[PassportEntry]:
     """Yield the entries of a file; of a damaged one, those that can be used."""
     if value is None or value.get("version") != VERSION or not isinstance(value.get("entries"), list):
         return
     for each in value["entries"]:
         try:
             key = Key(**{name: str(text) for name, text in each["key"].items()})
-            yield Entry(key, tuple(dict(one) for one in each["answers"]), str(each["fault"]), str(each["at"]))
+            yield PassportEntry(key, tuple(dict(one) for one in each["answers"]), str(each["fault"]), str(each["at"]))
         except (AttributeError, KeyError, TypeError, ValueError):
             log.warning("An entry of a model's passport is damaged and is made again.")

@@ -17,7 +17,7 @@ import anyio.to_thread
 
 from ovms_kernel.errors import BadRequest, NotFound, NotSupported, OvmsError, TimedOut
 from ovms_kernel.models import judge
-from ovms_kernel.models.passport import CPU, Entry, Key
+from ovms_kernel.models.passport import CPU, Key, PassportEntry
 from ovms_kernel.values import Upload
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class Vetting:
         key = self._key_of(device)
         known = await self._entry(model, key)
         if key.device == CPU and (known is None or len(known.answers) != len(asked.bodies)):
-            await self._note(model, Entry(key, await self._answers(model, asked, client)))
+            await self._note(model, PassportEntry(key, await self._answers(model, asked, client)))
             return
         found = await self._answer(model, asked, asked.bodies[at], client)
         if known is None or len(known.answers) != len(asked.bodies):
@@ -162,9 +162,9 @@ class Vetting:
             answers = await self._answers(model, asked, client)
             fault = verdict(asked.kind, answers, known.answers, same=True)
             if fault or known.fault:
-                await self._judged(model, Entry(key, known.answers, fault))
+                await self._judged(model, PassportEntry(key, known.answers, fault))
         elif known.fault:
-            await self._note(model, Entry(key, known.answers))
+            await self._note(model, PassportEntry(key, known.answers))
 
     async def _known(self, model: LocalModel, device: str) -> str | None:
         """Return what is known to be wrong with a model there; ``None`` if it has to be looked at."""
@@ -187,7 +187,7 @@ class Vetting:
         try:
             if reference is None and await write(CPU) == CPU:
                 await serve()
-                reference = Entry(self._key_of(CPU), await self._answers(model, asked, await self._connect()))
+                reference = PassportEntry(self._key_of(CPU), await self._answers(model, asked, await self._connect()))
                 await self._note(model, reference)
         except OvmsError as error:
             log.info(
@@ -201,7 +201,7 @@ class Vetting:
             return ""  # the request does not suit it, which says nothing about the device
         known = reference.answers if reference else ()
         fault = verdict(asked.kind, answers, known, same=False) if known else ""
-        await self._judged(model, Entry(self._key_of(device), answers if not fault else known, fault))
+        await self._judged(model, PassportEntry(self._key_of(device), answers if not fault else known, fault))
         return fault
 
     def _after(self, tried: Sequence[str]) -> str:
@@ -209,7 +209,7 @@ class Vetting:
         ordered = [*(each for each in self._devices if each != CPU), CPU]
         return next((each for each in ordered if each not in tried), "") if CPU not in tried else ""
 
-    async def _judged(self, model: LocalModel, entry: Entry) -> None:
+    async def _judged(self, model: LocalModel, entry: PassportEntry) -> None:
         await self._note(model, entry)
         if entry.fault:
             device = entry.key.device
@@ -237,10 +237,10 @@ class Vetting:
         except ValueError as error:
             return {judge.UNREADABLE: str(error)}
 
-    async def _entry(self, model: LocalModel, key: Key) -> Entry | None:
+    async def _entry(self, model: LocalModel, key: Key) -> PassportEntry | None:
         return await anyio.to_thread.run_sync(self.passports.find, model.digest, key)
 
-    async def _note(self, model: LocalModel, entry: Entry) -> None:
+    async def _note(self, model: LocalModel, entry: PassportEntry) -> None:
         try:
             await anyio.to_thread.run_sync(self.passports.note, model.digest, model.id, entry)
         except OSError as error:

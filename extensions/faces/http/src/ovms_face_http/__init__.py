@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ovms_face_http.config import HttpSettings, checked
+from ovms_face_http.config import HttpSettings, checked, report
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
-    from ovms_kernel.api.faces import KernelApi, RunningServer
+    from ovms_kernel.api.faces import KernelApi, RunningServer, Settings
 
 __all__ = ["HttpFace"]
 
@@ -32,3 +32,7 @@ class HttpFace:
         from ovms_face_http.running import serve
 
         await serve(self.settings, kernel, ready)
+
+    def status(self, settings: Settings) -> Mapping[str, Any]:
+        """Return where it listens, or would listen, and where the key is."""
+        return report(settings, self.settings)

@@ -90,10 +90,9 @@ def base_url(settings: HttpSettings, port: int) -> str:
     return f"{settings.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def report(settings: Settings) -> dict[str, Any]:
-    """Return what ``status`` says: where the face listens, or would listen, and where the key is."""
+def report(settings: Settings, wanted: HttpSettings) -> dict[str, Any]:
+    """Return where the face listens, or would listen, and where the key is."""
     if found := read_server(settings.data_dir):
         return {"url": found.url, "key_file": found.key_file, "pid": found.pid}
-    wanted = read(settings.section("faces", "http"))
     key_file = str(keys_of(settings).file) if wanted.keys == "required" else ""
     return {"url": base_url(wanted, wanted.port), "key_file": key_file, "pid": None}
