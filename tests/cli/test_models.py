@@ -273,7 +273,7 @@ def test_a_gguf_file_is_shown_with_what_its_header_says_or_refused(here: Any, tm
     assert (shown["type"], shown["format"], shown["family"]) == ("text_generation", "gguf", "llama")
     assert (shown["quantization"], shown["parameter_size"]) == ("Q4_K_M", "135M")
     assert "architecture gemma3" in here("import", str(tmp_path / "gemma"), "tiny/gemma", code=2).stderr
-    assert "tensors of type Q5_0" in here("import", str(tmp_path / "old"), "tiny/old", code=2).stderr
+    assert "weights of type Q5_0" in here("import", str(tmp_path / "old"), "tiny/old", code=2).stderr
     assert [each["id"] for each in json.loads(here("ls", "--json").stdout)] == ["tiny/llama"]
 
 

@@ -172,7 +172,8 @@ class Store:
                 except OSError as error:
                     faults[path] = f"{path} cannot be read ({error.strerror})."
             there = {path: size for path, (size, _) in record.files.items() if path not in faults}
-            return faults | faults_of(folder, there)
+            # A file that is damaged is not there for the second look, which calls it missing.
+            return faults_of(folder, there) | faults
 
         def note() -> None:
             # Meanwhile the model may have been replaced or deleted, or its graph written anew.
