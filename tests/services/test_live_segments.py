@@ -5,6 +5,7 @@ import wave
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -137,9 +138,18 @@ def test_each_frame_may_be_a_wav():
     assert (np.concatenate(blocks)[: 2 * len(SOUND)] == np.concatenate([SOUND, SOUND])[: len(blocks) * BLOCK]).all()
 
 
+@pytest.mark.parametrize("kind", ["PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+@pytest.mark.parametrize("form", ["WAV", "WAVEX"])
+def test_a_wav_may_have_samples_of_any_kind(form, kind):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, SOUND / 32768, RATE, format=form, subtype=kind)
+    heard = decode(Decoder(8000), buffer.getvalue(), [7] * 20)[: len(SOUND)].astype(int)
+    assert np.abs(heard - SOUND).max() <= (256 if kind == "PCM_U8" else 1)
+
+
 def test_other_wavs_are_refused():
-    with pytest.raises(BadRequest, match="16-bit"):
-        list(Decoder(RATE).push(as_wav(SOUND, RATE, width=3)))
+    with pytest.raises(BadRequest, match="8 to 32 bits or floats"):
+        list(Decoder(RATE).push(as_wav(SOUND, RATE, channels=9)))
     with pytest.raises(BadRequest, match="damaged"):
         list(Decoder(RATE).push(b"RIFF" + bytes(100_000)))
 

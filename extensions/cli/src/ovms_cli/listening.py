@@ -35,7 +35,7 @@ ALIKE = "raw sound of 16 bits, one channel and 16 kHz"
 async def listen(session: Session, source: str, model: str, language: str) -> None:
     """Print sentences as they are spoken, until the sound ends or Ctrl-C.
 
-    :param source: ``-`` for raw sound on stdin, empty for the microphone.
+    :param source: ``-`` for raw sound or a recording on stdin, empty for the microphone.
     :raises NotSupported: there is no microphone, or nothing installed that reads it.
     """
     if source and source != "-":
@@ -76,11 +76,13 @@ async def _speak(
 def _tell(event: dict[str, Any]) -> None:
     """Print the sentence in an event.
 
-    :raises EngineFailed: it says that the session failed.
+    :raises BadRequest: it says that the sound cannot be understood.
+    :raises EngineFailed: it says that the session failed otherwise.
     """
     header = event["header"]
     if header["event"] == "task-failed":
-        raise EngineFailed(str(header.get("error_message") or "Listening failed; `ovms-plugin logs` tells more."))
+        kind = BadRequest if header.get("error_code") == "CLIENT_ERROR" else EngineFailed
+        raise kind(str(header.get("error_message") or "Listening failed; `ovms-plugin logs` tells more."))
     if header["event"] == "result-generated":
         sentence = event["payload"]["output"]["sentence"]
         text, done = str(sentence["text"]).strip(), sentence["end_time"] is not None
@@ -105,12 +107,8 @@ async def sound_of(source: str) -> AsyncIterator[AsyncIterator[bytes]]:
 
 async def _piped() -> AsyncGenerator[bytes, None]:
     if sys.stdin.isatty():
-        raise BadRequest(f"Nothing is piped; `transcribe --live -` reads {ALIKE} from stdin.")
-    first = True
+        raise BadRequest(f"Nothing is piped; `transcribe --live -` reads {ALIKE}, or a recording, from stdin.")
     while piece := await anyio.to_thread.run_sync(os.read, sys.stdin.fileno(), PIECE, abandon_on_cancel=True):
-        if first and piece.startswith(b"RIFF"):
-            raise BadRequest(f"This is a WAV file and no {ALIKE}; `ovms-plugin transcribe -` takes it.")
-        first = False
         yield piece
 
 

@@ -52,9 +52,7 @@ async def transcribe(
         str, typer.Argument(metavar="FILE", help="A recording; - reads it from stdin.", show_default=False)
     ] = "",
     *,
-    live: Annotated[
-        bool, typer.Option("--live", help="Listen to the microphone; with -, to raw sound on stdin.")
-    ] = False,
+    live: Annotated[bool, typer.Option("--live", help="Listen to the microphone; with -, to sound on stdin.")] = False,
     format_: Annotated[Transcript, typer.Option("--format", "-f", help="How to write it.")] = Transcript.txt,
     language: Annotated[
         str, typer.Option(metavar="CODE", help="Such as en; detected if not given.", show_default=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from ovms_kernel.api.services import (
     transcription_fields,
 )
 from ovms_service_speech_to_text_ws.pcm import Decoder, checked_rate
+from ovms_service_speech_to_text_ws.recording import FORMATS, HEAD, WAITING, container_of, decode
 from ovms_service_speech_to_text_ws.segments import RATE, Segmenter
 from ovms_service_speech_to_text_ws.transcriber import Transcriber
 from ovms_service_speech_to_text_ws.vad import Detector
@@ -49,6 +51,8 @@ class Task:
     id: str
     model: str
     fields: dict[str, str | list[str]]
+    form: str
+    """The format of its sound, as the client names it."""
     decoder: Decoder
     use_vad: bool
     segmenter: Segmenter = field(default_factory=Segmenter)
@@ -113,22 +117,12 @@ class Session:
         self._task = task = await self._begin(first)
         await self._say("task-started")
         transcriber = Transcriber(self._engine, task.model, task.fields, task.segmenter, self._say_sentence)
+        send, sound = anyio.create_memory_object_stream[bytes](0)
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(transcriber.run)
-                if first.kind == "binary":
-                    task.heard_sound = True
-                    await self._listen(task, task.decoder.push(first.data), transcriber)
-                async for message in messages:
-                    if message.kind == "binary":
-                        task.heard_sound = True
-                        await self._listen(task, task.decoder.push(message.data), transcriber)
-                    elif finishes(message, task):
-                        break
-                await self._listen(task, task.decoder.finish(), transcriber)
-                if last := task.segmenter.finish():
-                    await transcriber.put(last)
-                transcriber.close()
+                group.start_soon(self._hear, task, sound, transcriber)
+                await feed(task, first, messages, send)
         except BaseExceptionGroup as errors:
             raise cause_of(errors) from None
         await self._say("task-finished")
@@ -144,8 +138,8 @@ class Session:
             name: value for name, value in (given or {}).items() if value is not None
         }
         self._id = self._id or str(body.get("task_id") or "") or uuid.uuid4().hex
-        if (form := str(parameters.get("format") or "pcm").lower()) not in ("pcm", "wav"):
-            raise BadRequest(f"Live audio must be pcm or wav, not {form}.")
+        if (form := str(parameters.get("format") or "pcm").lower()) not in FORMATS:
+            raise BadRequest(f"Live audio must be one of {', '.join(FORMATS)}, not {form:.40}.")
         try:
             rate = checked_rate(int(parameters.get("sample_rate") or RATE))
         except (TypeError, ValueError):
@@ -157,7 +151,7 @@ class Session:
         self._detector.reset()
         self._told = False
         use_vad = str(parameters.get("use_vad", True)).lower() not in ("false", "0", "no")
-        return Task(self._id, model, fields, Decoder(rate), use_vad)
+        return Task(self._id, model, fields, form, Decoder(rate), use_vad)
 
     async def _ready(self, model: object) -> str:
         if not isinstance(model, str):
@@ -167,6 +161,33 @@ class Session:
             return found  # each sentence takes it again, so that a session does not hold memory while nobody speaks
 
     # -- sound and events ------------------------------------------------------------------------------------------
+
+    async def _hear(self, task: Task, sound: MemoryObjectReceiveStream[bytes], transcriber: Transcriber) -> None:
+        """Cut all of a task's sound into sentences."""
+        async with sound:
+            head = b""
+            while len(head) < HEAD:
+                try:
+                    head += await sound.receive()
+                except anyio.EndOfStream:
+                    break
+            if container := container_of(head, task.form) if head else "":
+                async with anyio.create_task_group() as group:
+                    send, samples = anyio.create_memory_object_stream[Any](WAITING)
+                    group.start_soon(decode, container, head, sound, send)
+                    async with samples:
+                        async for each in samples:
+                            await self._listen(task, task.decoder.take(each), transcriber)
+                async for _ in sound:  # behind the end of the recording
+                    pass
+            else:
+                await self._listen(task, task.decoder.push(head), transcriber)
+                async for data in sound:
+                    await self._listen(task, task.decoder.push(data), transcriber)
+        await self._listen(task, task.decoder.finish(), transcriber)
+        if last := task.segmenter.finish():
+            await transcriber.put(last)
+        transcriber.close()
 
     async def _listen(self, task: Task, blocks: Iterator[NDArray[np.int16]], transcriber: Transcriber) -> None:
         assert self._detector  # noqa: S101 - every task has one
@@ -213,6 +234,23 @@ def action_of(message: Message) -> str:
     if action not in ("run-task", "finish-task", ""):
         raise BadRequest(f"There is no action {action!r}; send run-task or finish-task.")
     return str(action)
+
+
+async def feed(
+    task: Task, first: Message, messages: MemoryObjectReceiveStream[Message], sound: MemoryObjectSendStream[bytes]
+) -> None:
+    """Hand on the sound of a task until its end, or until nobody takes it any more because it is refused."""
+    async with sound:
+        with suppress(anyio.BrokenResourceError):
+            if first.kind == "binary":
+                task.heard_sound = True
+                await sound.send(first.data)
+            async for message in messages:
+                if message.kind == "binary":
+                    task.heard_sound = True
+                    await sound.send(message.data)
+                elif finishes(message, task):
+                    break
 
 
 def finishes(message: Message, task: Task) -> bool:
