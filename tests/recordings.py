@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMATS: dict[str, tuple[str, str, int]] = {
-    "mp3": ("mp3", "libmp3lame", 16000),
+    "mp3": ("mp3", "libmp3lame", 48000),
     "opus": ("ogg", "libopus", 48000),
     "webm": ("webm", "libopus", 48000),
     "m4a": ("ipod", "aac", 48000),
@@ -21,6 +21,8 @@ FORMATS: dict[str, tuple[str, str, int]] = {
     "aac": ("adts", "aac", 44100),
 }
 """FFmpeg's container and codec, and the samples in a second, by the usual ending of a file."""
+BITS = 128_000
+"""Bits in a second, for the tiny model hears other words where much is left out."""
 PCM: dict[str, tuple[str, str]] = {
     "wav": ("WAV", "PCM_16"),
     "24.wav": ("WAV", "PCM_24"),
@@ -51,6 +53,7 @@ def recorded(path: Path, form: str, **options: str) -> bytes:
     container, codec, rate = FORMATS[form]
     with av.open(str(path)) as source, av.open(buffer, "w", format=container, options=options) as out:
         stream: Any = out.add_stream(codec, rate=rate, layout="mono")
+        stream.bit_rate = BITS
         resampler = av.AudioResampler(stream.format.name, "mono", rate, stream.codec_context.frame_size or 1024)
         for frame in [*source.decode(audio=0), None]:
             for piece in resampler.resample(frame):

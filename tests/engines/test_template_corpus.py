@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -235,3 +236,25 @@ def test_families_that_the_library_could_not_render(sources: dict[str, str]) -> 
     assert "<parameter=scale>\n2.5\n</parameter>" in prompt
     for family in ("GLM-4.6", "StepFun3.5-Flash", "Kimi-K3", "tencent-Hy3", "Cohere2MoE"):
         assert ours(ChatTemplate(sources[family], TOKENS), SITUATIONS["user"])
+
+
+@pytest.mark.parametrize("family", ["Qwen3-Coder", "Qwen-Qwen3-0.6B"])
+def test_a_tool_conversation_has_as_many_tokens_as_jinja2_makes(
+    sources: dict[str, str], make_engine: Any, graph: Any, fixtures: Path, tmp_path: Path, family: str
+) -> None:
+    """The library's own renderer made 1343 tokens of such a conversation of Qwen3-Coder's where jinja2 makes 1267."""
+    model = shutil.copytree(fixtures / "text_generation", tmp_path / "model")
+    (model / "chat_template.jinja").write_text(sources[family], "utf-8")
+    engine = make_engine()
+    engine.entry("m", graph("text_generation", model))
+    engine.list("m")
+    engine.start().ready()
+    template = compiled(sources[family])
+    assert template
+    for situation in ("tools", "call", "two calls", "reasoning, call"):
+        asked = SITUATIONS[situation]
+        wanted = reference(template, asked, objects=wants_objects(template), thinking=False)
+        assert wanted
+        tokens = engine.post("/v3/tokenize", model="m", text=wanted, add_special_tokens=False).json()["tokens"]
+        answer = engine.post("/v3/chat/completions", model="m", max_tokens=1, temperature=0, **asked)
+        assert answer.json()["usage"]["prompt_tokens"] == len(tokens), situation

@@ -21,6 +21,7 @@ from ovms_face_http import HttpFace, config
 from ovms_kernel.compose import compose_kernel
 from ovms_kernel.settings import read_settings
 from ovms_kernel.testing.stub import StubEngine
+from tests.faces.http.ways import Aog, Terminal, aog_beside
 
 MODELS = {
     "tiny/chat": "text_generation",
@@ -133,6 +134,19 @@ def server(data_dir: Path) -> Iterator[Served]:
 def client(server: Served) -> Iterator[httpx.Client]:
     with server.client() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def aog(server: Served) -> Iterator[Aog]:
+    """The plugin of AOG beside that server."""
+    with aog_beside(server) as aog:
+        yield aog
+
+
+@pytest.fixture
+def terminal(server: Served, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Terminal:
+    """Commands on the data folder of that server."""
+    return Terminal(server, monkeypatch, capfd)
 
 
 @pytest.fixture

@@ -25,6 +25,8 @@ CHANNELS = 2
 FORMATS = {"WAV", "WAVEX", "RF64", "MP3", "MPEG", "FLAC", "OGG"}
 CONTAINERS = {b"\x1a\x45\xdf\xa3": "matroska", b"ftyp": "mov"}
 """Formats that FFmpeg reads, WebM and M4A, by their first bytes or those after a length."""
+ADTS = 0xFFF0
+"""The first bits of AAC without a container; the layer, which follows them, is 0, and never in an MP3."""
 UNREADABLE = "The file is no audio that can be read; send WAV, MP3, FLAC, OGG, Opus, WebM or M4A"
 SIZE_LIMIT = 1 << 30
 AT_ONCE = 1 << 20
@@ -48,6 +50,8 @@ def read(data: bytes) -> NDArray[np.float32]:
     """
     limit = int(os.environ.get("OVMS_AUDIO_MAX_FILE_SIZE_BYTES") or SIZE_LIMIT)
     kind = next((name for mark, name in CONTAINERS.items() if mark in (data[:4], data[4:8])), None)
+    if int.from_bytes(data[:2], "big") & 0xFFF6 == ADTS:
+        kind = "aac"
     blocks, rate = _decoded_by_ffmpeg(data, kind) if kind else _decoded(with_length(data))
     resampler = soxr.ResampleStream(rate, RATE, 1, dtype="float32")
     pieces: list[NDArray[np.float32]] = []
