@@ -167,6 +167,22 @@ def test_the_tests_that_tables_of_faults_name_are_there() -> None:
     assert named > 50
 
 
+def test_every_row_of_what_the_newest_ovms_has_names_tests_that_are_there() -> None:
+    page = (ROOT / "docs" / "engine.md").read_text("utf-8")
+    table = page.partition("\n## What OVMS 2026")[2].partition("\n## ")[0]
+    head, *rows = re.findall(r"^\|.*\|$", table, re.MULTILINE)
+    assert head.endswith("| shown by |")
+    for row in rows[1:]:
+        named = re.findall(r"`(tests/\w+/)?(test_\w+\.py)(?: -k (\w+))?`", row.rpartition(" | ")[2])
+        assert named, f"no test shows this: {row}"
+        folder = ""
+        for place, file, word in named:
+            folder = place or folder  # of the file before
+            tests = (ROOT / folder / file).read_text("utf-8")
+            assert re.search(rf"^(async )?def test_\w*{word}", tests, re.MULTILINE), row
+    assert len(rows) > 12
+
+
 def test_blocks_of_data_and_python_are_well_formed() -> None:
     readers: dict[str, Any] = {"yaml": yaml.safe_load, "json": json.loads, "python": ast.parse}
     for path, kind, text in blocks(*readers):

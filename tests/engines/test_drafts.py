@@ -13,6 +13,7 @@ openvino = pytest.importorskip("openvino")
 
 from ovms_embedded.worker import drafts  # noqa: E402 - after the check above
 from ovms_embedded.worker.pipe import Refused  # noqa: E402
+from tests.fixtures import make_drafts  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +36,8 @@ def test_the_kind_is_what_the_exporter_noted(tmp_path: Path) -> None:
     assert drafts.kind_of(draft(tmp_path), eagle3=False) == drafts.PLAIN
     assert drafts.kind_of(tmp_path, eagle3=True) == drafts.EAGLE3
     assert drafts.kind_of(draft(tmp_path, eagle3_mode="True"), eagle3=False) == drafts.EAGLE3
-    noted = draft(tmp_path, dflash_target_layer_ids="1,2,3", dflash_mask_token_id="7")
+    assert drafts.kind_of(draft(tmp_path, eagle3_mode=False), eagle3=False) == drafts.PLAIN
+    noted = draft(tmp_path, dflash_mode=True, dflash={"target_layer_ids": "1,2,3", "mask_token_id": "7"})
     assert drafts.kind_of(noted, eagle3=True) == drafts.DFLASH
     (tmp_path / drafts.HEADS).touch()
     assert drafts.kind_of(tmp_path, eagle3=False) == drafts.MTP
@@ -123,3 +125,58 @@ def test_no_drafts_are_made_for_a_request_that_wants_none(drafting: Engine) -> N
     assert answer("draft") == plain
     assert len(workers(drafting)) == len(before) + 1
     assert drafting.states()["draft"] == ("AVAILABLE", "OK")
+
+
+ASKED = ("What is OpenVINO?", "Count to fifty", "你好")
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the target, and a draft of each kind."""
+    folder = tmp_path_factory.mktemp("drafts")
+    make_drafts.make_target(folder / "target")
+    make_drafts.make_eagle3(folder / "eagle3")
+    make_drafts.make_dflash(folder / "dflash")
+    make_drafts.make_mtp(folder / "mtp")
+    return folder
+
+
+@pytest.fixture
+def drafted(make_engine: Callable[[], Engine], graph: Callable[..., str], kinds: Path) -> Engine:
+    """An engine with the target alone, and with a draft of each kind."""
+    engine = make_engine()
+    target = kinds / "target"
+    engine.entry("none", graph("text_generation", target))
+    for kind in ("eagle3", "dflash"):
+        engine.entry(kind, graph("text_generation", target, f'draft_models_path: "{kinds / kind}"'))
+    engine.entry("mtp", graph("text_generation", kinds / "mtp", f'draft_models_path: "{kinds / "mtp"}"'))
+    engine.list("none", "eagle3", "dflash", "mtp")
+    engine.start().ready()
+    assert {state for state, _ in engine.states().values()} == {"AVAILABLE"}
+    for kind in (drafts.DFLASH, drafts.MTP):
+        engine.wait_for_line(f"Prefix caching is off: {kind}")
+    return engine
+
+
+def test_drafts_of_every_kind_change_no_answer(drafted: Engine) -> None:
+    def answer(model: str, question: str, **fields: Any) -> str:
+        asked = {"messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 200}
+        response = drafted.post("/v3/chat/completions", model=model, **asked | fields)
+        assert response.status_code == 200, response.text
+        return str(response.json()["choices"][0]["message"]["content"])
+
+    plain = {question: answer("none", question) for question in ASKED}
+    amounts: dict[str, list[dict[str, Any]]] = {
+        "eagle3": [{}, {"num_assistant_tokens": 2}, {"num_assistant_tokens": 0},
+                   {"num_assistant_tokens": 6, "branching_factor": 2, "tree_depth": 3}],
+        "dflash": [{}, {"num_assistant_tokens": 1}, {"num_assistant_tokens": 0}, {"temperature": 1.5}],
+        "mtp": [{}, {"num_assistant_tokens": 3}, {"num_assistant_tokens": 0}, {"temperature": 1.5}],
+    }  # fmt: skip
+    for model, each in amounts.items():
+        for fields in each:
+            assert {question: answer(model, question, **fields) for question in ASKED} == plain, (model, fields)
+        with ThreadPoolExecutor(3) as pool:
+            together = pool.map(lambda question, model=model: answer(model, question), ASKED)
+            assert dict(zip(ASKED, together, strict=True)) == plain
+    refused = drafted.post("/v3/completions", model="dflash", prompt="a", temperature=0, n=2, best_of=2)
+    assert (refused.status_code, "DFlash drafts work without beam search" in refused.text) == (400, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from ovms_embedded.worker.pipe import Refused
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 PLAIN, EAGLE3, DFLASH, MTP = "plain", "EAGLE3", "DFlash", "MTP"
 HEADS = "openvino_mtp_model.xml"
 """The heads of a model that predict several tokens (MTP) lie in its own folder; draft_models_path is ``"."`` then."""
-NOTES = {b"<dflash_target_layer_ids": DFLASH, b"<eagle3_mode": EAGLE3}
+MODE = re.compile(rb'<(dflash|eagle3)_mode value="(?i:yes|true|1)"')
 """What the end of a draft's openvino_model.xml has, where its exporter writes what the model is for."""
 END = 1 << 16
 """Bytes of a model's description that are looked through from its end."""
@@ -36,8 +37,10 @@ def kind_of(folder: Path, *, eagle3: bool) -> str:
             end = file.read()
     except OSError:  # such as a GGUF
         end = b""
-    found = next((kind for mark, kind in NOTES.items() if mark in end), PLAIN)
-    return EAGLE3 if eagle3 and found == PLAIN else found
+    modes = {found[1] for found in MODE.finditer(end)}
+    if b"dflash" in modes:
+        return DFLASH
+    return EAGLE3 if eagle3 or modes else PLAIN
 
 
 def caches_prefixes(kind: str) -> bool:
