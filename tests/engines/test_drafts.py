@@ -127,6 +127,7 @@ def test_no_drafts_are_made_for_a_request_that_wants_none(drafting: Engine) -> N
     assert drafting.states()["draft"] == ("AVAILABLE", "OK")
 
 
+CACHING = "enable_prefix_caching: true"
 ASKED = ("What is OpenVINO?", "Count to fifty", "你好")
 
 
@@ -148,8 +149,8 @@ def drafted(make_engine: Callable[[], Engine], graph: Callable[..., str], kinds:
     target = kinds / "target"
     engine.entry("none", graph("text_generation", target))
     for kind in ("eagle3", "dflash"):
-        engine.entry(kind, graph("text_generation", target, f'draft_models_path: "{kinds / kind}"'))
-    engine.entry("mtp", graph("text_generation", kinds / "mtp", f'draft_models_path: "{kinds / "mtp"}"'))
+        engine.entry(kind, graph("text_generation", target, f'draft_models_path: "{kinds / kind}" {CACHING}'))
+    engine.entry("mtp", graph("text_generation", kinds / "mtp", f'draft_models_path: "{kinds / "mtp"}" {CACHING}'))
     engine.list("none", "eagle3", "dflash", "mtp")
     engine.start().ready()
     assert {state for state, _ in engine.states().values()} == {"AVAILABLE"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -61,8 +62,10 @@ async def decode(
     :raises BadRequest: it cannot be decoded.
     """
     async with out:
-        # A limiter of its own: a session may be longer than others would wait for a thread.
-        await anyio.to_thread.run_sync(_decode, container, head, rest, out, limiter=anyio.CapacityLimiter(1))
+        # The stream breaks where a session ends in the middle of its sound.
+        with suppress(anyio.BrokenResourceError):
+            # A limiter of its own: a session may be longer than others would wait for a thread.
+            await anyio.to_thread.run_sync(_decode, container, head, rest, out, limiter=anyio.CapacityLimiter(1))
 
 
 def _decode(
