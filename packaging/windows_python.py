@@ -39,15 +39,19 @@ DEBIAN_PACKAGES = ("wine", "wine64", "gcc-mingw-w64-x86-64-win32", "mingw-w64-to
 LOCALES = ("en_US", "zh_CN")
 """What Wine takes the code page from: 1252 and 936."""
 HOME = "opt/python"
-WINDOWS_HOME = "Z:\\opt\\python"
+CLONE = "/用户/我的 clone"
+"""Where the project lies in the tree: in a folder with characters of code page 936, and a blank."""
+WINDOWS_HOME = "Z:\\用户\\我的 clone\\.venv"
+"""Where Windows' Python lies in the clone, in the place of Linux' environment."""
 
 ENTER = """
-tree=$1; project=$2; folder=$3; shift 3
+tree=$1; project=$2; clone=$tree$3; home=$4; folder=$5; shift 5
 mount -t proc proc "$tree/proc"
 mount --rbind /dev "$tree/dev"
 mount --rbind /sys "$tree/sys"
-mkdir -p "$tree$project"
-mount --bind "$project" "$tree$project"
+mkdir -p "$clone"
+mount --bind "$project" "$clone"
+if [ -d "$tree/$home" ]; then mount --bind "$tree/$home" "$clone/.venv"; fi
 chroot "$tree" sh -c 'cd "$1" && shift && exec "$@"' sh "$folder" "$@"
 """
 """Runs in namespaces of its own; the shell stays, so that it collects the processes that Wine leaves behind."""
@@ -121,7 +125,7 @@ class WindowsPython:
         self._step("python", LIBRARIES + PYTHON_EXE + MANIFEST, self._make_python)
         self._step("prefix", "win10", self._make_prefix)
         projects = [ROOT, *sorted(each.parent for each in ROOT.glob("[ke]*/**/pyproject.toml"))]
-        self._step("packages", f"{ROOT} {wants_of(projects)}", lambda: self._install(projects))
+        self._step("packages", f"{CLONE} {wants_of(projects)}", lambda: self._install(projects))
 
     def _step(self, name: str, recipe: str, make: Callable[[], None]) -> None:
         """Make a step that is not done, or was done by another recipe; what was made after it is made again too."""
@@ -208,6 +212,10 @@ class WindowsPython:
         uv = str(Path(sys.executable).with_name("uv"))
         options = ["--quiet", "--override", str(overrides), "--group", "dev"]
         self._call(uv, "pip", "install", *where, *options, "msvc-runtime", *named)
+        for listing in packages.glob("_editable_impl_*.pth"):
+            # Relative, as dev.py makes them: Python reads them in the code page, and uv writes UTF-8.
+            source = os.path.relpath(listing.read_text("utf-8").strip(), ROOT / ".venv/Lib/site-packages")
+            listing.write_text(Path(source).as_posix() + "\n", "utf-8")
         for each in (*packages.glob("*140*.dll"), *packages.glob("bin/*.exe")):
             shutil.copy(each, self.home)
         self._make_launchers(packages)
@@ -237,13 +245,13 @@ class WindowsPython:
         variables |= {"WINEPREFIX": "/prefix", "WINEDEBUG": "-all", **(env or {})}
         named = [f"{name}={value}" for name, value in variables.items()]
         unshare = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child"]
-        inner = [str(self.tree), str(ROOT), folder, "env", "--ignore-environment", *named, *words]
+        inner = [str(self.tree), str(ROOT), CLONE, HOME, folder, "env", "--ignore-environment", *named, *words]
         return [*unshare, "sh", "-ec", ENTER, "sh", *inner]
 
     def python(self, *words: str, env: Mapping[str, str] | None = None) -> list[str]:
         """Return the command that runs Windows' Python in the project's folder."""
         apart = {"PYTHONPYCACHEPREFIX": "C:\\pycache", **(env or {})}
-        return self.command("wine", f"/{HOME}/python.exe", *words, folder=str(ROOT), env=apart)
+        return self.command("wine", f"{CLONE}/.venv/python.exe", *words, folder=CLONE, env=apart)
 
     def _call(self, *words: str) -> None:
         with self._log.open("ab") as log:

@@ -461,7 +461,9 @@ async def test_leaving_a_session_frees_everything(stub, engine, speech, fixtures
         await messages.aclose()
     with anyio.fail_after(2):
         await dropped.wait()
-    left = {each for each in asyncio.all_tasks() - before if "StubEngine" not in repr(each)}
+    # A server accepts on Windows in a task of the event loop.
+    of_the_stub = ("StubEngine", "IocpProactor.accept")
+    left = {each for each in asyncio.all_tasks() - before if not any(name in repr(each) for name in of_the_stub)}
     assert not left
     send.close()
     receive.close()

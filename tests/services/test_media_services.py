@@ -5,8 +5,10 @@ import io
 import json
 import os
 import struct
+import tempfile
 import tracemalloc
 import wave
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -119,10 +121,14 @@ async def test_the_names_that_users_write(stub, ask):
         ({"prompt": "x", "guidance_scale": "7"}, "must be a number"),
         ({"prompt": "x", "response_format": "png"}, "b64_json or url"),
         ({"prompt": "x", "image": "!!", "image_type": "base64"}, "neither base64"),
-        ({"prompt": "x", "image": "/no/such.png"}, "cannot be read"),
+        ({"prompt": "x", "image": str(Path("/no/such.png").absolute())}, "cannot be read"),
         ({"prompt": "x", "image": "pictures/fox.png", "image_type": "path"}, "must be absolute"),
-        ({"prompt": "x", "image": "/dev/zero", "image_type": "path"}, "no regular file"),
-        ({"prompt": "x", "image": "/tmp", "image_type": "path"}, "no regular file"),
+        pytest.param(
+            {"prompt": "x", "image": "/dev/zero", "image_type": "path"},
+            "no regular file",
+            marks=pytest.mark.needs_posix,  # Windows has no devices among its files
+        ),
+        ({"prompt": "x", "image": tempfile.gettempdir(), "image_type": "path"}, "no regular file"),
         ({"prompt": "x", "image": "~nobody-of-that-name/x.png", "image_type": "path"}, "cannot be read"),
         ({"prompt": "x", "image": "file://[", "image_type": "path"}, "cannot be read"),
         ({"prompt": "x", "image": "x", "image_type": "ftp"}, "must be base64, path or url"),
