@@ -7,7 +7,6 @@ none of that: such a request becomes several to the engine, whose answers are me
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from contextlib import aclosing
@@ -27,10 +26,13 @@ from ovms_kernel.services import (
     present,
     served_model,
 )
+from ovms_kernel.streams import yielded
 from ovms_kernel.values import Answer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
+
+    from anyio.streams.memory import MemoryObjectSendStream
 
     from ovms_kernel.drivers import Engine
     from ovms_kernel.values import Call, ServiceDefinition
@@ -326,37 +328,26 @@ async def merged(
 
     The first error ends all of them.
     """
-    send, receive = anyio.create_memory_object_stream[tuple[int, bytes]](0)
     limiter = anyio.Semaphore(AT_ONCE)
 
-    async def read(number: int) -> None:
+    async def read(number: int, send: MemoryObjectSendStream[tuple[int, bytes]]) -> None:
         async with limiter, aclosing(sources[number]()) as events:
             async for chunk in events:
                 for event in chunk.split(b"\n\n"):
                     if event.startswith(b"data: {"):
                         await send.send((number, event[6:]))
 
-    async def read_all() -> None:
-        async with send, anyio.create_task_group() as group:
-            for number in range(len(sources)):
-                group.start_soon(read, number)
-
-    # A task of its own: a task group must not be open while a generator's consumer works.
-    task = asyncio.create_task(read_all())
-    try:
-        async for item in receive:
-            yield item
+    async def read_all(send: MemoryObjectSendStream[tuple[int, bytes]]) -> None:
         try:
-            await task
+            async with anyio.create_task_group() as group:
+                for number in range(len(sources)):
+                    group.start_soon(read, number, send)
         except BaseExceptionGroup as errors:
             raise first_of(errors) from errors
-    finally:
-        receive.close()
-        task.cancel()
-        with anyio.CancelScope(shield=True):
-            await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()
+
+    async with aclosing(yielded(read_all)) as events:
+        async for event in events:
+            yield event
 
 
 def first_of(errors: BaseExceptionGroup[Any]) -> BaseException:

@@ -46,7 +46,8 @@ def _ignore(_: object) -> None:
 class SingleFlight(Generic[T, P]):
     """Runs one piece of work per key; callers that come later join it and get the same result or error.
 
-    The work runs in a task of its own, as it outlives the caller that began it. ``aclose`` ends and awaits all of them.
+    The work runs in a task of its own: it outlives the caller that began it, and its error is its callers' alone, where
+    a task group would end all other work too. ``aclose`` ends and awaits every piece.
 
     :param cancel_abandoned: cancel work once its last caller has left, instead of letting it finish.
     """
@@ -110,7 +111,7 @@ class SingleFlight(Generic[T, P]):
             finally:
                 del self._flights[key]
 
-        flight = _Flight[T, P](wanted, asyncio.get_running_loop().create_task(run()))
+        flight = _Flight[T, P](wanted, asyncio.create_task(run()))  # noqa: TID251 - this is their owner
         self._flights[key] = flight
         self._tasks.add(flight.task)
         flight.task.add_done_callback(self._ended)

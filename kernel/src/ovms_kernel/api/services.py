@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ovms_kernel.services import present as present
     from ovms_kernel.services import served_model as served_model
     from ovms_kernel.services import with_model as with_model
+    from ovms_kernel.streams import yielded as yielded
     from ovms_kernel.values import Answer as Answer
     from ovms_kernel.values import Call as Call
     from ovms_kernel.values import Message as Message
@@ -53,6 +54,7 @@ else:
             "hookspecs": "hookimpl",
             "media": "host_names read_media",
             "services": "Route check decode_answer encode forward forward_stream need present served_model with_model",
+            "streams": "yielded",
             "values": "Answer Call Message ServiceDefinition Upload",
         },
     )

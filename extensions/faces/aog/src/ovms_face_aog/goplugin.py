@@ -225,8 +225,10 @@ class Server:
             self._ending.set_result(reason)
 
     async def _stop_all(self, reason: str) -> None:
+        import anyio  # not before the handshake, which a host waits for
+
         try:
-            async with asyncio.timeout(STOP_LIMIT):
+            with anyio.fail_after(STOP_LIMIT):
                 await self._stop(reason)
         except Exception:
             log.exception("Stopping did not go well")

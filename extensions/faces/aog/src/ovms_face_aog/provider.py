@@ -88,7 +88,8 @@ class Provider:
         """Return the kernel; a caller that gives up takes nothing with it."""
         if self._kernel is None:
             if self._composing is None:
-                self._composing = asyncio.ensure_future(self._awaited)
+                # No group may hold it, as it would cancel all that goes on when the kernel cannot be composed.
+                self._composing = asyncio.ensure_future(self._awaited)  # noqa: TID251
             self._kernel = await asyncio.shield(self._composing)
         return self._kernel
 

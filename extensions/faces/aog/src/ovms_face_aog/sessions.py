@@ -66,13 +66,15 @@ class Session:
 
     async def next(self) -> Message | None:
         """Return the next message for the service, ``None`` at the end of all or when nothing came for long."""
+        import anyio  # not before the handshake, which a host waits for
+
         if self._behind:
             audio, self._behind = self._behind, None
             return audio
         while not self.ended:
             silence = SILENCE if self._running and self._heard else self.idle_limit
             try:
-                async with asyncio.timeout(min(silence, self.idle_limit)):
+                with anyio.fail_after(min(silence, self.idle_limit)):
                     message: Message | None = await self._waiting.get()
             except TimeoutError:
                 if silence < self.idle_limit:

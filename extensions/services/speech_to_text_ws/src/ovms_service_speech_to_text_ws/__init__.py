@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING, Any
+from contextlib import aclosing
+from typing import TYPE_CHECKING
 
-import anyio
 import msgspec
 
-from ovms_kernel.api.services import NotSupported, ServiceDefinition
+from ovms_kernel.api.services import NotSupported, ServiceDefinition, yielded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
+
+    from anyio.streams.memory import MemoryObjectSendStream
 
     from ovms_kernel.api.services import Answer, Call, Engine, Message
 
@@ -65,15 +66,9 @@ class LiveSpeech:
         """Answer a session's messages until it ends; leaving it frees everything that it held."""
         from ovms_service_speech_to_text_ws.session import Session
 
-        send, receive = anyio.create_memory_object_stream[Any](WAITING_MESSAGES)
-        # A task of its own: a task group must not be open while a generator's consumer works.
-        task = asyncio.create_task(Session(self.definition, engine, send).run(inbound))
-        try:
-            async for message in receive:
+        async def run(out: MemoryObjectSendStream[Message]) -> None:
+            await Session(self.definition, engine, out).run(inbound)
+
+        async with aclosing(yielded(run, WAITING_MESSAGES)) as messages:
+            async for message in messages:
                 yield message
-            await task
-        finally:
-            task.cancel()
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait([task])
-            receive.close()

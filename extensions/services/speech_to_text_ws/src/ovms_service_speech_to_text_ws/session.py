@@ -82,7 +82,7 @@ class Session:
                 async for message in inbound:
                     await send.send(message)
 
-        async with self._out, messages, anyio.create_task_group() as group:
+        async with messages, anyio.create_task_group() as group:
             group.start_soon(read)
             while first := await self._first_of_task(messages):
                 try:
