@@ -14,27 +14,23 @@ from urllib.parse import quote, urlencode
 import anyio.to_thread
 
 from ovms_kernel.api.hubs import (
-    BadRequest,
+    LISTING_LIMIT,
+    LISTING_TIME,
     Body,
     FetchFailed,
     FoundModel,
     HubSettings,
     ModelRef,
-    NotFound,
     OvmsError,
     RemoteFile,
-    Unauthorized,
     Web,
+    check_owner,
     check_reachable,
+    refusal,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-LISTING_LIMIT = 64 << 20
-"""Bytes of a listing; one of ten thousand files has some 3 MB."""
-LISTING_TIME = 60.0
-"""Seconds for one answer of the API, however slowly it comes."""
 
 
 class HuggingFace:
@@ -52,8 +48,7 @@ class HuggingFace:
 
     async def list_files(self, ref: ModelRef) -> list[RemoteFile]:
         """Return every file of the model that the patterns let through."""
-        if "/" not in ref.id:
-            raise BadRequest(f"{ref.id} has no owner; write it as owner/name, such as OpenVINO/Qwen3-0.6B-int4-ov.")
+        check_owner(ref)
         path = f"/api/models/{quote(ref.id)}"
         if ref.revision:
             path += f"/revision/{quote(ref.revision, safe='')}"
@@ -63,10 +58,7 @@ class HuggingFace:
             files = [_file(each) for each in listing["siblings"]]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise self._no_listing(error) from error
-        files = [file for file in files if self._settings.is_wanted(file.path)]
-        if not files:
-            raise NotFound(f"{ref.id} on {self._endpoint()} has no files that could be pulled; look at its page.")
-        return files
+        return self._settings.wanted(files, ref, self._endpoint())
 
     async def search(self, words: str, limit: int) -> list[FoundModel]:
         """Return models that the words find, the most downloaded first."""
@@ -89,7 +81,7 @@ class HuggingFace:
         try:
             return self._web.open(url, start=start, end=end, headers=self._headers())
         except FetchFailed as error:
-            raise self._told(error, ref, file.path) from error
+            raise self._ours(error, ref, file.path) from error
 
     def _endpoint(self) -> str:
         from huggingface_hub import constants
@@ -114,7 +106,7 @@ class HuggingFace:
                 return json.loads(await anyio.to_thread.run_sync(read, abandon_on_cancel=True))
             except FetchFailed as error:
                 if error.final or not again:
-                    raise self._told(error, ref) from error
+                    raise self._ours(error, ref) from error
                 await anyio.sleep(min(error.retry_after if error.retry_after is not None else 0.5, 10))
             except (ValueError, RecursionError) as error:
                 raise self._no_listing(error) from error
@@ -127,19 +119,8 @@ class HuggingFace:
             final=True,
         )
 
-    def _told(self, error: FetchFailed, ref: ModelRef, path: str = "") -> OvmsError:
-        """Return the error in the words of this hub."""
-        what = f"{path} of {ref.id}" if path else ref.id
-        at = f" at revision {ref.revision}" if ref.revision else ""
-        if error.status in (401, 403):
-            # The hub says 401 for a repository that does not exist, so that nobody can tell which ones do.
-            return Unauthorized(
-                f"{self._endpoint()} does not give out {what} with these credentials; check its name, set "
-                "hubs.huggingface.token to a token that may read it, and accept the model's terms on its page."
-            )
-        if error.status in (404, 410):
-            return NotFound(f"{self._endpoint()} has no {what}{at}; check owner, name and revision on its site.")
-        return error
+    def _ours(self, error: FetchFailed, ref: ModelRef, path: str = "") -> OvmsError:
+        return refusal(error.status, "huggingface", self._endpoint(), ref, path) or error
 
 
 def _file(entry: Mapping[str, Any]) -> RemoteFile:

@@ -14,19 +14,18 @@ from typing import TYPE_CHECKING, Any
 import anyio.to_thread
 
 from ovms_kernel.api.hubs import (
-    BadRequest,
-    Body,
+    LISTING_LIMIT,
+    LISTING_TIME,
     FetchFailed,
     FoundModel,
     HubSettings,
     ModelRef,
-    NotFound,
-    OvmsError,
     RemoteFile,
-    Unauthorized,
     Web,
+    check_owner,
     check_reachable,
     proxy_for,
+    refusal,
 )
 
 if TYPE_CHECKING:
@@ -35,10 +34,8 @@ if TYPE_CHECKING:
     from modelscope_hub import HubApi
     from requests import PreparedRequest, Response, Session
 
-LISTING_LIMIT = 64 << 20
-"""Bytes of a listing, unpacked; one of ten thousand files has some 3 MB."""
-LISTING_TIME = 60.0
-"""Seconds for one answer of the API, however slowly it comes."""
+    from ovms_kernel.api.hubs import Body, OvmsError
+
 REACH_TIME = 2.0
 """Seconds to connect, before the hub counts as unreachable."""
 
@@ -103,15 +100,14 @@ class ModelScope:
     def _list(self, ref: ModelRef) -> list[RemoteFile]:
         from modelscope_hub.errors import HubError
 
-        if "/" not in ref.id:
-            raise BadRequest(f"{ref.id} has no owner; write it as owner/name, such as OpenVINO/Qwen3-0.6B-int4-ov.")
+        check_owner(ref)
         api = self._client()
         try:
             entries = api.list_repo_files(ref.id, "model", revision=ref.revision or None)
             files = [
                 RemoteFile(_path(entry.path), int(entry.size or 0), _digest(entry.sha256))
                 for entry in entries
-                if entry.type != "tree" and self._settings.is_wanted(_path(entry.path))
+                if entry.type != "tree"
             ]
         except (HubError, OSError) as error:
             raise self._ours(error, ref) from error
@@ -121,9 +117,7 @@ class ModelScope:
                 f"{api.legacy.endpoint} answers with something that is no listing of files "
                 f"({type(error).__name__}); check the setting hubs.modelscope.endpoint and the proxy."
             ) from error
-        if not files:
-            raise NotFound(f"{ref.id} on {api.legacy.endpoint} has no files that could be pulled; look at its page.")
-        return files
+        return self._settings.wanted(files, ref, api.legacy.endpoint)
 
     def _search(self, words: str, limit: int) -> list[FoundModel]:
         from modelscope_hub.errors import HubError
@@ -140,16 +134,10 @@ class ModelScope:
     def _ours(self, error: Exception, ref: ModelRef, path: str = "") -> OvmsError:
         """Return our error for one of the client's or of requests."""
         what = f"{path} of {ref.id}" if path else ref.id
-        at = f" at revision {ref.revision}" if ref.revision else ""
         endpoint = self._client().legacy.endpoint
         status = int(getattr(error, "status_code", 0) or getattr(error, "status", 0) or 0)
-        if status in (401, 403):
-            return Unauthorized(
-                f"{endpoint} does not give out {what} with these credentials; set hubs.modelscope.token to a token "
-                "that may read it, and accept the model's terms on its page."
-            )
-        if status in (404, 410):
-            return NotFound(f"{endpoint} has no {what}{at}; check owner, name and revision on its site.")
+        if refused := refusal(status, "modelscope", endpoint, ref, path):
+            return refused
         if status == 416:
             message = f"The hub has fewer bytes of {what} than it lists; try another mirror or revision."
             return FetchFailed(message, contradiction=True)

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from ovms_kernel.fetch.http import FetchFailed as FetchFailed
     from ovms_kernel.fetch.http import Web as Web
     from ovms_kernel.fetch.http import check_reachable as check_reachable
+    from ovms_kernel.fetch.hub_section import LISTING_LIMIT as LISTING_LIMIT
+    from ovms_kernel.fetch.hub_section import LISTING_TIME as LISTING_TIME
     from ovms_kernel.fetch.hub_section import HubSettings as HubSettings
+    from ovms_kernel.fetch.hub_section import check_owner as check_owner
+    from ovms_kernel.fetch.hub_section import refusal as refusal
     from ovms_kernel.fetch.proxies import proxy_for as proxy_for
     from ovms_kernel.fetch.transfer import Pace as Pace
     from ovms_kernel.hookspecs import hookimpl as hookimpl
@@ -27,8 +31,8 @@ else:
         {
             "drivers": "FoundModel Hub SearchableHub",
             "fetch.http": "Body FetchFailed Web check_reachable",
-            "fetch.hub_section": "HubSettings",
             "fetch.proxies": "proxy_for",
+            "fetch.hub_section": "LISTING_LIMIT LISTING_TIME HubSettings check_owner refusal",
             "fetch.transfer": "Pace",
             "hookspecs": "hookimpl",
             "values": "ModelRef RemoteFile",

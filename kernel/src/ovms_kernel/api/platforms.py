@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ovms_kernel.engine.ovms_linux import Packages as Packages
     from ovms_kernel.engine.ovms_linux import System as System
     from ovms_kernel.engine.ovms_linux import launch_on_linux as launch_on_linux
+    from ovms_kernel.engine.python_engine import PythonEngine as PythonEngine
     from ovms_kernel.hookspecs import hookimpl as hookimpl
     from ovms_kernel.values import Endpoint as Endpoint
     from ovms_kernel.values import Finding as Finding
@@ -39,6 +40,7 @@ else:
             "drivers": "Platform",
             "engine.ovms": "Build DERIVED EXACT GUESS lacks_on_windows launch_on_windows ovms_release",
             "engine.ovms_linux": "APT DNF LinuxRow OvmsOnLinux Packages System launch_on_linux",
+            "engine.python_engine": "PythonEngine",
             "hookspecs": "hookimpl",
             "values": "Endpoint Finding Host Installation LaunchPlan Ports Release Requirement",
         },
