@@ -27,19 +27,17 @@ ASK = """
 import json, sys
 from pathlib import Path
 import anyio
-from ovms_kernel.values import Request
-from ovms_kernel.extensions import Extensions
 from ovms_face_aog.manifest import manifest_of
-from ovms_kernel.compose import compose_kernel
-from ovms_kernel.kernel import Kernel
-from ovms_kernel.settings import read_settings
+from ovms_kernel.api.faces import Request
+from ovms_kernel.api.programs import compose_kernel, read_settings
 
 async def main():
-    settings = read_settings({}, data_dir=sys.argv[1], platform="portable", rest_port=19166, grpc_port=19190)
+    data, model, rest, grpc = sys.argv[1:]
+    settings = read_settings({}, data_dir=data, platform="portable", rest_port=rest, grpc_port=grpc)
     async with compose_kernel(settings) as kernel:
         [report] = [each for each in kernel.extensions.reports if each.name == "vectors"]
         await kernel.install_engine()
-        await kernel.import_model(Path(sys.argv[2]), "tiny/embed")
+        await kernel.import_model(Path(model), "tiny/embed")
         answer = json.loads((await kernel.invoke("vectors", Request(b'{"input": "a sentence"}'))).body)
         offered = [each.name for each in manifest_of(kernel.services).services]
         size = len(answer["data"][0]["embedding"])
@@ -71,7 +69,7 @@ def test_a_copied_and_renamed_service_is_installed_by_pip_and_served(tmp_path: P
         [uv, "pip", "install", "--quiet", "--no-deps", "--target", site, source], check=True, capture_output=True
     )
     done = subprocess.run(
-        [sys.executable, "-c", ASK, str(tmp_path / "data"), str(fixtures / "embeddings")],
+        [str(each) for each in (sys.executable, "-c", ASK, tmp_path / "data", fixtures / "embeddings", *free_ports(2))],
         env={"PYTHONPATH": str(site), "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -87,9 +85,7 @@ NINTH = """
 import os, sys
 from pathlib import Path
 import anyio
-from ovms_kernel.companions import serve_companions
-from ovms_kernel.compose import compose_kernel
-from ovms_kernel.settings import read_settings
+from ovms_kernel.api.programs import compose_kernel, read_settings, serve_companions
 
 async def main():
     data, model, rest, grpc = sys.argv[1:]

@@ -175,7 +175,9 @@ async def test_a_probe_finds_what_went_wrong_later_and_sees_it_heal(machine: Cal
     assert "on GPU" in await good.load()
     good.says["GPU"], good.device = GOOD, "GPU"
     assert await good.vetting.probe(MODEL, "GPU", good)
-    assert not good.passports.faulty(MODEL.digest, good.key("GPU"))
+    healed = good.passports.find(MODEL.digest, good.key("GPU"))
+    assert healed
+    assert not healed.fault
 
 
 def test_a_damaged_passport_is_made_again(tmp_path: Path) -> None:

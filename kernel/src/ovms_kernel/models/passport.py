@@ -80,11 +80,6 @@ class Passports:
         """Return what those weights answered there; ``None`` if they were never asked."""
         return next((each for each in self.entries(digest) if each.key == key), None)
 
-    def faulty(self, digest: str, key: Key) -> str:
-        """Return what is wrong with those weights there; empty if nothing is known to be."""
-        entry = self.find(digest, key)
-        return entry.fault if entry else ""
-
     def note(self, digest: str, model_id: str, entry: PassportEntry) -> None:
         """Keep an entry instead of the one with the same key."""
         stamped = replace(entry, at=entry.at or datetime.now(UTC).isoformat(timespec="seconds"))
