@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 FIXTURES = Path(__file__).parent / "fixtures"
+# Thousands of processes start, each of which would compile everything anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 NEEDS = {
