@@ -317,3 +317,32 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     with sink(path) as file:
         file.write(b"new")
     assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("A notice of more than thirty columns is broken.", ["A notice of more than thirty", "columns is broken."]),
+        ("模型已经下载完成，可以在终端中开始对话了。", ["模型已经下载完成，可以在终端中", "开始对话了。"]),
+        (
+            "See /a/path/that/is/longer/than/the/terminal now.",
+            ["See", "/a/path/that/is/longer/than/the/terminal", "now."],
+        ),
+        ("  kept as it is", ["  kept as it is"]),
+    ],
+)
+def test_a_terminal_gets_notices_in_lines_that_break_no_word(
+    text: str, shown: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Teletype()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "30")
+    say(text)
+    assert terminal.getvalue().splitlines() == shown
+
+
+class Teletype(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True

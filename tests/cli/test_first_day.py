@@ -210,6 +210,7 @@ def test_a_server_in_the_background_says_where_its_log_is(home: Home) -> None:
     assert "Engine " in home.told
     assert str(home.folder / "data" / "logs" / "serve.log") in home.told
     assert "`ovms-plugin stop` ends it" in home.told
+    assert "\n  tiny/chat (text_generation)\n" in home.told, "a list keeps its indent"
 
 
 def test_a_conversation_with_a_word_of_help(home: Home) -> None:

@@ -118,6 +118,8 @@ def test_what_is_wrong_is_one_sentence_with_the_code_that_it_has_without_a_serve
 
 def test_an_import_names_a_folder_of_this_user_alone(served: Served, fixtures: Path) -> None:
     (served.folder / "mine").symlink_to(fixtures / "embeddings")
+    told = served.run("import", "mine", "tiny/mine").stderr
+    assert "How mine makes one vector of its tokens is a guess (CLS)" in told, "what the server's log says of it"
     told = served.run("import", "mine", "tiny/mine", "--pooling", "mean").stdout
     assert told.startswith("tiny/mine is here: embeddings")
     assert "pooling: MEAN" in served.run("show", "tiny/mine").stdout

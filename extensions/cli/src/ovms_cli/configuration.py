@@ -27,6 +27,7 @@ from ovms_kernel.api.configuration import (
     KINDS,
     PREFIX,
     TOP,
+    AliasSettings,
     BadRequest,
     ModelSettings,
     NotFound,
@@ -114,7 +115,7 @@ async def set_(
         await _check_model(session, settings, where)
         if where == Key("", "", "aliases"):
             await check_profiles(session, settings)
-    print(f"{key} = {_listed(where, _value(settings, where))}, in {file}.")
+    output.tell(f"{key} = {_listed(where, _value(settings, where))}, in {file}.")
     tell_server(session, where)
 
 
@@ -278,6 +279,8 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - as YAML and JSON have it
         return {str(name): _plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
+    if isinstance(value, AliasSettings):
+        return {name: each for name, each in output.plain(value).items() if each}
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return output.plain(value)

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import anyio.to_thread
 
+from ovms_cli import output
 from ovms_cli.asking import client_of, error_of, send, told
 from ovms_kernel.api.commands import Progress, Unavailable, need_engine, parse_model_id, read_server, running
 
@@ -164,7 +165,10 @@ class ServerLibrary:
                         raise error_of(400 if found["error"]["type"] == "invalid_request_error" else 500, line.encode())
                     if "model" in found:
                         return await anyio.to_thread.run_sync(self._store.find, found["model"])
-                    report(Progress(**found))
+                    if "notice" in found:
+                        output.say(found["notice"])
+                    else:
+                        report(Progress(**found))
         except Exception as error:
             if told(error) is error:
                 raise

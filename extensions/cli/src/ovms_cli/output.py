@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ago", "folded", "plain", "print_facts", "print_json", "print_table", "progress", "say", "size", "stderr", "stdout",
+    "tell",
 ]  # fmt: skip
 
 PLAIN_STEP = 5.0
@@ -87,6 +88,11 @@ def _padded(text: str, width: int, *, right: bool) -> str:
     # A Chinese character takes two columns of a terminal.
     space = " " * (width - cell_len(text))
     return space + text if right else text + space
+
+
+def tell(text: str) -> None:
+    """Print a sentence that is the command's result, at a terminal broken between words."""
+    typer.echo("\n".join(folded(text, shutil.get_terminal_size().columns)) if sys.stdout.isatty() else text)
 
 
 def print_facts(facts: Mapping[str, str]) -> None:

@@ -202,10 +202,10 @@ def _wrapped(text: str) -> str:
     """Break a sentence between words where a terminal would break it within one."""
     if not sys.stderr.isatty():
         return text
-    from ovms_kernel.folding import folded
+    from ovms_kernel.folding import columns, folded
 
     width = shutil.get_terminal_size().columns
-    return "\n".join(part for line in text.splitlines() for part in folded(line, width))
+    return "\n".join("\n".join(folded(line, width)) if columns(line) > width else line for line in text.splitlines())
 
 
 def print_json(value: Any) -> None:  # noqa: ANN401 - whatever a command reports

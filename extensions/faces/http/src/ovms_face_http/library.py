@@ -1,11 +1,14 @@
 """Models on disk: pulled, imported and deleted, with their progress as lines of JSON.
 
-A line is the kernel's ``Progress``, and the last one ``{"model": ID}`` or an error object.
+A line is the kernel's ``Progress`` or ``{"notice": TEXT}``, and the last one ``{"model": ID}`` or an error object.
 """
 
 from __future__ import annotations
 
+import logging
 import secrets
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -21,7 +24,7 @@ from ovms_face_http.services import in_words
 from ovms_kernel.api.faces import BadRequest, OvmsError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Iterator
 
     from ovms_face_http.exchange import Exchange
     from ovms_kernel.api.faces import KernelApi, LocalModel, Progress
@@ -97,16 +100,51 @@ class Library:
         await exchange.json({"id": name, "object": "model", "deleted": True})
 
 
+class Notices(logging.Handler):
+    """Hands on the warnings of one piece of work, which a command in this process would print.
+
+    :param tell: takes the text of each.
+    """
+
+    work: ContextVar[Notices | None] = ContextVar("work", default=None)
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand on a warning if it is of this work: tasks and threads that work starts have its context."""
+        if self.work.get() is self and record.levelno == logging.WARNING:
+            self._tell(record.getMessage())
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen until the end of the block, to what is begun in it."""
+        token = self.work.set(self)
+        logging.getLogger("ovms_kernel").addHandler(self)
+        try:
+            yield
+        finally:
+            logging.getLogger("ovms_kernel").removeHandler(self)
+            self.work.reset(token)
+
+
 async def _lines(work: Work) -> AsyncGenerator[bytes, None]:
     send, receive = anyio.create_memory_object_stream[bytes](MOST)
+    notices: list[bytes] = []
 
     def report(now: Progress) -> None:
         if send.statistics().current_buffer_used < WAITING:
             send.send_nowait(encode(now) + b"\n")
 
+    def notice(text: str) -> None:
+        notices.append(encode({"notice": text}) + b"\n")
+
     async def run() -> None:
-        with send:
+        with send, Notices(notice).listening():
             model = await work(report=report)
+            for line in notices:
+                await send.send(line)
             await send.send(encode({"model": model.id}) + b"\n")
 
     try:
