@@ -4,7 +4,6 @@ Run as a program, it writes the tables that are made from the code again.
 """
 
 import ast
-import itertools
 import json
 import os
 import re
@@ -262,34 +261,26 @@ def test_the_commands_for_users_run(tmp_path: Path, fixtures: Path) -> None:
     assert sum("embedding" in each for each in ran) >= 2
 
 
-UNTOLD = re.compile(r"^(Extension \S+ of \S+ takes|\S+: downloading|How \S+ makes one vector)")
+UNTOLD = re.compile(r"^(Extension \S+ of \S+ takes|\S+: (downloading|verifying|success)|How \S+ makes one vector)")
 """Lines that depend on how busy the machine is, or on the tiny model that stands in for the one that is named."""
 
 
-def test_the_tour_in_the_readme_prints_what_it_shows(tmp_path: Path, fixtures: Path) -> None:
+def test_the_tour_in_the_readme_prints_what_it_shows(tmp_path: Path) -> None:
     def plain(text: str) -> list[str]:
         text = text.replace(str(tmp_path), "~").replace("2 minutes ago", "1 minute ago")
         text = re.sub(r"sk-ovms-\S+", "sk-ovms-…", text)
         text = re.sub(r"\d[\d.]*( [kM]?B| bytes)?", "N", re.sub(r"just now|\d+ minutes? ago", "ago", text))
         return [" ".join(line.split()) for line in text.splitlines() if line and not UNTOLD.match(line)]
 
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("OVMS_PLUGIN_")}
+    from tests import tour  # not at the top, as this file is also run as a program
+
     executable = str(Path(sys.executable).with_name("ovms-plugin"))
-    found = [(kind, text) for kind, text in BLOCK.findall((ROOT / "README.md").read_text("utf-8"))]
-    tour = [(one, two) for (kind, one), (next_, two) in itertools.pairwise(found) if (kind, next_) == ("sh", "text")]
-    assert len(tour) == 3
+    steps = tour.blocks()
+    assert len(steps) == 3
     with FakeHub() as hub:
-        hub.add("OpenVINO/Qwen3-0.6B-int4-ov", fixtures / "text_generation")
-        hub.add("OpenVINO/Qwen3-Embedding-0.6B-int8-ov", fixtures / "embeddings")
-        environment = kept | {
-            "HOME": str(tmp_path),
-            "XDG_DATA_HOME": str(tmp_path / ".local" / "share"),
-            "OVMS_PLUGIN_PLATFORM": "portable",
-            "OVMS_PLUGIN_HUBS__MODELSCOPE__ENDPOINT": hub.url,
-            "OVMS_PLUGIN_FACES__HTTP__PORT": "0",
-        }
+        environment = tour.environment_of(tmp_path, hub)
         try:
-            for typed, shown in tour:
+            for typed, shown in steps:
                 told = ""
                 for line in typed.splitlines():
                     told += subprocess.run(
@@ -304,6 +295,21 @@ def test_the_tour_in_the_readme_prints_what_it_shows(tmp_path: Path, fixtures: P
                 assert plain(told) == plain(shown)
         finally:
             subprocess.run([executable, "stop"], check=True, env=environment, capture_output=True)
+
+
+@pytest.mark.needs_posix
+def test_the_recording_shows_the_tour_as_a_terminal_does() -> None:
+    from tests import tour
+
+    def plain(lines: list[str]) -> list[str]:
+        text = re.sub(r"just now|\d+ minutes? ago", "ago", "\n".join(lines))
+        return [" ".join(each.split()) for each in re.sub(r"\d[\d.]*( [kM]?B| bytes)?", "N", text).splitlines()]
+
+    recorded = tour.lines_of(tour.RECORDING.read_text("utf-8"))
+    assert [each.removeprefix("$ ") for each in recorded if each.startswith("$ ")] == [
+        line for typed, _ in tour.blocks() for line in typed.splitlines()
+    ]
+    assert plain(recorded) == plain(tour.record()), "`python -m tests.tour` records it again"
 
 
 CHINESE = {"README.md": "README.zh-CN.md"} | {f"docs/{name}.md": f"docs/zh/{name}.md" for name in CHINESE_PAGES}

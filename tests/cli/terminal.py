@@ -26,16 +26,22 @@ class Terminal:
     """One command in a terminal of its own; at the end of the block it is killed if it still runs."""
 
     def __init__(
-        self, words: Sequence[str], environment: Mapping[str, str], *, folder: Path, limit: float = 60.0
+        self,
+        words: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        folder: Path,
+        limit: float = 60.0,
+        columns: int = COLUMNS,
     ) -> None:
         self._end = time.monotonic() + limit
-        self._screen = pyte.Screen(COLUMNS, ROWS)
+        self._screen = pyte.Screen(columns, ROWS)
         self._stream = pyte.ByteStream(self._screen)
         self.raw = b""
         """Everything that arrived, with its escape sequences."""
         self._pid, self._file = pty.fork()
         if self._pid == 0:
-            ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+            ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
             os.chdir(folder)
             os.execvpe(words[0], list(words), dict(environment))
 
