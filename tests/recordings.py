@@ -70,7 +70,7 @@ def decoded(data: bytes, form: str) -> tuple[str, float]:
     """Return the codec of a sound and how many seconds it lasts; raw samples are of 24 kHz."""
     if form == "pcm":
         return "pcm_s16le", len(np.frombuffer(data, "<i2")) / 24000
-    with av.open(io.BytesIO(data)) as file:
+    with av.open(io.BytesIO(data), mode="r") as file:
         stream = file.streams.audio[0]
         frames = list(file.decode(stream))
         return str(stream.codec_context.codec.name), sum(each.samples for each in frames) / frames[0].sample_rate

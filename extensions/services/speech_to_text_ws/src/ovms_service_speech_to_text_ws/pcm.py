@@ -123,7 +123,8 @@ def as_16_bits(data: bytes, kind: int, bits: int) -> NDArray[np.int16]:
         return np.frombuffer(data, "<i2")
     if kind == FLOATS:
         values = np.nan_to_num(np.frombuffer(data, f"<f{bits // 8}"))
-        return np.rint(np.clip(values, -1, 1) * 32767).astype(np.int16)
+        samples: NDArray[np.int16] = np.rint(np.clip(values, -1, 1) * 32767).astype(np.int16)
+        return samples
     if bits == 8:  # these alone have no sign
         return (np.frombuffer(data, np.uint8).astype(np.int16) - 128) << 8
     # The upper 16 bits of each.
