@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 import anyio
 import numpy as np
 import pytest
+import soundfile
 
 from ovms_kernel.errors import NotSupported
 from ovms_kernel.testing.contract import ServiceContract, configured, make_call
@@ -247,6 +248,16 @@ async def test_what_names_another_format_than_it_sends_is_refused(stub, engine, 
         await client.say(RUN | {"parameters": {"format": "webm"}})
         await client.play(speech)
         assert "cannot be decoded" in (await client.until("task-failed"))["header"]["error_message"]
+
+
+async def test_a_recording_of_an_absurd_rate_is_refused_before_it_grows(stub, engine):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.zeros(20_000, np.int16), 1, format="FLAC")
+    async with session(engine) as client:
+        await client.say(RUN)
+        await client.play(buffer.getvalue())
+        await client.say(FINISH)
+        assert "between 4000 and 192000, not 1" in (await client.until("task-failed"))["header"]["error_message"]
 
 
 async def test_an_mp4_that_must_be_kept_whole_is_bounded(stub, engine, monkeypatch):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from ovms_kernel import hookspecs
-from ovms_kernel.errors import Refused
+from ovms_kernel.errors import OvmsError, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
@@ -129,8 +129,8 @@ class Events:
         for each in self._of(hook):
             try:
                 result = await self._call(each, hook, [arguments[name] for name in each.arguments])
-            except Refused as error:
-                if may_veto:
+            except OvmsError as error:
+                if may_veto and isinstance(error, Refused):
                     raise Refused(f"{error.message} (extension {each.extension})") from error
                 self._failed(each.extension, hook, error.message)
             except TimeoutError:

@@ -230,6 +230,8 @@ class Server:
         try:
             with anyio.fail_after(STOP_LIMIT):
                 await self._stop(reason)
+        except TimeoutError:
+            log.warning("Stopping took longer than %g s; what still runs ends with this process", STOP_LIMIT)
         except Exception:
             log.exception("Stopping did not go well")
         # Whatever still holds us then, threads above all: the host must not have to kill.

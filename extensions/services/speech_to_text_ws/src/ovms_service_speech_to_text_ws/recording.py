@@ -11,6 +11,7 @@ import anyio.from_thread
 import anyio.to_thread
 
 from ovms_kernel.api.services import BadRequest
+from ovms_service_speech_to_text_ws.pcm import checked_rate
 from ovms_service_speech_to_text_ws.segments import RATE
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def _decode(
             if not source.streams.audio:
                 raise BadRequest("There is no sound in the recording, only pictures; send one with sound.")
             for frame in source.decode(source.streams.audio[0]):
+                checked_rate(frame.sample_rate)  # a frame of 1 Hz would grow to gigabytes
                 for part in resampler.resample(frame):
                     anyio.from_thread.run(out.send, part.to_ndarray()[0])
             for part in resampler.resample(None):
