@@ -435,7 +435,7 @@ async def check_that_it_is_the_tone(stub, ask, sound, monkeypatch):
         ({"audio": base64.b64encode(encoded(seconds=0)).decode()}, "is empty"),
         ({"audio": base64.b64encode(encoded(rate=1, seconds=9)).decode()}, "has 1 samples in a second"),
         ({"audio": base64.b64encode(encoded(rate=2**31 - 1, seconds=1e-6)).decode()}, "to 768000"),
-        ({"audio": "/no/such.wav"}, "cannot be read"),
+        ({"audio": str(Path("/no/such.wav").absolute())}, "cannot be read"),
         ({"audio": "data:audio/wav,plain"}, "data URI"),
         ({"audio": "x", "language": "Chinese please"}, "must be a code"),
         ({"audio": "x", "language": 7}, "must be a code"),
