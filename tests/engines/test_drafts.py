@@ -74,6 +74,13 @@ def test_how_much_is_drafted() -> None:
         assert drafts.amount({}, sure, kind) == {"num_assistant_tokens": 5}
 
 
+def test_a_tree_of_drafts_is_left_out_where_it_changes_answers() -> None:
+    tree = {"num_assistant_tokens": 6, "branching_factor": 2, "tree_depth": 3}
+    assert drafts.without_tree(tree, "CPU") == {"num_assistant_tokens": 6}
+    assert drafts.without_tree(tree, "GPU.0") == tree
+    assert drafts.without_tree({"tree_depth": 3}, "CPU") == {"tree_depth": 3}
+
+
 def test_prefixes_are_not_cached_beside_drafts_that_cannot_have_it() -> None:
     kinds = [drafts.PLAIN, drafts.EAGLE3, drafts.DFLASH, drafts.MTP]
     assert [drafts.caches_prefixes(kind) for kind in kinds] == [True, True, False, False]

@@ -72,6 +72,17 @@ def check_request(payload: dict[str, Any], kind: str) -> None:
         raise Refused(f"{kind} drafts work without beam search only; leave best_of and n out, or send {TOKENS}: 0")
 
 
+def without_tree(settings: dict[str, Any], device: str) -> dict[str, Any]:
+    """Return settings without the tree of drafts where the library gives wrong answers with it.
+
+    On a CPU, openvino-genai 2026.4.1 keeps the wrong branch of a tree in its cache once an answer is long: another text
+    than without a draft. The tree matters to speed alone, so drafting goes on without it.
+    """
+    if device.startswith("CPU") and settings.get(TREE[0], 0) > 1:
+        return {name: value for name, value in settings.items() if name not in TREE}
+    return settings
+
+
 def amount(settings: dict[str, Any], defaults: dict[str, Any], kind: str) -> dict[str, Any]:
     """Return how much is drafted: as the request says, else the model's generation_config.json, else five tokens.
 

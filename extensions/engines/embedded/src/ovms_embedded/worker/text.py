@@ -146,6 +146,7 @@ class Text:
             text = "Prompt is empty after tokenization"
             raise Refused(text)
         drafts.check_request(payload, self.draft)
+        payload["settings"] = drafts.without_tree(payload["settings"], self.device)
         if self.drafts:
             payload["settings"] |= drafts.amount(payload["settings"], self.defaults, self.draft)
         config = generation_config(
