@@ -77,11 +77,14 @@ class Simulated:
 
     # As ``Store``
 
-    def list(self) -> list[LocalModel]:
+    def served(self) -> list[LocalModel]:
         return list(self.models().values())
 
     def find(self, name: str) -> LocalModel:
         return self.models()[name]
+
+    def profile(self, name: str) -> None:
+        del name
 
     def records(self, names: Sequence[str]) -> dict[str, Any]:
         del names

@@ -50,7 +50,9 @@ def environment_of(folder: Path, hub: FakeHub) -> dict[str, str]:
         (stand_in / "1_Pooling").mkdir()
         (stand_in / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
         hub.add(name, stand_in)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("OVMS_PLUGIN_")}
+    # The size of another terminal is not that of this one.
+    left_out = ("OVMS_PLUGIN_", "COLUMNS", "LINES")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
     return kept | {
         "HOME": str(folder),
         "XDG_DATA_HOME": str(folder / ".local" / "share"),

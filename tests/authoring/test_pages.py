@@ -13,6 +13,7 @@ import sys
 import sysconfig
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -72,7 +73,8 @@ def data(tmp_path_factory: pytest.TempPathFactory, inference: None) -> Path:
             await kernel.import_model(FIXTURES / "text_generation", "tiny/chat")
             await kernel.import_model(FIXTURES / "embeddings", "tiny/embeddings")
 
-    anyio.run(fill)
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(anyio.run, fill).result()  # this one may have an event loop already
     return folder
 
 

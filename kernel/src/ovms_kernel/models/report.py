@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 
 PERIOD = 2.0
 """Seconds between two looks whether something has changed."""
-FIELDS = ("state", "users", "last_used", "loaded_at", "memory", "device", "pinned", "unload_at", "failure", "suspect")
+FIELDS = ("state", "users", "last_used", "loaded_at", "memory", "device", "unload_at", "failure", "suspect")
+"""What is told; what is pinned, a model's record says, and at once."""
 
 
 @dataclass(frozen=True, slots=True)

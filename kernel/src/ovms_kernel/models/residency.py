@@ -237,6 +237,7 @@ class Residency:
         if not elsewhere:
             return self._loader.shown()
         await self._loader.synchronise()
+        await self._loader.read_records()
         told = await anyio.to_thread.run_sync(report.read, self._settings)
         return [report.told(each, told.get(each.model.id)) for each in self._loader.shown()]
 

@@ -13,6 +13,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Self
 
+import anyio
 import grpc.aio
 from google.protobuf import empty_pb2, message_factory
 from grpc_health.v1 import health_pb2
@@ -151,6 +152,22 @@ class PluginHost(ProviderClient):
             stderr=subprocess.PIPE,
             limit=1 << 20,
         )
+        try:
+            await self._connect(began)
+        except BaseException:
+            # A host that is cancelled meanwhile leaves no plugin behind, and no pipe of it.
+            with anyio.CancelScope(shield=True):
+                await self._end()
+            raise
+
+    async def _end(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(EXIT_LIMIT):
+                await asyncio.gather(self.process.wait(), *self._tasks)
+
+    async def _connect(self, began: float) -> None:
         assert self.process.stdout is not None  # noqa: S101 - they are pipes
         assert self.process.stderr is not None  # noqa: S101
         self._tasks.append(asyncio.create_task(self._keep_lines(self.process.stderr)))
@@ -160,10 +177,7 @@ class PluginHost(ProviderClient):
         self._tasks.append(asyncio.create_task(self._keep_bytes(self.process.stdout)))
         parts = line.decode(errors="replace").strip().split("|")
         if len(parts) < 5 or parts[:2] != ["1", "1"] or parts[2] not in ("unix", "tcp") or parts[4] != "grpc":
-            with contextlib.suppress(ProcessLookupError):
-                self.process.kill()
-            await self.process.wait()
-            await asyncio.gather(*self._tasks)
+            await self._end()
             said = " ".join(self.stderr[-3:]) or "nothing"
             raise PluginFailed(f"The plugin's first line is no handshake: {line!r}; on stderr it said: {said}")
         self.address = f"unix:{parts[3]}" if parts[2] == "unix" else parts[3]
@@ -183,8 +197,6 @@ class PluginHost(ProviderClient):
             async with asyncio.timeout(HANDSHAKE_LIMIT):
                 return await stdout.readline()
         except TimeoutError:
-            self.process.kill()
-            await self.process.wait()
             raise PluginFailed(f"The plugin printed no handshake line within {HANDSHAKE_LIMIT:g} s.") from None
 
     async def shut_down(self, *, timeout: float | None = None) -> None:
