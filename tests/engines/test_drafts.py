@@ -171,7 +171,7 @@ def test_drafts_of_every_kind_change_no_answer(drafted: Engine) -> None:
         asked = {"messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 200}
         response = drafted.post("/v3/chat/completions", model=model, **asked | fields)
         if model == "eagle3" and "crashed (aborted)" in response.text:
-            # openvino-genai 2026.4.1 aborts now and then, see docs/embedded-engine.md; a new worker takes the next request.
+            # openvino-genai 2026.4.1 aborts now and then (docs/embedded-engine.md); a new worker takes the next one.
             response = drafted.post("/v3/chat/completions", model=model, **asked | fields)
         assert response.status_code == 200, response.text
         return str(response.json()["choices"][0]["message"]["content"])
