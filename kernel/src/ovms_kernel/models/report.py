@@ -62,13 +62,13 @@ def write(settings: Settings, models: Sequence[ResidentModel]) -> None:
         log.debug("The report of models is not written: %s", error)
 
 
-def read(settings: Settings) -> Mapping[str, Any]:
-    """Return the rows of the last report, by id."""
-    return read_json(_file(settings)) or {}
+def completed(settings: Settings, models: Sequence[ResidentModel]) -> list[ResidentModel]:
+    """Return models with what the last report says of them."""
+    rows: Mapping[str, Any] = read_json(_file(settings)) or {}
+    return [_completed(each, rows.get(each.model.id)) for each in models]
 
 
-def told(model: ResidentModel, row: object) -> ResidentModel:
-    """Return a model with what the report says of it."""
+def _completed(model: ResidentModel, row: object) -> ResidentModel:
     if not isinstance(row, dict) or row.get("state") != "loaded":
         return model
     return replace(model, **{name: row[name] for name in FIELDS if name in row})

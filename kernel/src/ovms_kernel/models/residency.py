@@ -238,8 +238,7 @@ class Residency:
             return self._loader.shown()
         await self._loader.synchronise()
         await self._loader.read_records()
-        told = await anyio.to_thread.run_sync(report.read, self._settings)
-        return [report.told(each, told.get(each.model.id)) for each in self._loader.shown()]
+        return await anyio.to_thread.run_sync(report.completed, self._settings, self._loader.shown())
 
     async def pin(self, model_id: str, *, pinned: bool) -> LocalModel:
         """Keep a model loaded, once it is, until a person unpins or unloads it; this outlives a restart.
