@@ -1,6 +1,5 @@
 """What is shipped: every wheel has its licence, its README and its place in one version, and is enough by itself."""
 
-import importlib.util
 import json
 import os
 import re
@@ -18,18 +17,15 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests import scripts
+
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.timeout(400)  # the first test waits for some fifty wheels to be built
 
 
 @pytest.fixture(scope="module")
 def metadata() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("metadata", ROOT / "packaging" / "metadata.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.packaging("metadata")
 
 
 def test_what_all_distributions_share_is_written_by_one_command(metadata: ModuleType) -> None:

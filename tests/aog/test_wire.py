@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import anyio
 import grpc
 import psutil
 import pytest
@@ -67,15 +68,17 @@ async def test_handshake_over_a_private_unix_socket(plugin: PluginHost, short_pa
 
 
 async def test_d1_6_handshake_comes_before_the_kernel_is_composed(environment: Environment) -> None:
-    slow = "import time; time.sleep(3)\nclass Slow:\n    def __init__(self, section): pass\n"
     site = Path(str(environment["PYTHONPATH"]))
+    go_on = site / "go on"
+    slow = f"import time, pathlib\nwhile not pathlib.Path({str(go_on)!r}).exists():\n    time.sleep(0.01)\n"
+    slow += "class Slow:\n    def __init__(self, section): pass\n"
     (site / "slow.py").write_text(slow)
     info = site / "slow-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: slow\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[ovms.observers]\nslow = slow:Slow\n")
     async with PluginHost(plugin_command(), environment) as host:
-        assert host.handshake_seconds < 2.5
+        go_on.touch()  # a kernel that came before the handshake would have waited for this in vain
         assert not (await host.call("CheckEngine")).installed  # waits for the composed kernel
         await host.kill()
 
@@ -197,6 +200,15 @@ def test_protocol_version(environment: Environment, versions: str) -> None:
     assert read_environment(magic, {"KEY": "value", "PLUGIN_PROTOCOL_VERSIONS": versions}) == 1
     more = Magic("KEY", "value", (1, 2))
     assert read_environment(more, {"KEY": "value", "PLUGIN_PROTOCOL_VERSIONS": "1,2,9"}) == 2
+
+
+@pytest.mark.needs_posix  # signals
+async def test_a_host_that_is_cancelled_before_the_handshake_leaves_no_plugin() -> None:
+    host = PluginHost([sys.executable, "-c", "import time; time.sleep(600)"])
+    with anyio.move_on_after(1) as start:
+        await host.start()
+    assert start.cancelled_caught
+    assert host.process.returncode == -signal.SIGKILL
 
 
 # -- what reaches the host's pipes ---------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """What docs/compatibility.md promises to extensions: those made for the previous release, and what they may use."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ import pytest
 from ovms_kernel.compose import compose_kernel
 from ovms_kernel.drivers import DRIVER_PROTOCOLS
 from ovms_kernel.settings import read_settings
+from tests import scripts
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -68,12 +68,7 @@ async def test_they_work_as_they_did(site: Path, tmp_path: Path, fixtures: Path,
 
 @pytest.fixture(scope="module")
 def api() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("api", ROOT / "packaging" / "api.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.packaging("api")
 
 
 def test_what_left_the_api_since_the_previous_release_stands_in_the_changelog(api: ModuleType) -> None:

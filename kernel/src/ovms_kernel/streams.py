@@ -1,8 +1,9 @@
-"""A coroutine's output as an async generator."""
+"""What a coroutine sends or reports, as an async generator."""
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectSendStream
 
 T = TypeVar("T")
+
+REPORTS = 900
+"""Reports that may wait for a consumer."""
 
 
 async def yielded(
@@ -42,3 +46,16 @@ async def yielded(
         receive.close()
         if not task.cancelled():
             task.exception()
+
+
+def reported(work: Callable[[Callable[[T], None]], Awaitable[object]]) -> AsyncGenerator[T, None]:
+    """Yield what a coroutine reports with the function that it gets; a consumer that is too slow misses some of it."""
+
+    async def run(send: MemoryObjectSendStream[T]) -> None:
+        def report(item: T) -> None:
+            with suppress(anyio.WouldBlock):
+                send.send_nowait(item)
+
+        await work(report)
+
+    return yielded(run, REPORTS)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ovms_kernel.server import read_server as read_server
     from ovms_kernel.settings import Settings as Settings
     from ovms_kernel.sse import read_events as read_events
+    from ovms_kernel.streams import reported as reported
     from ovms_kernel.values import Answer as Answer
     from ovms_kernel.values import EngineInfo as EngineInfo
     from ovms_kernel.values import EngineStatus as EngineStatus
@@ -56,6 +57,7 @@ else:
             "server": "RunningServer noted_server only_server read_server",
             "settings": "Settings",
             "sse": "read_events",
+            "streams": "reported",
             "values": (
                 "Answer EngineInfo EngineStatus Host Installation LocalModel Message Progress Request "
                 "ServiceDefinition Upload"

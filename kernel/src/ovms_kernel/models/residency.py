@@ -296,7 +296,7 @@ class Residency:
 
     @hookimpl
     async def ovms_before_replace(self, model: LocalModel) -> None:
-        """Unload a model whose files are replaced or removed next, and its profiles, whoever's engine runs."""
+        """Unload a model and its profiles before its files change, whichever process runs the engine."""
         if self._engine_runs():
             await self._loader.synchronise(await self._connect())
         names = [model.id, *(each.id for each in self.table.values() if model_of(each).alias_of == model.id)]

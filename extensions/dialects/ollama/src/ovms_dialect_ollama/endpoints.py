@@ -7,7 +7,6 @@ import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-import anyio
 import anyio.to_thread
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
@@ -21,17 +20,18 @@ from ovms_kernel.api.faces import (
     StreamedAnswer,
     decode_request,
     read_events,
+    reported,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
     from pathlib import Path
 
     from starlette.requests import Request as HttpRequest
     from starlette.types import Receive, Scope, Send
 
     from ovms_dialect_ollama.requests import Fields
-    from ovms_kernel.api.faces import KernelApi, LocalModel, Progress
+    from ovms_kernel.api.faces import KernelApi, LocalModel
 
 VERSION = "0.12.0"
 """The version of Ollama whose API this is: clients switch on what they know a version to have."""
@@ -185,26 +185,13 @@ class Endpoints:
         return JSONResponse({"status": "success"})
 
     async def _pull(self, model: str) -> AsyncGenerator[bytes, None]:
-        send, receive = anyio.create_memory_object_stream[bytes](1000)
-
-        def report(now: Progress) -> None:
-            # A client that reads too slowly misses reports, not the end.
-            if send.statistics().current_buffer_used < 900:
-                send.send_nowait(answers.line(answers.progress(now)))
-
-        async def work() -> None:
-            with send:
-                await self._kernel.pull_model(model, report=report)
+        async def work(report: Callable[[bytes], None]) -> None:
+            await self._kernel.pull_model(model, report=lambda now: report(answers.line(answers.progress(now))))
 
         yield answers.line({"status": "pulling manifest"})
-        try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(work)
-                async with receive:
-                    async for each in receive:
-                        yield each
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+        async with aclosing(reported(work)) as lines:
+            async for line in lines:
+                yield line
         yield answers.line({"status": "success"})
 
     async def delete(self, http: HttpRequest) -> Response:

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import logging
 import secrets
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import unquote
 
-import anyio
 import msgspec
 
 from ovms_face_http.errors import problem_of
 from ovms_face_http.exchange import encode
 from ovms_face_http.guard import Denied
 from ovms_face_http.services import in_words
-from ovms_kernel.api.faces import BadRequest, OvmsError
+from ovms_kernel.api.faces import BadRequest, OvmsError, reported
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator
@@ -34,8 +33,6 @@ T = TypeVar("T")
 LINES = b"application/x-ndjson"
 CONTROL = b"x-ovms-control"
 """Header of a program of this user, who may name files of this machine."""
-WAITING, MOST = 900, 1000
-"""Lines that may wait for a client: of progress, and of all kinds. One that reads too slowly misses progress alone."""
 
 
 class Pull(msgspec.Struct, forbid_unknown_fields=True):
@@ -130,31 +127,18 @@ class Notices(logging.Handler):
 
 
 async def _lines(work: Work) -> AsyncGenerator[bytes, None]:
-    send, receive = anyio.create_memory_object_stream[bytes](MOST)
-    notices: list[bytes] = []
+    notices: list[str] = []
+    models: list[LocalModel] = []
 
-    def report(now: Progress) -> None:
-        if send.statistics().current_buffer_used < WAITING:
-            send.send_nowait(encode(now) + b"\n")
+    async def run(report: Callable[[bytes], None]) -> None:
+        with Notices(notices.append).listening():
+            models.append(await work(report=lambda now: report(encode(now) + b"\n")))
 
-    def notice(text: str) -> None:
-        notices.append(encode({"notice": text}) + b"\n")
-
-    async def run() -> None:
-        with send, Notices(notice).listening():
-            model = await work(report=report)
-            for line in notices:
-                await send.send(line)
-            await send.send(encode({"model": model.id}) + b"\n")
-
-    try:
-        async with anyio.create_task_group() as group:
-            group.start_soon(run)
-            async with receive:
-                async for line in receive:
-                    yield line
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+    async with aclosing(reported(run)) as lines:
+        async for line in lines:
+            yield line
+    for each in [*({"notice": text} for text in notices), *({"model": model.id} for model in models)]:
+        yield encode(each) + b"\n"
 
 
 def _failed(error: Exception) -> bytes:
