@@ -155,12 +155,20 @@ def decode_answer(body: bytes) -> Fields:
     :raises EngineFailed: it is something else.
     """
     try:
-        value = json.loads(body)
-    except ValueError as error:
-        raise EngineFailed("The engine's answer is not valid JSON.") from error
+        value = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, ValueError):
+        value = _decode_slowly(body)
     if not isinstance(value, dict):
         raise EngineFailed("The engine's answer is not a JSON object.")
     return value
+
+
+def _decode_slowly(body: bytes) -> object:
+    """Decode what msgspec refuses, such as the NaN that some engines write."""
+    try:
+        return json.loads(body)
+    except ValueError as error:
+        raise EngineFailed("The engine's answer is not valid JSON.") from error
 
 
 def add_fields(body: bytes, fields: Fields) -> bytes:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ovms_kernel.files import refused_by_system as refused_by_system
     from ovms_kernel.hookspecs import hookimpl as hookimpl
     from ovms_kernel.models.report import ResidentModel as ResidentModel
+    from ovms_kernel.processes import collect_rarely as collect_rarely
     from ovms_kernel.quantities import parse_duration as parse_duration
     from ovms_kernel.quantities import parse_size as parse_size
     from ovms_kernel.server import RunningServer as RunningServer
@@ -53,6 +54,7 @@ else:
             "files": "refused_by_system",
             "hookspecs": "hookimpl",
             "models.report": "ResidentModel",
+            "processes": "collect_rarely",
             "quantities": "parse_duration parse_size",
             "server": "RunningServer noted_server only_server read_server",
             "settings": "Settings",

@@ -156,7 +156,7 @@ class Composition:
         import asyncio
 
         from ovms_face_aog.sockets import remove_stale_folders
-        from ovms_kernel.api.faces import OvmsError
+        from ovms_kernel.api.faces import OvmsError, collect_rarely
         from ovms_kernel.api.programs import serve_companions
 
         await self.wanted.wait()
@@ -172,6 +172,7 @@ class Composition:
             return
         async with kernel, asyncio.TaskGroup() as group:
             api = cast("KernelApi", kernel)
+            collect_rarely()
             self._composed.set_result(api)
             companions = group.create_task(serve_companions(api, "aog"))
             await asyncio.to_thread(remove_stale_folders)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import anyio
 
 from ovms_face_http import running
-from ovms_kernel.api.faces import TimedOut, hookimpl
+from ovms_kernel.api.faces import TimedOut, collect_rarely, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +80,7 @@ async def operate(kernel: KernelApi, settings: HttpSettings, say: Callable[[str]
             say(f"Engine {installed.version} ({installed.platform}) is installed.")
         await kernel.start_engine()
         await _introduce(kernel, told[0], say)
+        collect_rarely()
         while True:
             with suppress(TimedOut):  # it is still starting, which the kernel tells
                 await kernel.engine()
