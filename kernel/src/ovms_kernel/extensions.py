@@ -107,7 +107,8 @@ def compose(
     drivers: dict[str, dict[str, Any]] = {kind: {} for kind in DRIVER_PROTOCOLS}
     installed = metadata.entry_points()
     offered = {each: tuple(installed.select(group=each)) for each in installed.groups if each.startswith("ovms.")}
-    reports = list(_misplaced(offered)) if names is None else []
+    kinds = tuple(kinds)
+    reports = list(_misplaced(offered)) if names is None and set(kinds) >= set(KERNEL_KINDS) else []
     for kind in kinds:
         if names is None:
             check_names(settings, kind, (each.name for each in offered.get(f"ovms.{kind}", ())))

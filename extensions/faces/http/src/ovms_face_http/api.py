@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 from ovms_face_http import openapi, services
@@ -15,11 +14,9 @@ from ovms_face_http.realtime import SERVICE as SPEECH
 from ovms_face_http.realtime import Realtime
 from ovms_face_http.repository import PATH, Repository
 from ovms_face_http.response_endpoints import Responses
-from ovms_kernel.api.faces import Dialect
+from ovms_kernel.api.faces import compose
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ovms_face_http.exchange import Exchange
     from ovms_kernel.api.faces import KernelApi
 
@@ -60,7 +57,7 @@ def routes(kernel: KernelApi, control: str) -> Routes:
         await exchange.answer(document[0])
 
     made.exact["GET", "/openapi.json"] = describe
-    for name, dialect in dialects(kernel).items():
+    for name, dialect in compose(kernel.settings, kernel.host, kinds=["dialects"]).dialects.items():
         try:
             made.dialects.append((dialect, dialect.routes(kernel)))
         except Exception:
@@ -71,22 +68,3 @@ def routes(kernel: KernelApi, control: str) -> Routes:
 
 async def _healthy(exchange: Exchange) -> None:
     await exchange.json({"status": "ok"})
-
-
-def dialects(kernel: KernelApi) -> Mapping[str, Dialect]:
-    """Return the installed dialects by name; one that does not load costs itself alone."""
-    found: dict[str, Dialect] = {}
-    for each in metadata.entry_points(group="ovms.dialects"):
-        if f"dialects.{each.name}" in kernel.settings.disabled:
-            continue
-        try:
-            driver = each.load()
-            dialect = driver(kernel.settings.for_driver(driver, "dialects", each.name))
-        except Exception:
-            log.exception("The dialect %s is left out", each.name)
-            continue
-        if isinstance(dialect, Dialect):
-            found[each.name] = dialect
-        else:
-            log.error("The dialect %s is left out: it needs name, routes and error", each.name)
-    return found
