@@ -148,14 +148,20 @@ class Events:
         await self.ask(hook, **arguments)
 
     async def _call(self, listener: _Listener, hook: str, values: list[object]) -> object:
-        import asyncio
-
         key = (listener.extension, hook)
         if key in self._stuck:
             raise RuntimeError("still busy with an earlier event")
         if listener.is_coroutine:
-            return await _limited(listener.function(*values), listener.time_limit)
+            work = listener.function(*values)
+            try:  # most never wait, and a timer costs more than what they do
+                waits_for = work.send(None)
+            except StopIteration as done:
+                return done.value
+        import asyncio
+
         async with asyncio.timeout(listener.time_limit):
+            if listener.is_coroutine:
+                return await _rest(work, waits_for)
             self._stuck.add(key)
             result = await _in_thread(lambda: listener.function(*values), lambda: self._stuck.discard(key))
             return await result if inspect.isawaitable(result) else result
@@ -164,18 +170,6 @@ class Events:
         self.failures.append(HookFailure(extension, hook, cause))
         if not logged:
             log.error("Extension %s failed in %s: %s", extension, hook, cause)
-
-
-async def _limited(work: Coroutine[Any, Any, object], time_limit: float | None) -> object:
-    """Await a coroutine within its time; most never wait, and a timer costs more than what they do."""
-    import asyncio
-
-    try:
-        waits_for = work.send(None)
-    except StopIteration as done:
-        return done.value
-    async with asyncio.timeout(time_limit):
-        return await _rest(work, waits_for)
 
 
 @types.coroutine
