@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from starlette.responses import Response
-from starlette.routing import Route
 
 from ovms_kernel.api.observers import hookimpl
 
@@ -17,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from starlette.requests import Request
+    from starlette.responses import Response
     from starlette.routing import BaseRoute
 
     from ovms_kernel.api.faces import KernelApi
@@ -180,6 +179,9 @@ class MetricsPage:
 
     def routes(self, kernel: KernelApi) -> list[BaseRoute]:
         """Return ``/metrics``."""
+        # The observer is in processes that serve no HTTP too.
+        from starlette.responses import Response
+        from starlette.routing import Route
 
         async def page(request: Request) -> Response:
             del request
