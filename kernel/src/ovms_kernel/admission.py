@@ -9,7 +9,6 @@ import math
 import os
 import re
 import time
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -19,7 +18,8 @@ from ovms_kernel.errors import BadRequest, Cancelled, OvmsError
 from ovms_kernel.values import Call, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
+    from types import TracebackType
 
     from ovms_kernel.errors import TimedOut
     from ovms_kernel.events import Events
@@ -102,39 +102,61 @@ class Sent:
         return int(given[1]) if given else 0, int(made[1]) if made else 0
 
 
-@asynccontextmanager
-async def admitted(
-    events: Events, service: str, request: Request, *, streaming: bool
-) -> AsyncIterator[tuple[Call, Sent]]:
-    """Admit a request to a service and tell of its beginning and its end.
+class Admission:
+    """Admits a request to a service for the length of a block, and tells of its beginning and its end.
 
-    :return: the call, and what the caller adds the pieces of the answer to.
+    Entered, it gives the call, and what the pieces of the answer are added to. A class rather than a generator, which
+    would cost each request twice as much.
+
     :raises BadRequest: it is not a request.
     :raises Refused: an extension does not want it.
     """
-    call = _call_of(service, request, streaming=streaming)
-    began = time.monotonic()
-    code, error, sent = 200, "", Sent()
-    try:
-        if events.listens("ovms_before_request"):
-            await events.ask("ovms_before_request", call=call)
-        yield call, sent
-    except OvmsError as caught:
-        code, error = caught.code, caught.message
-        raise
-    except (GeneratorExit, anyio.get_cancelled_exc_class()):
-        code, error = Cancelled.code, "cancelled"
-        raise
-    except BaseException as caught:
-        code, error = 500, type(caught).__name__
-        raise
-    finally:
-        if events.listens("ovms_request_finished"):
-            first_byte = sent.first - began if sent.first else None
-            model = sent.model or (call.model if code == 200 else "")
-            outcome = Outcome(code, time.monotonic() - began, sent.bytes_out, error, first_byte, model, *sent.tokens())
-            with anyio.CancelScope(shield=True):
-                await events.tell("ovms_request_finished", call=call, outcome=outcome)
+
+    __slots__ = ("_began", "_call", "_events", "_sent")
+
+    def __init__(self, events: Events, service: str, request: Request, *, streaming: bool) -> None:
+        self._events = events
+        self._call = _call_of(service, request, streaming=streaming)
+        self._sent = Sent()
+        self._began = 0.0
+
+    async def __aenter__(self) -> tuple[Call, Sent]:
+        self._began = time.monotonic()
+        if self._events.listens("ovms_before_request"):
+            try:
+                await self._events.ask("ovms_before_request", call=self._call)
+            except BaseException as error:
+                await self._finish(error)
+                raise
+        return self._call, self._sent
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._finish(error)
+
+    async def _finish(self, error: BaseException | None) -> None:
+        if not self._events.listens("ovms_request_finished"):
+            return
+        code, cause = _code_of(error)
+        sent = self._sent
+        first_byte = sent.first - self._began if sent.first else None
+        model = sent.model or (self._call.model if code == 200 else "")
+        seconds = time.monotonic() - self._began
+        outcome = Outcome(code, seconds, sent.bytes_out, cause, first_byte, model, *sent.tokens())
+        with anyio.CancelScope(shield=True):
+            await self._events.tell("ovms_request_finished", call=self._call, outcome=outcome)
+
+
+def _code_of(error: BaseException | None) -> tuple[int, str]:
+    """Return the code of what a request ended with, and its cause."""
+    if error is None:
+        return 200, ""
+    if isinstance(error, OvmsError):
+        return error.code, error.message
+    if isinstance(error, (GeneratorExit, anyio.get_cancelled_exc_class())):
+        return Cancelled.code, "cancelled"
+    return 500, type(error).__name__
 
 
 def _call_of(service: str, request: Request, *, streaming: bool) -> Call:

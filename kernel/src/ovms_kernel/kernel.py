@@ -12,7 +12,7 @@ import anyio
 import anyio.to_thread
 
 from ovms_kernel import aliases
-from ovms_kernel.admission import admitted, checked, end_of, in_time
+from ovms_kernel.admission import Admission, checked, end_of, in_time
 from ovms_kernel.errors import NotSupported, OvmsError, PreconditionFailed
 from ovms_kernel.models.names import parse_model_ref
 from ovms_kernel.request_engine import RequestEngine
@@ -303,7 +303,7 @@ class Kernel:
         """Answer one request as a whole."""
         driver = self.service(service)
         self.control.check_open()
-        async with admitted(self.events, service, request, streaming=False) as (admission, sent):
+        async with Admission(self.events, service, request, streaming=False) as (admission, sent):
             call, engine = self._asked(admission)
             answer = await in_time(driver.invoke(call, engine), end_of(request), engine.late)
             sent.model = checked(answer, Answer, service).model
@@ -317,7 +317,7 @@ class Kernel:
             raise NotSupported(f"The service {service} does not stream; ask for the whole answer.")
         self.control.check_open()
         end = end_of(request)
-        async with admitted(self.events, service, request, streaming=True) as (admission, sent):
+        async with Admission(self.events, service, request, streaming=True) as (admission, sent):
             call, engine = self._asked(admission)
             async with aclosing(cast("StreamingService", driver).stream(call, engine)) as chunks:
                 # The limit holds for each wait, as a scope must not span a generator's yields.
@@ -332,7 +332,7 @@ class Kernel:
             raise NotSupported(f"The service {service} does not hold sessions; ask it with a single request.")
         self.control.check_open()
         async with (
-            admitted(self.events, service, Request(), streaming=True) as (call, sent),
+            Admission(self.events, service, Request(), streaming=True) as (call, sent),
             aclosing(cast("ConversingService", driver).converse(inbound, self._asked(call)[1])) as messages,
         ):
             async for message in messages:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
@@ -13,12 +13,14 @@ from ovms_kernel.engine.client import NotLoadedYet, NotReached, NotServed
 from ovms_kernel.errors import TimedOut, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
 
     from ovms_kernel.aliases import AliasSettings
     from ovms_kernel.engine.client import EngineClient
     from ovms_kernel.models.residency import Residency
-    from ovms_kernel.values import Answer, Upload
+    from ovms_kernel.values import Answer, LocalModel, Upload
 
 T = TypeVar("T")
 
@@ -51,10 +53,10 @@ class RequestEngine:
         self._residency = residency
         self._keep_alive = keep_alive
         self._aliases = aliases
-        self._held: list[str] = []
+        self.held: list[str] = []
         """Ids of the models that the request holds now."""
         self._limit = limit
-        self._waits = False
+        self.waits = False
         """For a model to be ready."""
 
     async def post(self, path: str, body: bytes, *, content_type: str = "application/json") -> Answer:
@@ -90,22 +92,14 @@ class RequestEngine:
             async for event in events:
                 yield event
 
-    @asynccontextmanager
-    async def model(self, name: str, model_type: str, *, default: str = "") -> AsyncIterator[str]:
+    def model(self, name: str, model_type: str, *, default: str = "") -> AbstractAsyncContextManager[str]:
         """Hold a model for as long as the block lasts."""
         name, default = target(self._aliases, name), target(self._aliases, default)
-        self._waits = True
-        async with self._residency.use(model_type, name, default=default, keep_alive=self._keep_alive) as model:
-            self._waits = False
-            self._held.append(model.id)
-            try:
-                yield model.id
-            finally:
-                self._held.remove(model.id)
+        return _Hold(self, self._residency.use(model_type, name, default=default, keep_alive=self._keep_alive))
 
     def late(self) -> TimedOut:
         """Return the error for a request whose time is up."""
-        what = "The model was not ready" if self._waits else "The request was not done"
+        what = "The model was not ready" if self.waits else "The request was not done"
         return TimedOut(f"{what} within its limit of {self._limit:g} s.")
 
     async def _once_loaded(self, send: Callable[[], Awaitable[T]]) -> T:
@@ -122,10 +116,33 @@ class RequestEngine:
                 began = began or time.monotonic()
                 longest = NOTICE_LIMIT if isinstance(error, NotReached) else self._limit or RELOAD_LIMIT
                 late = time.monotonic() + pause > began + longest
-                if late or (isinstance(error, NotServed) and not self._held):
+                if late or (isinstance(error, NotServed) and not self.held):
                     raise
                 if isinstance(error, NotServed):
-                    for model in self._held:
+                    for model in self.held:
                         await self._residency.load(model)
             await anyio.sleep(pause)
             pause = min(2 * pause, PAUSES[1])
+
+
+class _Hold:
+    """A block for which a request holds a model."""
+
+    __slots__ = ("_engine", "_id", "_use")
+
+    def __init__(self, engine: RequestEngine, use: AbstractAsyncContextManager[LocalModel]) -> None:
+        self._engine = engine
+        self._use = use
+
+    async def __aenter__(self) -> str:
+        self._engine.waits = True
+        self._id = (await self._use.__aenter__()).id
+        self._engine.waits = False
+        self._engine.held.append(self._id)
+        return self._id
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._engine.held.remove(self._id)
+        await self._use.__aexit__(kind, error, trace)

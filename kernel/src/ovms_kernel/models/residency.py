@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Self
 
 import anyio
@@ -27,7 +26,9 @@ from ovms_kernel.models.turns import Abandoned, Turns, Want
 from ovms_kernel.values import LoadedModel, LocalModel
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
 
     from ovms_kernel.events import Events
     from ovms_kernel.models.loader import Loader
@@ -91,10 +92,9 @@ class Residency:
 
     # -- requests --------------------------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def use(
+    def use(
         self, model_type: str, name: str = "", *, default: str = "", keep_alive: float | None = None
-    ) -> AsyncIterator[LocalModel]:
+    ) -> AbstractAsyncContextManager[LocalModel]:
         """Hold a model for a request: loaded when the block begins, and not unloaded before it ends.
 
         :param name: empty means the default, else the one of that type that was used last, else the only one.
@@ -104,14 +104,10 @@ class Residency:
         :raises Unavailable: its memory is in use, or does not suffice; the sentence says what holds it.
         :raises EngineFailed: it does not load.
         """
-        model = await self._resolve(name, model_type, default)
-        resident = await self._enter(model)
-        try:
-            yield model
-        finally:
-            self._leave(resident, keep_alive)
+        return _Use(self, name, model_type, default, keep_alive)
 
-    async def _resolve(self, name: str, model_type: str, default: str) -> LocalModel:
+    async def resolve(self, name: str, model_type: str, default: str) -> LocalModel:
+        """Return the model that a request means, whether it is loaded or not; see :meth:`use`."""
         known = self.table.get(name or default)
         await upkeep.unload_outdated(known, self._loader, self._turns)
         if known and known.state is State.LOADED:
@@ -131,7 +127,7 @@ class Residency:
             return foreign(name)
         raise not_installed(installed, name, model_type)
 
-    async def _enter(self, model: LocalModel) -> Resident:
+    async def enter(self, model: LocalModel) -> Resident:
         """Count a request as a user of a model once that is loaded."""
         await self._loader.synchronise(await self._connect())
         resident = self._loader.resident(model)
@@ -146,7 +142,7 @@ class Residency:
                     continue  # it was given up just before this request came
                 except BaseException:
                     if ticket.admitted:
-                        self._leave(resident, None)
+                        self.leave(resident, None)
                     raise
             if ticket.admitted:
                 return resident
@@ -155,7 +151,8 @@ class Residency:
         resident.hinted = False
         return resident
 
-    def _leave(self, resident: Resident, keep_alive: float | None) -> None:
+    def leave(self, resident: Resident, keep_alive: float | None) -> None:
+        """Count it as a user no more; see :meth:`use`."""
         resident.users -= 1
         resident.last_used = time.monotonic()
         if keep_alive is not None:
@@ -346,3 +343,26 @@ class Residency:
             if resident.state is State.LOADED:
                 resident.state, resident.closing, resident.graph = State.ABSENT, False, 0
         self._turns.notify()
+
+
+class _Use:
+    """A request's hold on a model; a class rather than a generator, which would cost each request twice as much."""
+
+    __slots__ = ("_keep_alive", "_residency", "_resident", "_wanted")
+
+    def __init__(
+        self, residency: Residency, name: str, model_type: str, default: str, keep_alive: float | None
+    ) -> None:
+        self._residency = residency
+        self._wanted = name, model_type, default
+        self._keep_alive = keep_alive
+
+    async def __aenter__(self) -> LocalModel:
+        model = await self._residency.resolve(*self._wanted)
+        self._resident = await self._residency.enter(model)
+        return model
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._residency.leave(self._resident, self._keep_alive)
