@@ -111,7 +111,7 @@ async def test_a_coroutine_that_waits_is_given_up_after_its_time_and_cleans_up_f
     assert "no answer within 0.1 s" in events.failures[0].cause
 
 
-async def test_a_coroutine_that_waits_ends_with_its_caller_and_its_error_is_told() -> None:
+async def test_a_coroutine_that_waits_ends_with_its_caller_and_the_others_are_told() -> None:
     begun, told = anyio.Event(), list[str]()
 
     class Waits:
@@ -125,13 +125,18 @@ async def test_a_coroutine_that_waits_ends_with_its_caller_and_its_error_is_told
                 raise
             raise ValueError("wrong model")
 
+    class Quick:
+        @hookimpl
+        async def ovms_pulled(self, model: str) -> None:
+            told.append(model)
+
     events = Events()
-    events.register({"waits": Waits()})
+    events.register({"waits": Waits(), "zz": Quick()})
     async with anyio.create_task_group() as group:
         group.start_soon(lambda: events.tell("ovms_pulled", model="m"))
         await begun.wait()
         group.cancel_scope.cancel()
-    assert told == ["cancelled"]
+    assert told == ["cancelled", "m"]
     await events.tell("ovms_pulled", model="wrong")
     assert [each.cause for each in events.failures] == ["ValueError: wrong model"]
 

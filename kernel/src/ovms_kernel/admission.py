@@ -144,7 +144,10 @@ class Admission:
         model = sent.model or (self._call.model if code == 200 else "")
         seconds = time.monotonic() - self._began
         outcome = Outcome(code, seconds, sent.bytes_out, cause, first_byte, model, *sent.tokens())
-        with anyio.CancelScope(shield=True):
+        if error is None:
+            await self._events.tell("ovms_request_finished", call=self._call, outcome=outcome)
+            return
+        with anyio.CancelScope(shield=True):  # it may have been cancelled
             await self._events.tell("ovms_request_finished", call=self._call, outcome=outcome)
 
 

@@ -126,6 +126,7 @@ class Events:
         """
         may_veto = hook.startswith(("ovms_before_", "ovms_amend_"))
         results: list[tuple[str, Any]] = []
+        cancelled: BaseException | None = None
         for each in self._of(hook):
             try:
                 result = await self._call(each, hook, [arguments[name] for name in each.arguments])
@@ -138,9 +139,17 @@ class Events:
             except Exception as error:
                 log.exception("Extension %s failed in %s", each.extension, hook)
                 self._failed(each.extension, hook, f"{type(error).__name__}: {error}", logged=True)
+            except BaseException as error:
+                import asyncio
+
+                if may_veto or not isinstance(error, asyncio.CancelledError):
+                    raise
+                cancelled = error  # what happened has happened, so the others are told
             else:
                 if result is not None:
                     results.append((each.extension, result))
+        if cancelled:
+            raise cancelled
         return results
 
     async def tell(self, hook: str, **arguments: object) -> None:
