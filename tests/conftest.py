@@ -12,6 +12,8 @@ import pytest
 FIXTURES = Path(__file__).parent / "fixtures"
 # Thousands of processes start, each of which would compile everything anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+LEAN_PYTEST = {"PYTEST_ADDOPTS": "-p no:hypothesispytest -p no:pytest_httpserver -p no:xdist"}
+"""Has a pytest that a test starts load none of the plugins that only this suite needs."""
 
 
 NEEDS = {

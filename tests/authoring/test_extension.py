@@ -8,6 +8,9 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +18,30 @@ import pytest
 
 from ovms_kernel.compose import compose_kernel
 from ovms_kernel.settings import read_settings
+from tests.cli.conftest import run_here
+from tests.conftest import LEAN_PYTEST
 from tests.faces.http.conftest import serving
+from tests.installing import BUILT_HERE, UV, install
 
 KINDS = ("service", "platform", "graph", "hub", "face", "dialect", "observer", "command")
 PROGRAM = str(Path(sys.executable).with_name("ovms-plugin"))
-UV = str(Path(sys.executable).with_name("uv"))
+Here = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def here(capfd: pytest.CaptureFixture[str]) -> Here:
+    """Run ``ovms-plugin extension`` in this process, which saves the start of one."""
+
+    def call(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        capfd.readouterr()
+        env = os.environ | {"NO_COLOR": "1"} | BUILT_HERE | LEAN_PYTEST | environment
+        return subprocess.CompletedProcess(words, run_here(["extension", *words], env), *capfd.readouterr())
+
+    return call
 
 
 def run(*words: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"NO_COLOR": "1"} | environment
+    env = os.environ | {"NO_COLOR": "1"} | BUILT_HERE | LEAN_PYTEST | environment
     done = subprocess.run(words, env=env, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == code, done.stdout + done.stderr
     return done
@@ -34,8 +52,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a new extension of each kind."""
     folder = tmp_path_factory.mktemp("written")
     for kind in KINDS:
-        made = run(PROGRAM, "extension", "new", kind, "word-count", "--into", str(folder))
-        assert made.stdout == f"{folder / f'ovms-{kind}-word-count'}\n"
+        with redirect_stdout(StringIO()) as made:
+            assert run_here(["extension", "new", kind, "word-count", "--into", str(folder)], os.environ) == 0
+        assert made.getvalue() == f"{folder / f'ovms-{kind}-word-count'}\n"
     return folder
 
 
@@ -43,14 +62,14 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def site(written: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder into which all of them are installed, as ``PYTHONPATH`` has it."""
     folder = tmp_path_factory.mktemp("site")
-    sources = [str(each) for each in sorted(written.glob("ovms-*"))]
-    run(UV, "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *sources)
+    install(*sorted(written.glob("ovms-*")), target=folder)
     return folder
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_new_extension_passes_its_contract_and_its_own_tests(written: Path, kind: str) -> None:
-    done = run(PROGRAM, "extension", "check", str(written / f"ovms-{kind}-word-count"))
+def test_a_new_extension_passes_its_contract_and_its_own_tests(here: Here, written: Path, kind: str) -> None:
+    done = here("check", str(written / f"ovms-{kind}-word-count"))
+    assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout
     assert done.stderr == ""
 
@@ -58,7 +77,7 @@ def test_a_new_extension_passes_its_contract_and_its_own_tests(written: Path, ki
 def test_new_extensions_have_types(written: Path) -> None:
     modules = [str(each) for each in written.glob("*/ovms_*.py")]
     assert len(modules) == len(KINDS)
-    run(sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(written / ".mypy"), *modules)
+    run(sys.executable, "-m", "mypy", "--strict", *modules)  # with what mypy remembers of the kit
 
 
 def test_new_extensions_are_loaded(site: Path, tmp_path: Path) -> None:
@@ -123,45 +142,47 @@ def test_a_new_face_is_served(site: Path, tmp_path: Path) -> None:
         (["install", "{folder}/bad.json"], "ended with code"),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence(written: Path, tmp_path: Path, words: list[str], sentence: str) -> None:
+def test_what_cannot_be_done_is_one_sentence(
+    here: Here, written: Path, tmp_path: Path, words: list[str], sentence: str
+) -> None:
     (tmp_path / "bad.json").write_text("{}")
     folder = str(written) if "new" in words and "other" not in words else str(tmp_path)
     words = [each.format(folder=folder) for each in words]
     if words[0] == "new" and "--into" not in words:
         words += ["--into", folder]
-    env = os.environ | {"NO_COLOR": "1", "OVMS_PLUGIN_DATA_DIR": str(tmp_path / "data")}
-    command = [PROGRAM, "extension", *words]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+    done = here(*words, OVMS_PLUGIN_DATA_DIR=str(tmp_path / "data"))
     assert done.returncode not in (0, 70), done.stderr
     assert sentence in done.stderr.splitlines()[-1]
 
 
-def test_a_flaw_is_found(written: Path, tmp_path: Path) -> None:
+def test_a_flaw_is_found(here: Here, written: Path, tmp_path: Path) -> None:
     folder = tmp_path / "flawed"
     folder.mkdir()
     project = (written / "ovms-service-word-count" / "pyproject.toml").read_text()
     (folder / "pyproject.toml").write_text(project)
     module = (written / "ovms-service-word-count" / "ovms_service_word_count.py").read_text()
     (folder / "ovms_service_word_count.py").write_text(module.replace("(self, call: Call, engine: Engine)", "(self)"))
-    done = run(PROGRAM, "extension", "check", str(folder), code=1)
+    done = here("check", str(folder))
+    assert done.returncode == 1, done.stdout + done.stderr
     assert "cannot be called as invoke(call, engine)" in done.stdout
 
 
-def test_a_contract_that_needs_a_sample_is_asked_for(written: Path, tmp_path: Path) -> None:
+def test_a_contract_that_needs_a_sample_is_asked_for(here: Here, written: Path, tmp_path: Path) -> None:
     folder = tmp_path / "untested"
     folder.mkdir()
     for name in ("pyproject.toml", "ovms_hub_word_count.py"):
         (folder / name).write_text((written / "ovms-hub-word-count" / name).read_text())
-    done = run(PROGRAM, "extension", "check", str(folder), code=1)
+    done = here("check", str(folder))
+    assert done.returncode == 1, done.stdout + done.stderr
     assert "No test here inherits HubContract; write one for hubs.word-count, it needs a model" in done.stderr
 
 
-def test_the_index_has_what_is_and_is_not_installed(tmp_path: Path) -> None:
-    found = {each["name"]: each for each in json.loads(run(PROGRAM, "extension", "list", "--json").stdout)}
+def test_the_index_has_what_is_and_is_not_installed(here: Here, tmp_path: Path) -> None:
+    found = {each["name"]: each for each in json.loads(here("list", "--json").stdout)}
     assert "services.chat" in found["ovms-service-chat"]["extensions"]
     index = tmp_path / "index.json"
     index.write_text(json.dumps([{"name": "acme-hub-shelf", "description": "A shelf", "extensions": ["hubs.shelf"]}]))
-    text = run(PROGRAM, "extension", "list", "--available", "--index", str(index)).stdout
+    text = here("list", "--available", "--index", str(index)).stdout
     assert "acme-hub-shelf" in text
     assert "A shelf" in text
 

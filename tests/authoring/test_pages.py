@@ -24,8 +24,9 @@ import pytest
 
 from ovms_kernel.compose import compose_kernel
 from ovms_kernel.settings import read_settings
-from tests.conftest import FIXTURES
+from tests.conftest import FIXTURES, LEAN_PYTEST
 from tests.engines.conftest import free_port
+from tests.installing import BUILT_HERE
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = [DOCS / "extensions.md", *sorted(DOCS.glob("extensions/*.md"))]
@@ -110,6 +111,7 @@ def author(data: Path, programs: Path, tmp_path: Path) -> Author:
         "NO_COLOR": "1",
         "UV_OVERRIDE": str(overrides),
     }
+    environment |= BUILT_HERE | LEAN_PYTEST
     return Author(tmp_path, environment)
 
 

@@ -5,8 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -48,27 +49,28 @@ def acme(tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.fixture
-def here(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+def here(environment: dict[str, str], capfd: pytest.CaptureFixture[str]) -> Run:
     """Run one command in this process: the same way through, without the second that a new process takes."""
 
     def call(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        with monkeypatch.context() as patch:
-            for name in os.environ.keys() - environment.keys():
-                patch.delenv(name)
-            for name, value in environment.items():
-                patch.setenv(name, value)
-            capfd.readouterr()
-            before = signal.getsignal(signal.SIGINT)
-            try:
-                # Nothing around it, as at a terminal: a fixture of the whole session may have its event loop here.
-                ended = contextvars.Context().run(run_command, list(words))
-            finally:
-                signal.signal(signal.SIGINT, before)
+        capfd.readouterr()
+        ended = run_here(words, environment)
         out, err = capfd.readouterr()
         assert ended == code, f"{words} ended with {ended}:\n{out}\n{err}"
         return subprocess.CompletedProcess(words, ended, out, err)
 
     return call
+
+
+def run_here(words: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run one command in this process, as if it were one with this environment; return its exit code."""
+    before = signal.getsignal(signal.SIGINT)
+    with patch.dict(os.environ, environment, clear=True):
+        try:
+            # Nothing around it, as at a terminal: a fixture of the whole session may have its event loop here.
+            return contextvars.Context().run(run_command, list(words))
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

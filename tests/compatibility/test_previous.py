@@ -15,6 +15,7 @@ from ovms_kernel.compose import compose_kernel
 from ovms_kernel.drivers import DRIVER_PROTOCOLS
 from ovms_kernel.settings import read_settings
 from tests import scripts
+from tests.installing import install
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -26,9 +27,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the extensions that were written for the previous release, installed as they are."""
     folder = tmp_path_factory.mktemp("site")
     source = shutil.copytree(HERE / "acme_0_1", tmp_path_factory.mktemp("source") / "acme")
-    uv = str(Path(sys.executable).with_name("uv"))
-    command = [uv, "pip", "install", "--quiet", "--no-deps", "--target", str(folder), str(source)]
-    subprocess.run(command, check=True, capture_output=True)
+    install(source, target=folder)
     return folder
 
 

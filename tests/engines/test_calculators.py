@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.installing import install
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,9 +33,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder into which the distribution is installed."""
     folder = tmp_path_factory.mktemp("site")
     source = shutil.copytree(SOURCE, tmp_path_factory.mktemp("source") / "classify")
-    uv = Path(sys.executable).with_name("uv")
-    command = [str(uv), "pip", "install", "--quiet", "--no-deps", "--target", str(folder), str(source)]
-    subprocess.run(command, check=True, capture_output=True)
+    install(source, target=folder)
     return folder
 
 

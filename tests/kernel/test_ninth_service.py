@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.installing import UV, install
+
 ROOT = Path(__file__).parents[2]
 EMBED = ROOT / "extensions" / "services" / "embed"
 
@@ -64,10 +66,7 @@ def test_a_copied_and_renamed_service_is_installed_by_pip_and_served(tmp_path: P
         ):
             text = text.replace(old, new)
         (source / path.name.replace("ovms_service_embed", "acme_service_vectors")).write_text(text, "utf-8")
-    uv = Path(sys.executable).with_name("uv")
-    subprocess.run(
-        [uv, "pip", "install", "--quiet", "--no-deps", "--target", site, source], check=True, capture_output=True
-    )
+    install(source, target=site)
     done = subprocess.run(
         [str(each) for each in (sys.executable, "-c", ASK, tmp_path / "data", fixtures / "embeddings", *free_ports(2))],
         env={"PYTHONPATH": str(site), "HOME": str(tmp_path)},
@@ -103,8 +102,8 @@ anyio.run(main)
 @pytest.fixture
 def python(tmp_path: Path) -> Path:
     """Python with what is installed here and two distributions of a third party's."""
-    uv, venv = Path(sys.executable).with_name("uv"), tmp_path / "venv"
-    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, venv], check=True, capture_output=True)
+    venv = tmp_path / "venv"
+    subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, venv], check=True, capture_output=True)
     python = venv / Path(sys.executable).parent.name / Path(sys.executable).name
     [site] = venv.glob("**/site-packages")
     # A folder alone would leave out what is installed here as editable.
@@ -112,8 +111,7 @@ def python(tmp_path: Path) -> Path:
     (site / "here.pth").write_text(f"import site; site.addsitedir({here!r})\n", "utf-8")
     for source in (ROOT / "tests/engines/classify", ROOT / "tests/faces/printing"):
         copy = shutil.copytree(source, tmp_path / source.name, ignore=shutil.ignore_patterns("__pycache__"))
-        command: list[str | Path] = [uv, "pip", "install", "--quiet", "--no-deps", "--python", python, copy]
-        subprocess.run(command, check=True, capture_output=True)
+        install(copy, python=python)
     return python
 
 
