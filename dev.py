@@ -126,9 +126,7 @@ def test(words: list[str]) -> None:
     # Thousands of processes start, which PYTHONDONTWRITEBYTECODE would have compile everything anew.
     install("--compile-bytecode")
     call(tool("python"), "-m", "compileall", "-q", "kernel", "extensions", "tests")
-    # With `-n 2`, a file stays in one of two processes, as its tests share an engine.
-    spread = ["--dist", "loadfile"] if any(each.startswith("-n") for each in words) else []
-    call(tool("python"), "-m", "pytest", *spread, *words)
+    call(tool("python"), "-m", "pytest", *words)
 
 
 def check(words: list[str]) -> None:

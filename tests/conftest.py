@@ -4,10 +4,16 @@ A test says what it needs with a marker, a fixture by asking for the fixture ``i
 skips what needs an engine that infers, as under Wine, where OpenVINO loads and its generated code crashes.
 """
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.spread import PartScheduling
 
 FIXTURES = Path(__file__).parent / "fixtures"
 # Thousands of processes start, each of which would compile everything anew.
@@ -24,6 +30,21 @@ NEEDS = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--without", action="append", default=[], choices=list(NEEDS), help="skip what needs this")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config) -> PartScheduling:
+    from tests.spread import PartScheduling
+
+    config.option.loadscopereorder = False
+    return PartScheduling(config)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # one of several processes
+        from tests.spread import longest_first
+
+        longest_first(items)
 
 
 def lack_of(config: pytest.Config, need: str) -> str:
