@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from xdist.remote import Producer
+
     from tests.spread import PartScheduling
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -33,11 +35,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config) -> PartScheduling:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> PartScheduling:
     from tests.spread import PartScheduling
 
     config.option.loadscopereorder = False
-    return PartScheduling(config)
+    return PartScheduling(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
