@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ovms_kernel.kernel import Kernel
     from ovms_kernel.values import Upload
 
-ROUNDS = int(os.environ.get("OVMS_PASSPORT_ROUNDS", "10"))
+ROUNDS = int(os.environ.get("OVMS_PASSPORT_ROUNDS", "6"))
 """Probes and loads of each tiny model that must raise no alarm; 1 000 in the nightly mode."""
 MODEL = LocalModel("me/m", Path(), "text_generation", 1, "ab" * 32, datetime.now(UTC))
 GOOD, BAD = "one two three four five six", "!!!!!!!!!!!!!!!!!!!!!!!!"
