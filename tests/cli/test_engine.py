@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from ovms_kernel.testing.process import end_by_force
+from tests.cli.conftest import run_here
 
 ANSWER = "OpenVINO is an open source toolkit for running AI models fast on Intel CPUs, GPUs and NPUs."
 CHAT, EMBED = "tiny/chat", "tiny/embed"
@@ -31,17 +33,29 @@ REQUESTS: dict[str, dict[str, Any]] = {
 """A request of each service that answers once, but for the model."""
 
 
+@pytest.fixture(scope="module")
+def stocked(tmp_path_factory: pytest.TempPathFactory, fixtures: Path) -> Path:
+    """A data folder with an engine and both tiny models."""
+    folder = tmp_path_factory.mktemp("stocked") / "data"
+    environment = os.environ | {"OVMS_PLUGIN_DATA_DIR": str(folder), "OVMS_PLUGIN_PLATFORM": "portable"}
+    for words in (
+        ("engine", "install"),
+        ("import", str(fixtures / "text_generation"), CHAT),
+        ("import", str(fixtures / "embeddings"), EMBED),
+    ):
+        assert run_here(words, environment) == 0
+    return folder
+
+
 @pytest.fixture
-def installed(here: Any, fixtures: Path, environment: dict[str, str]) -> Any:
-    """The command, with an engine and both tiny models installed; ports of its own."""
+def installed(here: Any, stocked: Path, environment: dict[str, str]) -> Any:
+    """The command, with an engine and both tiny models installed in a folder of the test's own; ports of its own."""
+    shutil.copytree(stocked, environment["OVMS_PLUGIN_DATA_DIR"], symlinks=True)
     # Far from the usual ones, which other engines on this machine take one after another.
     with socket.socket() as rest, socket.socket() as grpc:
         for name, probe in (("REST", rest), ("GRPC", grpc)):
             probe.bind(("127.0.0.1", 0))
             environment[f"OVMS_PLUGIN_{name}_PORT"] = str(probe.getsockname()[1])
-    here("engine", "install")
-    here("import", str(fixtures / "text_generation"), CHAT)
-    here("import", str(fixtures / "embeddings"), EMBED)
     return here
 
 
