@@ -13,7 +13,8 @@ LOOKUP = "prompt_lookup"
 
 def refuses_drafts(fields: dict[str, Any], options: dict[str, Any]) -> bool:
     """Tell whether a request wants no drafts (``num_assistant_tokens: 0``), and the graph makes some."""
-    wanted = fields.get("num_assistant_tokens")
+    if (wanted := fields.get("num_assistant_tokens")) is None:
+        return False
     makes = bool(options.get("draft_models_path") or options.get("properties", {}).get(LOOKUP))
     return makes and wanted == 0 and isinstance(wanted, int) and not isinstance(wanted, bool)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from itertools import accumulate
@@ -113,6 +114,42 @@ class Metrics:
             for labels, counts in (times or {}).items():
                 lines += _histogram(family, labels, counts)
         return "\n".join(lines) + "\n"
+
+
+class Seen:
+    """What is counted of one request to a graph.
+
+    :param arrived: when it arrived, on the monotonic clock.
+    """
+
+    def __init__(self, metrics: Metrics, name: str, arrived: float, *, stream: bool) -> None:
+        self._metrics = metrics
+        self._graph = f'name="{name}"'
+        self._labels = f'api="V3",interface="REST",method="{"Stream" if stream else "Unary"}",{self._graph}'
+        self._arrived = self._began = arrived
+
+    def reject(self) -> None:
+        """The queue of the graph is full."""
+        self._metrics.add("ovms_requests_rejected", self._labels)
+
+    def accept(self) -> None:
+        """The graph takes it."""
+        self._metrics.add("ovms_requests_accepted", self._labels)
+        self._metrics.add("ovms_current_graphs", self._graph)
+        self._began = time.monotonic()
+
+    def end(self, *, succeeded: bool) -> None:
+        """It is answered, or failed."""
+        ended = time.monotonic()
+        if succeeded:
+            self._metrics.add("ovms_requests_success", self._labels)
+            self._metrics.add("ovms_responses", self._labels)
+        else:
+            self._metrics.add("ovms_requests_fail", self._labels)
+        self._metrics.add("ovms_current_graphs", self._graph, -1)
+        self._metrics.time("ovms_request_time_us", self._labels, ended - self._arrived)
+        self._metrics.time("ovms_wait_for_infer_req_time_us", self._labels, self._began - self._arrived)
+        self._metrics.time("ovms_inference_time_us", self._labels, ended - self._began)
 
 
 def _histogram(family: str, labels: str, counts: list[int]) -> list[str]:

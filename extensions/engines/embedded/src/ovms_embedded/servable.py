@@ -71,8 +71,10 @@ class Servable:
     pause: float = 0.0
     """Seconds to wait before a worker that crashed is started again."""
     in_use: int = 0
+    draining: int = 0
+    """How many wait for the last user to leave."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set and replaced at every change of the state, and when the last user leaves."""
+    """Set and replaced at every change of the state, and when the last user leaves and that is waited for."""
 
     @property
     def name(self) -> str:
@@ -125,8 +127,13 @@ class Servable:
         """End to use it."""
         self.in_use -= 1
         self.used = time.monotonic()
-        if not self.in_use:
+        if self.draining and not self.in_use:
             self.notify()
+
+    @property
+    def serves(self) -> bool:
+        """Whether it takes requests at once."""
+        return self.state is State.AVAILABLE and self.worker is not None
 
     def notify(self) -> None:
         """Wake everything that waits for a change."""
@@ -144,5 +151,9 @@ class Servable:
 
     async def drained(self) -> None:
         """Wait until nobody uses it."""
-        while self.in_use:
-            await self.changed.wait()
+        self.draining += 1
+        try:
+            while self.in_use:
+                await self.changed.wait()
+        finally:
+            self.draining -= 1

@@ -44,6 +44,9 @@ class Unpacker:
     def feed(self, data: bytes) -> Iterator[list[Any]]:
         """Yield every message that is complete now."""
         buffer = self._buffer
+        if not buffer and len(data) > 4 and _LENGTH.unpack_from(data)[0] == len(data) - 4:
+            yield _decode(memoryview(data)[4:])  # one message and no more, as nearly always
+            return
         buffer += data
         start = 0
         end = len(buffer)

@@ -6,12 +6,13 @@ import asyncio
 import hmac
 import re
 import time
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from ovms_embedded import SERVER_NAME, SERVER_VERSION, log
 from ovms_embedded.config import ConfigError
+from ovms_embedded.metrics import Seen
 from ovms_embedded.rest.endpoints import dispatch
 from ovms_embedded.rest.errors import HttpError, Invalid, calculator_error
 from ovms_embedded.rest.http import (
@@ -31,24 +32,26 @@ from ovms_embedded.rest.http import (
     read_form,
     read_json,
 )
+from ovms_embedded.rest.protocol import EXCHANGE
 from ovms_embedded.servable import Overloaded, Servable, State
 from ovms_embedded.workers import CallFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, MutableMapping
+    from collections.abc import Callable, MutableMapping
 
     from ovms_embedded.cli import Settings
     from ovms_embedded.manager import Manager
     from ovms_embedded.metrics import Metrics
     from ovms_embedded.rest.http import Pieces, Receive, Send
+    from ovms_embedded.rest.protocol import Exchange
 
 CONFIG = re.compile(r".?/v1/config")
 RELOAD = re.compile(r".?/v1/config/reload")
 MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(/ready|/infer)?")
 MODELS = re.compile(r"/(?:v3/v1|v3|v1)/models(?:/(.*))?")
-GENERATIVE = re.compile(r"/(?:v3|v1)/(.+)")
-MODEL_PREFIX = 4
-"""Characters of ``/v3/``, cut to get a model's name from a path."""
+GENERATIVE = re.compile(r"/(?:v3|v1)/.+")
+GENERATE = "/v3/"
+"""Where nothing but generative endpoints take a POST; both prefixes have as many characters."""
 
 
 class App:
@@ -63,6 +66,7 @@ class App:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
+        exchange: Exchange = scope["extensions"][EXCHANGE]
         headers = dict(scope["headers"])
         cors = self._cors(headers.get(b"origin"))
         try:
@@ -71,16 +75,18 @@ class App:
             except HttpError as error:
                 log.serving.debug("%s %s: %d %s", scope["method"], scope["path"], error.status, error)
                 body = encode({"error": str(error)})
-                await _respond(send, error.status, Reply(body), [*cors, *error.headers])
+                await _respond(exchange, error.status, Reply(body), [*cors, *error.headers])
             else:
                 if answer is not None:
-                    await _respond(send, 200, answer, cors)
+                    await _respond(exchange, 200, answer, cors)
         except Disconnected:
             return
         except Exception:  # noqa: BLE001 - the last resort: a fault of the engine is one answer, not a silent close
             log.serving.exception("%s %s failed", scope["method"], scope["path"])
-            # If the answer has begun already, the server can only close the connection.
-            await _respond(send, 500, Reply(encode({"error": "Internal server error"})), cors)
+            if exchange.begun:
+                exchange.abort()
+            else:
+                await _respond(exchange, 500, Reply(encode({"error": "Internal server error"})), cors)
 
     def _cors(self, origin: bytes | None) -> list[tuple[bytes, bytes]]:
         if origin is None:
@@ -107,11 +113,13 @@ class App:
         path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1").partition("?")[0]
         if method == "OPTIONS":
             return self._preflight(cors)
-        if "/../" in unquote(path):
+        if "/../" in _plain(path):
             raise HttpError(400, "Path contains invalid sequence")
         if method not in ("GET", "POST"):
             raise HttpError(406, "Unsupported method")
         get = method == "GET"
+        if not get and path.startswith(GENERATE):
+            return await self._generate(path, headers, receive, send, cors, scope["extensions"][EXCHANGE])
         if path == "/v2/health/live":
             return _only(get, Reply(b""))
         if path == "/v2/health/ready":
@@ -135,9 +143,9 @@ class App:
             return await self._model(*match.groups(), get=get)
         if get and (match := MODELS.fullmatch(path)):
             return self._models(match[1])
-        if match := GENERATIVE.fullmatch(path):
+        if GENERATIVE.fullmatch(path):
             _only(not get)
-            return await self._generate(unquote(match[1]), path, headers, receive, send, cors)
+            return await self._generate(path, headers, receive, send, cors, scope["extensions"][EXCHANGE])
         raise HttpError(400, "Invalid request URL")
 
     def _page(self, metrics: Metrics) -> bytes:
@@ -210,55 +218,80 @@ class App:
     async def _generate(
         self,
         path: str,
-        uri: str,
         headers: dict[bytes, bytes],
         receive: Receive,
         send: Send,
         cors: list[tuple[bytes, bytes]],
+        exchange: Exchange,
     ) -> Reply | None:
-        self._authorise(headers)
-        with self._bodies.request() as take:
-            request = await self._read(path, uri, headers, receive, take)
-            return await self._serve(request, receive, send, cors)
-
-    async def _serve(
-        self, request: Request, receive: Receive, send: Send, cors: list[tuple[bytes, bytes]]
-    ) -> Reply | None:
-        servable = self._manager.find(request.model)
-        if servable is None:
-            raise HttpError(404, "Mediapipe graph definition with requested name is not found")
-        arrived = time.monotonic()
-        await self._manager.settle(servable)
-        await self._manager.wake(servable)
-        await self._usable(servable)
-        with self._counted(servable, request, arrived):
-            watch = asyncio.create_task(_watch(receive, _current()))
-            try:
-                answer = await self._answer(servable, request)
-                if isinstance(answer, Reply):
-                    return answer
-                await _stream(send, answer.pieces, cors)
-            except asyncio.CancelledError:
-                if watch.done() and not watch.cancelled():
-                    _current().uncancel()
-                    raise Disconnected from None
-                raise
-            finally:
-                watch.cancel()
-        return None
-
-    def _authorise(self, headers: dict[bytes, bytes]) -> None:
         key = self._settings.api_key
         if key and not hmac.compare_digest(headers.get(b"authorization", b""), f"Bearer {key}".encode()):
             raise HttpError(500, "Unauthorized: invalid or missing api-key")
+        with self._bodies.request() as take:
+            request = await self._read(path, headers, receive, take, exchange)
+            servable = self._manager.find(request.model)
+            if servable is None:
+                raise HttpError(404, "Mediapipe graph definition with requested name is not found")
+            arrived = time.monotonic()
+            if not servable.serves:
+                await self._manager.settle(servable)
+                await self._manager.wake(servable)
+                await self._usable(servable)
+            metrics = self._metrics
+            seen = Seen(metrics, servable.name, arrived, stream=request.stream) if metrics else None
+            return await self._serve(servable, request, send, cors, exchange, seen)
+
+    async def _serve(
+        self,
+        servable: Servable,
+        request: Request,
+        send: Send,
+        cors: list[tuple[bytes, bytes]],
+        exchange: Exchange,
+        seen: Seen | None,
+    ) -> Reply | None:
+        try:
+            servable.enter()
+        except Overloaded as error:
+            if seen:
+                seen.reject()
+            raise HttpError(503, "The queue of this model is full, try again later.", RETRY_AFTER) from error
+        if seen:
+            seen.accept()
+        succeeded = False
+        task = _current()
+        exchange.watch(task.cancel)
+        try:
+            if exchange.disconnected:
+                raise Disconnected
+            answer: Reply | Stream | None = await self._answer(servable, request)
+            if isinstance(answer, Stream):
+                await _stream(send, exchange, answer.pieces, cors)
+                answer = None
+            succeeded = True
+        except asyncio.CancelledError:
+            if exchange.disconnected:
+                task.uncancel()
+                raise Disconnected from None
+            raise
+        else:
+            return answer
+        finally:
+            exchange.watch(None)
+            servable.leave()
+            if seen:
+                seen.end(succeeded=succeeded)
 
     async def _read(
-        self, path: str, uri: str, headers: dict[bytes, bytes], receive: Receive, take: Callable[[int], None]
+        self, path: str, headers: dict[bytes, bytes], receive: Receive, take: Callable[[int], None], exchange: Exchange
     ) -> Request:
         content_type = headers.get(b"content-type", b"")
-        kind = content_type.partition(b";")[0].strip().lower()
-        body = await read_body(receive, headers, JSON_LIMIT if kind == JSON else BODY_LIMIT, take)
-        fallback = unquote(uri[MODEL_PREFIX:])
+        kind = content_type if content_type == JSON else content_type.partition(b";")[0].strip().lower()
+        if (body := exchange.take_body()) is None:
+            body = await read_body(receive, headers, JSON_LIMIT if kind == JSON else BODY_LIMIT, take)
+        else:
+            take(len(body))
+        path = _plain(path[len(GENERATE) :])
         if kind == JSON:
             fields = read_json(body) if len(body) < LARGE else await asyncio.to_thread(read_json, body)
             model = fields.get("model")
@@ -269,51 +302,21 @@ class App:
             stream = fields.get("stream", False)
             if not isinstance(stream, bool):
                 raise HttpError(412, "stream field is not a boolean")
-            return Request(path, model or fallback, fields, stream=stream, media=self._settings.media)
+            return Request(path, model or path, fields, stream=stream, media=self._settings.media)
         if kind == b"multipart/form-data":
             form = read_form(body, content_type)
             fields, files = await (form if len(body) < LARGE else asyncio.to_thread(asyncio.run, form))
             model = fields.get("model")
             stream = fields.get("stream") == "true"
-            name = model if isinstance(model, str) and model else fallback
+            name = model if isinstance(model, str) and model else path
             return Request(path, name, fields, files, multipart=True, stream=stream)
-        return Request(path, fallback)
+        return Request(path, path)
 
     async def _usable(self, servable: Servable) -> None:
         if servable.state is State.RETIRED:
             raise HttpError(404, "Mediapipe graph definition with requested name is retired")
         if servable.state is not State.AVAILABLE:
             raise HttpError(500, "Mediapipe graph definition with requested name is not loaded yet")
-
-    @contextmanager
-    def _counted(self, servable: Servable, request: Request, arrived: float) -> Iterator[None]:
-        method = "Stream" if request.stream else "Unary"
-        labels = f'api="V3",interface="REST",method="{method}",name="{servable.name}"'
-        count = self._metrics.add if self._metrics else lambda *_: None
-        try:
-            servable.enter()
-        except Overloaded as error:
-            count("ovms_requests_rejected", labels)
-            raise HttpError(503, "The queue of this model is full, try again later.", RETRY_AFTER) from error
-        count("ovms_requests_accepted", labels)
-        count("ovms_current_graphs", f'name="{servable.name}"')
-        began = time.monotonic()
-        try:
-            yield
-        except BaseException:
-            count("ovms_requests_fail", labels)
-            raise
-        else:
-            count("ovms_requests_success", labels)
-            count("ovms_responses", labels)
-        finally:
-            servable.leave()
-            count("ovms_current_graphs", f'name="{servable.name}"', -1)
-            if self._metrics:
-                ended = time.monotonic()
-                self._metrics.time("ovms_request_time_us", labels, ended - arrived)
-                self._metrics.time("ovms_wait_for_infer_req_time_us", labels, began - arrived)
-                self._metrics.time("ovms_inference_time_us", labels, ended - began)
 
     async def _answer(self, servable: Servable, request: Request) -> Reply | Stream:
         node = servable.graph.node if servable.graph else ""
@@ -326,6 +329,10 @@ class App:
         except (Invalid, CallFailed) as error:
             raise calculator_error(node, error.kind, str(error)) from error
         return Stream(_rest(first, pieces, node))
+
+
+def _plain(path: str) -> str:
+    return unquote(path) if "%" in path else path
 
 
 async def _rest(first: bytes, pieces: Pieces, node: str) -> Pieces:
@@ -351,22 +358,14 @@ def _current() -> asyncio.Task[Any]:
     return task
 
 
-async def _watch(receive: Receive, task: asyncio.Task[Any]) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    task.cancel()
+async def _respond(exchange: Exchange, status: int, reply: Reply, headers: list[tuple[bytes, bytes]]) -> None:
+    await exchange.reply(status, [(b"content-type", reply.content_type), *headers], reply.body)
 
 
-async def _respond(send: Send, status: int, reply: Reply, headers: list[tuple[bytes, bytes]]) -> None:
-    head = [(b"content-length", b"%d" % len(reply.body)), (b"content-type", reply.content_type), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": head})
-    await send({"type": "http.response.body", "body": reply.body})
-
-
-async def _stream(send: Send, pieces: Pieces, headers: list[tuple[bytes, bytes]]) -> None:
+async def _stream(send: Send, exchange: Exchange, pieces: Pieces, headers: list[tuple[bytes, bytes]]) -> None:
     head = [(b"content-type", EVENTS), (b"cache-control", b"no-cache"), *headers]
     await send({"type": "http.response.start", "status": 200, "headers": head})
     async with aclosing(pieces):
         async for piece in pieces:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await exchange.write(piece)
     await send({"type": "http.response.body", "body": b""})

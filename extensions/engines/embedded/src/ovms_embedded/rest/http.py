@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from ovms_embedded.cli import Media
 from ovms_embedded.rest.errors import HttpError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, MutableMapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 
     Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
     Pieces = AsyncGenerator[bytes, None]
@@ -93,27 +92,39 @@ class Held:
     """Counts the bytes of bodies that requests hold, before they are taken in."""
 
     def __init__(self) -> None:
+        self.size = 0
+
+    def request(self) -> Share:
+        """Return the share of one request, to be used until it is answered."""
+        return Share(self)
+
+
+class Share:
+    """The bytes that one request holds; they are free again at its end."""
+
+    __slots__ = ("_held", "_size")
+
+    def __init__(self, held: Held) -> None:
+        self._held = held
         self._size = 0
 
-    @contextmanager
-    def request(self) -> Iterator[Callable[[int], None]]:
-        """Give a function that takes so many bytes more for one request, and free them at its end.
+    def __enter__(self) -> Callable[[int], None]:
+        """Return what takes so many bytes more."""
+        return self._take
 
-        :raises HttpError: from the function, when all requests together would hold too many.
+    def __exit__(self, *_: object) -> None:
+        """Free them."""
+        self._held.size -= self._size
+
+    def _take(self, size: int) -> None:
+        """Take so many bytes more.
+
+        :raises HttpError: all requests together would hold too many.
         """
-        taken = 0
-
-        def take(size: int) -> None:
-            nonlocal taken
-            if self._size + size > HELD_LIMIT:
-                raise HttpError(503, "The server holds too many large requests, try again later.", RETRY_AFTER + CLOSE)
-            self._size += size
-            taken += size
-
-        try:
-            yield take
-        finally:
-            self._size -= taken
+        if self._held.size + size > HELD_LIMIT:
+            raise HttpError(503, "The server holds too many large requests, try again later.", RETRY_AFTER + CLOSE)
+        self._held.size += size
+        self._size += size
 
 
 async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int, take: Callable[[int], None]) -> bytes:
