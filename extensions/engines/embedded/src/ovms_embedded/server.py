@@ -15,6 +15,7 @@ import uvicorn
 from ovms_embedded import log
 from ovms_embedded.cli import Settings, version_lines
 from ovms_embedded.config import ConfigError
+from ovms_embedded.garbage import collect_rarely
 from ovms_embedded.guard import guard
 from ovms_embedded.manager import Manager
 from ovms_embedded.metrics import Metrics
@@ -180,6 +181,7 @@ async def _manage(settings: Settings, manager: Manager, config: Config) -> None:
             # The only servable there is: without it there is nothing to serve.
             raise StartFailed("The model did not load.") from error
     manager.first_pass_done = True
+    collect_rarely()
     log.serving.info("ServableManagerModule started")
     if settings.config_path and settings.poll_seconds:
         await manager.watch(settings.poll_seconds)

@@ -8,6 +8,7 @@ import sys
 from importlib import import_module
 
 from ovms_embedded import wire
+from ovms_embedded.garbage import collect_rarely
 from ovms_embedded.worker.pipe import tidy
 from ovms_embedded.worker.process import open_pipe
 
@@ -24,6 +25,7 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - the front process reports it, whatever it is
         pipe.send([wire.FAILED, tidy(error)])
         os._exit(1)
+    collect_rarely()
     pipe.send([wire.READY, servable.info])
     servable.run()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import openvino
@@ -40,6 +40,10 @@ def read(
     :param between: called before each time.
     :param options: of the library's ``encode``.
     """
+    if len(texts) == 1:
+        between()
+        ids, mask = common.encode(tokenizer, texts, **options)
+        return [ids[mask == 1]]
     sizes = np.array([1 + len(text.encode()) // TOKEN_SIZE for text in texts])
     found: dict[int, Tokens] = {}
     for batch in batches(sizes, TOKENS_AT_ONCE):
@@ -96,7 +100,7 @@ class Encoder:
             model.remove_result(each)
         model.add_results([wanted])
         self._request = core.compile_model(model, device, common.properties(spec, device)).create_infer_request()
-        self._inputs = {name for port in model.inputs for name in port.get_names()}
+        self._inputs = [(at, INPUTS[name]) for at, name in _known(model)]
         self._stateful = bool(self._request.query_state())
         self._filler = max(tokenizer.get_pad_token_id(), 0)
 
@@ -109,27 +113,57 @@ class Encoder:
         :param rows: the tokens of each text.
         :param firsts: where a row is a pair, how many of its tokens come before those of the second text, else 0.
         """
-        lengths = np.array([len(row) for row in rows])
-        columns = np.arange(max(1, int(lengths.max())))
-        present = columns < lengths[:, None]
-        ids = np.full(present.shape, self._filler, np.int64)
-        ids[present] = np.concatenate(rows)
-        before = np.array(firsts)[:, None]
-        kinds = present & (columns >= before) & (before > 0)
-        return self._infer(ids, present.astype(np.int64), kinds.astype(np.int64))
-
-    def _infer(self, ids: Tokens, mask: Tokens, kinds: Tokens) -> NDArray[np.float32]:
-        feed: dict[str, NDArray[Any]] = {"input_ids": ids, "attention_mask": mask}
-        if "token_type_ids" in self._inputs:
-            feed["token_type_ids"] = kinds
-        if "position_ids" in self._inputs:
-            feed["position_ids"] = np.maximum(mask.cumsum(axis=1) - 1, 0)
-        if "beam_idx" in self._inputs:
-            feed["beam_idx"] = np.arange(len(ids), dtype=np.int32)
         if self._stateful:
             self._request.reset_state()
-        self._request.infer({name: openvino.Tensor(value) for name, value in feed.items() if name in self._inputs})
+        feed = _alone(rows[0], firsts[0]) if len(rows) == 1 and len(rows[0]) else _filled(rows, firsts, self._filler)
+        for at, value in self._inputs:
+            self._request.set_input_tensor(at, openvino.Tensor(value(feed)))
+        self._request.infer(share_outputs=True, decode_strings=False)  # by this thread, and without a copy of results
         return np.array(self._request.get_output_tensor(0).data, np.float32)
+
+
+class _Feed(NamedTuple):
+    """What the texts of an inference are to a model, each (texts, tokens)."""
+
+    ids: Tokens
+    mask: Tokens
+    kinds: Tokens
+
+
+INPUTS: dict[str, Callable[[_Feed], NDArray[Any]]] = {
+    "input_ids": lambda feed: feed.ids,
+    "attention_mask": lambda feed: feed.mask,
+    "token_type_ids": lambda feed: feed.kinds,
+    "position_ids": lambda feed: np.maximum(feed.mask.cumsum(axis=1) - 1, 0),
+    "beam_idx": lambda feed: np.arange(len(feed.ids), dtype=np.int32),
+}
+"""How each input that a model may have is made."""
+
+
+def _known(model: openvino.Model) -> Iterator[tuple[int, str]]:
+    """Yield number and name of each input."""
+    for at, port in enumerate(model.inputs):
+        yield from ((at, name) for name in port.get_names() if name in INPUTS)
+
+
+def _alone(row: Tokens, first: int) -> _Feed:
+    """Return the feed of one text, which needs no filling."""
+    ids = np.ascontiguousarray(row)[None]
+    kinds = np.zeros_like(ids)
+    if first:
+        kinds[:, first:] = 1
+    return _Feed(ids, np.ones_like(ids), kinds)
+
+
+def _filled(rows: list[Tokens], firsts: list[int], filler: int) -> _Feed:
+    lengths = np.array([len(row) for row in rows])
+    columns = np.arange(max(1, int(lengths.max())))
+    present = columns < lengths[:, None]
+    ids = np.full(present.shape, filler, np.int64)
+    ids[present] = np.concatenate(rows)
+    before = np.array(firsts)[:, None]
+    kinds = present & (columns >= before) & (before > 0)
+    return _Feed(ids, present.astype(np.int64), kinds.astype(np.int64))
 
 
 def answer(model: openvino.Model) -> openvino.Output:

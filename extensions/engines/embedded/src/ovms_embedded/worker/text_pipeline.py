@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import openvino_genai as genai
 
-from ovms_embedded.worker import common, drafts
+from ovms_embedded.worker import common, drafts, gguf
 from ovms_embedded.worker.pipe import Refused
 
 if TYPE_CHECKING:
@@ -26,9 +26,12 @@ def build(spec: dict[str, Any], folder: Path, device: str, draft: str, pipe: Pip
     """Load the model.
 
     :param draft: the kind of the draft model, or nothing.
-    :raises ValueError: the options contradict the model folder or ask for what this engine does not have.
+    :param folder: the model's, or its GGUF file.
+    :raises ValueError: a GGUF file is cut, or the options contradict the model or ask for what is not there.
     """
     options = spec["options"]
+    if folder.suffix == ".gguf":
+        gguf.check(folder)
     _check_kind(options["pipeline_type"], folder, device)
     properties = common.properties(spec, device)
     scheduler = _scheduler(options)
