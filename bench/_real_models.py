@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ovms_embedded.worker  # noqa: F401 - importing OpenVINO sends no usage event after it
 
@@ -21,6 +22,12 @@ from openvino import opset15 as ops
 from openvino.op.util import Variable, VariableInfo
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
+sys.path.append(str(FIXTURES))
+
+import make_gguf as gguf  # noqa: E402 - found there
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class Shape:
     words: int
 
 
+QWEN2_05B = Shape(layers=24, hidden=896, inner=4864, heads=14, groups=2, head=64, words=0)
+"""The words are those of the tiny model."""
 QWEN3_06B = Shape(layers=28, hidden=1024, inner=3072, heads=16, groups=8, head=128, words=151936)
 MINILM_L6 = Shape(layers=6, hidden=384, inner=1536, heads=12, groups=12, head=32, words=30522)
 SMALL = Shape(layers=2, hidden=64, inner=128, heads=4, groups=2, head=16, words=2048)
@@ -245,3 +254,42 @@ def make(kind: str, folder: Path, *, small: bool = False) -> Path:
     ov.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
     (target / "done").touch()
     return target
+
+
+def make_gguf(folder: Path, *, small: bool = False) -> Path:
+    """Write a Qwen2 with weights of 8 bits as a GGUF file into a folder, unless it is there already, and return it."""
+    target = folder / ("small.gguf" if small else "qwen2.gguf")
+    if not target.exists():
+        shape = SMALL if small else QWEN2_05B
+        config = json.loads((FIXTURES / "text_generation" / "config.json").read_text()) | {
+            "hidden_size": shape.hidden, "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.groups, "intermediate_size": shape.inner,
+        }  # fmt: skip
+        part = target.with_suffix(".part")
+        gguf.write(part, "Q8_0", config, _gguf_tensors(shape, config["vocab_size"]))
+        part.rename(target)
+    return target
+
+
+def _gguf_tensors(shape: Shape, words: int) -> Iterator[tuple[str, Any]]:
+    chance = np.random.default_rng(4)
+
+    def matrix(rows: int, columns: int) -> Any:
+        return chance.standard_normal((rows, columns), np.float32) / columns**0.5
+
+    def ones(size: int) -> Any:
+        return np.ones(size, np.float32)
+
+    queries, keys = shape.heads * shape.head, shape.groups * shape.head
+    yield "token_embd.weight", matrix(words, shape.hidden)
+    yield "output_norm.weight", ones(shape.hidden)
+    for layer in range(shape.layers):
+        for name in ("attn_norm", "ffn_norm"):
+            yield f"blk.{layer}.{name}.weight", ones(shape.hidden)
+        for name, size in (("attn_q", queries), ("attn_k", keys), ("attn_v", keys)):
+            yield f"blk.{layer}.{name}.weight", matrix(size, shape.hidden)
+            yield f"blk.{layer}.{name}.bias", np.zeros(size, np.float32)
+        yield f"blk.{layer}.attn_output.weight", matrix(shape.hidden, queries)
+        for name in ("ffn_gate", "ffn_up"):
+            yield f"blk.{layer}.{name}.weight", matrix(shape.inner, shape.hidden)
+        yield f"blk.{layer}.ffn_down.weight", matrix(shape.hidden, shape.inner)

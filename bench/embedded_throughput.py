@@ -80,17 +80,27 @@ class Direct:
 
 
 class Engine:
-    def __init__(self, kind: str, model: Path | None = None) -> None:
+    """An engine with a model ``m``.
+
+    :param kind: of the model; without one, the engine has none.
+    """
+
+    def __init__(self, kind: str = "", model: Path | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory()
         folder = Path(self._folder.name)
-        calculator, options, extra = NODES[kind]
-        (folder / "graph.pbtxt").write_text(GRAPH.format(calculator, options, model or FIXTURES / kind, extra))
+        if kind:
+            calculator, options, extra = NODES[kind]
+            (folder / "graph.pbtxt").write_text(GRAPH.format(calculator, options, model or FIXTURES / kind, extra))
+            served = ["--model_name", "m", "--model_path", str(folder)]
+        else:
+            (folder / "config.json").write_text('{"model_config_list": []}')
+            served = ["--config_path", str(folder / "config.json")]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         command = [
             sys.executable, "-m", "ovms_embedded", "--rest_port", str(self.port), "--rest_bind_address", "127.0.0.1",
-            "--model_name", "m", "--model_path", str(folder), "--log_level", "WARNING",
+            *served, "--log_level", "WARNING",
         ]  # fmt: skip
         self.process = subprocess.Popen(command)
         while self.process.poll() is None:
@@ -99,7 +109,7 @@ class Engine:
                     return
             except OSError:
                 pass
-            time.sleep(0.05)
+            time.sleep(0.01)
         sys.exit("The engine ended before it was ready.")
 
     def connect(self) -> socket.socket:
