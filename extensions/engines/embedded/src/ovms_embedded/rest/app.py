@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ovms_embedded.cli import Settings
     from ovms_embedded.manager import Manager
     from ovms_embedded.metrics import Metrics
-    from ovms_embedded.rest.http import Pieces, Receive, Send
+    from ovms_embedded.rest.http import Receive, Send
     from ovms_embedded.rest.protocol import Exchange
 
 CONFIG = re.compile(r".?/v1/config")
@@ -266,7 +266,7 @@ class App:
                 raise Disconnected
             answer: Reply | Stream | None = await self._answer(servable, request)
             if isinstance(answer, Stream):
-                await _stream(send, exchange, answer.pieces, cors)
+                await _stream(send, exchange, answer, cors)
                 answer = None
             succeeded = True
         except asyncio.CancelledError:
@@ -324,25 +324,13 @@ class App:
             answer = await dispatch(request, servable, self._manager)
             if isinstance(answer, Reply):
                 return answer
-            pieces = answer.pieces
-            first = await anext(pieces, b"")
+            return Stream(answer.pieces, await anext(answer.pieces, b""), node)
         except (Invalid, CallFailed) as error:
             raise calculator_error(node, error.kind, str(error)) from error
-        return Stream(_rest(first, pieces, node))
 
 
 def _plain(path: str) -> str:
     return unquote(path) if "%" in path else path
-
-
-async def _rest(first: bytes, pieces: Pieces, node: str) -> Pieces:
-    async with aclosing(pieces):
-        yield first
-        try:
-            async for piece in pieces:
-                yield piece
-        except (Invalid, CallFailed) as error:
-            yield encode({"error": str(calculator_error(node, error.kind, str(error)))})
 
 
 def _only(allowed: bool, reply: Reply | None = None) -> Reply:  # noqa: FBT001 - reads as a sentence
@@ -362,10 +350,15 @@ async def _respond(exchange: Exchange, status: int, reply: Reply, headers: list[
     await exchange.reply(status, [(b"content-type", reply.content_type), *headers], reply.body)
 
 
-async def _stream(send: Send, exchange: Exchange, pieces: Pieces, headers: list[tuple[bytes, bytes]]) -> None:
+async def _stream(send: Send, exchange: Exchange, stream: Stream, headers: list[tuple[bytes, bytes]]) -> None:
     head = [(b"content-type", EVENTS), (b"cache-control", b"no-cache"), *headers]
     await send({"type": "http.response.start", "status": 200, "headers": head})
-    async with aclosing(pieces):
-        async for piece in pieces:
-            await exchange.write(piece)
+    async with aclosing(stream.pieces) as pieces:
+        await exchange.write(stream.first)
+        try:
+            async for piece in pieces:
+                await exchange.write(piece)
+        except (Invalid, CallFailed) as error:
+            text = str(calculator_error(stream.node, error.kind, str(error)))
+            await exchange.write(encode({"error": text}))
     await send({"type": "http.response.body", "body": b""})

@@ -82,6 +82,10 @@ class Stream:
     """An answer piece by piece; the status is sent with the first."""
 
     pieces: Pieces
+    first: bytes = b""
+    """The piece that is there already."""
+    node: str = ""
+    """The graph's node, for errors."""
 
 
 class Disconnected(Exception):
