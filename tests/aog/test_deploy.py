@@ -9,6 +9,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import anyio
 import pytest
 import yaml
 
@@ -17,11 +18,11 @@ from ovms_face_aog import deploy
 from ovms_face_aog.client import AOG, PluginHost
 from ovms_kernel.engine.host import read_host
 from ovms_kernel.errors import NotFound, NotSupported
+from ovms_kernel.testing.process import bare_environment
 from ovms_kernel.values import Host
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="the launcher of Windows is the installed program itself")
-
 Environment = dict[str, str | None]
+PROGRAM = Path(sys.executable).with_name(Path(deploy.executable(deploy.this_system())).name)
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def command(
 
 
 def launcher_of(plugins: Path) -> Path:
-    return next((plugins / "ovms-plugin" / "bin").glob("*/ovms-plugin"))
+    return plugins / "ovms-plugin" / deploy.executable(deploy.this_system())
 
 
 def test_d1_2_d1_7_d1_23_it_writes_a_folder_that_aog_can_start(command, plugins: Path, tmp_path: Path) -> None:
@@ -61,11 +62,11 @@ def test_d1_2_d1_7_d1_23_it_writes_a_folder_that_aog_can_start(command, plugins:
     assert str(plugins) in said
     # D1-23: one stray folder beside it would break AOG's list of plugins.
     assert [each.name for each in plugins.iterdir()] == ["ovms-plugin"]
-    manifest = yaml.safe_load((plugins / "ovms-plugin" / "plugin.yaml").read_text())
+    manifest = yaml.safe_load((plugins / "ovms-plugin" / "plugin.yaml").read_text("utf-8"))
     [(system, entry)] = manifest["platforms"].items()
     assert system == deploy.this_system()
     launcher = plugins / "ovms-plugin" / entry["executable"]
-    assert stat.S_IMODE(launcher.stat().st_mode) == 0o755
+    assert os.name == "nt" or stat.S_IMODE(launcher.stat().st_mode) == 0o755
     assert manifest["resources"]["data_dir"] == str(tmp_path / "data")
     assert {each["config_ref"].partition(":")[0] for each in manifest["services"]} == {"openvino"}
     files = sorted(each.relative_to(plugins) for each in plugins.rglob("*") if each.is_file())
@@ -106,7 +107,7 @@ def test_d1_20_it_says_where_aog_itself_does_not_start(command) -> None:
 
 def test_bodies_full_names_the_templates_that_keep_every_field(command, plugins: Path) -> None:
     command("--bodies", "full")
-    manifest = yaml.safe_load((plugins / "ovms-plugin" / "plugin.yaml").read_text())
+    manifest = yaml.safe_load((plugins / "ovms-plugin" / "plugin.yaml").read_text("utf-8"))
     references = {each["service_name"]: each["config_ref"] for each in manifest["services"]}
     assert references["chat"] == "openai:chat"
     assert references["text-to-speech"] == "aog:text-to-speech"
@@ -116,14 +117,13 @@ async def test_d1_1_d1_24_d2_39_d2_42_what_it_wrote_depends_on_no_folder_and_no_
     command, plugins: Path, tmp_path: Path, environment: Environment
 ) -> None:
     data = tmp_path / "da$ta"
-    program = Path(sys.executable).with_name("ovms-plugin")
-    subprocess.run([program, "deploy", "--plugin-dir", plugins, "--data-dir", data], check=True, capture_output=True)
+    subprocess.run([PROGRAM, "deploy", "--plugin-dir", plugins, "--data-dir", data], check=True, capture_output=True)
     hostile = tmp_path / "hostile"
     hostile.mkdir()
     for name in ("ovms_kernel.py", "grpc.py", "logging.py"):
         (hostile / name).write_text("raise SystemExit('wrong module')")
-    bare: Environment = dict.fromkeys(os.environ) | {"PYTHONPATH": str(hostile), "LANG": "C", "PATH": "/usr/bin:/bin"}
-    bare["TMPDIR"] = environment["TMPDIR"]
+    hers = bare_environment(PYTHONPATH=str(hostile), LANG="C", PATH=os.defpath, TMPDIR=str(environment["TMPDIR"]))
+    bare: Environment = dict.fromkeys(os.environ) | hers
     async with PluginHost([launcher_of(plugins)], bare, cwd=hostile) as host:
         assert not (await host.call("CheckEngine")).installed
         assert await host.kill() < 2
@@ -141,6 +141,17 @@ def test_deploying_again_replaces_and_removing_takes_only_ours(command, plugins:
     assert "Removed" in command("--remove")
     assert [each.name for each in plugins.iterdir()] == ["other-plugin"]
     assert "nothing to remove" in command("--remove")
+
+
+async def test_deploying_again_while_the_plugin_runs_changes_nothing_for_it(
+    command, plugins: Path, environment: Environment
+) -> None:
+    words = [str(PROGRAM), "deploy", "--plugin-dir", str(plugins)]
+    await anyio.run_process(words)
+    async with PluginHost([launcher_of(plugins)], environment) as host:
+        assert b"started once from there" in (await anyio.run_process(words)).stderr
+        assert (await host.call("CheckEngine")).code == 0
+    assert {each.name for each in plugins.rglob("*") if each.is_file()} == {PROGRAM.name, "plugin.yaml"}
 
 
 @pytest.mark.parametrize("words", [(), ("--remove",)])
@@ -162,6 +173,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(command, plugins: Path)
     assert "Traceback" not in said
 
 
+@pytest.mark.needs_posix  # its launcher is a shell script
 def test_what_does_not_start_is_not_left_behind(command, plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deploy, "LAUNCHER", "#!/bin/sh\necho '[ERROR] it is broken' >&2\nexit 1\n")
     said = command(code=1)
@@ -170,6 +182,7 @@ def test_what_does_not_start_is_not_left_behind(command, plugins: Path, monkeypa
     assert not (plugins / "ovms-plugin").exists()
 
 
+@pytest.mark.needs_posix  # its launcher is a shell script
 def test_a_moved_environment_is_told_plainly(command, plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command()
     launcher = launcher_of(plugins)
@@ -208,7 +221,6 @@ def test_on_windows_the_launcher_is_the_installed_program(tmp_path: Path, monkey
 
 
 async def test_the_installed_program_itself_is_a_plugin(environment: Environment) -> None:
-    program = Path(sys.executable).with_name("ovms-plugin")
-    async with PluginHost([program], environment) as host:
+    async with PluginHost([PROGRAM], environment) as host:
         assert (await host.call("CheckEngine")).code == 0
         assert await host.kill() < 2

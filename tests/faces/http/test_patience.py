@@ -53,6 +53,28 @@ def test_a_client_sees_signs_of_life_while_its_model_loads(
         assert all(line.startswith("data: ") for line in rest)
 
 
+async def test_an_engine_too_busy_to_be_asked_for_a_model_does_not_make_it_unknown(
+    stubbed: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """404 would tell a client to give up; what was served a moment ago is asked for all the same."""
+    monkeypatch.setattr("ovms_kernel.engine.client.PROBE_LIMIT", 0.2)
+    monkeypatch.setattr("ovms_kernel.models.residency.FOREIGN_PERIOD", 0.0)
+    busy = asyncio.Event()
+
+    async def ready(_request: Any, reply: Any) -> None:
+        if busy.is_set():
+            await asyncio.Event().wait()
+        await reply.json({})
+
+    answers = {CHAT: ANSWER, "/v2/models/m/ready": ready, "/v2/models/other/ready": ready}
+    async with stubbed(answers) as served, served.client() as client:
+        assert (await client.post("/v1/chat/completions", json=ASKED)).status_code == 200
+        busy.set()
+        assert (await client.post("/v1/chat/completions", json=ASKED)).status_code == 200
+        unknown = await client.post("/v1/chat/completions", json=ASKED | {"model": "other"})
+        assert unknown.status_code == 504
+
+
 async def test_openais_client_reads_past_comments_and_a_late_error(stubbed: Stub, monkeypatch: Any) -> None:
     monkeypatch.setattr(app, "PING_PERIOD", 0.1)
 

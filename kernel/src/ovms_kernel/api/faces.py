@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ovms_kernel.drivers import Service as Service
     from ovms_kernel.extensions import ExtensionReport as ExtensionReport
     from ovms_kernel.extensions import compose as compose
+    from ovms_kernel.files import patiently as patiently
     from ovms_kernel.files import refused_by_system as refused_by_system
     from ovms_kernel.hookspecs import hookimpl as hookimpl
     from ovms_kernel.models.report import ResidentModel as ResidentModel
@@ -52,7 +53,7 @@ else:
             "declared": "read_struct",
             "drivers": "Dialect Face Service",
             "extensions": "ExtensionReport compose",
-            "files": "refused_by_system",
+            "files": "patiently refused_by_system",
             "hookspecs": "hookimpl",
             "models.report": "ResidentModel",
             "processes": "collect_rarely",

@@ -132,8 +132,12 @@ class EngineClient:
         return await self._is_ok("/v2/health/ready")
 
     async def model_ready(self, name: str) -> bool:
-        """Tell whether the engine serves a model."""
-        return await self._is_ok(f"/v2/models/{quote(name, safe='')}/ready")
+        """Tell whether the engine serves a model.
+
+        :raises Unavailable: it cannot be asked, which says nothing about the model.
+        :raises TimedOut: it does not answer.
+        """
+        return await self._says_ok(f"/v2/models/{quote(name, safe='')}/ready")
 
     async def model_problem(self, name: str) -> str:
         """Return what the engine found wrong with the chat template of a model that it serves; empty if nothing.
@@ -215,10 +219,13 @@ class EngineClient:
 
     async def _is_ok(self, path: str) -> bool:
         try:
-            with _translated(), _limit(PROBE_LIMIT):
-                return (await self._client().get(path)).status_code == 200
+            return await self._says_ok(path)
         except (Unavailable, TimedOut):
             return False
+
+    async def _says_ok(self, path: str) -> bool:
+        with _translated(), _limit(PROBE_LIMIT):
+            return (await self._client().get(path)).status_code == 200
 
     async def _grpc_says(self, method: str, field: str) -> bool:
         if not self.endpoint.grpc:

@@ -132,14 +132,24 @@ class EngineGroup(EngineClient):
         return any(await self._all(lambda each: each.client.server_ready()))
 
     async def model_ready(self, name: str) -> bool:
-        """Tell whether one of them serves a model."""
+        """Tell whether one of them serves a model.
 
-        async def ask(member: _Member) -> bool:
-            ready = await member.client.model_ready(name)
+        :raises OvmsError: none of those that answer serves it, and another one cannot be asked.
+        """
+
+        async def ask(member: _Member) -> bool | OvmsError:
+            try:
+                ready = await member.client.model_ready(name)
+            except (Unavailable, TimedOut) as error:
+                return error
             (member.lacks.discard if ready else member.lacks.add)(name)
             return ready
 
-        return any(await self._all(ask))
+        answers = await self._all(ask)
+        for each in answers:
+            if isinstance(each, OvmsError) and True not in answers:
+                raise each
+        return True in answers
 
     async def config(self) -> dict[str, Any]:
         """Return what they say of every servable; of one that several have, what the first says that serves it."""

@@ -20,7 +20,7 @@ import anyio.to_thread
 
 from ovms_kernel.engine.record import Record, read_record, write_record
 from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, TimedOut, Unavailable
-from ovms_kernel.files import locked, rename, write_atomically
+from ovms_kernel.files import locked, patiently, rename, write_atomically
 from ovms_kernel.values import Installation, Ports, Progress
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Installations:
     def active(self) -> Installation | None:
         """Return the version in use; ``None`` if there is none, or its folder is gone."""
         try:
-            version = self._settings.active_file.read_text("utf-8").strip()
+            version = patiently(self._settings.active_file.read_bytes).decode().strip()
         except (OSError, UnicodeDecodeError):
             return None
         try:
@@ -125,7 +125,7 @@ class Installations:
         # What is half removed must not look complete.
         doomed = found.directory.with_name(found.directory.name + ".partial")
         await anyio.to_thread.run_sync(shutil.rmtree, doomed, True)  # noqa: FBT003 - ignore_errors
-        found.directory.replace(doomed)
+        await anyio.to_thread.run_sync(rename, found.directory, doomed)
         await anyio.to_thread.run_sync(shutil.rmtree, doomed, True)  # noqa: FBT003 - ignore_errors
 
     def read_record(self) -> Record:

@@ -7,11 +7,10 @@ import os
 import shutil
 import struct
 import threading
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO
 
-from ovms_kernel.files import size_of, sync
+from ovms_kernel.files import rename, size_of, sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -122,15 +121,7 @@ class Partial:
         self.close()
         sync(self._data)  # first: the next pull after a power cut takes a file under its own name for complete
         self._target.parent.mkdir(parents=True, exist_ok=True)
-        for tries in range(20, -1, -1):
-            try:
-                self._data.replace(self._target)
-                break
-            except PermissionError:
-                # On Windows: the thread that wrote the last bytes is about to close the file.
-                if not tries:
-                    raise
-                time.sleep(0.05)
+        rename(self._data, self._target)
         self._journal.unlink(missing_ok=True)
         self.done = True
         return True

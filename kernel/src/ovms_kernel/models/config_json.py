@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import anyio.to_thread
 
 from ovms_kernel.file_watch import FileWatch
-from ovms_kernel.files import disk_errors, locked, read_json, write_atomically
+from ovms_kernel.files import disk_errors, locked, patiently, read_json, rename, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -72,7 +72,7 @@ class ConfigFile:
 
         def work() -> dict[str, Entry]:
             try:
-                configs = _configs(_parse(self.path.read_bytes()))
+                configs = _configs(_parse(patiently(self.path.read_bytes)))
             except FileNotFoundError:
                 return {}
             except ValueError:
@@ -174,14 +174,14 @@ class ConfigFile:
     def _read(self) -> tuple[dict[str, Any] | None, int]:
         """Return the content and how many blanks end it; what cannot be used is set aside."""
         try:
-            data = self.path.read_bytes()
+            data = patiently(self.path.read_bytes)
         except FileNotFoundError:
             return None, 0
         try:
             root = _parse(data)
         except ValueError as error:
             aside = self.path.with_name(f"{self.path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}")
-            self.path.replace(aside)
+            rename(self.path, aside)
             log.error("%s is damaged (%s); it was set aside as %s and made anew", self.path, error, aside.name)
             return None, 0
         body = data.rstrip(b"\n")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 import anyio
 import anyio.to_thread
 
-from ovms_kernel.errors import NotFound, OvmsError, PreconditionFailed
+from ovms_kernel.errors import NotFound, OvmsError, PreconditionFailed, TimedOut, Unavailable
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.models import report, upkeep
 from ovms_kernel.models.loader import foreign, graph_of, kept, model_of
@@ -122,10 +122,18 @@ class Residency:
             return model
         # Somebody else's engine serves models of their own; of what type, it does not say.
         may_serve = self._engine_runs() or name in await self._servables.entries()
-        if may_serve and await self._servables.is_ready(name):
+        if may_serve and await self._is_served(name, known):
             self.table[name] = Resident(name, foreign=True, state=State.LOADED, loaded_at=time.monotonic())
             return foreign(name)
         raise not_installed(installed, name, model_type)
+
+    async def _is_served(self, name: str, known: Resident | None) -> bool:
+        try:
+            return await self._servables.is_ready(name)
+        except (Unavailable, TimedOut):
+            if known is None or not known.foreign:
+                raise
+            return True  # it was served before; an engine too busy to say so tells it to the request itself
 
     async def enter(self, model: LocalModel) -> Resident:
         """Count a request as a user of a model once that is loaded."""

@@ -136,7 +136,10 @@ class Servables:
         return states_of(await (await self._connect()).config())
 
     async def is_ready(self, name: str) -> bool:
-        """Tell whether the engine itself says that it serves a model; requests that ask at once are one question."""
+        """Tell whether the engine itself says that it serves a model; requests that ask at once are one question.
+
+        :raises OvmsError: the engine cannot be asked.
+        """
 
         async def ask(_: object) -> bool:
             return await (await self._connect()).model_ready(name)

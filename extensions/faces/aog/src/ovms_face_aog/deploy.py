@@ -58,10 +58,7 @@ async def deploy(session: Session, plugin_dir: Path | None, bodies: Bodies, *, r
         existed = folder.exists()
         launcher = write(folder, text, system)
     except OSError as error:
-        raise PreconditionFailed(
-            f"{error.filename or folder} cannot be written ({error.strerror}); run this as the user that runs AOG, "
-            "or name another folder with --plugin-dir."
-        ) from error
+        raise PreconditionFailed(_refused(error, folder)) from error
     try:
         seconds = await start_once(launcher)
     except OvmsError:
@@ -159,16 +156,34 @@ def launcher_text() -> str:
     return LAUNCHER.format(python=shlex.quote(sys.executable), flags=flags)
 
 
+def _refused(error: OSError, folder: Path) -> str:
+    advice = "run this as the user that runs AOG, or name another folder with --plugin-dir."
+    if os.name == "nt" and isinstance(error, PermissionError):
+        advice = "stop AOG first, as Windows neither replaces nor removes a program that runs."
+    return f"{error.filename or folder} cannot be written ({error.strerror}); {advice}"
+
+
 def _replace(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write a file whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_bytes(data)
     partial.chmod(mode)
-    partial.replace(path)
+    try:
+        partial.replace(path)
+    except PermissionError:
+        # Windows refuses while AOG runs the launcher, which needs no other one if it is the same.
+        if not path.is_file() or path.read_bytes() != data:
+            raise
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _remove(folder: Path) -> None:
     if folder.exists():
-        shutil.rmtree(folder)
+        # Renamed first: Windows refuses that while a program in it runs, and nothing is half removed.
+        doomed = folder.with_name(f".{folder.name}.{os.getpid()}")
+        folder.replace(doomed)
+        shutil.rmtree(doomed)
         say(f"Removed {folder}; restart AOG to make it forget the plugin.")
     else:
         say(f"There is nothing to remove: {folder} is not there.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ovms_kernel.api.faces import BadRequest, NotFound, OvmsError
+from ovms_kernel.api.faces import BadRequest, NotFound, OvmsError, patiently
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,7 +53,7 @@ class Keys:
     def default(self) -> str:
         """Return the key that is kept, made now if there is none yet."""
         try:
-            found = self.file.read_text("ascii").strip()
+            found = patiently(self.file.read_bytes).decode("ascii").strip()
         except FileNotFoundError:
             found = ""
         except (OSError, UnicodeDecodeError) as error:
@@ -96,7 +96,7 @@ class Keys:
         Removing the default key makes the next start write another one.
         """
         if name == DEFAULT:
-            self.file.unlink(missing_ok=True)
+            patiently(lambda: self.file.unlink(missing_ok=True))
             return
         named = self.named()
         if name not in named:
@@ -108,7 +108,7 @@ class Keys:
     def named(self) -> dict[str, NamedKey]:
         """Return the named keys."""
         try:
-            return msgspec.json.decode(self._named_file.read_bytes(), type=dict[str, NamedKey])
+            return msgspec.json.decode(patiently(self._named_file.read_bytes), type=dict[str, NamedKey])
         except FileNotFoundError:
             return {}
         except (OSError, msgspec.DecodeError) as error:
@@ -154,7 +154,7 @@ def _write(path: Path, data: bytes, *, exclusive: bool = False) -> None:
         if exclusive:
             os.link(new, path)
         else:
-            new.replace(path)
+            patiently(lambda: new.replace(path))
     except OSError as error:
         error.filename = error.filename or str(path)  # a write that fails names no file
         raise
