@@ -8,12 +8,14 @@ and is made once. Needs Linux on x86_64, root, debootstrap, and the registries o
 from __future__ import annotations
 
 import argparse
+import codecs
 import os
 import shutil
 import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
@@ -64,7 +66,7 @@ def main() -> int:
     command = python.python(
         *pytest, f"--junitxml=Z:\\{report.name}", *words, env={"OVMS_TESTS_GO_HOST": host} if host else {}
     )
-    code = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
+    code = show(command)
     if not report.exists():
         print(f"The tests ended with code {code} and wrote no report.", file=sys.stderr)
         return code or 1
@@ -73,6 +75,16 @@ def main() -> int:
     if not options.words:
         print("\n".join(["Not part of it:", *(f"  tests/{what}: {why}" for what, why in LEFT_OUT.items())]))
     return code or int(any(each.outcome == "failed" for each in cases))
+
+
+def show(command: list[str]) -> int:
+    """Run a command that writes in the code page, show what it writes, and return its exit code."""
+    decoder = codecs.getincrementaldecoder("gbk")("replace")
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        assert isinstance(process.stdout, BufferedReader)  # noqa: S101 - it is a pipe
+        while piece := process.stdout.read1():
+            print(decoder.decode(piece).replace("\r", ""), end="", flush=True)
+    return process.returncode
 
 
 def build_go_host(python: WindowsPython) -> str:

@@ -242,7 +242,8 @@ class WindowsPython:
         When it ends, or its starter is killed, every process that it left ends too.
         """
         variables = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "zh_CN.UTF-8"}
-        variables |= {"WINEPREFIX": "/prefix", "WINEDEBUG": "-all", **(env or {})}
+        variables |= {"WINEPREFIX": "/prefix", "WINEDEBUG": "-all", "XDG_RUNTIME_DIR": "/tmp"}  # noqa: S108 - of the tree
+        variables |= env or {}
         named = [f"{name}={value}" for name, value in variables.items()]
         unshare = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child"]
         inner = [str(self.tree), str(ROOT), CLONE, HOME, folder, "env", "--ignore-environment", *named, *words]

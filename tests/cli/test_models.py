@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from ovms_cli.output import read_rate
 from ovms_kernel.errors import BadRequest
 from ovms_kernel.testing.gguf import gguf_header
 from ovms_kernel.testing.hub import FakeHub
+from ovms_kernel.testing.process import at_console, interrupt
 
 CHAT = "tiny/chat"
 
@@ -172,18 +172,16 @@ def test_a_pull_has_revisions_types_and_rates(here: Any, hub: FakeHub, fixtures:
     assert json.loads(here("show", "tiny/two", "--json").stdout)["revision"] == "v2"
 
 
-@pytest.mark.needs_posix  # sends Ctrl-C to a process
 def test_ctrl_c_in_a_pull_keeps_what_has_arrived(
     executable: str, environment: dict[str, str], here: Any, hub: FakeHub
 ) -> None:
     hub.rate = 50_000
-    pulling = subprocess.Popen(
-        [executable, "pull", CHAT], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    words, pipe = at_console([executable, "pull", CHAT]), subprocess.PIPE
+    pulling = subprocess.Popen(words, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     while hub.sent < 100_000:
         assert pulling.poll() is None, pulling.communicate()
         time.sleep(0.02)
-    pulling.send_signal(signal.SIGINT)
+    interrupt(pulling)
     out, err = pulling.communicate(timeout=20)
     assert pulling.returncode == 130
     assert out == ""

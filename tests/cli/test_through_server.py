@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import httpx
 import pytest
 
 from ovms_kernel.testing.hub import FakeHub
+from ovms_kernel.testing.process import at_console, end_by_force, interrupt
 
 CHAT = "tiny/chat"
 NOWHERE = "http://127.0.0.1:9"
@@ -40,8 +40,8 @@ class Served:
         """Run one command."""
         environment = self.environment | {"OVMS_PLUGIN_HUBS__MODELSCOPE__ENDPOINT": NOWHERE}
         return subprocess.Popen(
-            [self.executable, *words], env=environment, cwd=self.folder, encoding="utf-8",
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            at_console([self.executable, *words]), env=environment, cwd=self.folder, encoding="utf-8",
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
     def serve(self) -> None:
@@ -156,10 +156,12 @@ def begin(served: Served, *words: str) -> subprocess.Popen[str]:
 
 def test_ctrl_c_ends_the_pull_and_the_next_one_goes_on(served: Served) -> None:
     process = begin(served, "pull", "tiny/slow")
-    process.send_signal(signal.SIGINT)
+    interrupt(process)
     _, told = process.communicate(timeout=10)
     assert process.returncode == 130
-    assert told == "Interrupted; what has arrived of tiny/slow is kept, the same command goes on from there.\n"
+    # Where it took long, a line of progress comes before.
+    kept = "Interrupted; what has arrived of tiny/slow is kept, the same command goes on from there."
+    assert told.splitlines()[-1] == kept
     staged = json.loads(served.run("df", "--json").stdout)["staging"]
     assert [each["id"] for each in staged] == ["tiny/slow"]
     served.hub.rate = 0
@@ -170,7 +172,7 @@ def test_ctrl_c_ends_the_pull_and_the_next_one_goes_on(served: Served) -> None:
 
 def test_a_server_that_is_killed_in_the_middle_is_one_sentence(served: Served) -> None:
     process = begin(served, "pull", "tiny/other")
-    os.kill(served.note["pid"], signal.SIGKILL)
+    end_by_force(served.note["pid"])
     _, told = process.communicate(timeout=20)
     assert process.returncode == 4
     assert told == (

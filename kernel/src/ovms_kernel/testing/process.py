@@ -1,11 +1,15 @@
-"""What tests do to processes, the same on each system: end them by force, freeze them, start them with little."""
+"""What tests do to processes, the same on each system: end, interrupt or freeze them, start them with little."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Sequence
+
     from ovms_kernel.values import EngineExit
 
 FORCE = 9
@@ -14,6 +18,18 @@ ENDED_BY_FORCE = FORCE if os.name == "nt" else -FORCE
 """The ``returncode`` of a process that :func:`end_by_force` ended."""
 SYSTEM_VARIABLES = ("SYSTEMROOT", "SYSTEMDRIVE", "WINDIR", "COMSPEC", "PATHEXT", "TEMP", "TMP")
 """Variables without which no program of Windows opens a socket or a temporary file."""
+
+CONSOLE = """
+import ctypes, signal, subprocess, sys
+console = ctypes.windll.kernel32
+console.FreeConsole(), console.AllocConsole()
+signal.signal(signal.SIGINT, lambda *_: None)
+process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=sys.stdout, stderr=sys.stderr)
+sys.stdin.read()
+console.GenerateConsoleCtrlEvent(0, 0)
+sys.exit(process.wait())
+"""
+"""Runs a program in a console of its own, where Ctrl-C reaches nobody else, and types that when its input ends."""
 
 
 def end_by_force(pid: int) -> None:
@@ -27,6 +43,23 @@ def end_by_force(pid: int) -> None:
 def was_ended_by_force(ended: EngineExit) -> bool:
     """Tell whether an engine was ended by :func:`end_by_force`."""
     return (ended.code if ended.signal is None else -ended.signal) == ENDED_BY_FORCE
+
+
+def at_console(command: Sequence[str]) -> list[str]:
+    """Return what to start, with a pipe as its stdin, instead of a command that :func:`interrupt` is for."""
+    return [sys.executable, "-c", CONSOLE, *command] if os.name == "nt" else list(command)
+
+
+def interrupt(process: subprocess.Popen[Any]) -> None:
+    """Type Ctrl-C where a command of :func:`at_console` runs."""
+    if process.stdin is None:
+        raise ValueError("Start it with stdin=subprocess.PIPE.")
+    process.stdin.close()
+    process.stdin = None  # which communicate() would flush
+    if os.name != "nt":
+        import signal
+
+        process.send_signal(signal.SIGINT)
 
 
 def freeze(pid: int) -> None:
