@@ -10,6 +10,7 @@ process that needs it, so nothing is ever mounted in this system, and nothing is
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -119,6 +120,7 @@ class WindowsPython:
     def build(self) -> None:
         """Do what is not done yet, each step in turn; the output of what runs goes to ``build.log``."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._take()
         self._log.write_text("")
         self._step("debian", RELEASE, self._make_tree)
         self._step("wine", " ".join(DEBIAN_PACKAGES + LOCALES), self._install_wine)
@@ -126,6 +128,14 @@ class WindowsPython:
         self._step("prefix", "win10", self._make_prefix)
         projects = [ROOT, *sorted(each.parent for each in ROOT.glob("[ke]*/**/pyproject.toml"))]
         self._step("packages", f"{CLONE} {wants_of(projects)}", lambda: self._install(projects))
+
+    def _take(self) -> None:
+        """Keep the folder until this process ends: two runs in it would share Wine's server and end each other's."""
+        self._lock = (self.folder / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Unusable(f"Another run uses {self.folder}: wait for it, or name another --folder.") from None
 
     def _step(self, name: str, recipe: str, make: Callable[[], None]) -> None:
         """Make a step that is not done, or was done by another recipe; what was made after it is made again too."""

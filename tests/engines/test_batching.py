@@ -61,7 +61,10 @@ class Front:
         return self._infer(rows, firsts)
 
     def send(self, *messages: list[Any]) -> None:
-        os.write(self._sink, b"".join(map(wire.pack, messages)))
+        """Write messages, as the other side reads them: a pipe of Windows holds 4 KB and no more."""
+        data = b"".join(map(wire.pack, messages))
+        self._sender = threading.Thread(target=os.write, args=(self._sink, data), daemon=True)
+        self._sender.start()
 
     def run(self) -> None:
         def stop(_: int, __: dict[str, Any]) -> None:
@@ -77,6 +80,7 @@ class Front:
     def close(self) -> None:
         self.send([wire.CALL, 0, "stop", {}])
         self._thread.join()
+        self._sender.join()
         self._source.close()
         for each in (self._sink, self._answers, self._replies):
             os.close(each)

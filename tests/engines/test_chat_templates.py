@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -121,7 +122,11 @@ def test_where_templates_are_found(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def templates(
-    tmp_path_factory: pytest.TempPathFactory, fixtures: Path, graph: Callable[..., str], engine_in: type[Engine]
+    tmp_path_factory: pytest.TempPathFactory,
+    fixtures: Path,
+    graph: Callable[..., str],
+    engine_in: type[Engine],
+    inference: None,
 ) -> Iterator[Engine]:
     """An engine with one model under several templates."""
     folder = tmp_path_factory.mktemp("templates")
@@ -136,9 +141,7 @@ def templates(
     for name, source in sources.items():
         model = folder / name / "model"
         model.mkdir(parents=True)
-        for file in (fixtures / "text_generation").iterdir():
-            (model / file.name).symlink_to(file)
-        (model / "chat_template.jinja").unlink()
+        shutil.copytree(fixtures / "text_generation", model, dirs_exist_ok=True)
         (model / "chat_template.jinja").write_text(source)
         engine.entry(name, graph("text_generation", "./model", 'tool_parser: "hermes3"' if name == "forgetful" else ""))
     extra = folder / "list" / "model" / "additional_chat_templates"

@@ -245,6 +245,7 @@ def test_a_worker_that_dies_takes_only_its_own_requests_and_comes_back(
         assert engine.post("/v3/embeddings", model="a", input="x").status_code == 200
 
 
+@pytest.mark.needs_posix  # Windows keeps no time of change beside that of writing
 def test_a_file_that_is_written_again_has_other_marks_even_at_the_same_size_and_time(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     assert marks_of(path) is None

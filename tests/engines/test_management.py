@@ -24,7 +24,7 @@ def run(*words: str | Path) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def test_models_are_added_listed_and_removed(tmp_path: Path, fixtures: Path) -> None:
+def test_models_are_added_listed_and_removed(tmp_path: Path, fixtures: Path, usage: int) -> None:
     config = tmp_path / "config.json"
     model = shutil.copytree(fixtures / "embeddings", tmp_path / "models" / "me" / "words")
     assert run("--configure", "--model_path", model)[0] == 0
@@ -45,14 +45,14 @@ def test_models_are_added_listed_and_removed(tmp_path: Path, fixtures: Path) -> 
     assert run("--remove_from_config", config, "--model_name", "words")[0] == 0
     assert json.loads(config.read_text())["model_config_list"] == []
     code, _, error = run("--remove_from_config", config, "--model_name", "words")
-    assert (code, error) == (64, f"error parsing options - {config} lists no model words\n")
+    assert (code, error) == (usage, f"error parsing options - {config} lists no model words\n")
 
 
-def test_a_broken_configuration_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_broken_configuration_stays_as_it_is(tmp_path: Path, usage: int) -> None:
     config = tmp_path / "config.json"
     config.write_text("{")
     code, _, error = run("--add_to_config", "--config_path", config, "--model_name", "a", "--model_path", "b")
-    assert (code, "cannot be read as JSON" in error, config.read_text()) == (64, True, "{")
+    assert (code, "cannot be read as JSON" in error, config.read_text()) == (usage, True, "{")
 
 
 def test_flags_make_the_graph(make_engine: Callable[[], Any], fixtures: Path) -> None:
@@ -62,13 +62,13 @@ def test_flags_make_the_graph(make_engine: Callable[[], Any], fixtures: Path) ->
     assert engine.post("/v3/embeddings", model="words", input="a").status_code == 200
 
 
-def test_a_wrong_task_names_the_right_ones(fixtures: Path) -> None:
+def test_a_wrong_task_names_the_right_ones(fixtures: Path, usage: int) -> None:
     words = ("--rest_port", "1", "--model_name", "x", "--model_path", fixtures / "embeddings")
     code, said, _ = run(*words[:1], "18999", *words[2:], "--task", "poetry")
     assert code == 1
     assert "There is no task poetry; use one of embeddings, image_generation" in said
     code, _, error = run(*words, "--config_path", "c.json", "--task", "embeddings")
-    assert (code, "for a start with model_path" in error) == (64, True)
+    assert (code, "for a start with model_path" in error) == (usage, True)
 
 
 class Hub:
@@ -180,11 +180,11 @@ def test_what_a_hub_says_is_not_believed(hub: Hub, tmp_path: Path, change: dict[
     assert not (tmp_path / "acme" / "words").exists()
 
 
-def test_a_pull_that_cannot_begin_says_what_it_needs(hub: Hub, tmp_path: Path) -> None:
+def test_a_pull_that_cannot_begin_says_what_it_needs(hub: Hub, tmp_path: Path, usage: int) -> None:
     where = ("--model_repository_path", tmp_path, "--hub", hub.url)
     assert "needs --source_model" in run("--pull", *where)[2]
     assert "needs --source_model" in run("--pull", "--source_model", "../x", *where)[2]
     code, _, error = run("--pull", "--source_model", "acme/none", *where)
     assert (code, "no such model" in error) == (1, True)
     code, _, error = run("--pull", "--source_model", "acme/words", *where[:2], "--hub", "ftp://x")
-    assert (code, "no address" in error) == (64, True)
+    assert (code, "no address" in error) == (usage, True)

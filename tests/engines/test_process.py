@@ -86,14 +86,14 @@ def test_without_arguments_there_is_help() -> None:
         ["--pull", "--rest_port", "8000", "--config_path", "x"],
     ],
 )
-def test_wrong_usage_exits_64_with_a_sentence_on_stderr(arguments: list[str]) -> None:
+def test_wrong_usage_exits_as_ovms_does_with_a_sentence_on_stderr(arguments: list[str], usage: int) -> None:
     from ovms_embedded.cli import WrongUsage, parse
 
     with pytest.raises(WrongUsage, match=r".{10}"):
         parse(arguments)
     if arguments == ["--no_such_flag"]:  # one through the process, as each costs its start
         done = run(*arguments)
-        assert done.returncode == 64
+        assert done.returncode == usage
         assert "--no_such_flag" in done.stderr
 
 
@@ -103,7 +103,7 @@ def test_a_repository_names_the_configuration(monkeypatch: pytest.MonkeyPatch) -
     def config(*arguments: str) -> str:
         found = parse(["--rest_port", "8000", *arguments])
         assert isinstance(found, Settings)
-        return str(found.config_path)
+        return found.config_path.as_posix()
 
     assert config("--model_repository_path", "/models") == "/models/config.json"
     monkeypatch.setenv("OVMS_MODEL_REPOSITORY_PATH", "/other")

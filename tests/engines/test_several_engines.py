@@ -50,7 +50,7 @@ backend engines
 
 
 @pytest.fixture
-def engines(tmp_path: Path, fixtures: Path) -> Iterator[list[Engine]]:
+def engines(tmp_path: Path, fixtures: Path, inference: None) -> Iterator[list[Engine]]:
     """Each has a model of its own beside the one that all have."""
     made = []
     try:

@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -45,6 +46,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def answers(port: int) -> bool:
+    with closing(socket.socket()) as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[str, str, subprocess.Popen[bytes]]]:
     """Somebody else's engine with a model of theirs."""
@@ -54,6 +60,11 @@ def server(tmp_path: Path) -> Iterator[tuple[str, str, subprocess.Popen[bytes]]]
     rest, grpc = free_port(), free_port()
     flags = ["--rest_port", str(rest), "--port", str(grpc), "--config_path", str(config)]
     process = subprocess.Popen([sys.executable, "-m", "ovms_kernel.testing.misbehaving", *flags])
+    end = time.monotonic() + 30  # theirs runs already when ours begins; it starts slowly on some systems
+    while not answers(rest):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.02)
     try:
         yield f"http://127.0.0.1:{rest}", f"127.0.0.1:{grpc}", process
     finally:

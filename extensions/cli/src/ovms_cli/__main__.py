@@ -25,6 +25,8 @@ PLAIN = {"✓": "+", "✗": "x", "→": ">", "…": "...", "–": "-", "·": "-"
 def main() -> None:
     """Run what was asked for and exit."""
     arguments = sys.argv[1:]
+    if not arguments:
+        _leave_out_pythonpath()
     if not arguments and (face := _started_by_a_host()):
         runpy.run_module(face, run_name="__main__")
         return
@@ -43,6 +45,18 @@ def main() -> None:
     # A shell that completes a command says so in the environment and gives no arguments either.
     code = run(arguments) if arguments or COMPLETION in os.environ else _explain()
     sys.exit(_flushed(code))
+
+
+def _leave_out_pythonpath() -> None:
+    """Import nothing from the ``PYTHONPATH`` of AOG's user where `deploy` put a copy of this program.
+
+    The launcher of other systems says so with ``-I``; that of Windows takes no flags.
+    """
+    folder, program = os.path.split(os.path.normcase(sys.argv[0]))
+    python = os.path.split(os.path.normcase(sys.executable))[0]
+    if sys.platform == "win32" and program.startswith("ovms-plugin") and folder != python:
+        theirs = [os.path.normcase(each) for each in os.environ.pop("PYTHONPATH", "").split(os.pathsep) if each]
+        sys.path[:] = [each for each in sys.path if os.path.normcase(each) not in theirs]
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
