@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ovms_authoring.scaffold import Kind
+from ovms_authoring.kinds import Kind
 from ovms_kernel.api.commands import Session, print_json, say
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -6,26 +6,12 @@ import re
 import shutil
 import tempfile
 from dataclasses import dataclass
-from enum import StrEnum
 from importlib import metadata, resources
 from pathlib import Path
 from string import Template
 
+from ovms_authoring.kinds import Kind
 from ovms_kernel.api.commands import BadRequest
-
-
-class Kind(StrEnum):
-    """What an extension adds."""
-
-    service = "service"
-    platform = "platform"
-    graph = "graph"
-    hub = "hub"
-    face = "face"
-    dialect = "dialect"
-    observer = "observer"
-    command = "command"
-
 
 NEEDS = {Kind.dialect: ["starlette>=0.50"], Kind.command: ["typer>=0.26"], Kind.graph: []}
 """What the template of a kind imports beside the kernel and msgspec."""

@@ -44,6 +44,12 @@ def told(error: ClickException) -> int:
     if kind == "NoArgsIsHelpError":
         error.show()
         return error.exit_code
+    if kind == "NoSuchOption" and context is not None and context.parent is None:
+        option = getattr(error, "option_name", "")
+        if option == "--data-dir":
+            option = "--data-dir DIR"
+        say(f"No option {option} stands before the command; type it behind, such as `{context.command_path} ls {option}`.")
+        return error.exit_code
     text = error.format_message().strip().removesuffix(".").replace(". Did you", "; did you")
     text = text.replace("Value error, ", "")
     if context is not None and kind == "MissingParameter":

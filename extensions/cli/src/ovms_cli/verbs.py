@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from typer._click import HelpFormatter
     from typer._click.core import Command, Context
 
@@ -151,9 +153,41 @@ def translated(arguments: list[str]) -> list[str]:
     return [*PAIRS.get(tuple(arguments[:2]), arguments[:2]), *arguments[2:]]
 
 
+def behind(arguments: list[str]) -> list[str]:
+    """Return what was typed with the options that all commands take put behind the command, where it reads them."""
+    moved: list[str] = []
+    rest = list(arguments)
+    while rest and (rest[0] == "--debug" or rest[0].partition("=")[0] == "--data-dir"):
+        taken = 2 if rest[0] == "--data-dir" else 1
+        moved, rest = [*moved, *rest[:taken]], rest[taken:]
+    if not moved or not rest or rest[0].startswith("-"):
+        return arguments
+    end = rest.index("--") if "--" in rest else len(rest)
+    return [*rest[:end], *moved, *rest[end:]]
+
+
 def meant(word: str) -> str:
     """Return the command that a word means, as far as it is another program's."""
     return ALIASES.get(word, word)
+
+
+def _first_lines() -> Iterator[tuple[str, str]]:
+    """Yield the commands of extensions, each with the first sentence of its help.
+
+    They are made without settings, which help must not depend on, and not examined further, which takes time.
+    """
+    from importlib import metadata
+
+    for each in sorted(metadata.entry_points(group="ovms.commands"), key=lambda each: each.name):
+        try:
+            app = each.load()({}).app
+            single = app.registered_commands[0] if len(app.registered_commands) == 1 else None
+            text = single.help or single.callback.__doc__ if single else app.info.help
+            yield each.name, " ".join((text or "").strip().partition("\n\n")[0].split()).partition(". ")[0]
+        except Exception:  # noqa: BLE001 - this is another's code
+            from ovms_kernel.api.commands import offered_commands
+
+            offered_commands([each.name])  # says what is wrong with it
 
 
 class Verbs(TyperGroup):
@@ -173,7 +207,7 @@ class Verbs(TyperGroup):
     def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:  # noqa: ARG002 - as its base has it
         """Write every command with the first line of its help."""
         rows = {name: told for names in COMMANDS.values() for name, told in names.items()}
-        rows |= {name: each.get_short_help_str(100) for name, each in self.commands.items() if name not in rows}
+        rows |= {name: first for name, first in _first_lines() if name not in rows}
         with formatter.section("Commands"):
             formatter.write_dl(list(rows.items()))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from ovms_face_http.clients import CLIENTS, Client, told
-from ovms_kernel.api.commands import Session, print_json, read_server, refuse_second, say
+from ovms_kernel.api.commands import Session, print_json, say
 
 if TYPE_CHECKING:
     from ovms_face_http.config import HttpSettings
@@ -62,6 +62,8 @@ async def serve(
 
     Other commands, and AOG, use the same engine meanwhile.
     """
+    from ovms_kernel.api.commands import refuse_second
+
     refuse_second(session.settings.data_dir)  # before anything else, as the port may be in use for that reason
     if detach:
         from ovms_face_http.detached import detach as start
@@ -94,6 +96,7 @@ async def connect(
 
     from ovms_face_http import config
     from ovms_face_http.keys import keys_of
+    from ovms_kernel.api.commands import read_server
 
     settings = read_settings(session)
     where = read_server(session.settings.data_dir)
