@@ -4,12 +4,12 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from ovms_face_aog import quirks, sessions
 from ovms_face_aog.client import bidi_request

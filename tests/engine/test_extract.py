@@ -6,10 +6,10 @@ import subprocess
 import tarfile
 import warnings
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from ovms_kernel.errors import BadRequest
 from ovms_kernel.fetch.archive import ENGINE, extract

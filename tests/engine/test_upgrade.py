@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import anyio
 import psutil
 import pytest
 from msgspec import structs
+from msgspec.structs import replace
 
 from ovms_graph_text_generation import TextGeneration
 from ovms_kernel.compose import compose_kernel

@@ -6,11 +6,11 @@ import os
 import shutil
 import tarfile
 import zipfile
-from dataclasses import replace
 from typing import Any
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from ovms_kernel.drivers import GraphPatch, ModelFiles
 from ovms_kernel.errors import BadRequest, NotFound, OvmsError, PreconditionFailed, Refused

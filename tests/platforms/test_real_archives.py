@@ -1,11 +1,11 @@
 """From an archive in the layout of OVMS's to an answer, with the platform drivers and the embedded engine for real."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from ovms_graph_text_generation import TextGeneration
 from ovms_kernel.compose import compose_kernel

@@ -129,7 +129,7 @@ async def test_allowed_tools_that_cannot_be_meant_are_refused(ask, choice, says)
 
 
 async def test_bytes_that_need_no_change_are_not_changed(stub, engine, call):
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     stub.answers[CHAT] = {}
     raw = b'{ "messages":[{"role":"user","content":"hello"}],"temperature":1.0, "model":"llm" }'

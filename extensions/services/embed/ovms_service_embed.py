@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import math
 from array import array
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from ovms_kernel.api.services import (
     BadRequest,

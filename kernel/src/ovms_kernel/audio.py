@@ -10,8 +10,9 @@ import json
 import re
 import struct
 import wave
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from ovms_kernel.errors import BadRequest, EngineFailed
 from ovms_kernel.services import MAX_BODY, check, decode_answer
@@ -161,8 +162,7 @@ def spoken_samples(spoken: bytes) -> tuple[NDArray[Any], int]:
     return np.clip(np.nan_to_num(samples.mean(axis=1)), -1.0, 1.0), rate
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(msgspec.Struct, frozen=True):
     """A stretch of speech, in seconds from the beginning of the recording."""
 
     start: float
@@ -170,8 +170,7 @@ class Segment:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
+class Heard(msgspec.Struct, frozen=True):
     """What was said."""
 
     text: str

@@ -14,7 +14,6 @@ import math
 import textwrap
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -137,8 +136,7 @@ def read_bool(value: object) -> bool:
     return WORDS[str(value).strip().lower()]
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(msgspec.Struct, frozen=True):
     """One declared setting, for the documentation."""
 
     name: str

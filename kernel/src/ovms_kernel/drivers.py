@@ -9,8 +9,9 @@ may also implement any of the hooks of ``hookspecs``.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
@@ -37,8 +38,7 @@ if TYPE_CHECKING:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class FoundModel:
+class FoundModel(msgspec.Struct, frozen=True):
     """One model that a search on a hub found."""
 
     id: str
@@ -49,8 +49,7 @@ class FoundModel:
     """What the hub says it is for, such as ``text-generation``."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelFiles:
+class ModelFiles(msgspec.Struct, frozen=True):
     """A model's files as far as recognising it and building its graph need them, on disk or still on a hub."""
 
     identifier: str
@@ -69,17 +68,15 @@ class ModelFiles:
         return value if isinstance(value, dict) else None
 
 
-@dataclass(frozen=True, slots=True)
-class GraphOptions:
+class GraphOptions(msgspec.Struct, frozen=True):
     """What a graph is built for: the host, and the options of the calculator that the user or a setting gave."""
 
     host: Host
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = msgspec.field(default_factory=dict)
     """By field name of the calculator's options, such as ``device`` or ``cache_size``."""
 
 
-@dataclass(frozen=True, slots=True)
-class GraphPatch:
+class GraphPatch(msgspec.Struct, frozen=True):
     """Calculator options that an extension sets in ``ovms_amend_graph``, by field name; same name twice is an error."""
 
     values: Mapping[str, Any]

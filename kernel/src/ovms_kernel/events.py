@@ -12,10 +12,10 @@ import logging
 import threading
 import types
 from collections import deque
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pluggy
 
 from ovms_kernel import hookspecs
@@ -29,8 +29,7 @@ log = logging.getLogger(__name__)
 REVERSED = frozenset({"ovms_kernel_stopping"})
 
 
-@dataclass(frozen=True, slots=True)
-class HookFailure:
+class HookFailure(msgspec.Struct, frozen=True):
     """One failed call of one extension."""
 
     extension: str
@@ -48,8 +47,7 @@ class _Manager(pluggy.PluginManager):
         return options
 
 
-@dataclass(frozen=True, slots=True)
-class _Listener:
+class _Listener(msgspec.Struct, frozen=True):
     """One implementation of one hook."""
 
     extension: str

@@ -11,9 +11,11 @@ import difflib
 import functools
 import logging
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+from msgspec.structs import replace
 
 from ovms_kernel.blame import origin
 from ovms_kernel.drivers import DRIVER_PROTOCOLS, KERNEL_KINDS
@@ -32,8 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class ExtensionReport:
+class ExtensionReport(msgspec.Struct, frozen=True):
     """What became of one extension."""
 
     kind: str
@@ -49,18 +50,17 @@ class ExtensionReport:
         return f"{self.kind}.{self.name}"
 
 
-@dataclass(frozen=True)
-class Extensions:
+class Extensions(msgspec.Struct, frozen=True):
     """The drivers by name, and a report for every extension that was found."""
 
-    services: Mapping[str, Service] = field(default_factory=dict)
-    platforms: Mapping[str, Platform] = field(default_factory=dict)
-    graphs: Mapping[str, GraphTemplate] = field(default_factory=dict)
-    hubs: Mapping[str, Hub] = field(default_factory=dict)
-    observers: Mapping[str, object] = field(default_factory=dict)
-    faces: Mapping[str, Face] = field(default_factory=dict)
-    dialects: Mapping[str, Dialect] = field(default_factory=dict)
-    commands: Mapping[str, Command] = field(default_factory=dict)
+    services: Mapping[str, Service] = msgspec.field(default_factory=dict)
+    platforms: Mapping[str, Platform] = msgspec.field(default_factory=dict)
+    graphs: Mapping[str, GraphTemplate] = msgspec.field(default_factory=dict)
+    hubs: Mapping[str, Hub] = msgspec.field(default_factory=dict)
+    observers: Mapping[str, object] = msgspec.field(default_factory=dict)
+    faces: Mapping[str, Face] = msgspec.field(default_factory=dict)
+    dialects: Mapping[str, Dialect] = msgspec.field(default_factory=dict)
+    commands: Mapping[str, Command] = msgspec.field(default_factory=dict)
     reports: tuple[ExtensionReport, ...] = ()
 
     def service(self, name: str) -> Service:

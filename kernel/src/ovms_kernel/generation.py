@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import msgspec
 
 from ovms_kernel.errors import BadRequest, EngineFailed
 from ovms_kernel.services import (
@@ -46,8 +47,7 @@ SEEDS = 1 << 32
 DONE = b"data: [DONE]\n\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Completions:
+class Completions(msgspec.Struct, frozen=True):
     """What differs between chat and text completions."""
 
     definition: ServiceDefinition
@@ -81,8 +81,7 @@ class Usage:
         return self.tokens | {"total_tokens": sum(self.tokens.values())}
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """What the engine is asked for one request of a client."""
 
     requests: Sequence[Fields]

@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import os
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from msgspec.structs import asdict
 
 from ovms_kernel import processes
 from ovms_kernel.errors import PreconditionFailed, TimedOut
 from ovms_kernel.files import disk_errors, locked, read_json, write_atomically
+from ovms_kernel.values import Discreet
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -27,10 +29,10 @@ BUSY = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class RunningServer:
+class RunningServer(Discreet, frozen=True):
     """A server that answers requests."""
 
+    hidden: ClassVar[tuple[str, ...]] = ("control",)
     url: str
     """Without a path."""
     key_file: str
@@ -38,7 +40,7 @@ class RunningServer:
     pid: int
     started: float
     """See ``processes.start_time``."""
-    control: str = field(default="", repr=False)
+    control: str = ""
     """What a request shows to come from a program of the same user, which may read the note."""
 
     def key(self) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -34,8 +33,7 @@ def unchanged(fields: Fields) -> Fields:
     return fields
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """How requests of one service reach the engine's endpoint."""
 
     definition: ServiceDefinition

@@ -1,20 +1,36 @@
-"""The values that travel between the kernel and its extensions: frozen data, no behaviour beyond reading it."""
+"""The values that travel between the kernel and its extensions: frozen data, no behaviour beyond reading it.
+
+They are structs of msgspec, which are made ten times as fast as dataclasses, and their instances five times; a changed
+copy is ``msgspec.structs.replace(value, name=…)``.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
     from pathlib import Path
 
+
+class Discreet(msgspec.Struct, frozen=True):
+    """A value that has what must not be in a log, or is too long for one."""
+
+    hidden: ClassVar[tuple[str, ...]] = ()
+    """Fields that its representation leaves out."""
+
+    def __repr__(self) -> str:
+        shown = (f"{name}={getattr(self, name)!r}" for name in self.__struct_fields__ if name not in self.hidden)
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
 # -- the machine and the engine ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
+class Host(msgspec.Struct, frozen=True):
     """The machine as far as choosing and starting an engine depends on it; ``engine/host.py`` reads it."""
 
     os: Literal["linux", "windows", "darwin"]
@@ -36,8 +52,7 @@ class Host:
     """Versions of shared libpython that the loader finds, such as ``3.12``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(msgspec.Struct, frozen=True):
     """One version of an engine and where to get it."""
 
     version: str
@@ -55,8 +70,7 @@ class Release:
     """The newest version whose digest is known beforehand, for users who demand that; empty if there is none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Installation:
+class Installation(msgspec.Struct, frozen=True):
     """One engine version on disk."""
 
     version: str
@@ -67,8 +81,7 @@ class Installation:
     """Digest of the archive it came from."""
 
 
-@dataclass(frozen=True, slots=True)
-class Requirement:
+class Requirement(msgspec.Struct, frozen=True):
     """Something the system lacks for the engine to work, and what the user can do about it."""
 
     what: str
@@ -77,8 +90,7 @@ class Requirement:
     fatal: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True):
     """One result of a check of the host, for ``doctor`` and before an install."""
 
     level: Literal["ok", "warning", "error"]
@@ -87,31 +99,29 @@ class Finding:
     remedy: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Ports:
+class Ports(msgspec.Struct, frozen=True):
     """The loopback ports chosen for the engine."""
 
     rest: int
     grpc: int
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(Discreet, frozen=True):
     """Where an engine answers."""
 
+    hidden: ClassVar[tuple[str, ...]] = ("api_key",)
     rest: str
     """Base URL without a trailing slash, such as ``http://127.0.0.1:16666``."""
     grpc: str
     """gRPC target, such as ``127.0.0.1:9000``; empty when gRPC is not offered."""
-    api_key: str = field(default="", repr=False)
+    api_key: str = ""
     ca_file: str = ""
     """Certificate authority for TLS endpoints; empty means the system's."""
     others: tuple[str, ...] = ()
     """Base URLs of further engines that share the work, with the same key and authority."""
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchPlan:
+class LaunchPlan(msgspec.Struct, frozen=True):
     """How to start the engine. The kernel appends the OVMS flags (ports, config, keys) to ``argv``.
 
     An empty ``argv`` means that nothing is started: ``endpoint`` names an engine that somebody else runs.
@@ -124,16 +134,14 @@ class LaunchPlan:
     endpoint: Endpoint | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchPatch:
+class LaunchPatch(msgspec.Struct, frozen=True):
     """What an extension adds to a launch; two extensions that set one variable are an error that names both."""
 
     argv: tuple[str, ...] = ()
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class EngineInfo:
+class EngineInfo(msgspec.Struct, frozen=True):
     """A running engine."""
 
     version: str
@@ -142,8 +150,7 @@ class EngineInfo:
     """``None`` when somebody else runs it."""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStatus:
+class EngineStatus(msgspec.Struct, frozen=True):
     """The engine, whether it runs or not."""
 
     state: str
@@ -156,8 +163,7 @@ class EngineStatus:
     """What is started; ``None`` when somebody else runs the engine."""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineExit:
+class EngineExit(msgspec.Struct, frozen=True):
     """The end of an engine process."""
 
     cause: str
@@ -174,8 +180,7 @@ class EngineExit:
 # -- models --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRef:
+class ModelRef(msgspec.Struct, frozen=True):
     """A model as a caller names it, checked: ``owner/name`` or ``name``, and where and which revision."""
 
     id: str
@@ -189,8 +194,7 @@ class ModelRef:
         return f"{self.hub}{self.hub and ':'}{self.id}{self.revision and '@'}{self.revision}"
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteFile:
+class RemoteFile(msgspec.Struct, frozen=True):
     """One file that a hub offers."""
 
     path: str
@@ -199,8 +203,7 @@ class RemoteFile:
     sha256: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class PullPlan:
+class PullPlan(msgspec.Struct, frozen=True):
     """What a pull is about to fetch."""
 
     files: tuple[RemoteFile, ...]
@@ -210,8 +213,7 @@ class PullPlan:
     """Bytes of them that are already here and need not be fetched."""
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(msgspec.Struct, frozen=True):
     """One report of long work. ``completed`` never falls."""
 
     status: str
@@ -225,8 +227,7 @@ class Progress:
     digest: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
+class Profile(msgspec.Struct, frozen=True):
     """What an alias has of its own that makes the engine load it beside its model."""
 
     model: str
@@ -235,12 +236,11 @@ class Profile:
     """Empty = as its model."""
     context: int = 0
     """Tokens that a prompt and its answer may have together; 0 = as many as its model takes."""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = msgspec.field(default_factory=dict)
     """Options of its calculator, over those of its model."""
 
 
-@dataclass(frozen=True, slots=True)
-class LocalModel:
+class LocalModel(msgspec.Struct, frozen=True):
     """A model on disk, complete and published."""
 
     id: str
@@ -258,8 +258,11 @@ class LocalModel:
     quantization: str = ""
     alias_of: str = ""
     """The id of the model that this is another name of; empty for a model itself."""
-    profile: Profile | None = field(default=None, hash=False)
+    profile: Profile | None = None
     """What this name has of its own; ``None`` if it stands for what ``alias_of`` is in the engine."""
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.directory, self.digest))
 
     @property
     def served_as(self) -> str:
@@ -267,8 +270,7 @@ class LocalModel:
         return self.id if self.profile or not self.alias_of else self.alias_of
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
+class LoadedModel(msgspec.Struct, frozen=True):
     """A model as the engine serves it."""
 
     model: LocalModel
@@ -279,8 +281,7 @@ class LoadedModel:
 # -- requests ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceDefinition:
+class ServiceDefinition(msgspec.Struct, frozen=True):
     """What a service is called, which models serve it, and where faces may offer it."""
 
     name: str
@@ -302,19 +303,19 @@ class ServiceDefinition:
     """
     probe_answers: Literal["", "text", "vectors", "scores", "words", "sound", "picture"] = ""
     """What the answers to the probes hold, so that those of two devices are compared; empty = any is good."""
-    extras: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    extras: Mapping[str, Mapping[str, Any]] = msgspec.field(default_factory=dict)
     """What single faces need to offer it, by the face's name, such as ``{"http": {"name": "value"}}``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Discreet, frozen=True):
     """One request as a face hands it over."""
 
-    body: bytes = field(default=b"{}", repr=False)
+    hidden: ClassVar[tuple[str, ...]] = ("body", "fields", "files")
+    body: bytes = b"{}"
     """One JSON object; admission decodes it once."""
-    fields: Mapping[str, Any] | None = field(default=None, repr=False)
+    fields: Mapping[str, Any] | None = None
     """The decoded object, given instead of ``body`` by a face that has it already, as from a multipart form."""
-    files: Mapping[str, Upload] = field(default_factory=dict, repr=False)
+    files: Mapping[str, Upload] = msgspec.field(default_factory=dict)
     """Uploads by name of the form's field."""
     timeout: float | None = None
     """Seconds for all of it, a load of the model included; ``None`` = no limit."""
@@ -330,17 +331,17 @@ class Request:
     """The caller is a person or program of this machine, whose request may name files by their paths."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Discreet, frozen=True):
     """One admitted request. ``fields`` is the decoded JSON object, ``raw`` the bytes it came from."""
 
+    hidden: ClassVar[tuple[str, ...]] = ("fields", "raw", "files")
     id: str
     service: str
     model: str
-    fields: Mapping[str, Any] = field(repr=False)
-    raw: bytes = field(default=b"", repr=False)
+    fields: Mapping[str, Any]
+    raw: bytes = b""
     """Empty where the face handed over ``fields``."""
-    files: Mapping[str, Upload] = field(default_factory=dict, repr=False)
+    files: Mapping[str, Upload] = msgspec.field(default_factory=dict)
     streaming: bool = False
     timeout: float | None = None
     """Seconds left; ``None`` = no limit."""
@@ -352,17 +353,16 @@ class Call:
     """``audio``, ``image`` and ``mask`` may be paths of files on this machine."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(Discreet, frozen=True):
     """One message of a bidirectional session."""
 
-    data: bytes = field(repr=False)
+    hidden: ClassVar[tuple[str, ...]] = ("data",)
+    data: bytes
     kind: Literal["text", "binary"] = "text"
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """How a request ended."""
 
     code: int
@@ -380,20 +380,20 @@ class Outcome:
     """Tokens of the answer, where it says how many."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Discreet, frozen=True):
     """What a service or the engine answered, with status 2xx."""
 
-    body: bytes = field(repr=False)
+    hidden: ClassVar[tuple[str, ...]] = ("body",)
+    body: bytes
     content_type: str = "application/json"
     model: str = ""
     """Id of the model that answered; empty where no model was asked."""
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
+class Upload(Discreet, frozen=True):
     """One file of a multipart request."""
 
+    hidden: ClassVar[tuple[str, ...]] = ("data",)
     name: str
-    data: bytes = field(repr=False)
+    data: bytes
     content_type: str = "application/octet-stream"

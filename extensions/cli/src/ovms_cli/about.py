@@ -3,11 +3,11 @@
 import os
 import shutil
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import anyio.to_thread
 import typer
+from msgspec.structs import replace
 
 from ovms_cli import checkup, output
 from ovms_cli.session import Json, Session, add

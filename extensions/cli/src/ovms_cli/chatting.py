@@ -158,7 +158,7 @@ async def _default_of(session: Session, services: "Services") -> str:
 
 async def _need(session: Session, model: ModelRef) -> None:
     """Pull a model that is not here."""
-    if any(each.id == model.id for each in await session.list_models()):
+    if any(each.id == model.id for each in session.list_models()):
         return
     output.say(f"{model.id} is not here yet; it is pulled first.")
     session.kept = f"Interrupted; what has arrived of {model.id} is kept, the same command goes on from there."

@@ -1,7 +1,6 @@
 """``completion``: what a shell completes, which is commands and the names of models, services and settings."""
 
 from enum import StrEnum
-from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -29,6 +28,8 @@ def installed(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def offered(incomplete: str) -> list[str]:
     """Return the names of services that begin so."""
+    from importlib import metadata
+
     return sorted(
         each.name for each in metadata.entry_points(group="ovms.services") if each.name.startswith(incomplete)
     )
@@ -55,7 +56,7 @@ def add_to(app: typer.Typer) -> None:
     add(app, completion)
 
 
-async def completion(
+def completion(
     session: Session,
     shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="bash, zsh, fish or powershell.", show_default=False)],
 ) -> None:

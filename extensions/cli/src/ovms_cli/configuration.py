@@ -64,7 +64,7 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(group, name="config")
 
 
-async def list_(
+def list_(
     session: Session,
     *,
     everything: Annotated[bool, typer.Option("--all", help="Also what is not set, each with its meaning.")] = False,
@@ -88,7 +88,7 @@ async def list_(
             print(textwrap.fill(help_, width, initial_indent="    ", subsequent_indent="    "))
 
 
-async def get(session: Session, key: Name, *, json: Json = False) -> None:
+def get(session: Session, key: Name, *, json: Json = False) -> None:
     """Print the value of a setting, the default if it is not set."""
     value = _value(session.settings, locate(key))
     if json:
@@ -146,7 +146,7 @@ async def unset(session: Session, key: Name) -> None:
     tell_server(session, where)
 
 
-async def path(session: Session) -> None:
+def path(session: Session) -> None:
     """Print the path of the config file, which need not exist."""
     print(config_file(os.environ, session.settings.data_dir))
 

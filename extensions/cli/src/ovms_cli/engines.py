@@ -123,7 +123,7 @@ def _has_begun_anew(path: Path, file: "TextIOWrapper") -> bool:
     return not os.path.samestat(now, os.fstat(file.fileno())) or now.st_size < os.lseek(file.fileno(), 0, os.SEEK_CUR)
 
 
-async def ls(session: Session, *, json: Json = False) -> None:
+def ls(session: Session, *, json: Json = False) -> None:
     """List the engine versions on this machine."""
     active, versions = session.installations().active(), session.installations().versions()
     if json:

@@ -4,7 +4,7 @@
 import inspect
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 from typer.core import TyperCommand
@@ -20,10 +20,14 @@ Debug = Annotated[bool, typer.Option("--debug", help="Tell in detail what happen
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
-def add(app: typer.Typer, *functions: Callable[..., Coroutine[Any, Any, None]]) -> None:
-    """Make commands of coroutine functions whose first parameter is the session.
+Function: TypeAlias = Callable[..., Coroutine[Any, Any, None] | None]
 
-    The options that all commands have are added to their own, and errors end as one sentence and an exit code.
+
+def add(app: typer.Typer, *functions: Function) -> None:
+    """Make commands of functions whose first parameter is the session.
+
+    A coroutine function may wait, a plain one only reads what is on disk, which takes a third of the time. The options
+    that all commands have are added to their own, and errors end as one sentence and an exit code.
     """
     for function in functions:
         app.command(function.__name__.rstrip("_"), cls=PlainCommand)(as_command(function))
@@ -40,12 +44,15 @@ def adopt(app: typer.Typer) -> None:
             adopt(group.typer_instance)
 
 
-def as_command(function: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+def as_command(function: Function) -> Callable[..., None]:
     """Return the function that typer calls instead."""
 
     def call(*, data_dir: Path | None, debug: bool, **values: Any) -> None:  # noqa: ANN401 - what typer read
         options = {name: getattr(function, name) for name in ("fast_loop", "reads_config") if hasattr(function, name)}
+        options["waits"] = waits
         raise typer.Exit(run_command(lambda session: function(session, **values), data_dir, debug=debug, **options))
+
+    waits = inspect.iscoroutinefunction(function)
 
     by_name = inspect.Parameter.KEYWORD_ONLY
     parameters = [each.replace(kind=by_name) for each in list(inspect.signature(function).parameters.values())[1:]]

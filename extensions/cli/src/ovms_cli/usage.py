@@ -48,7 +48,8 @@ def told(error: ClickException) -> int:
         option = getattr(error, "option_name", "")
         if option == "--data-dir":
             option = "--data-dir DIR"
-        say(f"No option {option} stands before the command; type it behind, such as `{context.command_path} ls {option}`.")
+        where = f"`{context.command_path} ls {option}`"
+        say(f"No option {option} stands before the command; type it behind, such as {where}.")
         return error.exit_code
     text = error.format_message().strip().removesuffix(".").replace(". Did you", "; did you")
     text = text.replace("Value error, ", "")

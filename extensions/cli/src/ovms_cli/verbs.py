@@ -17,15 +17,19 @@ COMMANDS = {
         "run": "Ask a model, or talk to it; it is pulled if need be.",
         "chat": "Ask the default model a question, or talk to it.",
     },
-    "models": {
+    "fetching": {
         "search": "Search a hub for models.",
         "pull": "Fetch models from the hub.",
         "import": "Take in a model from a folder or archive.",
+    },
+    "disk": {
         "ls": "List the models on this machine.",
         "show": "Show everything that is known of a model.",
         "verify": "Check that models are still as they were pulled.",
-        "rm": "Delete models from this machine.",
         "df": "Show how much disk models, pulls and engines take.",
+    },
+    "models": {
+        "rm": "Delete models from this machine.",
         "load": "Load models into the running engine.",
         "unload": "Unload models from the running engine.",
         "pin": "Keep models loaded until you unpin or unload them.",

@@ -20,10 +20,10 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ovms_kernel.errors import *
-from ovms_kernel.errors import OvmsError, Unavailable
+from ovms_kernel.errors import Cancelled, OvmsError, Unavailable
 from ovms_kernel.on_demand import on_demand
 
 if TYPE_CHECKING:
@@ -149,11 +149,9 @@ class Session:
 
     def store(self) -> Store:
         """Return the models on disk, for a command that reads them and needs no extension."""
-        from ovms_kernel.events import Events
-        from ovms_kernel.models.report import ResidentModel as ResidentModel
         from ovms_kernel.models.store import Store
 
-        return Store(self.settings, Events(self.settings.hook_timeout))
+        return Store(self.settings)
 
     def installations(self) -> Installations:
         """Return the engine versions on disk, for a command that reads them and needs no extension."""
@@ -168,13 +166,11 @@ class Session:
 
         return target(self.settings.aliases, name)
 
-    async def list_models(self) -> list[LocalModel]:
+    def list_models(self) -> list[LocalModel]:
         """Return the models on disk and their aliases, by id, as a kernel does."""
-        import anyio.to_thread
-
         from ovms_kernel.aliases import listed
 
-        return listed(self.settings.aliases, await anyio.to_thread.run_sync(self.store().served))
+        return listed(self.settings.aliases, self.store().served())
 
 
 def offered_commands(names: Sequence[str]) -> Mapping[str, Command]:
@@ -218,7 +214,7 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - any value to its JSON
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {each.name: plain(getattr(value, each.name)) for each in dataclasses.fields(value) if each.repr}
     if fields := getattr(value, "__struct_fields__", ()):
-        return {name: plain(getattr(value, name)) for name in fields}
+        return {name: plain(getattr(value, name)) for name in fields if name not in getattr(value, "hidden", ())}
     if isinstance(value, dict):
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -229,26 +225,24 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - any value to its JSON
 
 
 def run_command(
-    work: Callable[[Session], Awaitable[None]],
+    work: Callable[[Session], Awaitable[None] | None],
     data_dir: Path | None = None,
     *,
     debug: bool = False,
     fast_loop: bool = False,
     reads_config: bool = True,
+    waits: bool = True,
 ) -> int:
     """Run a command to its end and return its exit code; an error is one sentence on stderr.
 
-    :param work: called with the session within an event loop; cancelled by the first signal to end.
+    :param work: called with the session, within an event loop if it waits; cancelled by the first signal to end.
     :param data_dir: wins over every other setting of it.
     :param debug: log in detail, and show tracebacks.
     :param fast_loop: use uvloop where it exists; a coroutine function with a true ``fast_loop`` asks for it.
     :param reads_config: whether the config file must be correct; a command that corrects it does without.
+    :param waits: whether ``work`` is a coroutine function; a plain one only reads what is on disk.
     :raises BrokenPipeError: the reader of the output is gone.
     """
-    import asyncio  # takes a tenth of the time that help may take, so not at the top
-
-    import anyio
-
     from ovms_kernel.settings import read_settings
 
     _log(debug=debug)
@@ -260,19 +254,35 @@ def run_command(
         settings = read_settings(file=None if reads_config else {}, **overrides)
         session = Session(settings, data_dir is not None, received=received)
         try:
-            options = {"use_uvloop": fast_loop and importlib.util.find_spec("uvloop") is not None}
-            anyio.run(_until_signal, work, session, backend_options=options)
+            if waits:
+                _run_loop(cast("Callable[[Session], Awaitable[None]]", work), session, fast=fast_loop)
+            else:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                work(session)
         finally:
             # All is done and cleared away; a signal from now on would only spoil the exit code.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             kept, code = session.kept, session.code
-    except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it is, it is told
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever it is, it is told
         caught = error
     if isinstance(caught, KeyboardInterrupt):
         received.append(signal.SIGINT)
     if caught is not None and debug:
         traceback.print_exception(caught)
     return _exit_code(caught, received, kept) or code
+
+
+def _run_loop(work: Callable[[Session], Awaitable[None]], session: Session, *, fast: bool) -> None:
+    """Run a command in an event loop, whose import takes as long as a command that only reads."""
+    import asyncio
+
+    import anyio
+
+    try:
+        options = {"use_uvloop": fast and importlib.util.find_spec("uvloop") is not None}
+        anyio.run(_until_signal, work, session, backend_options=options)
+    except asyncio.CancelledError as error:
+        raise Cancelled("The command was cancelled.") from error
 
 
 def _exit_code(caught: BaseException | None, received: list[signal.Signals], kept: str) -> int:

@@ -7,7 +7,6 @@ import logging
 import random
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
@@ -15,6 +14,7 @@ from urllib.request import url2pathname
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from ovms_kernel.errors import BadRequest, NotFound, OvmsError, PreconditionFailed, Unavailable
 from ovms_kernel.fetch.archive import extract
@@ -142,8 +142,7 @@ async def _download(
     return target, digest
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(msgspec.Struct, frozen=True):
     """What a mirror has."""
 
     size: int

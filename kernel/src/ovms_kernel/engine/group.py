@@ -7,12 +7,13 @@ work on it. One whose answer has begun breaks off with its engine.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import msgspec
+from msgspec.structs import replace
 
 from ovms_kernel.engine.client import EngineClient, NotLoadedYet, NotServed
 from ovms_kernel.errors import OvmsError, TimedOut, Unavailable

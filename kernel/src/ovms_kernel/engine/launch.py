@@ -9,10 +9,11 @@ import secrets
 import socket
 import sys
 from contextlib import closing
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import anyio
+import msgspec
+from msgspec.structs import asdict
 
 from ovms_kernel import processes
 from ovms_kernel.errors import EngineFailed
@@ -38,8 +39,7 @@ log = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
 
 
-@dataclass(frozen=True, slots=True)
-class RunningEngine:
+class RunningEngine(msgspec.Struct, frozen=True):
     """What ``run/engine.json`` says of the engine, for the next plugin or a second one."""
 
     pid: int

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from ovms_kernel.errors import BadRequest, NotFound
 from ovms_kernel.values import LaunchPlan, Release, Requirement
@@ -65,8 +66,7 @@ EXACT, DERIVED, GUESS = 20, 15, 5
 """How well a build fits a host: made for it, made for what it derives from, or worth a try."""
 
 
-@dataclass(frozen=True, slots=True)
-class Build:
+class Build(msgspec.Struct, frozen=True):
     """One line of the vendor's archives."""
 
     system: str

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
 
 from ovms_kernel.engine.ovms import (
     DERIVED,
@@ -35,8 +36,7 @@ WITHOUT_PYTHON = "it cannot call tools and drops system messages"
 """What OVMS lacks in its variant without Python."""
 
 
-@dataclass(frozen=True, slots=True)
-class System:
+class System(msgspec.Struct, frozen=True):
     """A range of versions of one distribution, and how well a build fits it."""
 
     id: str
@@ -61,15 +61,14 @@ class System:
         return self.fit if host.distribution == self.id else self.derived
 
 
-@dataclass(frozen=True, slots=True)
-class Packages:
+class Packages(msgspec.Struct, frozen=True):
     """How a distribution's users install what OVMS needs of the system."""
 
     command: str
     """Such as ``sudo apt install``."""
     python: str
     """Package of a shared libpython, with ``{}`` for its version."""
-    by_library: Mapping[str, str] = field(default_factory=dict)
+    by_library: Mapping[str, str] = msgspec.field(default_factory=dict)
     """Package by the beginning of a library's name."""
 
 
@@ -86,13 +85,12 @@ DNF = Packages(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class LinuxRow:
+class LinuxRow(msgspec.Struct, frozen=True):
     """What one platform knows: its archives, the systems they fit, and where their libraries come from."""
 
     build: Build
     systems: tuple[System, ...]
-    codenames: Mapping[str, int] = field(default_factory=dict)
+    codenames: Mapping[str, int] = msgspec.field(default_factory=dict)
     """Fits by ``UBUNTU_CODENAME`` or ``VERSION_CODENAME``, which names what a system derives from."""
     packages: Packages = APT
 

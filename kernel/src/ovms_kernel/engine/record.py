@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from ovms_kernel.files import read_json, write_atomically
 
@@ -12,8 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped:
+class Skipped(msgspec.Struct, frozen=True):
     """A platform that fits better than the one in use and was not installed."""
 
     platform: str
@@ -23,8 +23,7 @@ class Skipped:
     """Its archive was refused or does not run here; otherwise the download failed, which may change."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     """The content of ``engine/platform.json``."""
 
     chosen: str = ""
@@ -43,4 +42,4 @@ def read_record(path: Path) -> Record:
 
 def write_record(path: Path, record: Record) -> None:
     """Record it."""
-    write_atomically(path, (json.dumps(asdict(record), indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps(msgspec.to_builtins(record), indent=1) + "\n").encode())

@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, BinaryIO, Literal
 
+import msgspec
+
 from ovms_kernel.errors import BadRequest
 from ovms_kernel.fetch.names import is_junk, is_reserved, one_name, path_fault
 from ovms_kernel.files import disk_error
@@ -37,8 +39,7 @@ DAMAGED = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(msgspec.Struct, frozen=True):
     """What an archive may hold."""
 
     size: int
@@ -60,8 +61,7 @@ ENGINE = Rules(16 << 30, 100_000, top="/ovms/")
 MODEL = Rules(4 << 40, 10_000, links=False, portable=True, advice="so it is not imported; get it again or unpack it")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One entry of an archive, checked."""
 
     path: str

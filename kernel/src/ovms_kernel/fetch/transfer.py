@@ -13,11 +13,13 @@ import random
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 import anyio
 import anyio.to_thread
+import msgspec
+from msgspec.structs import replace
 
 from ovms_kernel.errors import Cancelled, Unavailable
 from ovms_kernel.fetch.http import FetchFailed
@@ -48,8 +50,7 @@ class DigestMismatch(Unavailable):
     """A file arrived twice with other bytes than it should have."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
+class Pace(msgspec.Struct, frozen=True):
     """How a transfer treats its server."""
 
     connections: int = 8

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
+import msgspec
 
 from ovms_kernel.file_watch import FileWatch
 from ovms_kernel.files import disk_errors, locked, patiently, read_json, rename, write_atomically
@@ -30,8 +30,7 @@ log = logging.getLogger(__name__)
 BLANKS = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One servable of the file."""
 
     folder: str

@@ -9,8 +9,9 @@ import math
 import re
 import struct
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from ovms_kernel.errors import BadRequest
 
@@ -49,8 +50,7 @@ MATRICES = frozenset({"F16", "Q4_0", "Q4_1", "Q4_K", "Q6_K", "Q8_0"})
 """Types of weights that openvino.genai 2026.4.1 builds a model from; norms and biases may be F32, too."""
 
 
-@dataclass(frozen=True, slots=True)
-class Gguf:
+class Gguf(msgspec.Struct, frozen=True):
     """What a header says."""
 
     architecture: str
@@ -153,8 +153,7 @@ def read_header(read: Callable[[int], bytes], name: str) -> Gguf:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Tensor:
+class _Tensor(msgspec.Struct, frozen=True):
     kind: str
     dimensions: int
     end: int

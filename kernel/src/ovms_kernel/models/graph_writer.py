@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
+from msgspec.structs import replace
 
 from ovms_kernel.drivers import GraphOptions
 from ovms_kernel.errors import BadRequest, NotFound, NotSupported, OvmsError

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import tarfile
 import zipfile
-from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
+
+import msgspec
 
 from ovms_kernel.errors import BadRequest
 from ovms_kernel.fetch.archive import MODEL, damage_in_words, opened
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
     from ovms_kernel.files import Meter
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(msgspec.Struct, frozen=True):
     """Where a model is read from: a folder, or one folder in an archive."""
 
     path: Path

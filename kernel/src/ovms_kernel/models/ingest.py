@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 import shutil
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
+import msgspec
+from msgspec.structs import replace
 
 from ovms_kernel.drivers import ModelFiles, SearchableHub
 from ovms_kernel.errors import BadRequest, NotFound, NotSupported, PreconditionFailed
@@ -59,14 +60,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(msgspec.Struct, frozen=True):
     """What a caller wants to have."""
 
     ref: ModelRef
     declared: str = ""
     """The model type; empty means what the files say."""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = msgspec.field(default_factory=dict)
     """Calculator options for its graph."""
 
     @property

@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import anyio
 import anyio.to_thread
+from msgspec.structs import replace
 
 from ovms_kernel.errors import OvmsError
 from ovms_kernel.files import disk_errors

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec.structs import asdict
 
 from ovms_kernel.files import read_json, size_of, write_atomically
 from ovms_kernel.values import LocalModel
@@ -25,8 +27,7 @@ OURS = frozenset({GRAPH, RECORD})
 """Files in a model's folder that we write; they are not part of what was pulled."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRecord:
+class ModelRecord(msgspec.Struct, frozen=True):
     """The content of ``.ovms-plugin.json``."""
 
     id: str
@@ -40,10 +41,10 @@ class ModelRecord:
     """As it was asked for; empty for the hub's default."""
     source: str = ""
     """Folder or archive it was imported from."""
-    published: str = field(default_factory=lambda: datetime.now(UTC).isoformat())
+    published: str = msgspec.field(default_factory=lambda: datetime.now(UTC).isoformat())
     graph: str = ""
     """SHA-256 of ``graph.pbtxt`` as we wrote it; empty if it came with the model. Any other content is a user's."""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = msgspec.field(default_factory=dict)
     """Calculator options that the caller gave with the pull or import."""
     damaged: tuple[str, ...] = ()
     """Files that the last verification found changed; the next pull fetches them again."""

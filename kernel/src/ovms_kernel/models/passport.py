@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec.structs import replace
 
 from ovms_kernel.files import read_json, write_atomically
 
@@ -29,8 +31,7 @@ KEPT = 16
 """Entries of one model: those of the engines and drivers that were used last."""
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(msgspec.Struct, frozen=True):
     """Where weights ran."""
 
     engine: str
@@ -40,8 +41,7 @@ class Key:
     """Version of the device's driver; empty for a CPU, and where the system does not tell."""
 
 
-@dataclass(frozen=True, slots=True)
-class PassportEntry:
+class PassportEntry(msgspec.Struct, frozen=True):
     """What one model answered in one place."""
 
     key: Key
@@ -84,7 +84,7 @@ class Passports:
         """Keep an entry instead of the one with the same key."""
         stamped = replace(entry, at=entry.at or datetime.now(UTC).isoformat(timespec="seconds"))
         kept = [each for each in self.entries(digest) if each.key != entry.key]
-        value = {"version": VERSION, "model": model_id, "entries": [asdict(each) for each in [*kept, stamped][-KEPT:]]}
+        value = {"version": VERSION, "model": model_id, "entries": msgspec.to_builtins([*kept, stamped][-KEPT:])}
         write_atomically(self._path(digest), json.dumps(value, ensure_ascii=False).encode())
 
     def forget(self, digest: str) -> bool:

@@ -6,13 +6,16 @@ Nothing here waits, measures or unloads; ``residency.py`` does. Times are second
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping  # noqa: TC003 - tests read the annotations
+from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain, combinations
 from typing import TYPE_CHECKING
 
+import msgspec
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from ovms_kernel.errors import OvmsError
     from ovms_kernel.values import LocalModel
@@ -108,8 +111,7 @@ class Resident:
 Table = dict[str, Resident]
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True):
     """A model that is to be loaded."""
 
     id: str
@@ -122,11 +124,10 @@ class Wanted:
     """The bytes are what an earlier load took, not an estimate."""
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
+class Budget(msgspec.Struct, frozen=True):
     """What all models together may take."""
 
-    memory: Mapping[str, int] = field(default_factory=dict)
+    memory: Mapping[str, int] = msgspec.field(default_factory=dict)
     """Bytes by device; a device that is missing has no limit."""
     max_loaded: int = 0
     """Number of models; 0 = no limit."""
@@ -134,8 +135,7 @@ class Budget:
     """Seconds that a model counts as in use after a request, at most; see ``Resident.is_busy``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """What has to happen before a model is loaded."""
 
     unload: tuple[str, ...] = ()

@@ -10,8 +10,9 @@ import json
 import os
 import sys
 import uuid
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from ovms_kernel.errors import BadRequest, PreconditionFailed
 from ovms_kernel.files import rename, write_atomically

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+from msgspec.structs import replace
 
 from ovms_kernel.files import read_json, rename
 
@@ -25,8 +27,7 @@ FIELDS = ("state", "users", "last_used", "loaded_at", "memory", "device", "unloa
 """What is told; what is pinned, a model's record says, and at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class ResidentModel:
+class ResidentModel(msgspec.Struct, frozen=True):
     """A model that is loaded, is being loaded or failed to load, as ``ps`` and ``/api/ps`` show it."""
 
     model: LocalModel

@@ -14,12 +14,13 @@ import shutil
 import time
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import anyio.to_thread
+from msgspec.structs import replace
 
 from ovms_kernel.errors import BadRequest, OvmsError, TimedOut, Unavailable
 from ovms_kernel.fetch.partial import clean_up, present_bytes

@@ -5,16 +5,15 @@ from __future__ import annotations
 import functools
 import logging
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
+from msgspec.structs import replace
 
 from ovms_kernel.errors import NotFound, PreconditionFailed
 from ovms_kernel.files import Meter, disk_errors, disk_usage, free_space, hash_file, locked, run_with_progress
 from ovms_kernel.models import profiles
-from ovms_kernel.models.checks import faults_of
 from ovms_kernel.models.model_record import RECORD, describe, local_model, read_record, write_record
 from ovms_kernel.models.names import parse_model_id
 from ovms_kernel.models.staging import (
@@ -50,10 +49,13 @@ log = logging.getLogger(__name__)
 class Store:
     """The models of one data folder. What is published is complete and was verified.
 
+    :param events: who is told of a removal; ``None`` = nobody, for what only reads.
     :param live: returns the settings that hold now, for the profiles in them; ``None`` = those given.
     """
 
-    def __init__(self, settings: Settings, events: Events, live: Callable[[], Settings] | None = None) -> None:
+    def __init__(
+        self, settings: Settings, events: Events | None = None, live: Callable[[], Settings] | None = None
+    ) -> None:
         self._settings = settings
         self._events = events
         self._live = live or (lambda: settings)
@@ -156,6 +158,8 @@ class Store:
 
         What is found wrong is noted, so that the next pull fetches it again.
         """
+        from ovms_kernel.models.checks import faults_of  # not needed to list what is here
+
         folder, record = await anyio.to_thread.run_sync(self.entry, model_id)
         meter = Meter("verifying", record.size)
 
@@ -199,10 +203,14 @@ class Store:
             model = await anyio.to_thread.run_sync(self._removable, model_id)
             async with self.hold(model_id):
                 model = await anyio.to_thread.run_sync(self._removable, model_id)
-                await self._events.tell("ovms_before_replace", model=model)
+                await self._tell("ovms_before_replace", model)
                 await anyio.to_thread.run_sync(remove, self._settings, model_id)
             await anyio.to_thread.run_sync(self.empty_trash)
-        await self._events.tell("ovms_deleted", model=model)
+        await self._tell("ovms_deleted", model)
+
+    async def _tell(self, event: str, model: LocalModel) -> None:
+        if self._events is not None:
+            await self._events.tell(event, model=model)
 
     def _removable(self, model_id: str) -> LocalModel:
         """Return a model to remove, even one whose record is damaged."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
+
+import msgspec
 
 from ovms_kernel.files import disk_usage, read_json
 from ovms_kernel.models.staging import JOURNAL, TRASH
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     from ovms_kernel.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
-class Staged:
+class Staged(msgspec.Struct, frozen=True):
     """One model that is not published yet."""
 
     id: str
@@ -33,8 +33,7 @@ class Staged:
     """It is older than the setting ``staging_age``: nobody seems to want it any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """What models occupy on disk, in bytes."""
 
     models: Mapping[str, int]
@@ -42,7 +41,7 @@ class Usage:
     trash: int
     """Of removals that were interrupted; the next start or removal empties it."""
     free: int
-    cache: Mapping[str, int] = field(default_factory=dict)
+    cache: Mapping[str, int] = msgspec.field(default_factory=dict)
     """Compiled code of each model; ``*`` is what an OVMS keeps for all models together."""
 
 

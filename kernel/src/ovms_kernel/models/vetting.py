@@ -9,11 +9,11 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from ovms_kernel.errors import BadRequest, NotFound, NotSupported, OvmsError, TimedOut
 from ovms_kernel.models import judge
@@ -50,8 +50,7 @@ class Asked(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Questions:
+class Questions(msgspec.Struct, frozen=True):
     """The fixed requests to models of one type."""
 
     endpoint: str

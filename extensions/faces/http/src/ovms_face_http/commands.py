@@ -100,7 +100,7 @@ async def connect(
 
     settings = read_settings(session)
     where = read_server(session.settings.data_dir)
-    models = await session.list_models()
+    models = session.list_models()
     url = where.url if where else config.base_url(settings, settings.port)
     key = ""
     if settings.keys == "required":
