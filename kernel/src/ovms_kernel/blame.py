@@ -30,5 +30,7 @@ def blame(error: BaseException) -> str:
 
 def origin(entry_point: metadata.EntryPoint) -> tuple[str, str]:
     """Return name and version of the distribution of an extension."""
-    distribution = entry_point.dist
-    return (distribution.name, distribution.version) if distribution else ("unknown", "")
+    if entry_point.dist is None:
+        return "unknown", ""
+    told = entry_point.dist.metadata  # parsed for each look at it
+    return told["Name"], told["Version"]

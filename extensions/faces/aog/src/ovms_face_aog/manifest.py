@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -71,6 +70,8 @@ class Manifest:
         :param systems: those that the plugin's folder has a launcher for.
         :param resources: what our own settings are to begin with.
         """
+        from importlib import metadata  # not before the handshake, which a host waits for
+
         return {
             "version": "1.0",
             "provider": {

@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
-from ovms_kernel.api.faces import BadRequest, OvmsError, blame, refused_by_system
+from ovms_kernel.api.faces import BadRequest, OvmsError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -94,6 +94,8 @@ def told(error: BaseException, where: str, log_file: Path | None = None) -> Ovms
     """
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
+    from ovms_kernel.api.faces import blame, refused_by_system  # not before the handshake, which a host waits for
+
     known = error if isinstance(error, OvmsError) else refused_by_system(error)
     if known is not None:
         log.info("%s: %d %s", where, known.code, known.message)
