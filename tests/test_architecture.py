@@ -64,6 +64,26 @@ def test_an_extension_imports_what_it_declares_and_of_ours_only_the_api(folder: 
             )
 
 
+def parts_of_the_kernel() -> set[str]:
+    """Return what a kernel is made of and faces are not offered."""
+    [kernel] = (
+        node for node in ast.parse((KERNEL / "kernel.py").read_text("utf-8")).body if isinstance(node, ast.ClassDef)
+    )
+    [make] = (node for node in kernel.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    return {each.arg for each in make.args.args} - {"self", "live", "host"}
+
+
+@pytest.mark.parametrize("folder", EXTENSIONS, ids=lambda each: f"{each.parent.name}/{each.name}")
+def test_an_extension_asks_the_kernel_and_not_what_it_is_made_of(folder: Path) -> None:
+    parts = parts_of_the_kernel()
+    assert {"store", "ingest", "supervisor"} <= parts
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr in parts:
+                owner = ast.unparse(node.value)
+                assert not owner.endswith("kernel"), f"{path.name}, line {node.lineno}: {owner}.{node.attr}"
+
+
 @pytest.mark.parametrize(
     "path",
     [ROOT / "pyproject.toml", ROOT / "kernel" / "pyproject.toml", *sorted(ROOT.glob("extensions/**/pyproject.toml"))],

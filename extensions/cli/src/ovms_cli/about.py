@@ -11,18 +11,12 @@ from msgspec.structs import replace
 
 from ovms_cli import checkup, output
 from ovms_cli.session import Json, Session, add
-from ovms_kernel.api.commands import (
-    DRIVER_PROTOCOLS,
-    KERNEL_KINDS,
-    ExtensionReport,
-    Extensions,
-    Finding,
-    OvmsError,
-)
+from ovms_kernel.api.administration import diagnose
+from ovms_kernel.api.commands import DRIVER_PROTOCOLS, KERNEL_KINDS, ExtensionReport, Extensions, Finding
 from ovms_kernel.api.configuration import ELSEWHERE
 
 if TYPE_CHECKING:
-    from ovms_kernel.api.commands import Installation, Kernel
+    from ovms_kernel.api.commands import Kernel
 
 OTHERS = [each for each in DRIVER_PROTOCOLS if each not in KERNEL_KINDS]
 """Kinds of extension that a kernel is not composed of."""
@@ -76,15 +70,7 @@ async def doctor(
         if fix:
             for done in await checkup.fix(session, kernel):
                 output.say(done)
-        findings = [*_host(kernel), *_extensions(kernel), *await _platform(kernel), *_disk(session)]
-        findings += await _models(kernel)
-        findings += await checkup.network(kernel)
-        for name, found in await kernel.events.ask("ovms_check_host", host=kernel.host):
-            findings += [replace(each, subject=each.subject or name) for each in found]
-        findings += [
-            Finding("warning", each.extension, f"failed in {each.hook}: {each.cause}")
-            for each in kernel.events.failures
-        ]
+        findings = [*_host(kernel), *await diagnose(kernel), *_disk(session), *await checkup.network(kernel)]
     if json:
         output.print_json(findings)
     else:
@@ -121,62 +107,6 @@ def _host(kernel: "Kernel") -> list[Finding]:
     system = f"{host.distribution or host.os} {host.version}".strip()
     memory = f", {output.size(host.memory)} of memory" if host.memory else ""
     return [Finding("ok", "system", f"{system} on {host.machine}{memory}; devices: {', '.join(host.devices)}")]
-
-
-def _extensions(kernel: "Kernel") -> list[Finding]:
-    broken = [
-        Finding("error", each.key, each.cause, f"Update or remove {each.distribution}.")
-        for each in kernel.extensions.reports
-        if each.state == "broken"
-    ]
-    loaded = sum(each.state == "loaded" for each in kernel.extensions.reports)
-    return [*broken, Finding("ok", "extensions", f"{loaded} loaded")]
-
-
-async def _models(kernel: "Kernel") -> list[Finding]:
-    """Return the models that answer nonsense on a device."""
-    return [
-        Finding(
-            "warning",
-            each.id,
-            f"answers {entry.fault} on {entry.key.device} (engine {entry.key.engine})",
-            f"Update the driver of that device or the engine, or run `ovms-plugin passport {each.id}`.",
-        )
-        for each in await kernel.list_models()
-        for entry in kernel.passports.entries(each.digest)
-        if entry.fault
-    ]
-
-
-async def _platform(kernel: "Kernel") -> list[Finding]:
-    installation = kernel.installations.active()
-    chosen = kernel.control.explain()
-    skipped = [
-        Finding(
-            "warning",
-            "platform",
-            f"{each.platform} is not used: {each.cause}",
-            f"ovms-plugin engine install{' --retry' * each.final}",
-        )
-        for each in kernel.installations.read_record().skipped
-    ]
-    return [chosen] if chosen.level == "error" else [chosen, *skipped, *await _engine(kernel, installation)]
-
-
-async def _engine(kernel: "Kernel", installation: "Installation | None") -> list[Finding]:
-    try:
-        platform, name = kernel.platform(), kernel.platform_name()
-        if installation is None:
-            release = platform.release(kernel.host, kernel.settings.engine_version)
-            text = f"not installed; {name} would install {release.version}"
-            return [Finding("warning", "engine", text, "ovms-plugin engine install")]
-        findings = [
-            Finding("error" if each.fatal else "warning", "engine", each.what, each.remedy)
-            for each in await platform.requirements(installation)
-        ]
-    except OvmsError as error:
-        return [Finding("error", "engine", error.message)]
-    return findings or [Finding("ok", "engine", f"{installation.version} of {name}, nothing is missing")]
 
 
 def _disk(session: Session) -> list[Finding]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import anyio
 
 from ovms_cli import output
-from ovms_kernel.api.commands import Finding, OvmsError, forget_dead_server
+from ovms_kernel.api.administration import search_models
+from ovms_kernel.api.commands import Finding, NotSupported, OvmsError, forget_dead_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,14 +54,12 @@ def _certificates() -> Iterator[Finding]:
 
 async def _hub(kernel: Kernel) -> list[Finding]:
     name = kernel.settings.hub
-    driver = kernel.extensions.hubs.get(name)
-    search = getattr(driver, "search", None)
-    if search is None:
-        return []
     wrong = f"{name} did not answer within {PATIENCE:.0f} s"
     try:
         with anyio.fail_after(PATIENCE):
-            await search("openvino", 1)
+            await search_models(kernel, "openvino", limit=1)
+    except NotSupported:
+        return []  # it cannot be searched, so there is no cheap question
     except OvmsError as error:
         wrong = error.message.rstrip(".")
     except TimeoutError:

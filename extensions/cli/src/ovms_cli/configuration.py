@@ -22,6 +22,7 @@ from ovms_cli.completing import declared
 from ovms_cli.keys import Key, declared_keys, driver_of, locate, split, type_of
 from ovms_cli.session import Json, Session, add
 from ovms_cli.uptake import changed, tell_server
+from ovms_kernel.api.administration import check_options, check_profile, find_model
 from ovms_kernel.api.configuration import (
     ELSEWHERE,
     KINDS,
@@ -212,13 +213,13 @@ async def _check_model(session: Session, settings: Settings, key: Key) -> None:
         return
     async with session.kernel() as kernel:
         try:
-            model = kernel.store.find(key.section)
+            model = find_model(kernel, key.section)
         except NotFound:
             output.say(f"{key.section} is not installed, so that {key.name} is checked when it is.")
             return
         section = settings.section("models", key.section)
         options = {name: value for name, value in section.items() if name not in ModelSettings.__struct_fields__}
-        await anyio.to_thread.run_sync(kernel.graphs.check_options, model, options)
+        await check_options(kernel, model, options)
 
 
 async def check_profiles(session: Session, settings: Settings, only: str = "") -> None:
@@ -234,7 +235,7 @@ async def check_profiles(session: Session, settings: Settings, only: str = "") -
         for name, profile in named.items():
             try:
                 if profile:
-                    await anyio.to_thread.run_sync(kernel.graphs.check_profile, name, profile)
+                    await check_profile(kernel, name, profile)
             except NotFound as error:
                 output.say(f"The profile {name} cannot be checked: {error.message}")
 

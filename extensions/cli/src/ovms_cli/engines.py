@@ -12,6 +12,7 @@ import typer
 
 from ovms_cli import output
 from ovms_cli.session import Json, Session, add
+from ovms_kernel.api.administration import check_host, newest_engine, report_engine, skipped_platforms, use_engine
 from ovms_kernel.api.commands import ENGINE_KINDS, NotFound, running
 
 if TYPE_CHECKING:
@@ -72,16 +73,14 @@ async def _status(session: Session) -> dict[str, Any]:
     faces = session.extensions(["faces"]).faces
     async with session.kernel(kinds=ENGINE_KINDS) as kernel:
         runs = await running(kernel)
-        info = kernel.supervisor.info
-        active = kernel.installations.active()
         models = [each.id for each in await kernel.running_models() if each.id == each.served_as] if runs else []
-        state = kernel.supervisor.describe()
+        engine = report_engine(kernel)
     return {
-        "engine": state,
-        "version": info.version if info else active.version if active else "",
-        "rest": info.endpoint.rest if info else "",
-        "grpc": info.endpoint.grpc if info else "",
-        "pid": info.pid if info else None,
+        "engine": engine.state,
+        "version": engine.version,
+        "rest": engine.rest,
+        "grpc": engine.grpc,
+        "pid": engine.pid,
         "models": models,
         "data_dir": session.settings.data_dir,
         **{name: dict(face.status(session.settings)) for name, face in faces.items() if hasattr(face, "status")},
@@ -156,8 +155,8 @@ async def install(
     async with session.kernel() as kernel:
         with output.progress("engine") as report:
             installation = await kernel.install_engine(version, platform=platform, retry=retry, report=report)
-        skipped = kernel.installations.read_record().skipped
-        findings = dict(await kernel.events.ask("ovms_check_host", host=kernel.host))
+        skipped = skipped_platforms(kernel)
+        findings = dict(await check_host(kernel))
     for each in skipped:
         how = "; `ovms-plugin engine install --retry` tries it again" if each.final else ""
         output.say(f"Platform {each.platform} is not used: {each.cause.rstrip('.')}{how}.")
@@ -175,7 +174,7 @@ async def use(session: Session, version: Version) -> None:
     An engine that runs is not touched; the version counts from the next start on.
     """
     async with session.kernel() as kernel:
-        await kernel.installations.activate(kernel.installations.find(version))
+        await use_engine(kernel, version)
     print(f"Engine {version} is active from the next start on.")
 
 
@@ -188,8 +187,7 @@ async def upgrade(session: Session, version: AnyVersion = "", *, json: Json = Fa
     async with session.kernel() as kernel:
         with output.progress("engine") as report:
             # The kernel fetches nothing unless a version is named, as AOG asks it for an upgrade after every start.
-            newest = kernel.platform().release(kernel.host, kernel.settings.engine_version).version
-            installation = await kernel.upgrade_engine(version or newest, report=report)
+            installation = await kernel.upgrade_engine(version or newest_engine(kernel), report=report)
     if json:
         output.print_json(installation)
     else:

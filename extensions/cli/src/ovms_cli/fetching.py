@@ -10,11 +10,12 @@ from ovms_cli import output
 from ovms_cli.managing import Library, library_of
 from ovms_cli.operands import Model, Models
 from ovms_cli.session import Json, Session, add
+from ovms_kernel.api.administration import plan_pull, search_models
 from ovms_kernel.api.commands import OvmsError
 from ovms_kernel.api.commands import report as report_error
 
 if TYPE_CHECKING:
-    from ovms_kernel.api.commands import Kernel, LocalModel, ModelRef
+    from ovms_kernel.api.commands import Kernel, LocalModel, ModelRef, Usage
 
 Type = Annotated[
     str, typer.Option("--type", metavar="TYPE", help="What it is, if its files do not tell.", show_default=False)
@@ -38,7 +39,7 @@ async def search(
 ) -> None:
     """Search a hub for models."""
     async with session.kernel() as kernel:
-        found = await kernel.ingest.search(" ".join(words), hub, limit)
+        found = await search_models(kernel, " ".join(words), hub, limit)
     if json:
         output.print_json(found)
     elif found:
@@ -78,9 +79,10 @@ async def pull(
     refs = [parse_model_ref(f"{each}@{revision}" if revision else each) for each in models]
     limit = {(each.hub or session.settings.hub): {"max_rate": output.read_rate(max_rate)} for each in refs if max_rate}
     if dry_run:
+        usage = session.store().usage()
         async with session.kernel() as kernel:
             for ref in refs:
-                await _tell_plan(kernel, ref, json=json)
+                await _tell_plan(kernel, ref, usage, json=json)
         return
     async with library_of(session, **({"hubs": limit} if limit else {})) as library:
         results = await _pull_all(session, library, refs, type_, refresh=refresh, quiet=quiet, json=json)
@@ -110,9 +112,9 @@ async def _pull_all(
     return results
 
 
-async def _tell_plan(kernel: "Kernel", ref: "ModelRef", *, json: bool) -> None:
+async def _tell_plan(kernel: "Kernel", ref: "ModelRef", usage: "Usage", *, json: bool) -> None:
     """Print what a pull would fetch and what of it is here."""
-    plan, usage = await kernel.ingest.plan(ref), kernel.store.usage()
+    plan = await plan_pull(kernel, ref)
     installed, missing = ref.id in usage.models, plan.total - plan.present
     if json:
         asked = {"id": ref.id, "revision": ref.revision, "hub": ref.hub or kernel.settings.hub}

@@ -11,6 +11,7 @@ import anyio.to_thread
 
 from ovms_cli import output
 from ovms_cli.asking import client_of, error_of, send, told
+from ovms_kernel.api.administration import find_model
 from ovms_kernel.api.commands import Progress, Unavailable, need_engine, parse_model_id, read_server, running
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class KernelLibrary:
         """Unload a model."""
         await need_engine(self._kernel)
         # Named first, because the kernel passes over what is not served and a typing error should not.
-        found = self._kernel.store.find(self._session.model_id(model))
+        found = find_model(self._kernel, model)
         await self._kernel.unload_models([found.id])
 
     async def pin(self, model: str, *, pinned: bool) -> None:

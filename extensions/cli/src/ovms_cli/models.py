@@ -9,6 +9,7 @@ from ovms_cli import output
 from ovms_cli.managing import library_of
 from ovms_cli.operands import Models
 from ovms_cli.session import Json, Session, add
+from ovms_kernel.api.administration import report_engine
 from ovms_kernel.api.commands import ENGINE_KINDS, parse_duration, running
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ async def ps(session: Session, *, json: Json = False) -> None:
     """List the models that are loaded, and for how long."""
     async with session.kernel(kinds=ENGINE_KINDS) as kernel:
         models = await kernel.resident_models() if await running(kernel) else []
-        state = kernel.supervisor.describe()
+        state = report_engine(kernel).state
     if json:
         output.print_json([plain_resident(each) for each in models])
     elif models:

@@ -6,6 +6,7 @@ import typer
 
 from ovms_cli import output
 from ovms_cli.session import Session, add
+from ovms_kernel.api.administration import find_model, forget_passport, passport_of
 
 if TYPE_CHECKING:
     from ovms_kernel.api.commands import PassportEntry
@@ -31,10 +32,10 @@ async def passport(
     use --forget.
     """
     async with session.kernel() as kernel:
-        found = kernel.store.find(model)
-        entries = kernel.passports.entries(found.digest)
+        found = find_model(kernel, model)
+        entries = passport_of(kernel, found)
+        known = forget and forget_passport(kernel, found)
     if forget:
-        known = kernel.passports.forget(found.digest)
         print(f"What is known of {model} is removed." if known else f"Nothing is known of {model}.")
         return
     if json:

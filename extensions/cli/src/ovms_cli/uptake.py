@@ -20,8 +20,8 @@ def tell_server(session: Session, *keys: Key) -> None:
     loads = {
         each.section for each in keys if each.kind == "models" and each.name not in ModelSettings.__struct_fields__
     }
-    if not all(is_live(each.kind, each.name) for each in keys):
-        output.say("The server that runs here uses it from its next start: `ovms-plugin restart`.")
+    if later := [str(each) for each in keys if not is_live(each.kind, each.name)]:
+        output.say(f"The server that runs here uses {', '.join(later)} from its next start: `ovms-plugin restart`.")
     elif loads:
         output.say(
             f"The server that runs here uses it when it loads {', '.join(sorted(loads))} next; "

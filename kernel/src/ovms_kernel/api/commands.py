@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from ovms_kernel.models.passport import PassportEntry as PassportEntry
     from ovms_kernel.models.report import ResidentModel as ResidentModel
     from ovms_kernel.models.store import Store as Store
+    from ovms_kernel.models.usage import Usage as Usage
     from ovms_kernel.quantities import parse_duration as parse_duration
     from ovms_kernel.server import RunningServer as RunningServer
     from ovms_kernel.server import forget_dead_server as forget_dead_server
@@ -78,6 +79,7 @@ else:
             "models.passport": "PassportEntry",
             "models.report": "ResidentModel",
             "models.store": "Store",
+            "models.usage": "Usage",
             "quantities": "parse_duration",
             "server": "RunningServer forget_dead_server read_server refuse_second",
             "values": "Answer Finding Installation LocalModel Message ModelRef Progress Request Upload",
@@ -265,8 +267,6 @@ def run_command(
             kept, code = session.kept, session.code
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever it is, it is told
         caught = error
-    if isinstance(caught, KeyboardInterrupt):
-        received.append(signal.SIGINT)
     if caught is not None and debug:
         traceback.print_exception(caught)
     return _exit_code(caught, received, kept) or code
@@ -287,6 +287,8 @@ def _run_loop(work: Callable[[Session], Awaitable[None]], session: Session, *, f
 
 def _exit_code(caught: BaseException | None, received: list[signal.Signals], kept: str) -> int:
     """Say what ended a command and return its exit code; 0 if nothing did but its own end."""
+    if isinstance(caught, KeyboardInterrupt):
+        received.append(signal.SIGINT)
     if received:
         # Whatever error the cancel may have turned into, the signal is what ended the command.
         say(kept)

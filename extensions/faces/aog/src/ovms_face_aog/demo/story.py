@@ -37,7 +37,7 @@ async def take_in(place: Place, model: str, source: Path) -> str:
         taken = {each.id: each for each in await kernel.list_models()}.get(model)
         # The tiny model has no file that says its pooling, which a user would be told.
         pooling = {"pooling": "CLS"} if SERVICES[model] == "embed" else {}
-        taken = taken or await kernel.ingest.import_(source, model, options=pooling)
+        taken = taken or await kernel.import_model(source, model, options=pooling)
     return f"{taken.model_type}, {decimal(taken.size)}"
 
 
