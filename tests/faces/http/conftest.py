@@ -187,8 +187,8 @@ class Stubbed:
 
 
 @asynccontextmanager
-async def over_stub(folder: Path, answers: dict[str, object]) -> AsyncIterator[Stubbed]:
-    """Serve the model ``m`` of an engine that answers as told."""
+async def over_stub(folder: Path, answers: dict[str, object], **settings: object) -> AsyncIterator[Stubbed]:
+    """Serve the model ``m`` of an engine that answers as told, with settings of the whole."""
     ready: dict[str, object] = {
         "/v2/health/live": {},
         "/v2/health/ready": {},
@@ -197,7 +197,9 @@ async def over_stub(folder: Path, answers: dict[str, object]) -> AsyncIterator[S
     }
     async with StubEngine(ready | answers) as engine:
         remote = {"url": engine.endpoint.rest, "api_key": engine.endpoint.api_key}
-        async with compose_kernel(read_settings({}, data_dir=folder, platforms={"remote": remote})) as kernel:
+        async with compose_kernel(
+            read_settings({}, data_dir=folder, platforms={"remote": remote}, **settings)
+        ) as kernel:
             await kernel.install_engine()
             composed = asyncio.get_running_loop().create_future()
             composed.set_result(kernel)
@@ -212,6 +214,6 @@ async def over_stub(folder: Path, answers: dict[str, object]) -> AsyncIterator[S
 
 
 @pytest.fixture
-def stubbed(tmp_path: Path) -> Callable[[dict[str, object]], AbstractAsyncContextManager[Stubbed]]:
-    """Serve over an engine that answers as told."""
-    return lambda answers: over_stub(tmp_path, answers)
+def stubbed(tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[Stubbed]]:
+    """Serve over an engine that answers as told, with settings of the whole."""
+    return lambda answers, **settings: over_stub(tmp_path, answers, **settings)

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -13,6 +14,9 @@ import psutil
 import pytest
 
 from ovms_face_http import app, server
+from ovms_kernel.compose import compose_kernel
+from ovms_kernel.settings import read_settings
+from ovms_kernel.testing.hub import FakeHub
 
 Stub = Callable[[dict[str, Any]], AbstractAsyncContextManager[Any]]
 
@@ -240,6 +244,30 @@ async def test_work_that_outlasts_the_end_is_told_that_the_server_stops(stubbed:
             assert b" 503 " in answer.partition(b"\r\n")[0]
             assert b"The server is stopping." in answer
             writer.close()
+
+
+async def test_a_pull_that_outlasts_the_end_is_kept_and_goes_on_after_it(
+    stubbed: Callable[..., Any], monkeypatch: Any, fixtures: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(server, "DRAIN_LIMIT", 0.5)
+    with FakeHub(rate=200_000) as hub:
+        hub.add("tiny/chat", fixtures / "text_generation")
+        hubs = {"modelscope": {"endpoint": hub.url}}
+        async with asyncio.timeout(30), AsyncExitStack() as stack:
+            served = await stack.enter_async_context(stubbed({}, hubs=hubs))
+            asked = served.request({"model": "tiny/chat"}, "/v2/repository/pull")
+            reader, writer = await connect(served.port, asked)
+            while hub.sent < 150_000:  # noqa: ASYNC110 - a hub tells of no event
+                await asyncio.sleep(0.01)
+            await stack.aclose()
+            assert b'{"model":' not in await reader.read()
+            writer.close()
+        sent, hub.rate = hub.sent, 0
+        async with compose_kernel(read_settings({}, data_dir=tmp_path, hubs=hubs)) as kernel:
+            assert await kernel.list_models() == [], "nothing half written is listed"
+            await kernel.pull_model("tiny/chat")
+            assert await kernel.store.verify("tiny/chat") == []
+        assert hub.sent - sent < 1_200_000, "what had arrived was not fetched again"
 
 
 @pytest.mark.needs_posix  # Windows has no SIGTERM to drain at
