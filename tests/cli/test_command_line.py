@@ -60,20 +60,22 @@ ALWAYS_LEFT = {"grpc", "httpx", "jinja2", "openvino", "prometheus_client", "pyda
 """Libraries that belong to requests, to the server and to the engine."""
 LEFT_BY_READERS = ALWAYS_LEFT | {"rich.console", "stevedore", "ovms_kernel.kernel"}
 """What a command does without that reads what is on disk."""
+LEFT_WITHOUT_WAITING = LEFT_BY_READERS | {"asyncio", "pluggy", "importlib.metadata", "ovms_cli.asking"}
+"""What a command does without that starts, awaits and asks nothing."""
 
 
 @pytest.mark.parametrize(
     ("words", "left"),
     [
-        ("--help", LEFT_BY_READERS),
-        ("ls", LEFT_BY_READERS),
-        ("show tiny/chat", LEFT_BY_READERS),
+        ("--help", LEFT_BY_READERS | {"asyncio", "anyio", "msgspec", "ovms_kernel.files"}),
+        ("ls", LEFT_WITHOUT_WAITING),
+        ("show tiny/chat", LEFT_WITHOUT_WAITING),
         ("verify", LEFT_BY_READERS - {"rich.console"}),
-        ("df", LEFT_BY_READERS),
+        ("df", LEFT_BY_READERS | {"asyncio"}),
         ("alias", LEFT_BY_READERS),
         ("alias other tiny/chat", LEFT_BY_READERS),
-        ("config list", LEFT_BY_READERS),
-        ("config get rest_port", LEFT_BY_READERS),
+        ("config list", LEFT_BY_READERS | {"asyncio"}),
+        ("config get rest_port", LEFT_BY_READERS | {"asyncio"}),
         ("engine ls", LEFT_BY_READERS),
         ("ps", ALWAYS_LEFT),
         ("status", ALWAYS_LEFT),
@@ -345,3 +347,15 @@ class Teletype(io.StringIO):
 
     def isatty(self) -> bool:
         return True
+
+
+@pytest.mark.parametrize(
+    "words", ["--data-dir {} config path", "--data-dir={} --debug config path", "config path --data-dir {}"]
+)
+def test_options_of_all_commands_may_stand_before_the_command(words: str, run: Any, tmp_path: Path) -> None:
+    assert run(*words.format(tmp_path).split()).stdout == f"{tmp_path / 'config.yaml'}\n"
+
+
+def test_another_option_before_the_command_is_told_its_place(run: Any) -> None:
+    told = run("--json", "ls", code=2).stderr
+    assert told == "No option --json stands before the command; type it behind, such as `ovms-plugin ls --json`.\n"

@@ -49,6 +49,19 @@ def test_of_several_pulls_one_that_fails_costs_itself_alone(typed: Type) -> None
     assert not terminal.broken()
 
 
+def test_a_list_says_at_80_columns_what_a_profile_stands_for(typed: Type, hub: FakeHub, fixtures: Path) -> None:
+    name = "organisation/a-model-with-a-long-name-int4"
+    hub.add(name, fixtures / "text_generation")
+    for words in (f"pull --quiet {name}", f"alias small {name} --context 64"):
+        with typed("ovms-plugin", *words.split()) as terminal:
+            assert terminal.code() == 0, terminal.shown()
+    with typed("ovms-plugin", "ls") as terminal:
+        assert terminal.code() == 0
+        assert terminal.shown().splitlines()[-1].split()[:3] == ["small", "profile", "of"]
+        assert "organisation/a-model" in terminal.shown().splitlines()[-1]
+        assert not terminal.broken()
+
+
 def test_a_quiet_pull_says_only_what_goes_wrong(typed: Type) -> None:
     with typed("ovms-plugin", "pull", "--quiet", "tiny/chat", "tiny/two") as terminal:
         assert terminal.code() == 0

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
+
+BETWEEN = re.compile(r" (?=(?:[^`]*`[^`]*`)*[^`]*$)")
+"""A space that is not between two backticks."""
 
 
 def folded(text: str, width: int) -> list[str]:
     """Return a text in lines of so many columns at most, broken between words, or between Chinese characters.
 
-    Other words stay whole, such as a path that somebody copies.
+    Other words stay whole, such as a path that somebody copies, and so does a command between backticks.
     """
     lines = [""]
-    for word in text.split(" "):
+    for word in _words(text, width):
         joined = f"{lines[-1]} {word}" if lines[-1] else word
         if columns(joined) <= width:
             lines[-1] = joined
@@ -21,6 +25,14 @@ def folded(text: str, width: int) -> list[str]:
         else:
             lines += [word]
     return [each for each in lines if each] or [""]
+
+
+def _words(text: str, width: int) -> list[str]:
+    """Return what is not broken unless it is wider than a line."""
+    if text.count("`") % 2:
+        return text.split(" ")
+    whole = BETWEEN.split(text)
+    return [word for each in whole for word in ([each] if columns(each) <= width else each.split(" "))]
 
 
 def columns(text: str) -> int:

@@ -30,13 +30,13 @@ def ls(session: Session, *, json: Json = False) -> None:
         output.print_json(models)
     elif models:
         rows = [
-            (each.id, f"{'profile' if each.profile else 'alias'} of {each.alias_of}", "", "", "")
+            (each.id, f"{'profile' if each.profile else 'alias'} of {each.alias_of}")
             if each.alias_of
             else (each.id, each.model_type, output.size(each.size), each.quantization or "-", output.ago(each.modified))
             for each in models
         ]
         titles = ("MODEL", "TYPE", "SIZE", "WEIGHTS", "CHANGED")
-        output.print_table(titles, rows, right=("SIZE",), spare=("WEIGHTS", "CHANGED"), clip="TYPE")
+        output.print_table(titles, rows, right=("SIZE",), spare=("WEIGHTS", "CHANGED", "TYPE"))
     else:
         output.say(
             "No model is here yet; `ovms-plugin pull OWNER/NAME` fetches one, `ovms-plugin import` takes one in."

@@ -53,23 +53,27 @@ def print_table(
 ) -> None:
     """Print rows under titles, aligned; no borders, so that it reads well and cuts well.
 
+    :param rows: one that is shorter than the titles has a last cell that spans what is left of the line.
     :param right: titles of the columns that are aligned at their right, such as sizes.
     :param spare: titles of the columns that a terminal without room for them does without, the first one first.
     :param clip: title of the column whose texts a terminal without room for them shows the beginning of.
     """
     if sys.stdout.isatty():
+        room = shutil.get_terminal_size().columns
         for title in spare:
-            if _width(titles, rows) > shutil.get_terminal_size().columns:
+            if _width(titles, rows) > room:
                 place = list(titles).index(title)
                 titles, *rows = ([*each[:place], *each[place + 1 :]] for each in (titles, *rows))
-        if clip and (over := _width(titles, rows) - shutil.get_terminal_size().columns) > 0:
+        if clip and (over := _width(titles, rows) - room) > 0:
             place = list(titles).index(clip)
             most = max(_widths(titles, rows)[place] - over, LEAST)
             rows = [[*each[:place], clipped(each[place], most), *each[place + 1 :]] for each in rows]
+        rows = [_fitting(row, titles, _widths(titles, rows), room) for row in rows]
     widths = _widths(titles, rows)
     for row in (titles, *rows):
         cells = [
-            _padded(cell, width, right=title in right) for title, cell, width in zip(titles, row, widths, strict=True)
+            cell if _spans(place, row, titles) else _padded(cell, widths[place], right=titles[place] in right)
+            for place, cell in enumerate(row)
         ]
         line = (" " * GAP).join(cells).rstrip()
         typer.echo(typer.style(line, dim=True) if row is titles and not os.environ.get("NO_COLOR") else line)
@@ -81,7 +85,25 @@ def _width(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
 
 def _widths(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
     """Return the columns of a terminal that each column of a table needs."""
-    return [max(map(cell_len, column)) for column in zip(titles, *rows, strict=True)]
+    widths = [cell_len(title) for title in titles]
+    for row in rows:
+        for place, cell in enumerate(row):
+            if not _spans(place, row, titles):
+                widths[place] = max(widths[place], cell_len(cell))
+    return widths
+
+
+def _fitting(row: Sequence[str], titles: Sequence[str], widths: Sequence[int], room: int) -> Sequence[str]:
+    """Return a row whose cell that spans the rest of the line ends where the terminal does."""
+    last = len(row) - 1
+    if not _spans(last, row, titles):
+        return row
+    return [*row[:last], clipped(row[last], max(room - sum(widths[:last]) - GAP * last, LEAST))]
+
+
+def _spans(place: int, row: Sequence[str], titles: Sequence[str]) -> bool:
+    """Tell whether a cell takes what is left of the line."""
+    return place == len(row) - 1 < len(titles) - 1
 
 
 def _padded(text: str, width: int, *, right: bool) -> str:
