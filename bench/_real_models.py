@@ -24,7 +24,7 @@ from openvino.op.util import Variable, VariableInfo
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
 sys.path.append(str(FIXTURES))
 
-import make_gguf as gguf  # noqa: E402 - found there
+import make_gguf as gguf  # type: ignore[import-not-found]  # noqa: E402 - found there
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,13 +16,14 @@ import yaml
 from ovms_cli.app import run as run_command
 from ovms_face_aog import deploy
 from ovms_face_aog.client import AOG, PluginHost
+from ovms_face_aog.manifest import executable
 from ovms_kernel.engine.host import read_host
 from ovms_kernel.errors import NotFound, NotSupported
 from ovms_kernel.testing.process import bare_environment
 from ovms_kernel.values import Host
 
 Environment = dict[str, str | None]
-PROGRAM = Path(sys.executable).with_name(Path(deploy.executable(deploy.this_system())).name)
+PROGRAM = Path(sys.executable).with_name(Path(executable(deploy.this_system())).name)
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def command(
 
 
 def launcher_of(plugins: Path) -> Path:
-    return plugins / "ovms-plugin" / deploy.executable(deploy.this_system())
+    return plugins / "ovms-plugin" / executable(deploy.this_system())
 
 
 def test_d1_2_d1_7_d1_23_it_writes_a_folder_that_aog_can_start(command, plugins: Path, tmp_path: Path) -> None:

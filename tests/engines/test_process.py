@@ -103,6 +103,7 @@ def test_a_repository_names_the_configuration(monkeypatch: pytest.MonkeyPatch) -
     def config(*arguments: str) -> str:
         found = parse(["--rest_port", "8000", *arguments])
         assert isinstance(found, Settings)
+        assert found.config_path
         return found.config_path.as_posix()
 
     assert config("--model_repository_path", "/models") == "/models/config.json"

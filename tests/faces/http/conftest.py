@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import anyio
 import httpx
@@ -187,7 +188,7 @@ class Stubbed:
 
 
 @asynccontextmanager
-async def over_stub(folder: Path, answers: dict[str, object], **settings: object) -> AsyncIterator[Stubbed]:
+async def over_stub(folder: Path, answers: dict[str, object], **settings: Any) -> AsyncIterator[Stubbed]:
     """Serve the model ``m`` of an engine that answers as told, with settings of the whole."""
     ready: dict[str, object] = {
         "/v2/health/live": {},

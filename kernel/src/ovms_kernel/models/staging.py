@@ -331,11 +331,11 @@ class Download:
 
 def watch_staging(folder: Path, report: Callable[[Progress], None]) -> Callable[[], None]:
     """Return a function that reports, now and then, how far the pull of another process is, as its staging tells."""
-    last = 0.0
+    last, most = 0.0, 0
     before, changed = -1, time.monotonic()
 
     def look() -> None:
-        nonlocal last, before, changed
+        nonlocal last, most, before, changed
         if time.monotonic() - last < WATCH_EVERY:
             return
         last = time.monotonic()
@@ -346,7 +346,8 @@ def watch_staging(folder: Path, report: Callable[[Progress], None]) -> Callable[
             present = present_bytes(files, folder / "files")
         except OSError:
             return  # a file was just finished, or all was just published
-        report(Progress("downloading", present, total) if total else Progress("waiting"))
+        most = max(most, present)  # there are fewer for a moment when a file or the whole is renamed
+        report(Progress("downloading", most, total) if total else Progress("waiting"))
         if present != before:
             before, changed = present, time.monotonic()
         elif time.monotonic() - changed > STUCK:
