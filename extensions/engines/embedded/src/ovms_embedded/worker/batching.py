@@ -128,6 +128,8 @@ def _end(pipe: Pipe, job: _Job) -> list[Any]:
 def _choose(jobs: list[_Job]) -> list[tuple[_Job, int]]:
     """Return the texts of the next inference: those that fit best to the first text of the call whose turn it is."""
     turn = jobs[0]
+    if len(jobs) == 1 and len(turn.waiting) == 1:
+        return [(turn, turn.waiting[0])]
     company = [] if turn.alone else [job for job in jobs[1:] if not job.alone]
     pool = [(job, at) for job in (turn, *company) for at in job.waiting[:POOL]][:POOL]
     sizes = np.array([len(job.work.rows[at]) for job, at in pool])

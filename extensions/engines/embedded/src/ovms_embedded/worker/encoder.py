@@ -40,11 +40,12 @@ def read(
     :param between: called before each time.
     :param options: of the library's ``encode``.
     """
-    if len(texts) == 1:
+    guesses = [1 + len(text.encode()) // TOKEN_SIZE for text in texts]
+    if max(guesses) * len(texts) <= TOKENS_AT_ONCE:  # as of nearly every request
         between()
         ids, mask = common.encode(tokenizer, texts, **options)
-        return [ids[mask == 1]]
-    sizes = np.array([1 + len(text.encode()) // TOKEN_SIZE for text in texts])
+        return [row[kept] for row, kept in zip(ids, mask == 1, strict=True)]
+    sizes = np.array(guesses)
     found: dict[int, Tokens] = {}
     for batch in batches(sizes, TOKENS_AT_ONCE):
         between()
