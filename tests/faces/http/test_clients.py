@@ -17,6 +17,19 @@ from ovms_face_http.clients import TEXTS
 CLIENTS = sorted((Path(__file__).parent / "clients").glob("*.py"))
 NODE = ("openai@6", "ai@6", "@ai-sdk/openai-compatible@2")
 INSTALL_LIMIT = 240
+CACHE = platformdirs.user_cache_path("ovms-plugin-tests")
+
+
+@pytest.fixture(scope="module")
+def scripts() -> Path:
+    """A folder with the scripts, the same for every clone: uv keeps an environment for each path of a script."""
+    content = b"".join(each.read_bytes() for each in CLIENTS)
+    folder = CACHE / hashlib.sha256(content).hexdigest()[:12]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in CLIENTS:
+        own = shutil.copy(each, folder / f"{each.stem}.{os.getpid()}")
+        Path(own).replace(folder / each.name)
+    return folder
 
 
 @pytest.fixture
@@ -49,8 +62,9 @@ def run(
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("script", CLIENTS, ids=lambda each: each.stem)
-def test_a_client_of_python_works_as_it_is(script: Path, asking: dict[str, str]) -> None:
+def test_a_client_of_python_works_as_it_is(script: Path, scripts: Path, asking: dict[str, str]) -> None:
     """uv makes an environment for the script's own requirements and keeps it in the user's cache."""
+    script = scripts / script.name
     uv = str(Path(sys.executable).with_name("uv"))
     try:
         made = run([uv, "sync", "--quiet", "--script", str(script)], asking, INSTALL_LIMIT)
@@ -68,7 +82,7 @@ def test_clients_of_node_work_as_they_are(asking: dict[str, str]) -> None:
     if not npm:
         pytest.skip("npm is not installed")
     script = Path(__file__).parent / "clients" / "clients.mjs"
-    folder = platformdirs.user_cache_path("ovms-plugin-tests") / hashlib.sha256(repr(NODE).encode()).hexdigest()[:12]
+    folder = CACHE / hashlib.sha256(repr(NODE).encode()).hexdigest()[:12]
     if not (folder / "complete").exists():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "package.json").write_text(json.dumps({"name": "clients", "private": True}))
