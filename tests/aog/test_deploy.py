@@ -144,7 +144,7 @@ def test_deploying_again_replaces_and_removing_takes_only_ours(command, plugins:
     assert "nothing to remove" in command("--remove")
 
 
-async def test_deploying_again_while_the_plugin_runs_changes_nothing_for_it(
+async def test_deploying_again_or_removing_while_the_plugin_runs(
     command, plugins: Path, environment: Environment
 ) -> None:
     words = [str(PROGRAM), "deploy", "--plugin-dir", str(plugins)]
@@ -152,7 +152,14 @@ async def test_deploying_again_while_the_plugin_runs_changes_nothing_for_it(
     async with PluginHost([launcher_of(plugins)], environment) as host:
         assert b"started once from there" in (await anyio.run_process(words)).stderr
         assert (await host.call("CheckEngine")).code == 0
-    assert {each.name for each in plugins.rglob("*") if each.is_file()} == {PROGRAM.name, "plugin.yaml"}
+        files = {each for each in plugins.rglob("*") if each.is_file()}
+        assert {each.name for each in files} == {PROGRAM.name, "plugin.yaml"}
+        removed = await anyio.run_process([*words, "--remove"], check=False)
+        if os.name == "nt":
+            assert b"stop AOG first" in removed.stderr
+            assert {each for each in plugins.rglob("*") if each.is_file()} == files, "nothing is half removed"
+        else:
+            assert not (plugins / "ovms-plugin").exists()
 
 
 @pytest.mark.parametrize("words", [(), ("--remove",)])

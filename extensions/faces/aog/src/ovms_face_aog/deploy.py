@@ -180,10 +180,10 @@ def _replace(path: Path, data: bytes, mode: int = 0o644) -> None:
 
 def _remove(folder: Path) -> None:
     if folder.exists():
-        # Renamed first: Windows refuses that while a program in it runs, and nothing is half removed.
-        doomed = folder.with_name(f".{folder.name}.{os.getpid()}")
-        folder.replace(doomed)
-        shutil.rmtree(doomed)
+        # First: while AOG runs it, Windows refuses that, and all of it stays.
+        for launcher in folder.glob("bin/*/*"):
+            launcher.unlink()
+        shutil.rmtree(folder)
         say(f"Removed {folder}; restart AOG to make it forget the plugin.")
     else:
         say(f"There is nothing to remove: {folder} is not there.")
