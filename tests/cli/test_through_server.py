@@ -40,7 +40,7 @@ class Served:
         """Run one command."""
         environment = self.environment | {"OVMS_PLUGIN_HUBS__MODELSCOPE__ENDPOINT": NOWHERE}
         return subprocess.Popen(
-            at_console([self.executable, *words]), env=environment, cwd=self.folder, encoding="utf-8",
+            at_console([self.executable, *words]), env=environment, cwd=self.folder, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
