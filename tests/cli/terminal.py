@@ -4,8 +4,9 @@ import os
 import pty
 import re
 import select
-import signal
 import struct
+import subprocess
+import sys
 import termios
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,13 @@ from wcwidth import wcswidth
 
 COLUMNS = 80
 ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
+ENTER = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+"""Makes the terminal that is stdin the one that Ctrl-C comes from, and becomes the command."""
 ROWS = 400
 """Enough for all that a command prints, so that nothing scrolls away."""
 
@@ -39,19 +47,22 @@ class Terminal:
         self._stream = pyte.ByteStream(self._screen)
         self.raw = b""
         """Everything that arrived, with its escape sequences."""
-        self._pid, self._file = pty.fork()
-        if self._pid == 0:
-            ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
-            os.chdir(folder)
-            os.execvpe(words[0], list(words), dict(environment))
+        # No fork of this process, whose threads may hold what the child needs before it is another program.
+        self._file, inner = pty.openpty()
+        ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
+        command = [sys.executable, "-I", "-S", "-c", ENTER, *words]
+        self._process = subprocess.Popen(
+            command, stdin=inner, stdout=inner, stderr=inner, cwd=folder, env=dict(environment)
+        )
+        os.close(inner)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._pid:
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
         os.close(self._file)
 
     def type(self, text: str) -> None:
@@ -67,9 +78,7 @@ class Terminal:
         """Wait for the end of the command and return its exit code."""
         while self._read():
             pass
-        _, status = os.waitpid(self._pid, 0)
-        self._pid = 0
-        return os.waitstatus_to_exitcode(status)
+        return self._process.wait()
 
     def shown(self) -> str:
         """Return what the screen shows, without empty lines at its end."""

@@ -334,7 +334,7 @@ def test_a_setting_holds_at_once_or_says_that_it_takes_a_restart(home: Home) -> 
     check(home, "config set memory_budget much", 2, r"^'much' is not a size; write one such as 8GB")
     check(home, "config set models.tiny/rerank.max_allowed_chunks 9", 0, "when it loads tiny/rerank next")
     check(home, "config unset models.tiny/rerank.max_allowed_chunks", 0, "when it loads tiny/rerank next")
-    check(home, "config set start_timeout 90", 0, r"uses it from its next\s+start: `ovms-plugin\s+restart`")
+    check(home, "config set start_timeout 90", 0, r"uses start_timeout from its next\s+start: `ovms-plugin\s+restart`")
     check(home, "config unset start_timeout", 0, "from its next")
 
 

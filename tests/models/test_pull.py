@@ -1,5 +1,6 @@
 """Pulls through the library: joined, cancelled, refused, offline, and killed."""
 
+import asyncio
 import json
 import os
 import random
@@ -666,7 +667,7 @@ def test_fifty_kills_at_random_moments(make_world, hub, tmp_path, repo, fixtures
                     (model.directory / name).stat().st_size == path.stat().st_size for name, path in small.items()
                 )
             assert zygote.pull("me/small", None) == 0
-            anyio.run(world.store.delete, "me/small")
+            asyncio.run(world.store.delete("me/small"))
     finally:
         zygote.close()
     assert [each.id for each in world.store.list()] == ["me/model"]

@@ -6,14 +6,13 @@ is short, ``plan`` says what goes first and ``turns`` who waits for whom.
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING, Self
 
 import anyio
 import anyio.to_thread
 
-from ovms_kernel.errors import NotFound, OvmsError, PreconditionFailed, TimedOut, Unavailable
+from ovms_kernel.errors import NotFound, PreconditionFailed, TimedOut, Unavailable
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.models import report, upkeep
 from ovms_kernel.models.loader import foreign, graph_of, kept, model_of
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
     from ovms_kernel.models.store import Store
     from ovms_kernel.settings import Settings
     from ovms_kernel.values import EngineExit, EngineInfo
-
-log = logging.getLogger(__name__)
 
 RETRY_AFTER = 10.0
 """Seconds after a load that failed before a request tries it again."""
@@ -230,10 +227,6 @@ class Residency:
         installed = {model.id: model for model in await anyio.to_thread.run_sync(self._store.served)}
         return [installed.get(name) or foreign(name) for name, each in sorted(states.items()) if each == AVAILABLE]
 
-    def loaded(self) -> list[Resident]:
-        """Return the installed models that are loaded."""
-        return self._loader.loaded()
-
     async def resident_models(self, *, elsewhere: bool = False) -> list[ResidentModel]:
         """Return what is loaded, being loaded or failed to load, by id.
 
@@ -263,6 +256,10 @@ class Residency:
         """Unload models that were idle for so long, where no setting says otherwise."""
         self._loader.default_idle = seconds
         self._turns.notify()
+
+    def loaded(self) -> list[Resident]:
+        """Return the installed models that are loaded."""
+        return self._loader.loaded()
 
     # -- loads, one after another ----------------------------------------------------------------------------------
 
@@ -334,14 +331,7 @@ class Residency:
         """Look at what the engine serves before the next request, and load what is to be preloaded."""
         self._loader.stale = True
         if self._settings.preload and self._loader.owns_engine():
-            self._tasks.start_soon(self._preload, name="preload")
-
-    async def _preload(self) -> None:
-        for model_id in self._settings.preload:
-            try:
-                await self.load(model_id)
-            except OvmsError as error:
-                log.warning("Model %s cannot be preloaded: %s", model_id, error.message)
+            self._tasks.start_soon(upkeep.preload, self._settings.preload, self.load, name="preload")
 
     @hookimpl
     async def ovms_engine_exited(self, exit: EngineExit) -> None:  # noqa: A002, ARG002 - the event's own word

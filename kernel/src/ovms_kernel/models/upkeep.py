@@ -16,6 +16,8 @@ from ovms_kernel.models.model_record import RECORD
 from ovms_kernel.models.plan import State, unload_at
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
     from ovms_kernel.models.loader import Loader
     from ovms_kernel.models.plan import Resident
     from ovms_kernel.models.report import ResidentModel
@@ -24,6 +26,15 @@ if TYPE_CHECKING:
     from ovms_kernel.values import LocalModel
 
 log = logging.getLogger(__name__)
+
+
+async def preload(models: Iterable[str], load: Callable[[str], Awaitable[object]]) -> None:
+    """Load models, one after another; one that does not load keeps the others from nothing."""
+    for model_id in models:
+        try:
+            await load(model_id)
+        except OvmsError as error:
+            log.warning("Model %s cannot be preloaded: %s", model_id, error.message)
 
 
 async def unload_idle_models(loader: Loader, turns: Turns) -> None:

@@ -131,9 +131,7 @@ class App:
             return _only(get, Reply(encode({"name": SERVER_NAME, "version": SERVER_VERSION})))
         if path == "/metrics":
             _only(get)
-            if self._metrics is None:
-                raise HttpError(400, "Metrics are disabled")
-            return Reply(self._page(self._metrics), b"text/plain")
+            return Reply(self._page(), b"text/plain")
         if CONFIG.fullmatch(path):
             return _only(get, Reply(encode(self._manager.status())))
         if RELOAD.fullmatch(path):
@@ -148,7 +146,10 @@ class App:
             return await self._generate(path, headers, receive, send, cors, scope["extensions"][EXCHANGE])
         raise HttpError(400, "Invalid request URL")
 
-    def _page(self, metrics: Metrics) -> bytes:
+    def _page(self) -> bytes:
+        metrics = self._metrics
+        if metrics is None:
+            raise HttpError(400, "Metrics are disabled")
         for name, servable in self._manager.servables.items():
             labels = f'name="{name}"'
             loaded = int(servable.worker is not None)
