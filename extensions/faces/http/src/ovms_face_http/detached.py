@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from ovms_face_http.operation import READY
+from ovms_face_http.operation import BY_KEY, READY
 from ovms_kernel.api.commands import Session, say
 
 if TYPE_CHECKING:
@@ -71,5 +71,5 @@ def _tell(data: bytes) -> bool:
     """Print what the server printed; return whether its engine is ready."""
     lines = data.decode(errors="replace").splitlines()
     for line in lines:
-        say(line)
+        say(line.replace(BY_KEY, ""))  # not this one
     return any(READY in line for line in lines)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 STOPPED = "The server is stopped; models and settings are kept."
 READY = "is ready at"
 """What the line about an engine that answers has in it."""
+BY_KEY = "; Ctrl-C stops it"
+"""How a server in a terminal is stopped."""
 LOOK = 1.0
 """Seconds between two looks at whether the engine was given up."""
 
@@ -105,7 +107,7 @@ async def _introduce(kernel: KernelApi, where: RunningServer, say: Callable[[str
     """Say where programs find what."""
     models = await kernel.list_models()
     loaded = {each.id for each in await kernel.running_models()}
-    say(f"Serving OpenAI's API at {where.url}/v1; Ctrl-C stops it.")
+    say(f"Serving OpenAI's API at {where.url}/v1{BY_KEY}.")
     say(f"The key is in {where.key_file}." if where.key_file else "No key is needed.")
     if models:
         count = "1 model" if len(models) == 1 else f"{len(models)} models"
