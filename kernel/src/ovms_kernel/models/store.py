@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 class Store:
     """The models of one data folder. What is published is complete and was verified.
 
-    :param events: who is told of a removal; ``None`` = nobody, for what only reads.
+    :param events: gets the event of a removal; ``None`` where models are only read.
     :param live: returns the settings that hold now, for the profiles in them; ``None`` = those given.
     """
 
