@@ -137,6 +137,12 @@ def test_the_kernel_and_the_embedded_engine_speak_of_the_same_messages(name: str
     assert copies[0] == copies[1]
 
 
+def test_the_kernel_and_the_embedded_engine_know_the_same_properties() -> None:
+    copies = sorted(ROOT.glob("[ke]*/**/properties.txt"))
+    assert len(copies) == 2
+    assert copies[0].read_bytes() == copies[1].read_bytes()
+
+
 def test_the_page_on_architecture_names_files_and_functions_that_there_are() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
     names = {
