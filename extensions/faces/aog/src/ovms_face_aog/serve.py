@@ -153,13 +153,13 @@ class Composition:
 
     async def hold(self, process: PluginProcess) -> None:
         """Compose it when it is wanted, and stop it at the end."""
+        await self.wanted.wait()
         import asyncio
 
         from ovms_face_aog.sockets import remove_stale_folders
         from ovms_kernel.api.faces import OvmsError, collect_rarely
         from ovms_kernel.api.programs import serve_companions
 
-        await self.wanted.wait()
         try:
             kernel = _compose(process)
         except OvmsError as error:
