@@ -194,7 +194,7 @@ def test_what_cannot_be_offered_is_refused_in_one_sentence(environment: Environm
 
 @pytest.mark.parametrize("versions", ["1", "3,1,2", "", "7", "rubbish"])
 def test_protocol_version(environment: Environment, versions: str) -> None:
-    from ovms_face_aog.goplugin import Magic, read_environment
+    from ovms_face_aog.environment import Magic, read_environment
 
     magic = Magic("KEY", "value", (1,))
     assert read_environment(magic, {"KEY": "value", "PLUGIN_PROTOCOL_VERSIONS": versions}) == 1

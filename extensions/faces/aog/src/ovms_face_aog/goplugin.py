@@ -1,4 +1,4 @@
-"""hashicorp/go-plugin's wire (v1.7.0) from the plugin's side: environment, handshake, its own services, the host's end.
+"""hashicorp/go-plugin's wire (v1.7.0) from the plugin's side: handshake, its own services, the host's end.
 
 Knows nothing of AOG and of what is served beside; see docs/protocols/go-plugin.md.
 """
@@ -16,10 +16,9 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from ovms_face_aog.environment import Refusal
 from ovms_face_aog.parent import PUBLIC
 from ovms_face_aog.sockets import group_of, make_folder
 
@@ -46,51 +45,6 @@ EXIT_LIMIT = 1.5
 """Seconds from the shutdown's answer to the process's end; the host kills after 2."""
 GRACE = 0.3
 """Seconds that calls in flight have to end once the server stops."""
-
-
-@dataclass(frozen=True)
-class Magic:
-    """What plugin and host agreed on beforehand; a host that sets another cookie is not ours."""
-
-    key: str
-    value: str
-    versions: tuple[int, ...]
-    """Application protocol versions that we speak."""
-
-
-class Refusal(Exception):
-    """A plugin cannot be started here, or nobody asks for one; the text is for a person."""
-
-
-def read_environment(magic: Magic, environment: Mapping[str, str]) -> int:
-    """Check what the host set and return the application protocol version to speak.
-
-    :raises Refusal: there is no host, or one that wants what cannot be offered.
-    """
-    if environment.get(magic.key) != magic.value:
-        otherwise = (
-            "At a terminal use `ovms-plugin --help`, and `ovms-plugin deploy` makes AOG find it."
-            if find_spec("ovms_cli")
-            else "Install ovms-cli for a command to use at a terminal, which also makes AOG find it."
-        )
-        raise Refusal(
-            "This program is a plugin that a host such as AOG starts by itself; it is not meant to be run bare. "
-            + otherwise
-        )
-    if environment.get("PLUGIN_CLIENT_CERT"):
-        raise Refusal(
-            "The host asks for AutoMTLS, which gRPC's Python server cannot offer, as it cannot verify go-plugin's "
-            "P-521 certificates; turn AutoMTLS off in the host's ClientConfig."
-        )
-    if environment.get("PLUGIN_MULTIPLEX_GRPC"):
-        raise Refusal(
-            "The host asks for gRPC broker multiplexing, which exists in Go only; turn GRPCBrokerMultiplex off in the "
-            "host's ClientConfig."
-        )
-    offered = {
-        int(each) for each in environment.get("PLUGIN_PROTOCOL_VERSIONS", "").split(",") if each.strip().isdigit()
-    }
-    return max(offered & set(magic.versions), default=min(magic.versions))
 
 
 def take_standard_streams() -> tuple[int, int]:

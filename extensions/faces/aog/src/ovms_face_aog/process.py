@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovms_face_aog import goplugin
+from ovms_face_aog.environment import AOG_PLUGIN, read_environment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from ovms_face_aog.parent import Seat
     from ovms_kernel.api.programs import Log
 
-COOKIE = ("AOG_PLUGIN", "aog-provider-plugin-v1")
-VERSIONS = (1,)
 AOG = "AOG_VERSION"
 """Set by AOG alone: its quirks are met only then."""
 
@@ -49,21 +48,13 @@ class PluginProcess:
         return read_manifest(self.launcher)
 
 
-def check_host() -> int:
-    """Return the application protocol version to speak.
-
-    :raises Refusal: no host started this process, or one that wants what cannot be offered.
-    """
-    return goplugin.read_environment(goplugin.Magic(*COOKIE, VERSIONS), os.environ)
-
-
 def take_process(launcher: str = "", seat: Seat | None = None) -> PluginProcess:
     """Take the standard streams and what the host set.
 
     :param launcher: the file that the host started, if that is not ``sys.argv[0]``.
-    :raises Refusal: as :func:`check_host`.
+    :raises Refusal: no host started this process, or one that wants what cannot be offered.
     """
-    version = check_host()
+    version = read_environment(AOG_PLUGIN, os.environ)
     stdout, stderr = goplugin.take_standard_streams()
     host = goplugin.Host(stderr)
     from ovms_kernel.api.programs import Log

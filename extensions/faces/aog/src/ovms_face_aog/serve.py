@@ -35,12 +35,11 @@ def main(launcher: str = "") -> None:
     # grpc's own handlers for forks would meet the engine's start; and its chatter is nobody's business.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from ovms_face_aog.goplugin import Refusal
-    from ovms_face_aog.process import check_host
+    from ovms_face_aog.environment import AOG_PLUGIN, Refusal, read_environment
     from ovms_face_aog.sockets import make_folder
 
     try:
-        check_host()
+        read_environment(AOG_PLUGIN, os.environ)
     except Refusal as refusal:
         # At the first column, so that a host's log shows it as an error.
         print(f"[ERROR] {refusal}", file=sys.stderr)  # noqa: T201 - there is no log yet
@@ -53,7 +52,7 @@ def main(launcher: str = "") -> None:
 
 
 def _be_the_plugin(launcher: str, seat: Seat | None = None) -> NoReturn:
-    from ovms_face_aog.goplugin import Refusal
+    from ovms_face_aog.environment import Refusal
     from ovms_face_aog.process import take_process
 
     try:
