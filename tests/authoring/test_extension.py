@@ -130,12 +130,12 @@ def test_a_new_face_is_served(site: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["new", "service", "Word_Count"], "'Word_Count' is no name of an extension; use lower case"),
+        (["new", "service", "Word_Count"], "'Word_Count' is not a valid extension name; use lower case"),
         (["new", "service", "word-count"], "exists; choose another name"),
-        (["new", "service", "other", "--into", "{folder}/none"], "is no folder; make it first."),
+        (["new", "service", "other", "--into", "{folder}/none"], "is not a folder; create it first."),
         (["check", "{folder}"], "has no pyproject.toml; name the folder of a distribution."),
         (["list", "--available", "--index", "{folder}/none"], "cannot be read: No such file or directory."),
-        (["list", "--available", "--index", "{folder}/bad.json"], "is no index of extensions"),
+        (["list", "--available", "--index", "{folder}/bad.json"], "is not an index of extensions"),
         (["list", "--available", "--index", "http://127.0.0.1:1/x"], "cannot be read"),
         (["remove", "ovms-kernel"], "ovms-kernel is what runs this command; remove it with pip or uv."),
         (["remove", "none-such"], "none-such offers no extension here"),

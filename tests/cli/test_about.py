@@ -79,7 +79,8 @@ async def test_an_extension_that_breaks_is_named_with_where_to_look(
         answer = await host.call("InvokeService", service_name="shout", request_data=b'{"text": "hi"}')
     log = tmp_path / "data" / "logs" / "plugin.log"
     assert answer.code == 500
-    assert answer.message == f"The extension services.shout of acme 1.0 failed (TypeError); the log {log} tells more."
+    said = f"The extension services.shout of acme 1.0 failed (TypeError); the log {log} has the details."
+    assert answer.message == said
     assert 'acme.py", line 6' in log.read_text()
 
 

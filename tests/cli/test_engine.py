@@ -127,7 +127,7 @@ def test_an_engine_is_installed_for_the_first_request(here: Any, fixtures: Path)
     here("import", str(fixtures / "text_generation"), CHAT)
     done = here("chat", "What is OpenVINO?")
     assert done.stdout == ANSWER + "\n"
-    assert done.stderr.splitlines()[0] == "No engine is installed yet; it is installed first."
+    assert done.stderr.splitlines()[0] == "No engine is installed; installing it first."
     assert json.loads(here("status", "--json").stdout)["engine"] == "stopped"
     assert "No model is loaded" in here("ps").stderr
 
@@ -235,7 +235,7 @@ def test_call_uploads_the_files_that_a_request_names(
     missing = here("call", "speech-to-text", json.dumps(whole | {"audio": "/no/such.wav"}), code=2).stderr
     assert "/no/such.wav, named in audio, cannot be read (No such file or directory)" in missing
     folder = here("call", "speech-to-text", json.dumps(whole | {"audio": str(tmp_path)}), code=2).stderr
-    assert "no regular file" in folder
+    assert "not a regular file" in folder
 
 
 @pytest.mark.parametrize(

@@ -41,10 +41,10 @@ def test_of_several_pulls_one_that_fails_costs_itself_alone(typed: Type) -> None
     with typed("ovms-plugin", "pull", "tiny/chat", "tiny/none", "tiny/two") as terminal:
         assert terminal.code() == 3
         lines = terminal.shown().splitlines()
-    assert lines[0] == "tiny/chat is here: text_generation, 1.2 MB."
+    assert lines[0] == "Pulled tiny/chat: text_generation, 1.2 MB."
     assert lines[1] == "tiny/none was not pulled."
     assert "tiny/none" in lines[2], "the cause"
-    assert lines[-1].startswith("tiny/two is here: text_generation, ")
+    assert lines[-1].startswith("Pulled tiny/two: text_generation, ")
     assert b"tiny/chat: downloading" in terminal.raw, "a bar shows how far it is, and goes"
     assert not terminal.broken()
 

@@ -35,7 +35,7 @@ def test_a_model_comes_is_shown_and_goes(here: Any, fixtures: Path) -> None:
     assert "pull OWNER/NAME" in here("ls").stderr
     assert json.loads(here("ls", "--json").stdout) == []
     assert here("import", str(fixtures / "embeddings"), "tiny/嵌入").stdout.startswith(
-        "tiny/嵌入 is here: embeddings, "
+        "Imported tiny/嵌入: embeddings, "
     )
     taken = json.loads(here("import", str(fixtures / "text_generation"), CHAT, "--json").stdout)
     assert (taken["id"], taken["model_type"]) == (CHAT, "text_generation")
@@ -69,7 +69,7 @@ def test_a_model_that_goes_names_the_aliases_that_need_it(here: Any, fixtures: P
     gone = here("rm", CHAT)
     assert gone.stdout == f"{CHAT} is deleted.\n"
     assert gone.stderr == (
-        "Without it nothing answers to helper, brief; pull it again, or remove an alias with `ovms-plugin rm helper`.\n"
+        "Aliases stand for it: helper, brief; pull it again, or remove one with `ovms-plugin rm helper`.\n"
     )
     assert here("alias").stdout.count(f"{CHAT} (not installed)") == 2
     assert here("rm", "helper", "brief").stdout == "The alias helper is removed.\nThe alias brief is removed.\n"
@@ -78,8 +78,8 @@ def test_a_model_that_goes_names_the_aliases_that_need_it(here: Any, fixtures: P
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--device", "GPPU"), "'GPPU' is no device; name CPU, GPU, NPU, or several such as AUTO:GPU,CPU."),
-        (("--device", "AUTO:CPU,TPU"), "'AUTO:CPU,TPU' is no device; name CPU"),
+        (("--device", "GPPU"), "'GPPU' is not a device; use CPU, GPU, NPU, or several such as AUTO:GPU,CPU."),
+        (("--device", "AUTO:CPU,TPU"), "'AUTO:CPU,TPU' is not a device; use CPU"),
         (("--context", "4096"), f"The context 4096 is too large: {CHAT} takes 2048 tokens at most."),
         (("--context", "-1"), "aliases.mine.context must be"),
         (("--option", "cache_sise=2"), "cache_sise is not an option of text_generation models"),
@@ -109,14 +109,14 @@ def test_a_profile_shows_what_it_has_of_its_own(here: Any, fixtures: Path) -> No
     assert (row[0], row[-3:]) == ("mine", ["profile", "of", CHAT])
     shown = json.loads(here("show", "mine", "--json").stdout)
     assert (shown["alias"], shown["id"], shown["context"], shown["options"]) == ("mine", CHAT, 64, {"cache_size": 2})
-    assert here("verify").stdout == f"{CHAT}: as it was pulled.\n", "its files are its model's"
+    assert here("verify").stdout == f"{CHAT}: unchanged.\n", "its files are its model's"
     refused = here("import", str(fixtures / "text_generation"), "mine", code=2).stderr
     assert refused.startswith(f"mine is an alias of {CHAT}; `ovms-plugin alias mine --remove` removes it")
 
 
 def test_damage_is_found(here: Any, fixtures: Path, tmp_path: Path) -> None:
     here("import", str(fixtures / "text_generation"), CHAT)
-    assert here("verify").stdout == f"{CHAT}: as it was pulled.\n"
+    assert here("verify").stdout == f"{CHAT}: unchanged.\n"
     weights = tmp_path / "data" / "models" / "tiny" / "chat" / "openvino_model.bin"
     weights.write_bytes(b"x" + weights.read_bytes()[1:])
     done = here("verify", CHAT, code=1)
@@ -134,9 +134,9 @@ def test_a_pull_can_be_looked_at_before_and_told_of_after(here: Any, hub: FakeHu
     assert last.startswith(f"{CHAT}: {len(planned['files'])} files, 1.2 MB; 1.2 MB are to be fetched, ")
     assert last.endswith(" are free.")
     assert hub.sent == 0
-    assert here("pull", CHAT).stdout == f"{CHAT} is here: text_generation, 1.2 MB.\n"
+    assert here("pull", CHAT).stdout == f"Pulled {CHAT}: text_generation, 1.2 MB.\n"
     assert json.loads(here("pull", CHAT, "--json").stdout)["id"] == CHAT
-    assert "here already" in here("pull", CHAT, "--dry-run").stdout
+    assert "already downloaded" in here("pull", CHAT, "--dry-run").stdout
 
 
 def test_a_refresh_fetches_what_changed_on_the_hub(here: Any, hub: FakeHub, fixtures: Path, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_refresh_fetches_what_changed_on_the_hub(here: Any, hub: FakeHub, fixt
 
     told = here("pull", CHAT, "--dry-run").stdout.splitlines()[-1]
     assert f"{size} bytes are to be fetched" in told
-    assert "are here already" in told
+    assert "already downloaded" in told
     assert "--refresh" in told
     planned = json.loads(here("pull", CHAT, "--dry-run", "--json").stdout)
     assert (planned["installed"], planned["total"] - planned["present"]) == (True, size)
@@ -160,7 +160,7 @@ def test_a_refresh_fetches_what_changed_on_the_hub(here: Any, hub: FakeHub, fixt
     here("pull", CHAT, "--refresh")
     assert hub.sent - before == size
     here("verify", CHAT)
-    assert "all of it is here already" in here("pull", CHAT, "--dry-run").stdout
+    assert "all of it is already downloaded" in here("pull", CHAT, "--dry-run").stdout
 
 
 def test_a_pull_has_revisions_types_and_rates(here: Any, hub: FakeHub, fixtures: Path) -> None:
@@ -186,7 +186,7 @@ def test_ctrl_c_in_a_pull_keeps_what_has_arrived(
     assert pulling.returncode == 130
     assert out == ""
     assert err.splitlines()[-1] == (
-        f"Interrupted; what has arrived of {CHAT} is kept, the same command goes on from there."
+        f"Interrupted; the partial download of {CHAT} is kept. Run the same command again to resume."
     )
     unfinished = json.loads(here("df", "--json").stdout)["staging"]
     assert [each["id"] for each in unfinished] == [CHAT]

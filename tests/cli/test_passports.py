@@ -16,7 +16,7 @@ def test_a_passport_is_printed_exported_told_by_doctor_and_forgotten(
     here: Callable[..., Any], environment: dict[str, str], fixtures: Path
 ) -> None:
     here("import", str(fixtures / "rerank"), "tiny/rerank")
-    assert "not asked yet" in here("passport", "tiny/rerank").stderr
+    assert "not been checked yet" in here("passport", "tiny/rerank").stderr
     [model] = json.loads(here("ls", "--json").stdout)
     passports = Passports(Path(environment["OVMS_PLUGIN_DATA_DIR"]) / "passports")
     passports.note(model["digest"], "tiny/rerank", PassportEntry(Key("2026.4", "CPU"), ({"scores": [0.9, 0.1]},)))
@@ -30,6 +30,6 @@ def test_a_passport_is_printed_exported_told_by_doctor_and_forgotten(
     assert [each["key"]["device"] for each in table["entries"]] == ["CPU", "GPU"]
     assert table["entries"][0]["answers"] == [{"scores": [0.9, 0.1]}]
     assert "answers other scores (by 0.80) on GPU" in here("doctor").stdout
-    assert "is removed" in here("passport", "tiny/rerank", "--forget").stdout
+    assert "Removed the passport" in here("passport", "tiny/rerank", "--forget").stdout
     assert "answers" not in here("doctor").stdout
     assert "not installed" in here("passport", "no/such", code=3).stderr

@@ -87,7 +87,7 @@ def served(executable: str, fixtures: Path, tmp_path_factory: pytest.TempPathFac
 
 
 def test_a_pull_goes_through_the_server_and_says_what_it_says_without(served: Served) -> None:
-    assert served.run("pull", CHAT).stdout == f"{CHAT} is here: text_generation, 1.2 MB.\n"
+    assert served.run("pull", CHAT).stdout == f"Pulled {CHAT}: text_generation, 1.2 MB.\n"
     found = json.loads(served.run("pull", CHAT, "--json").stdout)
     assert (found["id"], found["model_type"]) == (CHAT, "text_generation")
     assert CHAT in served.ids()
@@ -121,7 +121,7 @@ def test_an_import_names_a_folder_of_this_user_alone(served: Served, fixtures: P
     told = served.run("import", "mine", "tiny/mine").stderr
     assert "How mine makes one vector of its tokens is a guess (CLS)" in told, "what the server's log says of it"
     told = served.run("import", "mine", "tiny/mine", "--pooling", "mean").stdout
-    assert told.startswith("tiny/mine is here: embeddings")
+    assert told.startswith("Imported tiny/mine: embeddings")
     assert "pooling: MEAN" in served.run("show", "tiny/mine").stdout
     with served.client() as client:
         asked = {"path": str(fixtures / "embeddings"), "model": "tiny/stolen"}
@@ -160,7 +160,7 @@ def test_ctrl_c_ends_the_pull_and_the_next_one_goes_on(served: Served) -> None:
     _, told = process.communicate(timeout=10)
     assert process.returncode == 130
     # Where it took long, a line of progress comes before.
-    kept = "Interrupted; what has arrived of tiny/slow is kept, the same command goes on from there."
+    kept = "Interrupted; the partial download of tiny/slow is kept. Run the same command again to resume."
     assert told.splitlines()[-1] == kept
     staged = json.loads(served.run("df", "--json").stdout)["staging"]
     assert [each["id"] for each in staged] == ["tiny/slow"]
@@ -175,9 +175,7 @@ def test_a_server_that_is_killed_in_the_middle_is_one_sentence(served: Served) -
     end_by_force(served.note["pid"])
     _, told = process.communicate(timeout=20)
     assert process.returncode == 4
-    assert told == (
-        "The server ended before the pull was done; the same command goes on with it, with or without a server.\n"
-    )
+    assert told == ("The server ended before the pull was done; run the same command again to resume it.\n")
     served.hub.rate = 0
     served.serve()
-    assert served.run("pull", "tiny/other").stdout.startswith("tiny/other is here")
+    assert served.run("pull", "tiny/other").stdout.startswith("Pulled tiny/other")

@@ -187,4 +187,4 @@ def test_a_pull_that_cannot_begin_says_what_it_needs(hub: Hub, tmp_path: Path, u
     code, _, error = run("--pull", "--source_model", "acme/none", *where)
     assert (code, "no such model" in error) == (1, True)
     code, _, error = run("--pull", "--source_model", "acme/words", *where[:2], "--hub", "ftp://x")
-    assert (code, "no address" in error) == (usage, True)
+    assert (code, "not an address" in error) == (usage, True)

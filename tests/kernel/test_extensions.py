@@ -210,7 +210,7 @@ class Paint:
         ("graphs", GRAPH.replace("files, options", "files, options, more"), "Paint.build cannot be called as build(f"),
         ("platforms", PLATFORM, "examining it failed (KeyError: 'x')"),
         ("platforms", PLATFORM.replace('return {}["x"]', "pass"), "its matches returned NoneType, not a number"),
-        ("service", SERVICE, "ovms.service is no group of extensions; there are ovms.services,"),
+        ("service", SERVICE, "ovms.service is not a kind of extension; the kinds are ovms.services,"),
     ],
     ids=[
         "nothing",

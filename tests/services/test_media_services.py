@@ -125,10 +125,10 @@ async def test_the_names_that_users_write(stub, ask):
         ({"prompt": "x", "image": "pictures/fox.png", "image_type": "path"}, "must be absolute"),
         pytest.param(
             {"prompt": "x", "image": "/dev/zero", "image_type": "path"},
-            "no regular file",
+            "not a regular file",
             marks=pytest.mark.needs_posix,  # Windows has no devices among its files
         ),
-        ({"prompt": "x", "image": tempfile.gettempdir(), "image_type": "path"}, "no regular file"),
+        ({"prompt": "x", "image": tempfile.gettempdir(), "image_type": "path"}, "not a regular file"),
         ({"prompt": "x", "image": "~nobody-of-that-name/x.png", "image_type": "path"}, "cannot be read"),
         ({"prompt": "x", "image": "file://[", "image_type": "path"}, "cannot be read"),
         ({"prompt": "x", "image": "x", "image_type": "ftp"}, "must be base64, path or url"),
@@ -147,7 +147,7 @@ async def test_a_wrong_request_for_an_image(stub, ask, body, sentence):
 @pytest.mark.needs_posix  # Windows has no pipes among its files
 async def test_a_pipe_that_nobody_writes_to_is_refused_at_once(ask, tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with anyio.fail_after(5), pytest.raises(BadRequest, match="no regular file"):
+    with anyio.fail_after(5), pytest.raises(BadRequest, match="not a regular file"):
         await ask(configured(TextToImage), model="painter", prompt="x", image=str(tmp_path / "pipe"))
 
 

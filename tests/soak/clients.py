@@ -35,7 +35,7 @@ CANCELLED = 0.15
 """Share of the requests whose client leaves at a random moment."""
 LIMIT = 120.0
 """Seconds after the last fault within which each request has ended."""
-UNNAMED = ("should not have happened", "Traceback", "Internal server error")
+UNNAMED = ("Internal error", "Traceback", "Internal server error")
 
 
 class Told(Exception):

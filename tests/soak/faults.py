@@ -252,7 +252,7 @@ class Faults:
                 raise
             self.wrong.append(f"{' '.join(words)}: no end within {COMMAND_LIMIT:g} s")
             return False
-        if "Traceback" in said or "should not have happened" in said:
+        if "Traceback" in said or "Internal error" in said:
             self.wrong.append(f"{' '.join(words)}: {said[-500:]}")
         self.counts[f"{words[0]} finished" if process.returncode == 0 else f"{words[0]} refused in words"] += 1
         return False

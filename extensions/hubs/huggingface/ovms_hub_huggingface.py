@@ -114,7 +114,7 @@ class HuggingFace:
 
     def _no_listing(self, error: Exception) -> FetchFailed:
         return FetchFailed(
-            f"{self._endpoint()} answers with something that is no listing ({type(error).__name__}); "
+            f"{self._endpoint()} answers with something other than a list of models ({type(error).__name__}); "
             "check the setting hubs.huggingface.endpoint and the proxy.",
             final=True,
         )

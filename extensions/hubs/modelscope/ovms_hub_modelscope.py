@@ -114,7 +114,7 @@ class ModelScope:
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             # The client believes whatever a page says that is JSON, such as a login page's.
             raise FetchFailed(
-                f"{api.legacy.endpoint} answers with something that is no listing of files "
+                f"{api.legacy.endpoint} answers with something other than a list of files "
                 f"({type(error).__name__}); check the setting hubs.modelscope.endpoint and the proxy."
             ) from error
         return self._settings.wanted(files, ref, api.legacy.endpoint)
@@ -196,7 +196,7 @@ def _bounded(stream: Any, response: Response) -> Any:  # noqa: ANN401 - urllib3'
 
 def _path(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError("a path that is no text")
+        raise TypeError("a path that is not a text")
     return value
 
 

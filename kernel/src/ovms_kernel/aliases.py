@@ -32,7 +32,7 @@ class AliasSettings(msgspec.Struct, frozen=True):
     model: str = ""
     """The installed model that it stands for."""
     system: str = ""
-    """System text of chats that bring none."""
+    """System prompt for chats without one."""
     request: Mapping[str, Any] = msgspec.field(default_factory=dict)
     """Fields of its requests where they have none, such as `{temperature: 0.2}`."""
     device: str = ""

@@ -25,7 +25,7 @@ def blame(error: BaseException) -> str:
         if found := [each for each in ours if f"{module}.".startswith(f"{each.module}.")]:
             keys = " or ".join(f"{each.group.removeprefix('ovms.')}.{each.name}" for each in found)
             return f"The extension {keys} of {' '.join(origin(found[0]))} failed"
-    return "This should not have happened"
+    return "Internal error"
 
 
 def origin(entry_point: metadata.EntryPoint) -> tuple[str, str]:

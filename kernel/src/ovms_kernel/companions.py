@@ -37,7 +37,7 @@ async def serve_companions(kernel: KernelApi, own: str) -> None:
     except OvmsError as error:
         log.error("No face is served beside %s: %s", own, error.message)
     except Exception:
-        log.exception("Faces beside %s are not served any more", own)
+        log.exception("Faces beside %s are no longer served", own)
 
 
 async def _serve_all(kernel: KernelApi, names: Sequence[str], own: str) -> None:
@@ -60,4 +60,4 @@ async def _serve(name: str, face: Face, kernel: KernelApi) -> None:
     except OvmsError as error:
         log.error("The face %s is not served: %s", name, error.message)
     except Exception as error:
-        log.exception("%s; the face %s is not served any more", blame(error), name)
+        log.exception("%s; the face %s is no longer served", blame(error), name)

@@ -208,7 +208,7 @@ def _misplaced(offered: Mapping[str, Iterable[metadata.EntryPoint]]) -> Iterator
     """Yield a report for what is offered in a group with our prefix that nothing looks into."""
     groups = [f"ovms.{kind}" for kind in DRIVER_PROTOCOLS]
     for group in sorted(offered.keys() - set(groups)):
-        cause = f"{group} is no group of extensions; there are {', '.join(groups)}"
+        cause = f"{group} is not a kind of extension; the kinds are {', '.join(groups)}"
         for each in offered[group]:
             yield ExtensionReport(group.removeprefix("ovms."), each.name, *origin(each), "broken", cause)
 

@@ -116,7 +116,7 @@ def read_file(field: str, text: str) -> bytes:
             raise BadRequest(f"The path in {field} must be absolute, not {text}.")
         status = path.stat()  # before it is opened: to open a pipe that nobody writes to would wait for ever
         if not stat.S_ISREG(status.st_mode):
-            raise BadRequest(f"{path}, named in {field}, is no regular file.")
+            raise BadRequest(f"{path}, named in {field}, is not a regular file.")
         if status.st_size > MAX_FILE:
             raise BadRequest(f"{path}, named in {field}, has more than {MAX_FILE >> 20} MB.")
         return path.read_bytes()

@@ -77,7 +77,7 @@ def _offered(path: Path) -> dict[str, dict[str, str]]:
         raise BadRequest(f"{path / 'pyproject.toml'} has no entry points of ovms.services or another kind.")
     if unknown := offered.keys() - CONTRACTS.keys() - WITH_SAMPLES.keys():
         known = ", ".join(f"ovms.{each}" for each in (*CONTRACTS, *WITH_SAMPLES))
-        raise BadRequest(f"ovms.{min(unknown)} is no group of extensions; there are {known}.")
+        raise BadRequest(f"ovms.{min(unknown)} is not a kind of extension; the kinds are {known}.")
     return offered
 
 

@@ -17,7 +17,7 @@ async def new(
     kind: Annotated[Kind, typer.Argument(help="What it adds.")],
     name: Annotated[str, typer.Argument(help="Lower case and dashes, such as word-count.")],
     *,
-    into: Annotated[Path, typer.Option(help="The folder in which the new folder is made.")] = Path(),
+    into: Annotated[Path, typer.Option(help="Folder in which the new folder is created.")] = Path(),
 ) -> None:
     """Write a distribution of a new extension, with a test, that you can install as it is."""
     del session
@@ -41,7 +41,7 @@ async def check(
 async def available(
     session: Session,
     *,
-    available: Annotated[bool, typer.Option("--available", help="Also those that are not installed.")] = False,
+    available: Annotated[bool, typer.Option("--available", help="Include extensions that are not installed.")] = False,
     index: Annotated[str, typer.Option(help="A file or URL of another index, as JSON.")] = "",
     json: Json = False,
 ) -> None:
@@ -62,7 +62,7 @@ async def install(session: Session, names: Names) -> None:
     """Install distributions into this environment, and say what became of their extensions."""
     from ovms_authoring.environment import install as run
 
-    session.kept = "Interrupted; run it again, as an installation may be half done."
+    session.kept = "Interrupted; run the command again, as the installation may be incomplete."
     await run(names)
 
 
@@ -70,5 +70,5 @@ async def remove(session: Session, names: Names) -> None:
     """Remove distributions of extensions from this environment."""
     from ovms_authoring.environment import remove as run
 
-    session.kept = "Interrupted; run it again, as it may be half done."
+    session.kept = "Interrupted; run the command again, as the removal may be incomplete."
     await run(names)

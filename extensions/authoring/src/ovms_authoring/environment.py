@@ -89,7 +89,7 @@ def _installer(verb: str) -> list[str]:
     if find_spec("pip"):
         quiet = ["--quiet", "--yes"] if verb == "uninstall" else ["--quiet"]
         return [sys.executable, "-m", "pip", verb, "--disable-pip-version-check", *quiet]
-    raise PreconditionFailed("Neither uv nor pip is here; install one of them, such as with `python -m ensurepip`.")
+    raise PreconditionFailed("Neither uv nor pip is installed; install pip with `python -m ensurepip`.")
 
 
 def _requirement(name: str) -> str:

@@ -36,7 +36,7 @@ async def known(where: str, *, only_installed: bool) -> list[Distribution]:
         try:
             listed = msgspec.json.decode(data, type=list[Distribution])
         except msgspec.DecodeError as error:
-            raise BadRequest(f"{where or 'The packaged index'} is no index of extensions: {error}.") from error
+            raise BadRequest(f"{where or 'The packaged index'} is not an index of extensions: {error}.") from error
         for each in listed:
             have = found.get(each.name)
             found[each.name] = msgspec.structs.replace(each, version=have.version if have else "")

@@ -72,13 +72,13 @@ def write(kind: Kind, name: str, into: Path) -> Made:
     :raises BadRequest: the name is none, or the folder exists.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
-        raise BadRequest(f"{name!r} is no name of an extension; use lower case, digits and single dashes.")
+        raise BadRequest(f"{name!r} is not a valid extension name; use lower case, digits and single dashes.")
     distribution = f"ovms-{kind}-{name}"
     target = into / distribution
     if target.exists():
         raise BadRequest(f"{target} exists; choose another name, or another folder with --into.")
     if not into.is_dir():
-        raise BadRequest(f"{into} is no folder; make it first.")
+        raise BadRequest(f"{into} is not a folder; create it first.")
     words = {
         "kind": kind.value,
         "name": name,

@@ -32,7 +32,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 async def extensions(session: Session, *, json: Json = False) -> None:
-    """List the extensions, and why one is not used."""
+    """List the extensions, with the reason if one is not used."""
     async with session.kernel() as kernel:
         others = await anyio.to_thread.run_sync(lambda: session.extensions(OTHERS))
         known = {each.key for each in kernel.reports}
@@ -58,11 +58,11 @@ async def doctor(
     session: Session,
     *,
     fix: Annotated[
-        bool, typer.Option("--fix", help="Set right what is harmless, and install an engine if there is none.")
+        bool, typer.Option("--fix", help="Fix what is safe to fix, and install an engine if there is none.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Check this machine, and say what to do about it.
+    """Check this machine and suggest fixes.
 
     The exit code is 1 if something stands in the way.
     """

@@ -85,7 +85,7 @@ async def kernel_of(session: Session) -> AsyncIterator[Kernel]:
     """Give a kernel to ask services of: with an engine, and a word about why the first answer takes a while."""
     async with session.kernel() as kernel:
         if not await kernel.check_engine() and await kernel.list_models():
-            output.say("No engine is installed yet; it is installed first.")
+            output.say("No engine is installed; installing it first.")
             with output.progress("engine") as report:
                 await kernel.install_engine(report=report)
         if not kernel.engine_runs():
@@ -223,7 +223,7 @@ def told(error: Exception) -> Exception:
     if not isinstance(error, httpx.TransportError):
         return error
     kind = type(error).__name__
-    return Unavailable(f"The server does not answer any more ({kind}); `ovms-plugin serve` starts it again.")
+    return Unavailable(f"The server stopped answering ({kind}); start it again with `ovms-plugin serve`.")
 
 
 def error_of(status: int, body: bytes) -> OvmsError:

@@ -128,7 +128,7 @@ WantedBy=default.target
 
 def add_to(app: typer.Typer) -> None:
     """Add the group ``service``."""
-    group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Have `serve` start when you log in.")
+    group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Start `serve` when you log in.")
     add(group, install, uninstall, status)
     app.add_typer(group, name="service")
 

@@ -54,9 +54,11 @@ async def bench(
         str, typer.Argument(metavar="MODEL", autocompletion=installed, help="As owner/name.", show_default=False)
     ],
     *,
-    streams: Annotated[str, typer.Option(metavar="N,N...", help="How many answers at once, one run each.")] = "1,4",
-    prompt: Annotated[int, typer.Option(metavar="N", help="Tokens of the prompt, about.", min=1)] = 128,
-    tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of each answer.", min=2)] = 64,
+    streams: Annotated[
+        str, typer.Option(metavar="N,N...", help="Numbers of concurrent requests, one run each.")
+    ] = "1,4",
+    prompt: Annotated[int, typer.Option(metavar="N", help="Approximate length of the prompt, in tokens.", min=1)] = 128,
+    tokens: Annotated[int, typer.Option(metavar="N", help="Length of each answer, in tokens.", min=2)] = 64,
     json: Json = False,
 ) -> None:
     """Measure how fast a model answers.
@@ -125,7 +127,7 @@ async def _ask(services: "Services", request: dict[str, Any]) -> Stats:
         async for _ in pieces(events, stats):
             pass
     if not stats.completion_tokens:
-        raise EngineFailed("The model's answer says nothing of its tokens, so that nothing can be measured.")
+        raise EngineFailed("The model's answer does not report its tokens, so its speed cannot be measured.")
     return stats
 
 
@@ -168,4 +170,4 @@ def _compare(before: dict[str, Any], rows: list[Row]) -> str:
         if old.get(each.streams)
     ]
     when = output.ago(datetime.fromisoformat(before["at"]))
-    return f"Against the run {when}: {', '.join(parts)}." if parts else f"The run {when} had other numbers of streams."
+    return f"Against the run {when}: {', '.join(parts)}." if parts else f"The run {when} used other numbers of streams."

@@ -23,16 +23,18 @@ if TYPE_CHECKING:
 TYPE = "text_generation"
 """The model type that chats."""
 
-System = Annotated[str, typer.Option(metavar="TEXT", help="How the model is to behave.", show_default=False)]
+System = Annotated[str, typer.Option(metavar="TEXT", help="System prompt.", show_default=False)]
 Temperature = Annotated[
-    float | None, typer.Option(metavar="T", help="0 = always the likeliest word.", min=0, show_default=False)
+    float | None, typer.Option(metavar="T", help="0 always picks the likeliest token.", min=0, show_default=False)
 ]
-MaxTokens = Annotated[int, typer.Option(metavar="N", help="Length of the answer at most.", min=0, show_default=False)]
-Seed = Annotated[int | None, typer.Option(metavar="N", help="Gives the same answer again.", show_default=False)]
-Image = Annotated[list[Path], typer.Option("--image", metavar="FILE", help="A picture to look at.", show_default=False)]
-JsonAnswer = Annotated[bool, typer.Option("--json", help="Have the model answer with a JSON object.")]
+MaxTokens = Annotated[
+    int, typer.Option(metavar="N", help="Maximum length of the answer, in tokens.", min=0, show_default=False)
+]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Makes answers repeatable.", show_default=False)]
+Image = Annotated[list[Path], typer.Option("--image", metavar="FILE", help="Image to attach.", show_default=False)]
+JsonAnswer = Annotated[bool, typer.Option("--json", help="Answer with a JSON object.")]
 Schema = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="A JSON schema that the answer keeps.", show_default=False)
+    Path | None, typer.Option(metavar="FILE", help="JSON schema that the answer must match.", show_default=False)
 ]
 Stats = Annotated[bool, typer.Option("--stats", help="Show speed after the answer.")]
 
@@ -49,7 +51,7 @@ def typed(words: list[str]) -> list[str]:
 
 Text = Annotated[
     list[str],
-    typer.Argument(metavar="TEXT", help="One question; - reads it from stdin.", callback=typed, show_default=False),
+    typer.Argument(metavar="TEXT", help="Question; - reads it from stdin.", callback=typed, show_default=False),
 ]
 
 
@@ -74,7 +76,7 @@ async def run(
     schema: Schema = None,
     stats: Stats = False,
 ) -> None:
-    """Ask a model, or talk to it; it is pulled if need be.
+    """Chat with a model, or ask it one question; pull it first if needed.
 
     With a text, or one on stdin, it prints the answer; without, it goes on until you leave with /bye.
     """
@@ -106,7 +108,7 @@ async def chat(
     schema: Schema = None,
     stats: Stats = False,
 ) -> None:
-    """Ask the default model a question, or talk to it.
+    """Chat with the default model, or ask it one question.
 
     Without a text it goes on until you leave with /bye.
 
@@ -160,8 +162,8 @@ async def _need(session: Session, model: ModelRef) -> None:
     """Pull a model that is not here."""
     if any(each.id == model.id for each in session.list_models()):
         return
-    output.say(f"{model.id} is not here yet; it is pulled first.")
-    session.kept = f"Interrupted; what has arrived of {model.id} is kept, the same command goes on from there."
+    output.say(f"{model.id} is not installed; pulling it first.")
+    session.kept = f"Interrupted; the partial download of {model.id} is kept. Run the same command again to resume."
     async with library_of(session) as library:
         with output.progress(model.id) as report:
             await library.pull(str(model), "", refresh=False, report=report)

@@ -44,7 +44,7 @@ def _certificates() -> Iterator[Finding]:
     for name in BUNDLES:
         if (file := os.environ.get(name)) and not Path(file).is_file():
             yield Finding(
-                "error", "certificates", f"{name} names {file}, which is no file", f"Correct or unset {name}."
+                "error", "certificates", f"{name} names {file}, which is not a file", f"Correct or unset {name}."
             )
             return
     own = next((f"{os.environ[name]}, by {name}" for name in BUNDLES if os.environ.get(name)), "")

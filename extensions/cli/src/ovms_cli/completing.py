@@ -60,7 +60,7 @@ def completion(
     session: Session,
     shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="bash, zsh, fish or powershell.", show_default=False)],
 ) -> None:
-    """Print what makes a shell complete commands and names.
+    """Print the completion script for a shell.
 
     For bash: `ovms-plugin completion bash >> ~/.bashrc`. `--install-completion` does it for the shell you are in.
     """

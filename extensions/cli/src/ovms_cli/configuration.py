@@ -68,7 +68,9 @@ def add_to(app: typer.Typer) -> None:
 def list_(
     session: Session,
     *,
-    everything: Annotated[bool, typer.Option("--all", help="Also what is not set, each with its meaning.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Include settings that are not set, each with its meaning.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """List what is set, and where."""
@@ -143,7 +145,7 @@ async def unset(session: Session, key: Name) -> None:
         locate(key)
         print(f"{key} is not set in {file}.")
         return
-    print(f"{key} is not set any more.")
+    print(f"{key} is no longer set.")
     tell_server(session, where)
 
 
@@ -173,7 +175,7 @@ async def edit(session: Session) -> None:
         await check_profiles(session, settings)
     except BadRequest as error:
         raise BadRequest(
-            f"{error.message} Nothing was changed; `ovms-plugin config edit` goes on with your draft, {draft}."
+            f"{error.message} Nothing was changed; `ovms-plugin config edit` resumes your draft, {draft}."
         ) from error
     after = draft.read_bytes()
     if file.exists() or after != before:

@@ -39,12 +39,13 @@ def ls(session: Session, *, json: Json = False) -> None:
         output.print_table(titles, rows, right=("SIZE",), spare=("WEIGHTS", "CHANGED", "TYPE"))
     else:
         output.say(
-            "No model is here yet; `ovms-plugin pull OWNER/NAME` fetches one, `ovms-plugin import` takes one in."
+            "No models are installed; `ovms-plugin pull OWNER/NAME` downloads one, "
+            "`ovms-plugin import` adds a local one."
         )
 
 
 def show(session: Session, model: Model, *, json: Json = False) -> None:
-    """Show everything that is known of a model."""
+    """Show the details of a model."""
     alias = session.settings.aliases.get(model)
     facts = session.store().describe(session.model_id(model))
     if alias:
@@ -79,7 +80,7 @@ async def verify(
     *,
     json: Json = False,
 ) -> None:
-    """Check that models are still as they were pulled.
+    """Check models for missing and changed files.
 
     Every file is read again and its SHA-256 compared.
     """
@@ -89,7 +90,7 @@ async def verify(
         with output.progress(model) as report:
             faults[model] = await store.verify(model, report)
         if not json:
-            print(f"{model}: {'; '.join(faults[model]) or 'as it was pulled.'}")
+            print(f"{model}: {'; '.join(faults[model]) or 'unchanged.'}")
     if json:
         output.print_json(faults)
     if any(faults.values()):
@@ -98,7 +99,7 @@ async def verify(
 
 
 def df(session: Session, *, json: Json = False) -> None:
-    """Show how much disk models, pulls and engines take."""
+    """Show the disk space that models, pulls and engines use."""
     usage, staging = session.store().usage(), session.store().staging()
     engines = {
         each.version: sum(file.stat().st_size for file in each.directory.rglob("*") if file.is_file())

@@ -26,9 +26,11 @@ WATCH_TICK = 2.0
 """Seconds between two looks at what the engine does."""
 FOLLOW_TICK = 0.25
 """Seconds between two looks at a log that is followed."""
-Version = Annotated[str, typer.Argument(metavar="VERSION", help="As `engine ls` lists it.", show_default=False)]
+Version = Annotated[
+    str, typer.Argument(metavar="VERSION", help="Version, as `engine ls` lists it.", show_default=False)
+]
 AnyVersion = Annotated[
-    str, typer.Argument(metavar="VERSION", help="The newest known to work, if none is named.", show_default=False)
+    str, typer.Argument(metavar="VERSION", help="Version; the newest known to work if left out.", show_default=False)
 ]
 
 
@@ -43,7 +45,7 @@ def add_to(app: typer.Typer) -> None:
 async def status(
     session: Session,
     *,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on, and show what changes.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep running and show changes.")] = False,
     json: Json = False,
 ) -> None:
     """Show whether the engine runs, where, and what it serves."""
@@ -90,8 +92,8 @@ async def _status(session: Session) -> dict[str, Any]:
 async def logs(
     session: Session,
     *,
-    lines: Annotated[int, typer.Option("-n", "--lines", metavar="N", min=0, help="How many of the last lines.")] = 50,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with lines as they are written.")] = False,
+    lines: Annotated[int, typer.Option("-n", "--lines", metavar="N", min=0, help="Number of last lines.")] = 50,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Follow the log as it grows.")] = False,
 ) -> None:
     """Print the engine's log."""
     session.kept = "No longer following the log."
@@ -140,10 +142,10 @@ async def install(
     *,
     platform: Annotated[
         str,
-        typer.Option(metavar="NAME", help="Use this platform, such as portable, not the best.", show_default=False),
+        typer.Option(metavar="NAME", help="Platform to use instead of the best, such as portable.", show_default=False),
     ] = "",
     retry: Annotated[
-        bool, typer.Option("--retry", help="Also try again what was refused or did not run on this system.")
+        bool, typer.Option("--retry", help="Retry platforms that were refused or did not run here.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -151,7 +153,7 @@ async def install(
 
     Nothing happens if it is already. Where a platform that fits better failed to download, it is tried again.
     """
-    session.kept = "Interrupted; what was fetched is kept, the same command goes on from there."
+    session.kept = "Interrupted; the partial download is kept. Run the same command again to resume."
     async with session.kernel() as kernel:
         with output.progress("engine") as report:
             installation = await kernel.install_engine(version, platform=platform, retry=retry, report=report)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from ovms_kernel.api.commands import Kernel, LocalModel, ModelRef, Usage
 
 Type = Annotated[
-    str, typer.Option("--type", metavar="TYPE", help="What it is, if its files do not tell.", show_default=False)
+    str,
+    typer.Option("--type", metavar="TYPE", help="Type of the model, if its files do not show it.", show_default=False),
 ]
 
 
@@ -29,12 +30,12 @@ def add_to(app: typer.Typer) -> None:
 
 async def search(
     session: Session,
-    words: Annotated[list[str], typer.Argument(metavar="WORDS", help="Words of the name.", show_default=False)],
+    words: Annotated[list[str], typer.Argument(metavar="WORDS", help="Words in the name.", show_default=False)],
     *,
     hub: Annotated[
         str, typer.Option(metavar="NAME", help="Such as hf or ms; else the setting hub.", show_default=False)
     ] = "",
-    limit: Annotated[int, typer.Option(metavar="N", min=1, max=100, help="How many models at most.")] = 20,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, max=100, help="Maximum number of models.")] = 20,
     json: Json = False,
 ) -> None:
     """Search a hub for models."""
@@ -61,15 +62,15 @@ async def pull(
         bool, typer.Option("--refresh", help="Fetch what has changed on the hub, even if a complete copy is here.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what the hub has, and what of it is here.")
+        bool, typer.Option("--dry-run", help="Show what a pull would download, and download nothing.")
     ] = False,
     max_rate: Annotated[
         str, typer.Option(metavar="RATE", help="Bytes per second at most, such as 5MB.", show_default=False)
     ] = "",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what goes wrong.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     json: Json = False,
 ) -> None:
-    """Fetch models from the hub.
+    """Download models from a hub.
 
     A model is named owner/name, hf:owner/name, or by the address of its page. A pull
     that broke off goes on where it was. A complete copy is left as it is, without a look at the hub.
@@ -96,7 +97,7 @@ async def _pull_all(
     """Pull models one after the other; where there are several, one that fails costs itself alone."""
     results = []
     for ref in refs:
-        session.kept = f"Interrupted; what has arrived of {ref.id} is kept, the same command goes on from there."
+        session.kept = f"Interrupted; the partial download of {ref.id} is kept. Run the same command again to resume."
         try:
             with nullcontext(lambda _: None) if quiet else output.progress(ref.id) as report:
                 pulled = await library.pull(str(ref), type_, refresh=refresh, report=report)
@@ -108,7 +109,7 @@ async def _pull_all(
             continue
         results.append(pulled)
         if not json and not quiet:
-            print(f"{pulled.id} is here: {pulled.model_type}, {output.size(pulled.size)}.")
+            print(f"Pulled {pulled.id}: {pulled.model_type}, {output.size(pulled.size)}.")
     return results
 
 
@@ -123,10 +124,10 @@ async def _tell_plan(kernel: "Kernel", ref: "ModelRef", usage: "Usage", *, json:
     output.print_table(("FILE", "SIZE"), [(file.path, output.size(file.size)) for file in plan.files], right=("SIZE",))
     told = f"{ref.id}: {len(plan.files)} files, {output.size(plan.total)}"
     if not missing:
-        print(f"\n{told}; all of it is here already.")
+        print(f"\n{told}; all of it is already downloaded.")
         return
-    here = f", {output.size(plan.present)} of them are here already" if plan.present else ""
-    how = "; a copy is here, and --refresh fetches what differs" if installed else ""
+    here = f", {output.size(plan.present)} of them already downloaded" if plan.present else ""
+    how = "; the model is installed, and --refresh updates it" if installed else ""
     print(f"\n{told}{here}; {output.size(missing)} are to be fetched, {output.size(usage.free)} are free{how}.")
 
 
@@ -141,7 +142,7 @@ async def import_(
     ] = "",
     json: Json = False,
 ) -> None:
-    """Take in a model from a folder or archive."""
+    """Import a model from a folder or archive."""
     async with library_of(session) as library:
         with output.progress(model) as report:
             options = {"pooling": pooling.upper()} if pooling else {}
@@ -149,4 +150,4 @@ async def import_(
     if json:
         output.print_json(taken)
     else:
-        print(f"{taken.id} is here: {taken.model_type}, {output.size(taken.size)}.")
+        print(f"Imported {taken.id}: {taken.model_type}, {output.size(taken.size)}.")

@@ -82,7 +82,7 @@ def _tell(event: dict[str, Any]) -> None:
     header = event["header"]
     if header["event"] == "task-failed":
         kind = BadRequest if header.get("error_code") == "CLIENT_ERROR" else EngineFailed
-        raise kind(str(header.get("error_message") or "Listening failed; `ovms-plugin logs` tells more."))
+        raise kind(str(header.get("error_message") or "Listening failed; `ovms-plugin logs` has the details."))
     if header["event"] == "result-generated":
         sentence = event["payload"]["output"]["sentence"]
         text, done = str(sentence["text"]).strip(), sentence["end_time"] is not None

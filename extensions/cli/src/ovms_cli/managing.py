@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Report = Callable[[Progress], None]
 
-ENDED = "The server ended before the {} was done; the same command goes on with it, with or without a server."
+ENDED = "The server ended before the {} was done; run the same command again to resume it."
 
 
 class Library(Protocol):
@@ -38,7 +38,7 @@ class Library(Protocol):
     async def import_(
         self, path: Path, model: str, model_type: str, options: Mapping[str, Any], report: Report
     ) -> LocalModel:
-        """Take in a model from a folder or archive."""
+        """Import a model from a folder or archive."""
         ...
 
     async def delete(self, model: str) -> None:
@@ -87,7 +87,7 @@ class KernelLibrary:
     async def import_(
         self, path: Path, model: str, model_type: str, options: Mapping[str, Any], report: Report
     ) -> LocalModel:
-        """Take in a model from a folder or archive."""
+        """Import a model from a folder or archive."""
         return await self._kernel.import_model(path, model, model_type=model_type, options=options, report=report)
 
     async def delete(self, model: str) -> None:
@@ -128,7 +128,7 @@ class ServerLibrary:
     async def import_(
         self, path: Path, model: str, model_type: str, options: Mapping[str, Any], report: Report
     ) -> LocalModel:
-        """Take in a model from a folder or archive."""
+        """Import a model from a folder or archive."""
         asked = {"path": _for_server(path), "model": model, "type": model_type, "options": dict(options)}
         return await self._follow("import", asked, report)
 

@@ -43,7 +43,7 @@ async def rm(session: Session, models: Models) -> None:
             session.kept = f"Interrupted; {model} was deleted already."
             if names := [name for name, each in session.settings.aliases.items() if each.model == model]:
                 output.say(
-                    f"Without it nothing answers to {', '.join(names)}; pull it again, or remove an alias with "
+                    f"Aliases stand for it: {', '.join(names)}; pull it again, or remove one with "
                     f"`ovms-plugin rm {names[0]}`."
                 )
 
@@ -56,7 +56,7 @@ async def load(
         str,
         typer.Option(
             metavar="TIME",
-            help="How long each stays after its last use: 90s, 5m, 2h, or -1 for ever.",
+            help="How long each stays loaded after its last use: 90s, 5m, 2h, or -1 for always.",
             show_default=False,
         ),
     ] = "",
@@ -91,7 +91,7 @@ async def pin(session: Session, models: Models) -> None:
 
 
 async def unpin(session: Session, models: Models) -> None:
-    """Let pinned models be unloaded again."""
+    """Allow pinned models to be unloaded again."""
     async with library_of(session) as library:
         for model in models:
             await library.pin(model, pinned=False)
@@ -99,7 +99,7 @@ async def unpin(session: Session, models: Models) -> None:
 
 
 async def ps(session: Session, *, json: Json = False) -> None:
-    """List the models that are loaded, and for how long."""
+    """List the loaded models and when each unloads."""
     async with session.kernel(kinds=ENGINE_KINDS) as kernel:
         models = await kernel.resident_models() if await running(kernel) else []
         state = report_engine(kernel).state

@@ -30,26 +30,24 @@ def add_to(app: typer.Typer) -> None:
 
 async def alias(
     session: Session,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The further name.", show_default=False)] = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The new name.", show_default=False)] = "",
     model: Annotated[
         str, typer.Argument(metavar="MODEL", autocompletion=installed, help="An installed model.", show_default=False)
     ] = "",
     *,
     system: Annotated[
-        str, typer.Option(metavar="TEXT", help="System text of chats that bring none.", show_default=False)
+        str, typer.Option(metavar="TEXT", help="System prompt for chats without one.", show_default=False)
     ] = "",
     fields: Fields = [],  # noqa: B006 - typer's way to say none or more
     device: Annotated[
-        str, typer.Option(metavar="NAME", help="Device that it runs on, such as GPU.", show_default=False)
+        str, typer.Option(metavar="NAME", help="Device to run on, such as GPU.", show_default=False)
     ] = "",
-    context: Annotated[
-        int, typer.Option(metavar="TOKENS", help="Tokens of a prompt and its answer.", show_default=False)
-    ] = 0,
+    context: Annotated[int, typer.Option(metavar="TOKENS", help="Context length in tokens.", show_default=False)] = 0,
     options: Options = [],  # noqa: B006
     remove_: Annotated[bool, typer.Option("--remove", help="Remove the name; the model stays.")] = False,
     json: Json = False,
 ) -> None:
-    """Give a model another name, with settings of its own.
+    """Give a model another name, with its own settings.
 
     Every client sees the name as a model. With --device, --context or --option it is loaded
     beside the model, from the same files. Alone, the command lists the names.
@@ -100,7 +98,7 @@ async def _set(session: Session, name: str, given: dict[str, Any]) -> None:
             tree["aliases"] = {}
         tree["aliases"][name] = {key: value for key, value in given.items() if value}
         await check_profiles(session, read_tree(session, tree), name)
-    print(f"{name} is {model} now.")
+    print(f"{name} now stands for {model}.")
     tell_server(session, Key("", "", "aliases"))
 
 

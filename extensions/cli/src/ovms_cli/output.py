@@ -250,5 +250,5 @@ def read_rate(text: str) -> int:
     """Return the bytes per second that were typed, as ``5MB``, ``500k`` or a number."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)i?b?(?:/s)?", text.strip().lower())
     if not found or not (rate := int(float(found[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[found[2]])):
-        raise BadRequest(f"{text!r} is no rate; write bytes per second such as 5MB or 500k.")
+        raise BadRequest(f"{text!r} is not a rate; write bytes per second such as 5MB or 500k.")
     return rate

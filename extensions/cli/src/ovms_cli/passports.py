@@ -26,7 +26,7 @@ async def passport(
         bool, typer.Option("--forget", help="Remove what is known, so that the model is compared again.")
     ] = False,
 ) -> None:
-    """Show where a model answered sense, by engine, device and driver.
+    """Show with which engine, device and driver a model answers correctly.
 
     A model that answers nonsense on a device runs on another one until the engine or the driver changes, or until you
     use --forget.
@@ -36,7 +36,7 @@ async def passport(
         entries = passport_of(kernel, found)
         known = forget and forget_passport(kernel, found)
     if forget:
-        print(f"What is known of {model} is removed." if known else f"Nothing is known of {model}.")
+        print(f"Removed the passport of {model}." if known else f"There is no passport of {model}.")
         return
     if json:
         output.print_json({"model": found.id, "digest": found.digest, "entries": entries})
@@ -44,7 +44,8 @@ async def passport(
         output.print_table(("ENGINE", "DEVICE", "DRIVER", "AT", "ANSWERS"), [row(each) for each in entries])
     else:
         output.say(
-            f"{model} was not asked yet; it is when it is loaded on a GPU or NPU, or has been idle for a minute."
+            f"{model} has not been checked yet; it is checked when it loads on a GPU or NPU, "
+            "or after a minute without requests."
         )
 
 

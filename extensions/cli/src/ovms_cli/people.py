@@ -53,17 +53,17 @@ async def transcribe(
     ] = "",
     *,
     live: Annotated[bool, typer.Option("--live", help="Listen to the microphone; with -, to sound on stdin.")] = False,
-    format_: Annotated[Transcript, typer.Option("--format", "-f", help="How to write it.")] = Transcript.txt,
+    format_: Annotated[Transcript, typer.Option("--format", "-f", help="Output format.")] = Transcript.txt,
     language: Annotated[
         str, typer.Option(metavar="CODE", help="Such as en; detected if not given.", show_default=False)
     ] = "",
-    translate: Annotated[bool, typer.Option("--translate", help="Write English, whatever is spoken.")] = False,
+    translate: Annotated[bool, typer.Option("--translate", help="Translate to English.")] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write it there.", show_default=False)
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="File to write.", show_default=False)
     ] = None,
     model: Model = "",
 ) -> None:
-    """Write down what is said in a recording."""
+    """Transcribe a recording or live speech."""
     if live:
         from ovms_cli.listening import listen
 
@@ -86,7 +86,7 @@ async def transcribe(
 
 async def say(
     session: Session,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to say; - reads it from stdin.", callback=piped)],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="Text to speak; - reads it from stdin.", callback=piped)],
     *,
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write; its ending is the format.")
@@ -95,7 +95,7 @@ async def say(
     speed: Annotated[float, typer.Option(metavar="FACTOR", help="From 0.25 to 4.", min=0.25, max=4)] = 1.0,
     model: Model = "",
 ) -> None:
-    """Speak a text into a sound file."""
+    """Turn text into a sound file."""
     ending = out.suffix.lstrip(".").lower()
     if ending not in SPOKEN:
         raise BadRequest(f"{out.name} does not end in a format of sound; name a file that ends in {_any(SPOKEN)}.")
@@ -111,18 +111,20 @@ async def say(
 async def imagine(
     session: Session,
     prompt: Annotated[
-        str, typer.Argument(metavar="PROMPT", help="What to paint; - reads it from stdin.", callback=piped)
+        str, typer.Argument(metavar="PROMPT", help="Description of the image; - reads it from stdin.", callback=piped)
     ],
     *,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The PNG to write.")] = Path("image.png"),
     size: Annotated[str, typer.Option(metavar="WxH", help="Such as 512x512.", show_default=False)] = "",
-    steps: Annotated[int, typer.Option(metavar="N", help="Steps of inference.", min=0, show_default=False)] = 0,
-    seed: Annotated[int, typer.Option(metavar="N", help="Paints the same picture again.", show_default=False)] = -1,
-    negative: Annotated[str, typer.Option(metavar="TEXT", help="What not to paint.", show_default=False)] = "",
-    image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to change.", show_default=False)] = None,
+    steps: Annotated[int, typer.Option(metavar="N", help="Number of inference steps.", min=0, show_default=False)] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Makes images repeatable.", show_default=False)] = -1,
+    negative: Annotated[
+        str, typer.Option(metavar="TEXT", help="What the image must not show.", show_default=False)
+    ] = "",
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help="Image to change.", show_default=False)] = None,
     model: Model = "",
 ) -> None:
-    """Paint a picture."""
+    """Generate an image."""
     fields: dict[str, Any] = {"prompt": prompt, "response_format": "b64_json"}
     fields |= _named(model=model, size=size, negative_prompt=negative)
     if steps:
@@ -140,7 +142,7 @@ async def imagine(
     try:
         picture = base64.b64decode(json_.loads(answer.body)["data"][0]["b64_json"], validate=True)
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise EngineFailed("The answer holds no picture.") from error
+        raise EngineFailed("The answer contains no image.") from error
     _write(out, picture)
     show_picture(picture)
     print(out)
@@ -155,7 +157,7 @@ async def embed(
     dimensions: Annotated[int, typer.Option(metavar="N", help="Cut vectors to N.", min=0, show_default=False)] = 0,
     model: Model = "",
 ) -> None:
-    """Print a vector for each text, as JSON, one to a line."""
+    """Print an embedding for each text, as one line of JSON."""
     texts = [each for each in piped("-").splitlines() if each.strip()] if texts == ["-"] else texts
     fields: dict[str, Any] = {"input": texts} | _named(model=model)
     if dimensions:
@@ -169,17 +171,17 @@ async def embed(
 
 async def rerank(
     session: Session,
-    query: Annotated[str, typer.Argument(metavar="QUERY", help="What is looked for.", show_default=False)],
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="The query.", show_default=False)],
     files: Annotated[
         list[str],
-        typer.Argument(metavar="FILE", help="Texts to sort; - takes each line of stdin.", show_default=False),
+        typer.Argument(metavar="FILE", help="Texts to rank; - takes each line of stdin.", show_default=False),
     ],
     *,
     top: Annotated[int, typer.Option(metavar="N", help="Only the best N.", min=0, show_default=False)] = 0,
     model: Model = "",
     json: Json = False,
 ) -> None:
-    """Sort texts by how well they answer a query, the best first."""
+    """Rank texts by how well they match a query."""
     if files == ["-"]:
         texts = [each for each in piped("-").splitlines() if each.strip()]
         names = texts

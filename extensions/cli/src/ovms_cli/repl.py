@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 HELP = """\
 /model [NAME]          show or change the model
-/system [TEXT]         show or set the system text; /system - removes it
+/system [TEXT]         show or set the system prompt; /system - removes it
 /set [OPTION [VALUE]]  show or set an option: {options}
 /image FILE            attach an image to the next question
 /save FILE             write the conversation to a file
-/load FILE             go on with a saved conversation
+/load FILE             continue a saved conversation
 /clear                 forget the conversation
 /stats                 show or hide speed after each answer
 /think                 show or hide the reasoning of models that think
 /bye                   leave; so does Ctrl-D
 
-\"\"\" begins and ends a text of several lines. Ctrl-C ends an answer."""
+\"\"\" begins and ends text of several lines. Ctrl-C stops an answer."""
 QUOTES = '"""'
 
 
@@ -142,7 +142,7 @@ class Repl:
     async def _system(self, text: str) -> None:
         if text:
             self._conversation.system = "" if text == "-" else text
-        print(self._conversation.system or "There is no system text.")
+        print(self._conversation.system or "There is no system prompt.")
 
     async def _set(self, rest: str) -> None:
         name, _, value = rest.partition(" ")

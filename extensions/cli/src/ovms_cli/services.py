@@ -69,7 +69,7 @@ async def call(
         ),
     ] = None,
 ) -> None:
-    """Ask a service with a JSON request and print its answer."""
+    """Send a JSON request to a service and print the answer."""
     asked = with_uploads(read_request(request))
     session.kept = WITHDRAWN
     async with services_of(session) as services:

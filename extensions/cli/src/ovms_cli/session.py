@@ -16,7 +16,7 @@ DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", metavar="DIR", help="Folder of models, engines and logs.", show_default=False),
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Tell in detail what happens; show tracebacks.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show debug messages and tracebacks.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 

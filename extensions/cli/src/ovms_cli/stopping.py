@@ -39,7 +39,7 @@ async def stop(
         ),
     ] = None,
 ) -> None:
-    """Stop the server that runs for this data folder.
+    """Stop the server of this data folder.
 
     With models, they are unloaded and the server goes on.
     """
@@ -48,7 +48,7 @@ async def stop(
         return
     server = serving(session.settings.data_dir)
     if server is None:
-        print("No server runs here.")
+        print("No server is running.")
         return
     await _end(session, server)
     print("The server is stopped; models and settings are kept.")
@@ -61,7 +61,7 @@ async def restart(session: Session) -> None:
     """
     server = serving(session.settings.data_dir)
     if server is None:
-        output.say("No server runs here; it is started.")
+        output.say("No server is running; starting one.")
         command = [*program(), "serve"]
         if session.data_dir_given:
             command += ["--data-dir", str(session.settings.data_dir)]

@@ -21,14 +21,14 @@ def tell_server(session: Session, *keys: Key) -> None:
         each.section for each in keys if each.kind == "models" and each.name not in ModelSettings.__struct_fields__
     }
     if later := [str(each) for each in keys if not is_live(each.kind, each.name)]:
-        output.say(f"The server that runs here uses {', '.join(later)} from its next start: `ovms-plugin restart`.")
+        output.say(f"The running server uses {', '.join(later)} after `ovms-plugin restart`.")
     elif loads:
         output.say(
-            f"The server that runs here uses it when it loads {', '.join(sorted(loads))} next; "
+            f"The running server uses it when it next loads {', '.join(sorted(loads))}; "
             f"`ovms-plugin unload {min(loads)}` unloads it."
         )
     else:
-        output.say("The server that runs here uses it from now on.")
+        output.say("The running server uses it from now on.")
 
 
 def changed(before: Settings, after: Settings) -> list[Key]:

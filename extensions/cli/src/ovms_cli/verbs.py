@@ -14,40 +14,40 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "chatting": {
-        "run": "Ask a model, or talk to it; it is pulled if need be.",
-        "chat": "Ask the default model a question, or talk to it.",
+        "run": "Chat with a model, or ask it one question; pull it first if needed.",
+        "chat": "Chat with the default model, or ask it one question.",
     },
     "fetching": {
         "search": "Search a hub for models.",
-        "pull": "Fetch models from the hub.",
-        "import": "Take in a model from a folder or archive.",
+        "pull": "Download models from a hub.",
+        "import": "Import a model from a folder or archive.",
     },
     "disk": {
         "ls": "List the models on this machine.",
-        "show": "Show everything that is known of a model.",
-        "verify": "Check that models are still as they were pulled.",
-        "df": "Show how much disk models, pulls and engines take.",
+        "show": "Show the details of a model.",
+        "verify": "Check models for missing and changed files.",
+        "df": "Show the disk space that models, pulls and engines use.",
     },
     "models": {
         "rm": "Delete models from this machine.",
         "load": "Load models into the running engine.",
         "unload": "Unload models from the running engine.",
         "pin": "Keep models loaded until you unpin or unload them.",
-        "unpin": "Let pinned models be unloaded again.",
-        "ps": "List the models that are loaded, and for how long.",
+        "unpin": "Allow pinned models to be unloaded again.",
+        "ps": "List the loaded models and when each unloads.",
     },
-    "naming": {"alias": "Give a model another name, with settings of its own."},
-    "passports": {"passport": "Show where a model answered sense, by engine, device and driver."},
+    "naming": {"alias": "Give a model another name, with its own settings."},
+    "passports": {"passport": "Show with which engine, device and driver a model answers correctly."},
     "people": {
-        "transcribe": "Write down what is said in a recording.",
-        "say": "Speak a text into a sound file.",
-        "imagine": "Paint a picture.",
-        "embed": "Print a vector for each text, as JSON, one to a line.",
-        "rerank": "Sort texts by how well they answer a query, the best first.",
+        "transcribe": "Transcribe a recording or live speech.",
+        "say": "Turn text into a sound file.",
+        "imagine": "Generate an image.",
+        "embed": "Print an embedding for each text, as one line of JSON.",
+        "rerank": "Rank texts by how well they match a query.",
     },
-    "services": {"call": "Ask a service with a JSON request and print its answer."},
+    "services": {"call": "Send a JSON request to a service and print the answer."},
     "stopping": {
-        "stop": "Stop the server that runs for this data folder.",
+        "stop": "Stop the server of this data folder.",
         "restart": "Stop the server and start it again in the background.",
     },
     "engines": {
@@ -56,13 +56,13 @@ COMMANDS = {
         "engine": "Install, choose and remove engine versions.",
     },
     "configuration": {"config": "Show and change settings."},
-    "autostart": {"service": "Have `serve` start when you log in."},
+    "autostart": {"service": "Start `serve` when you log in."},
     "benchmark": {"bench": "Measure how fast a model answers."},
     "about": {
-        "doctor": "Check this machine, and say what to do about it.",
-        "extensions": "List the extensions, and why one is not used.",
+        "doctor": "Check this machine and suggest fixes.",
+        "extensions": "List the extensions, with the reason if one is not used.",
     },
-    "completing": {"completion": "Print what makes a shell complete commands and names."},
+    "completing": {"completion": "Print the completion script for a shell."},
 }
 """The commands of this package by module, each with the first line of its help: help imports no module for them."""
 
@@ -124,8 +124,8 @@ SERVES_ALL = (
     "`ovms-plugin run MODEL` asks one, and `ovms-plugin load MODEL` loads one beforehand."
 )
 HINTS = {
-    "create": "Models are not built here; `ovms-plugin import FOLDER OWNER/NAME` takes one in, and `ovms-plugin "
-    "alias NAME MODEL --system TEXT` gives one another name and a system text.",
+    "create": "Models are not built here; `ovms-plugin import FOLDER OWNER/NAME` imports one, and `ovms-plugin "
+    "alias NAME MODEL --system TEXT` gives one another name and a system prompt.",
     "push": "Models are not uploaded; use the client of your hub.",
     "convert": "Models are not converted here; optimum-cli does that, and `ovms-plugin import` copies the result.",
     "quantize": "Models are not converted here; optimum-cli does that, and `ovms-plugin import` copies the result.",
@@ -143,8 +143,8 @@ HINTS = {
     "update": "Engines are updated by `ovms-plugin engine upgrade`, models by `ovms-plugin pull --refresh MODEL`.",
     "upgrade": "Engines are updated by `ovms-plugin engine upgrade`, models by `ovms-plugin pull --refresh MODEL`.",
     "cp": "Models are not copied; `ovms-plugin alias NAME MODEL` gives one another name.",
-    "exit": "Nothing runs here that could be left; /bye leaves a conversation, `ovms-plugin stop` stops the server.",
-    "quit": "Nothing runs here that could be left; /bye leaves a conversation, `ovms-plugin stop` stops the server.",
+    "exit": "There is nothing to leave; /bye ends a conversation, `ovms-plugin stop` stops the server.",
+    "quit": "There is nothing to leave; /bye ends a conversation, `ovms-plugin stop` stops the server.",
     "install": "`ovms-plugin pull MODEL` fetches a model, `ovms-plugin engine install` an engine.",
     "uninstall": "`ovms-plugin rm MODEL` deletes a model, `ovms-plugin service uninstall` ends the start at login.",
     "prune": "`ovms-plugin df` shows what is here, `ovms-plugin rm MODEL` deletes a model.",

@@ -68,7 +68,7 @@ def exit_of(returncode: int, lines: Sequence[str], uptime: float, *, expected: b
     """
     cause = "it was stopped" if expected else cause_of(returncode, lines)
     if hung:
-        cause = f"it did not answer (any more) and was ended after {uptime:.0f} s"
+        cause = f"it did not answer and was ended after {uptime:.0f} s"
     code, number = (returncode, None) if returncode >= 0 else (None, -returncode)
     return EngineExit(cause, code, number, uptime, expected)
 

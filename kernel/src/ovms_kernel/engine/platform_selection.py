@@ -74,12 +74,12 @@ def _why(fit: int, host: Host) -> str:
     if fit > EXACT:
         return "its settings ask for it"
     if fit == EXACT:
-        return f"it is made for {system}"
+        return f"built for {system}"
     if fit > GUESS:
         return f"{system} derives from its system{f' ({host.codename})' if host.codename else ''}"
     if fit > 1:
-        return f"its libraries should fit {system}, which running it will tell"
-    return f"nothing more special fits {system} on {host.machine}"
+        return f"built for a system like {system}"
+    return f"nothing more specific fits {system} on {host.machine}"
 
 
 def explain(
@@ -92,7 +92,7 @@ def explain(
         return Finding("error", "platform", error.message)
     text = f"{first.name}: {first.why}"
     if first.is_guess and others:
-        text += f"; if it does not run, {others[0].name} is used"
+        text += f"; falls back to {others[0].name} if it does not run"
     return Finding("ok", "platform", text)
 
 

@@ -241,7 +241,7 @@ class Web:
         from urllib3.exceptions import HTTPError
 
         if urlsplit(url).scheme not in ("http", "https"):
-            raise FetchFailed(f"{url.partition(':')[0]} is no protocol for downloads; use https.", final=True)
+            raise FetchFailed(f"{url.partition(':')[0]} cannot be used for downloads; use https.", final=True)
         try:
             return self._pool(proxy_for(url, self._proxy), secure=url.startswith("https:")).request(
                 "GET",

@@ -47,7 +47,8 @@ def _checked(proxy: str, source: str) -> str:
     if scheme.lower() not in SCHEMES or not host:
         shown = proxy.rpartition("@")[2]  # what stands before may be a password
         raise Unavailable(
-            f"{source} names {shown!r}, which is no proxy; write http://HOST:PORT or socks5h://HOST:PORT, or unset it."
+            f"{source} names {shown!r}, which is not a proxy; "
+            "write http://HOST:PORT or socks5h://HOST:PORT, or unset it."
         )
     return f"{SCHEMES[scheme.lower()]}://{rest}"
 

@@ -188,7 +188,7 @@ class GraphWriter:
         """
         record = await anyio.to_thread.run_sync(read_record, model.directory)
         if record is None:
-            raise NotFound(f"Model {model.id} is not installed any more; pull it again.")
+            raise NotFound(f"Model {model.id} is no longer installed; pull it again.")
         before = await anyio.to_thread.run_sync(graph_digest, model.directory)
         if before not in ("", record.graph) and not overwrite:
             log.info("Model %s: keeping its graph.pbtxt as somebody else wrote it", model.id)

@@ -131,7 +131,7 @@ def _judge_vectors(found: Sample, known: Sample, same: bool) -> str:  # noqa: FB
         return "vectors of another number or length"
     for one, other in zip(vectors, before, strict=True):
         if not all(math.isfinite(each) for each in one):
-            return "vectors that are no numbers"
+            return "vectors that are not numbers"
         if not any(one):
             return "vectors of zeros"
         if (likeness := cosine(one, other)) < COSINE[same]:
@@ -155,7 +155,7 @@ def _judge_scores(found: Sample, known: Sample, same: bool) -> str:  # noqa: FBT
     if len(scores) != len(before):
         return "another number of scores"
     if not all(math.isfinite(each) for each in scores):
-        return "scores that are no numbers"
+        return "scores that are not numbers"
     apart = max((abs(a - b) for a, b in zip(scores, before, strict=True)), default=0.0)
     return f"other scores (by {apart:.2f})" if apart > SCORE[same] else ""
 
@@ -167,7 +167,7 @@ def _read_sound(body: bytes) -> Sample:
     rate, samples = _samples(body)
     squares = sum(each * each for each in samples)
     if not math.isfinite(squares):
-        raise ValueError("the answer's sound is no numbers")
+        raise ValueError("the answer's sound is not numbers")
     moves = any(one != other for one, other in pairwise(samples))
     loudness = math.sqrt(squares / max(len(samples), 1)) if moves else 0.0
     return {"seconds": len(samples) / rate, "loudness": loudness}

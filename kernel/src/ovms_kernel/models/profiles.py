@@ -79,7 +79,7 @@ def _check_device(device: str, host: Host) -> None:
     for each in named:
         name = each.split(".")[0]
         if name not in DEVICES or (colon and kind not in SEVERAL):
-            raise BadRequest(f"{device!r} is no device; name CPU, GPU, NPU, or several such as AUTO:GPU,CPU.")
+            raise BadRequest(f"{device!r} is not a device; use CPU, GPU, NPU, or several such as AUTO:GPU,CPU.")
         # What other systems show of their devices is not all that they have.
         if sys.platform == "linux" and name not in host.devices:
             raise BadRequest(f"This machine shows no {name}; it has {', '.join(host.devices)}.")

@@ -150,7 +150,7 @@ class Store:
                 await anyio.to_thread.run_sync(self.prepare, model_id)
             record = await anyio.to_thread.run_sync(read_record, folder)
         if record is None:
-            raise NotFound(f"Model {profile.model} is not installed any more; pull it again.")
+            raise NotFound(f"Model {profile.model} is no longer installed; pull it again.")
         return folder, record
 
     async def verify(self, model_id: str, report: Callable[[Progress], None] = lambda _: None) -> Sequence[str]:

@@ -123,6 +123,6 @@ def _request(chat: Fields, http: HttpRequest) -> Request:
 
 
 def _failed(error: Exception) -> bytes:
-    message = error.message if isinstance(error, OvmsError) else "This should not have happened; the log tells more."
+    message = error.message if isinstance(error, OvmsError) else "Internal error; the log has the details."
     body = answers.error_of(500, message)
     return answers.event("error", error=body["error"])

@@ -239,7 +239,7 @@ class _Stream(Response):
 
 
 def _failed(error: Exception) -> bytes:
-    message = error.message if isinstance(error, OvmsError) else "This should not have happened; the log tells more."
+    message = error.message if isinstance(error, OvmsError) else "Internal error; the log has the details."
     return answers.line({"error": message})
 
 

@@ -91,7 +91,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise WrongUsage(f"{path} cannot be read as JSON: {error}") from error
     listed = found.get("model_config_list") if isinstance(found, dict) else None
     if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
-        raise WrongUsage(f"{path} is no configuration: it has no list model_config_list")
+        raise WrongUsage(f"{path} is not a configuration: it has no list model_config_list")
     return dict(found)
 
 

@@ -55,7 +55,7 @@ def _checked(proxy: str, source: str) -> str:
         usable = False
     if not usable or scheme.lower() not in (*HTTP, *SOCKS):
         shown = proxy.rpartition("@")[2]  # what stands before may be a password
-        message = f"{source} names {shown!r}, which is no proxy; write http://HOST:PORT or socks5h://HOST:PORT"
+        message = f"{source} names {shown!r}, which is not a proxy; write http://HOST:PORT or socks5h://HOST:PORT"
         raise ValueError(message)
     return f"{scheme.lower()}://{rest}"
 

@@ -60,7 +60,7 @@ def pull(given: argparse.Namespace, flags: GraphFlags) -> str:
         raise WrongUsage("--pull needs --model_repository_path")
     hub = given.hub or os.environ.get("HF_ENDPOINT") or HUB
     if urlsplit(hub).scheme not in ("http", "https"):
-        raise WrongUsage(f"--hub {hub} is no address that begins with https://")
+        raise WrongUsage(f"--hub {hub} is not an address that begins with https://")
     target = Path(repository, given.source_model)
     if target.exists() and not given.overwrite_models:
         return f"{target} is there already; --overwrite_models fetches it again\n"
@@ -122,7 +122,7 @@ def _list(hub: str, name: str) -> list[_File]:
             link = NEXT.search(answer.headers.get("Link") or "")
         entries = json.loads(content) if len(content) <= LISTING else None
         if not isinstance(entries, list) or len(found) + len(entries) > FILES:
-            raise ValueError("the hub's answer is no list of a model's files")
+            raise ValueError("the hub's answer is not a list of a model's files")
         found += [file for entry in entries if (file := _entry(entry))]
         following = urljoin(url, link[1]) if link and entries else ""
         if following and urlsplit(following).netloc != urlsplit(hub).netloc:

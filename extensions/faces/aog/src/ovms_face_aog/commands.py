@@ -77,7 +77,7 @@ async def deploy(
         bool, typer.Option("--remove", help="Remove the plugin from AOG; models and engine stay.")
     ] = False,
 ) -> None:
-    """Make AOG find this plugin.
+    """Install this plugin into AOG.
 
     Writes a folder with plugin.yaml and a launcher that starts this very environment, starts it once as AOG would, and
     says what to do next.
@@ -94,7 +94,7 @@ async def demo(
         Path | None, typer.Option(metavar="DIR", help="Folder of the tiny models.", show_default=False)
     ] = None,
 ) -> None:
-    """See it work, from nothing to an answer.
+    """Try the plugin with tiny models, as AOG uses it.
 
     The plugin is started and asked as AOG would do it, with two tiny models, in a temporary folder (or in the one that
     --data-dir names, which is kept).

@@ -27,7 +27,7 @@ LAUNCHER = """#!/bin/sh
 # Starts ovms-plugin for AOG; written by `ovms-plugin deploy`.
 python={python}
 if [ ! -x "$python" ]; then
-  echo "[ERROR] The Python environment of ovms-plugin was $python and is not there any more;" \\
+  echo "[ERROR] The Python environment of ovms-plugin was $python and no longer exists;" \\
     "run \\`ovms-plugin deploy\\` again from where it is now." >&2
   exit 1
 fi

@@ -187,7 +187,7 @@ class Server:
         except TimeoutError:
             log.warning("Stopping took longer than %g s; what still runs ends with this process", STOP_LIMIT)
         except Exception:
-            log.exception("Stopping did not go well")
+            log.exception("Stopping failed")
         # Whatever still holds us then, threads above all: the host must not have to kill.
         last = threading.Timer(EXIT_LIMIT, self._exit)
         last.daemon = True

@@ -195,7 +195,9 @@ class Provider:
     async def start_engine(self, request: pb.StartEngineRequest, context: Context) -> pb.StartEngineResponse:
         """Begin to start the engine."""
         if request.mode not in MODES:
-            raise BadRequest(f"{request.mode!r} is no mode of the engine; use one of {', '.join(filter(None, MODES))}.")
+            raise BadRequest(
+                f"{request.mode!r} is not a mode of the engine; use one of {', '.join(filter(None, MODES))}."
+            )
         await (await self.kernel()).start_engine(MODES[request.mode])
         return pb.StartEngineResponse()
 

@@ -101,7 +101,7 @@ def told(error: BaseException, where: str, log_file: Path | None = None) -> Ovms
         log.info("%s: %d %s", where, known.code, known.message)
         return known
     log.error("%s failed", where, exc_info=error)
-    return OvmsError(f"{blame(error)} ({type(error).__name__}); the log {log_file or 'of the plugin'} tells more.")
+    return OvmsError(f"{blame(error)} ({type(error).__name__}); the log {log_file or 'of the plugin'} has the details.")
 
 
 def _parse(message: type[Q], raw: bytes) -> Q:

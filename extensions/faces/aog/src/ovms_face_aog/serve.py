@@ -73,7 +73,7 @@ def _be_the_plugin(launcher: str, seat: Seat | None = None) -> NoReturn:
         _log_error(str(cause))
         code = 1
     except* Exception:  # noqa: BLE001 - the last frame: it is logged, and the code tells
-        _log_error("The plugin could not go on", exc_info=True)
+        _log_error("The plugin failed", exc_info=True)
         code = 1
     process.log.close()
     # Threads that still work for requests nobody waits for must not hold us: the host kills after 2 s.

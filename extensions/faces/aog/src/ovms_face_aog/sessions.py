@@ -170,7 +170,7 @@ async def hold_session(
             except Exception:
                 log.exception("Session failed")
                 session.fail()
-                problem = OvmsError("The session failed unexpectedly; the plugin's log tells more.")
+                problem = OvmsError("The session failed unexpectedly; the plugin's log has the details.")
                 yield Message(framing.session_failed(session.id, problem), "text")
     finally:
         session.ended = True

@@ -226,7 +226,7 @@ def plain(path: str) -> str:
 
 def unforeseen(request: str) -> Problem:
     """Return the error of what nobody foresaw."""
-    message = f"This should not have happened; the log tells more of request {request}."
+    message = f"Internal error; the log has the details of request {request}."
     return Problem(500, message, SERVER, "internal_error", None, (NO_RETRY,))
 
 

@@ -56,7 +56,7 @@ async def serve(
     port: Annotated[
         int, typer.Option(metavar="PORT", min=-1, max=65535, help="Which port; 0 = any free one.", show_default=False)
     ] = -1,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Go on in the background once it is ready.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Run in the background.")] = False,
 ) -> None:
     """Serve every installed model at one HTTP address until Ctrl-C.
 
@@ -91,7 +91,7 @@ async def connect(
         ),
     ] = None,
 ) -> None:
-    """Show what another program needs to use the models."""
+    """Show how to connect another program to the models."""
     import anyio.to_thread
 
     from ovms_face_http import config
@@ -106,7 +106,7 @@ async def connect(
     if settings.keys == "required":
         key = await anyio.to_thread.run_sync(keys_of(session.settings).default)
     if where is None:
-        say("Nothing is served now; `ovms-plugin serve` starts that.")
+        say("No server is running; start one with `ovms-plugin serve`.")
     chosen = [each.value for each in Client] if client is None else [client.value]
     print("\n\n".join(told(each, url, key, models) for each in chosen))
 

@@ -51,7 +51,7 @@ async def detach(session: Session) -> None:
             raise
         _tell(told.read())
     if process.returncode is None:
-        say(f"It goes on in the background; `ovms-plugin stop` ends it, and its log is {log}.")
+        say(f"It runs in the background; stop it with `ovms-plugin stop`. Its log is {log}.")
     session.code = process.returncode or 0
 
 

@@ -77,7 +77,7 @@ async def operate(kernel: KernelApi, settings: HttpSettings, say: Callable[[str]
         group.start_soon(running.serve, settings, composed, ready)
         await serving.wait()  # so that nothing is started for an address that is in use
         if not await kernel.check_engine():
-            say("No engine is installed yet; it is installed first.")
+            say("No engine is installed; installing it first.")
             installed = await kernel.install_engine(report=_steps(say))
             say(f"Engine {installed.version} ({installed.platform}) is installed.")
         await kernel.start_engine()
@@ -111,11 +111,11 @@ async def _introduce(kernel: KernelApi, where: RunningServer, say: Callable[[str
     say(f"The key is in {where.key_file}." if where.key_file else "No key is needed.")
     if models:
         count = "1 model" if len(models) == 1 else f"{len(models)} models"
-        say(f"{count}, {len(loaded)} loaded; the others load when they are asked for:")
+        say(f"{count}, {len(loaded)} loaded; the rest load on their first request:")
         for each in models:
             say(f"  {each.id} ({each.model_type}{', loaded' if each.id in loaded else ''})")
     else:
-        say("No model is installed yet; `ovms-plugin pull OWNER/NAME` fetches one.")
+        say("No models are installed; `ovms-plugin pull OWNER/NAME` downloads one.")
     say("`ovms-plugin connect` shows how to use them from other programs.")
 
 

@@ -67,7 +67,7 @@ class Store:
         """
         found = self._kept.get(name) if isinstance(name, str) else None
         if found is None or found.owner != owner or found.until < time.monotonic():
-            raise NotFound(f"Response {name!s:.80} is not kept (any more); send the whole conversation as input.")
+            raise NotFound(f"Response {name!s:.80} is not stored, or no longer; send the whole conversation as input.")
         return found
 
     def drop(self, name: str) -> None:

@@ -151,4 +151,4 @@ def in_words(error: Exception) -> str:
     if isinstance(error, OvmsError):
         return error.message
     log.error("An answer broke off", exc_info=error)
-    return "This should not have happened; the log tells more."
+    return "Internal error; the log has the details."

@@ -27,7 +27,7 @@ CONTAINERS = {b"\x1a\x45\xdf\xa3": "matroska", b"ftyp": "mov"}
 """Formats that FFmpeg reads, WebM and M4A, by their first bytes or those after a length."""
 ADTS = 0xFFF0
 """The first bits of AAC without a container; the layer, which follows them, is 0, and never in an MP3."""
-UNREADABLE = "The file is no audio that can be read; send WAV, MP3, FLAC, OGG, Opus, WebM or M4A"
+UNREADABLE = "The file is not audio that can be read; send WAV, MP3, FLAC, OGG, Opus, WebM or M4A"
 SIZE_LIMIT = 1 << 30
 AT_ONCE = 1 << 20
 """Frames that are decoded at once."""
