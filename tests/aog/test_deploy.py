@@ -19,7 +19,7 @@ from ovms_face_aog.client import AOG, PluginHost
 from ovms_face_aog.manifest import executable
 from ovms_kernel.engine.host import read_host
 from ovms_kernel.errors import NotFound, NotSupported
-from ovms_kernel.testing.process import bare_environment
+from ovms_kernel.testing.platform import bare_environment
 from ovms_kernel.values import Host
 
 Environment = dict[str, str | None]

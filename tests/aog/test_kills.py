@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from ovms_face_aog.client import AOG, ProviderClient, connect, plugin_command
-from ovms_kernel.testing.process import end_by_force
+from tests.processes import end_by_force
 
 VICTIMS = ("host", "plugin", "engine")
 TIMES = 2 if os.name == "posix" else 1

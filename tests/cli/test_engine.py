@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from ovms_kernel.testing.process import end_by_force
 from tests.cli.conftest import run_here
+from tests.processes import end_by_force
 
 ANSWER = "OpenVINO is an open source toolkit for running AI models fast on Intel CPUs, GPUs and NPUs."
 CHAT, EMBED = "tiny/chat", "tiny/embed"

@@ -12,9 +12,9 @@ import pytest
 
 from ovms_cli.output import read_rate
 from ovms_kernel.errors import BadRequest
-from ovms_kernel.testing.gguf import gguf_header
 from ovms_kernel.testing.hub import FakeHub
-from ovms_kernel.testing.process import at_console, interrupt
+from tests.gguf_files import gguf_header
+from tests.processes import at_console, interrupt
 
 CHAT = "tiny/chat"
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from ovms_kernel.testing.hub import FakeHub
-from ovms_kernel.testing.process import at_console, end_by_force, interrupt
+from tests.processes import at_console, end_by_force, interrupt
 
 CHAT = "tiny/chat"
 NOWHERE = "http://127.0.0.1:9"

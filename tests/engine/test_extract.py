@@ -13,8 +13,8 @@ from msgspec.structs import replace
 
 from ovms_kernel.errors import BadRequest
 from ovms_kernel.fetch.archive import ENGINE, extract
-from ovms_kernel.testing.archives import TOKENIZERS_LINK, linux_archive, windows_archive
 from ovms_kernel.values import Progress
+from tests.archives import TOKENIZERS_LINK, linux_archive, windows_archive
 
 
 def ignore(_: Progress) -> None:

@@ -38,8 +38,8 @@ from ovms_kernel.settings import Settings
 from ovms_kernel.testing.contract import configured
 from ovms_kernel.testing.events import EventRecorder
 from ovms_kernel.testing.platform import MisbehavingPlatform
-from ovms_kernel.testing.process import end_by_force
 from ovms_kernel.values import Answer, EngineExit, EngineInfo, Host, Installation, LaunchPlan, Request
+from tests.processes import end_by_force
 
 HOST = Host("linux", "x86_64", "ubuntu", "24.04", memory=16 << 30)
 INSTALLATION = Installation("1.0", Path(), "misbehaving")

@@ -18,11 +18,10 @@ from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, PreconditionF
 from ovms_kernel.fetch.transfer import Pace
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.settings import Settings, read_settings
-from ovms_kernel.testing.archives import LOOK, ArchiveServer, linux_archive
 from ovms_kernel.testing.events import EventRecorder
-from ovms_kernel.testing.platform import PackedPlatform
-from ovms_kernel.testing.process import ENDED_BY_FORCE
 from ovms_kernel.values import Installation, Progress, Release, Requirement
+from tests.archives import LOOK, ArchiveServer, PackedPlatform, linux_archive
+from tests.processes import ENDED_BY_FORCE
 
 ARCHIVE = "ovms_ubuntu24_2026.3.0_python_on.tar.gz"
 SIZE = 3 << 20

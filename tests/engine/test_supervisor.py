@@ -21,9 +21,9 @@ from ovms_kernel.engine.supervisor import State, Supervisor
 from ovms_kernel.processes import start_time
 from ovms_kernel.settings import Settings
 from ovms_kernel.testing.events import EventRecorder
-from ovms_kernel.testing.process import end_by_force, freeze, was_ended_by_force
 from ovms_kernel.values import LaunchPatch, Ports
 from tests.engine.conftest import INSTALLATION, Engine, engines_of
+from tests.processes import end_by_force, freeze, was_ended_by_force
 
 
 async def test_an_engine_is_ready_when_rest_and_grpc_answer_and_gone_after_stop(engine: Engine) -> None:

@@ -24,12 +24,13 @@ from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.kernel import Kernel
 from ovms_kernel.processes import start_time
 from ovms_kernel.settings import Settings, read_settings
-from ovms_kernel.testing.archives import ArchiveServer, linux_archive
 from ovms_kernel.testing.contract import configured
-from ovms_kernel.testing.platform import MisbehavingPlatform, PackedPlatform
-from ovms_kernel.testing.process import ENDED_BY_FORCE
+from ovms_kernel.testing.platform import MisbehavingPlatform
 from ovms_kernel.values import EngineExit, EngineInfo, Host, Installation, Release
+from tests.archives import ArchiveServer, PackedPlatform, linux_archive
+from tests.processes import ENDED_BY_FORCE
 
+ROOT = Path(__file__).parents[2]
 HOST = Host("linux", "x86_64", "ubuntu", "24.04", memory=16 << 30)
 MODEL = "tiny/text"
 
@@ -213,8 +214,8 @@ from ovms_kernel.compose import compose_kernel
 from ovms_kernel.kernel import Kernel
 from ovms_kernel.engine.installation import Installations
 from ovms_kernel.settings import read_settings
-from ovms_kernel.testing.platform import PackedPlatform
 from ovms_kernel.values import Host
+from tests.archives import PackedPlatform
 
 data, url, step, _ = sys.argv[1:]
 def die(*_a, **_k):
@@ -246,7 +247,7 @@ async def test_a_plugin_that_is_killed_while_upgrading_leaves_the_old_version_in
     async with compose(settings, watcher, packed=PackedPlatform(server.url)) as kernel:
         await kernel.install_engine()
         await kernel.import_model(fixtures / "text_generation", MODEL)
-    command = [sys.executable, "-c", KILLED, str(settings.data_dir), server.url, step, ""]
+    command = [sys.executable, "-c", KILLED, str(settings.data_dir), server.url, step, str(ROOT)]
     done = await anyio.run_process(command, check=False)
     assert done.returncode == ENDED_BY_FORCE, done.stderr.decode()
     with anyio.fail_after(10):

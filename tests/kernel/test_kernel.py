@@ -33,8 +33,8 @@ from ovms_kernel.extensions import Extensions
 from ovms_kernel.settings import Settings, read_settings
 from ovms_kernel.testing.contract import configured
 from ovms_kernel.testing.platform import MisbehavingPlatform
-from ovms_kernel.testing.process import end_by_force, freeze, thaw
 from ovms_kernel.values import Answer, Host, Request
+from tests.processes import end_by_force, freeze, thaw
 
 HOST = Host("linux", "x86_64", "ubuntu", "24.04", memory=16 << 30)
 

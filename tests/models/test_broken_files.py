@@ -10,8 +10,8 @@ import pytest
 
 from ovms_kernel.errors import BadRequest
 from ovms_kernel.models import model_record
-from ovms_kernel.testing.gguf import gguf_header
 from ovms_kernel.values import ModelRef
+from tests.gguf_files import gguf_header
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 4100000000\n"
 GRAPH = b'<net name="a"><data element_type="f32" shape="9" offset="64" size="36" /></net>\n'

@@ -20,10 +20,10 @@ from ovms_kernel.errors import BadRequest, NotSupported, PreconditionFailed, Ref
 from ovms_kernel.fetch.partial import COUNT, HEADER, PARTIAL
 from ovms_kernel.hookspecs import hookimpl
 from ovms_kernel.models import staging
-from ovms_kernel.testing.gguf import BF16, F32, Q4_K, Q5_0, gguf_header
 from ovms_kernel.testing.hub import Fault
-from ovms_kernel.testing.process import ENDED_BY_FORCE, end_by_force
 from ovms_kernel.values import ModelRef
+from tests.gguf_files import BF16, F32, Q4_K, Q5_0, gguf_header
+from tests.processes import ENDED_BY_FORCE, end_by_force
 
 REF = ModelRef("me/model")
 BIG = "openvino_model.bin"

@@ -15,7 +15,6 @@ from ovms_kernel.errors import EngineFailed
 from ovms_kernel.extensions import Extensions
 from ovms_kernel.kernel import Kernel
 from ovms_kernel.settings import read_settings
-from ovms_kernel.testing.archives import EMBEDDED, linux_archive
 from ovms_kernel.testing.contract import configured
 from ovms_kernel.values import Host, Release, Request
 from ovms_platform_deepin import Deepin
@@ -24,6 +23,7 @@ from ovms_platform_ubuntu2204 import Ubuntu2204
 from ovms_platform_ubuntu2404 import Ubuntu2404
 from ovms_platform_ubuntu2604 import Ubuntu2604
 from ovms_service_chat import Chat
+from tests.archives import EMBEDDED, linux_archive
 
 pytestmark = pytest.mark.needs_posix  # the archives are Linux's: links, and a shell script as the engine
 

@@ -28,9 +28,9 @@ from ovms_kernel.extensions import Extensions
 from ovms_kernel.kernel import Kernel
 from ovms_kernel.settings import read_settings
 from ovms_kernel.testing.contract import configured
-from ovms_kernel.testing.process import freeze, thaw
 from ovms_kernel.values import Answer, Endpoint, Host, Request
 from ovms_platform_remote import Remote
+from tests.processes import freeze, thaw
 
 
 class Chat:

@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from ovms_kernel.testing.process import end_by_force
+from tests.processes import end_by_force
 
 EXECUTABLE = str(Path(sys.executable).with_name("ovms-plugin" + (".exe" if os.name == "nt" else "")))
 LIMIT = 60.0

@@ -1,4 +1,4 @@
-"""Archives in the layout of OVMS's releases, and a web server that serves them well or badly."""
+"""Archives in the layout of OVMS's releases, a web server that serves them well or badly, and a platform of them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ import zipfile
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
+
+from ovms_kernel.engine.ovms_linux import launch_on_linux
+from ovms_kernel.values import Release
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from ovms_kernel.values import Host, Installation, LaunchPlan, Ports, Requirement
 
 LAUNCHER = f"""#!/bin/sh
 # What bin/ovms would be; the library path and so on are the platform's, the Python is the tests'.
@@ -47,7 +52,7 @@ def linux_archive(
     """
     command = engine.replace("@HOW@", how).replace("@VERSION@", version)
     launcher = LAUNCHER.format(engine=command, says=version if engine == EMBEDDED else "")
-    noise = random.Random(version).randbytes(padding)  # noqa: S311 - only has to be incompressible
+    noise = random.Random(version).randbytes(padding)
     files: dict[str, bytes] = {
         "bin/ovms": launcher.encode(),
         "include/ovms.h": b"header",
@@ -221,3 +226,40 @@ class ArchiveServer:
         if cut is not None:
             request.close_connection = True
             request.connection.close()
+
+
+class PackedPlatform:
+    """A platform whose releases are archives of this module.
+
+    :param mirrors: where the archives are.
+    :param fields: further fields of each release.
+    """
+
+    def __init__(self, *mirrors: str, fit: int = 1000, **fields: Any) -> None:
+        self.mirrors = mirrors
+        self.fit = fit
+        self.fields = fields
+        self.lacks: list[Requirement] = []
+        """What the system lacks, as the test says."""
+
+    def matches(self, host: Host) -> int:
+        """Return the fit that the test says."""
+        del host
+        return self.fit
+
+    def release(self, host: Host | None, version: str) -> Release:
+        """Return the archive of a version."""
+        del host
+        version = version or "2026.3.0"
+        fields: dict[str, Any] = {"mirrors": self.mirrors} | self.fields
+        return Release(version, f"ovms_ubuntu24_{version}_python_on.tar.gz", **fields)
+
+    async def requirements(self, installation: Installation) -> list[Requirement]:
+        """Return what the test says."""
+        del installation
+        return self.lacks
+
+    def launch(self, installation: Installation, ports: Ports) -> LaunchPlan:
+        """Return how to start it."""
+        del ports
+        return launch_on_linux(installation)

@@ -1,4 +1,4 @@
-"""What tests do to processes, the same on each system: end, interrupt or freeze them, start them with little."""
+"""What tests do to processes, the same on each system: end, interrupt or freeze them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ FORCE = 9
 """SIGKILL on POSIX; on Windows ``os.kill`` ends a process by force, and this becomes its exit code."""
 ENDED_BY_FORCE = FORCE if os.name == "nt" else -FORCE
 """The ``returncode`` of a process that :func:`end_by_force` ended."""
-SYSTEM_VARIABLES = ("SYSTEMROOT", "SYSTEMDRIVE", "WINDIR", "COMSPEC", "PATHEXT", "TEMP", "TMP")
-"""Variables without which no program of Windows opens a socket or a temporary file."""
+
 
 CONSOLE = """
 import ctypes, signal, subprocess, sys
@@ -74,8 +73,3 @@ def thaw(pid: int) -> None:
     import psutil
 
     psutil.Process(pid).resume()
-
-
-def bare_environment(**variables: str) -> dict[str, str]:
-    """Return these variables and those without which the system starts no program."""
-    return {name: os.environ[name] for name in SYSTEM_VARIABLES if name in os.environ} | variables
