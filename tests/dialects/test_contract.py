@@ -22,6 +22,6 @@ class TestMetricsPage(DialectContract):
 
 def test_an_error_is_a_json_object_in_each_of_them() -> None:
     for driver in (Anthropic, Ollama, MetricsPage):
-        dialect = driver({})
+        dialect = driver()
         assert "no such model" in str(dialect.error(404, "no such model", "model_not_found"))
         assert inspect.signature(dialect.error).parameters.keys() == {"status", "message", "code"}

@@ -27,7 +27,7 @@ async def test_every_kind_of_model_answers_its_probe(
 ) -> None:
     extensions = Extensions(
         services={"chat": configured(Chat), "embed": configured(Embed), "rerank": configured(Rerank)},
-        platforms={"portable": Portable({})},
+        platforms={"portable": Portable()},
         graphs={"text_generation": TextGeneration({}), "embeddings": Embeddings({}), "rerank": RerankGraph({})},
     )
     settings = read_settings({}, data_dir=tmp_path / "data", rest_port=18866, grpc_port=18890)

@@ -203,7 +203,7 @@ class Paint:
         ("services", SERVICE.replace("endpoint=", "streaming=True, endpoint="), "it lacks stream"),
         ("services", SERVICE.replace("endpoint=", "bidirectional=True, endpoint="), "it lacks converse"),
         ("services", SERVICE.replace('"paint"', '"brush"'), "calls itself brush and its entry point calls it paint"),
-        ("services", SERVICE.replace("def __init__(self, section)", "def __init__(self)"), "constructing it failed"),
+        ("services", SERVICE.replace("(self, section)", "(self, one, two)"), "constructing it failed"),
         ("graphs", GRAPH.replace("build", "built"), "it lacks build"),
         ("graphs", GRAPH, "calls itself painting and its entry point calls it paint"),
         ("services", SERVICE.replace("call, engine", "call"), "Paint.invoke cannot be called as invoke(call, engine)"),
@@ -236,8 +236,10 @@ def test_a_driver_that_could_not_do_its_work_is_refused_with_the_reason(
     assert cause in report.cause
 
 
-def test_the_service_of_the_cases_above_is_loaded_as_it_is(site: Site, tmp_path: Path) -> None:
-    site.install("acme-paint", "ovms.services", "paint = acme_paint:Paint", SERVICE)
+@pytest.mark.parametrize("taken", ["(self)", "(self, section)"], ids=["nothing", "an empty mapping"])
+def test_a_driver_without_settings_is_constructed_with_what_it_takes(site: Site, tmp_path: Path, taken: str) -> None:
+    source = SERVICE.replace("(self, section):", f"{taken}:")
+    site.install("acme-paint", "ovms.services", "paint = acme_paint:Paint", source)
     assert reports(tmp_path)["acme-paint"].state == "loaded"
 
 

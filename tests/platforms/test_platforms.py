@@ -30,15 +30,15 @@ DEEPIN = Host("linux", "x86_64", "deepin", "23", ("debian",), "beige", libpython
 WINDOWS = Host("windows", "x86_64", version="10.0.26100")
 MAC = Host("darwin", "arm64", version="15.1")
 DRIVERS = {
-    "deepin": Deepin({}),
-    "macos": MacOS({}),
-    "portable": Portable({}),
-    "redhat": RedHat({}),
+    "deepin": Deepin(),
+    "macos": MacOS(),
+    "portable": Portable(),
+    "redhat": RedHat(),
     "remote": configured(Remote),
-    "ubuntu2204": Ubuntu2204({}),
-    "ubuntu2404": Ubuntu2404({}),
-    "ubuntu2604": Ubuntu2604({}),
-    "windows": Windows({}),
+    "ubuntu2204": Ubuntu2204(),
+    "ubuntu2404": Ubuntu2404(),
+    "ubuntu2604": Ubuntu2604(),
+    "windows": Windows(),
 }
 EMBEDDED = metadata.version("ovms-embedded")
 
@@ -199,7 +199,7 @@ def test_digests_that_are_known_come_with_the_release(host: Host, chosen: list[s
     assert release.verified == (VERIFIED if release.sha256 else "")
 
 
-@pytest.mark.parametrize("driver", [Ubuntu2204({}), Deepin({})])
+@pytest.mark.parametrize("driver", [Ubuntu2204(), Deepin()])
 def test_the_line_of_ubuntu_22_ends(driver) -> None:
     with pytest.raises(NotFound, match=r"up to version 2026\.4\.1 only"):
         driver.release(UBUNTU2204, "2026.5.0")
@@ -225,7 +225,7 @@ def unpacked(folder: Path, *names: str) -> Installation:
 
 @pytest.mark.needs_posix  # its list of paths cannot hold a drive's colon
 @pytest.mark.parametrize("folder", ["plain", "with space", "ünï 模型 'q'"])
-@pytest.mark.parametrize("driver", [Ubuntu2204({}), Ubuntu2404({}), Ubuntu2604({}), RedHat({}), Deepin({})])
+@pytest.mark.parametrize("driver", [Ubuntu2204(), Ubuntu2404(), Ubuntu2604(), RedHat(), Deepin()])
 def test_d2_12_d2_13_the_launch_on_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver, folder: str) -> None:
     for name, value in FOREIGN.items():
         monkeypatch.setenv(name, value)
@@ -260,7 +260,7 @@ def test_the_launch_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("SYSTEMROOT", r"D:\Win")
     installed = unpacked(tmp_path / "mit Leerzeichen ü", "ovms/ovms.exe", "ovms/espeak-ng-data/phontab")
     root = installed.directory / "ovms"
-    plan = Windows({}).launch(installed, Ports(1, 2))
+    plan = Windows().launch(installed, Ports(1, 2))
     assert plan.argv == (str(root / "ovms.exe"),)
     system = r"D:\Win\System32;D:\Win;D:\Win\System32\Wbem"
     assert plan.env["PATH"] == f"{root};{system}"
@@ -268,19 +268,19 @@ def test_the_launch_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert plan.env["ESPEAK_DATA_PATH"] == str(root / "espeak-ng-data")
     assert not plan.env.keys() & FOREIGN.keys()
     unpacked(tmp_path / "mit Leerzeichen ü", "ovms/python/python.exe")
-    env = Windows({}).launch(installed, Ports(1, 2)).env
+    env = Windows().launch(installed, Ports(1, 2)).env
     assert env["PATH"] == f"{root};{root / 'python'};{root / 'python' / 'Scripts'};{system}"
     assert env["PYTHONHOME"] == str(root / "python")
     assert plan.cwd == installed.directory.parent
 
 
-@pytest.mark.parametrize(("driver", "mark"), [(Ubuntu2404({}), ":"), (Windows({}), ";")])
+@pytest.mark.parametrize(("driver", "mark"), [(Ubuntu2404(), ":"), (Windows(), ";")])
 def test_a_folder_that_would_break_a_list_of_paths_is_refused(tmp_path: Path, driver, mark: str) -> None:
     with pytest.raises(BadRequest, match="choose another one"):
         driver.launch(Installation("1", tmp_path / f"a{mark}b", "x"), Ports(1, 2))
 
 
-@pytest.mark.parametrize("driver", [Portable({}), MacOS({})])
+@pytest.mark.parametrize("driver", [Portable(), MacOS()])
 def test_the_launch_of_the_embedded_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver) -> None:
     for name, value in FOREIGN.items():
         monkeypatch.setenv(name, value)
@@ -381,7 +381,7 @@ async def test_missing_libraries_are_found_before_a_start_each_with_its_command(
     program.write_bytes(binary.replace(b"libc.so.6\0", b"libxml2.6\0"))
     program.chmod(0o755)
     assert await missing_libraries([program], {}) == ["libxml2.6"]
-    lacks = {each.what: each for each in await Ubuntu2404({}).requirements(installed)}
+    lacks = {each.what: each for each in await Ubuntu2404().requirements(installed)}
     assert lacks["the library libxml2.6"].remedy == "sudo apt install libxml2"
     assert lacks["the library libxml2.6"].fatal
     wheels = next(each for what, each in lacks.items() if "Jinja2" in what) if not _has_jinja() else None
@@ -392,7 +392,7 @@ async def test_missing_libraries_are_found_before_a_start_each_with_its_command(
         assert not wheels.fatal
         (installed.directory / "python_deps" / "jinja2").mkdir(parents=True)
     program.write_bytes(binary)
-    rest = {each.what for each in await Ubuntu2404({}).requirements(installed)}
+    rest = {each.what for each in await Ubuntu2404().requirements(installed)}
     assert not {what for what in rest if "library" in what or "Jinja2" in what}
 
 
@@ -402,15 +402,15 @@ def _has_jinja() -> bool:
 
 def test_a_host_without_the_right_libpython_is_told_what_it_misses_and_the_command() -> None:
     bare = TABLE["Ubuntu 24.04 without libpython"][0]
-    (finding,) = Ubuntu2404({}).ovms_check_host(bare)
+    (finding,) = Ubuntu2404().ovms_check_host(bare)
     assert finding.level == "warning"
     assert "cannot call tools and drops system messages" in finding.text
     assert finding.remedy == "sudo apt install libpython3.12"
-    assert Ubuntu2404({}).ovms_check_host(UBUNTU2404) == []
-    (finding,) = RedHat({}).ovms_check_host(TABLE["Alma 9"][0])
+    assert Ubuntu2404().ovms_check_host(UBUNTU2404) == []
+    (finding,) = RedHat().ovms_check_host(TABLE["Alma 9"][0])
     assert finding.remedy == "sudo dnf install python3.12-libs"
-    assert Ubuntu2204({}).ovms_check_host(bare) == [], "not its host"
-    assert Ubuntu2204({}).ovms_check_host(TABLE["Debian 12"][0]) == [], "there is no such package"
+    assert Ubuntu2204().ovms_check_host(bare) == [], "not its host"
+    assert Ubuntu2204().ovms_check_host(TABLE["Debian 12"][0]) == [], "there is no such package"
 
 
 def test_devices_that_cannot_be_used_are_said_with_the_command(tmp_path: Path) -> None:
@@ -439,10 +439,10 @@ def test_devices_that_cannot_be_used_are_said_with_the_command(tmp_path: Path) -
 
 async def test_windows_without_the_runtime_is_told_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SYSTEMROOT", str(tmp_path))
-    (lack,) = await Windows({}).requirements(Installation("1", tmp_path, "windows"))
+    (lack,) = await Windows().requirements(Installation("1", tmp_path, "windows"))
     assert lack.remedy == "winget install --id Microsoft.VCRedist.2015+.x64 -e"
     assert lack.fatal
     (tmp_path / "System32").mkdir()
     for name in ("msvcp140.dll", "vcruntime140.dll", "vcruntime140_1.dll"):
         (tmp_path / "System32" / name).touch()
-    assert await Windows({}).requirements(Installation("1", tmp_path, "windows")) == []
+    assert await Windows().requirements(Installation("1", tmp_path, "windows")) == []

@@ -47,7 +47,7 @@ def offline(driver: Any) -> Platform:
         def release(self, host: Host, version: str) -> Release:
             return replace(super().release(host, version), mirrors=(), asset_list="")
 
-    platform: Platform = Offline({})
+    platform: Platform = Offline()
     return platform
 
 

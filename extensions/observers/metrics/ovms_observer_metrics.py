@@ -12,8 +12,6 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from ovms_kernel.api.observers import hookimpl
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.routing import BaseRoute
@@ -101,8 +99,7 @@ class Metrics:
     The name of a model is a label only if that model answered, so that names that callers invent cost no memory.
     """
 
-    def __init__(self, section: Mapping[str, Any]) -> None:
-        del section
+    def __init__(self) -> None:
         self._running: set[str] = set()
 
     # Coroutine functions, as others run in threads of their own, which would cost more than the counting.
@@ -173,9 +170,6 @@ class MetricsPage:
     """The dialect that shows the metrics."""
 
     name = "metrics"
-
-    def __init__(self, section: Mapping[str, Any]) -> None:
-        del section
 
     def routes(self, kernel: KernelApi) -> list[BaseRoute]:
         """Return ``/metrics``."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from anyio import to_thread
 
 from ovms_kernel.api.platforms import (
@@ -20,17 +18,11 @@ from ovms_kernel.api.platforms import (
     ovms_release,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 BUILD = Build("windows", suffix=".zip")
 
 
 class Windows:
     """Knows the build for Windows."""
-
-    def __init__(self, section: Mapping[str, Any]) -> None:
-        del section  # there is nothing to set
 
     def matches(self, host: Host) -> int:
         """Return how well the build fits."""

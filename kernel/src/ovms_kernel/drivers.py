@@ -2,7 +2,7 @@
 
 A driver is found by name through an entry point and constructed once. What can be set, ``services.chat`` and so on, it
 declares with the class attribute ``settings_type``: a ``msgspec.Struct`` (see ``declared``), an instance of which its
-constructor is given; or ``dict``, if it checks its section itself. A driver without one is given an empty mapping. It
+constructor is given; or ``dict``, if it checks its section itself. A driver without one is constructed with nothing. It
 may also implement any of the hooks of ``hookspecs``.
 """
 
@@ -308,3 +308,15 @@ DRIVER_PROTOCOLS: dict[str, Any] = {
 KERNEL_KINDS = ("services", "platforms", "graphs", "hubs", "observers")
 """The kinds that a kernel is composed of. The others bring libraries of their own, so they are loaded where they are
 used: a face by the process that serves it, dialects by the HTTP face, commands by the command line."""
+
+
+def construct(driver: Any, given: Any) -> Any:  # noqa: ANN401 - any driver's class
+    """Return a driver of that class, made with its settings, or with nothing if it declares none.
+
+    A constructor that has a parameter all the same is given an empty mapping, as it was up to version 0.1.
+    """
+    import inspect
+
+    if hasattr(driver, "settings_type"):
+        return driver(given)
+    return driver({}) if inspect.signature(driver).parameters else driver()

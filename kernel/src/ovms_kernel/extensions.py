@@ -18,7 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ovms_kernel.blame import origin
-from ovms_kernel.drivers import DRIVER_PROTOCOLS, KERNEL_KINDS
+from ovms_kernel.drivers import DRIVER_PROTOCOLS, KERNEL_KINDS, construct
 from ovms_kernel.errors import BadRequest, NotFound
 from ovms_kernel.examination import flaw_of, made_for_another_kernel, watched
 from ovms_kernel.settings import ModelSettings
@@ -145,7 +145,7 @@ def _driver(
             doing = "reading the settings of"
             given = settings_for(make, settings, report.kind, report.name)
             doing = "constructing"
-            driver = make(given)
+            driver = construct(make, given)
             doing = "examining"
             return driver, flaw_of(report.kind, report.name, driver, host)
     except (Exception, SystemExit) as error:
@@ -161,7 +161,7 @@ def settings_for(driver: Any, settings: Settings, kind: str, name: str) -> Any: 
     :raises BadRequest: a setting is unknown or has a wrong value.
     """
     given = settings.for_driver(driver, kind, name)
-    if kind == "graphs" and given and (options := getattr(driver, "options", None)):
+    if kind == "graphs" and isinstance(given, dict) and given and (options := getattr(driver, "options", None)):
         from ovms_kernel.models.graph import check_options
 
         check_options(options(), given, lambda key: settings.place(kind, name, key), f"{kind}.{name}.")

@@ -126,10 +126,7 @@ class Settings(msgspec.Struct, frozen=True):
         :raises BadRequest: a setting is unknown or has a wrong value.
         """
         declared = getattr(driver, "settings_type", NoSettings)
-        if declared is dict:
-            return dict(self.section(kind, name))
-        read = self.read_section(kind, name, declared)
-        return {} if declared is NoSettings else read
+        return dict(self.section(kind, name)) if declared is dict else self.read_section(kind, name, declared)
 
     def model(self, model_id: str) -> ModelSettings:
         """Return the settings of one model; the options of its calculator are not among them.

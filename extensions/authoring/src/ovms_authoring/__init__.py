@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 
 class Extension:
     """``ovms-plugin extension``, a group of commands."""
 
-    def __init__(self, section: Mapping[str, Any]) -> None:
-        del section
+    def __init__(self) -> None:
         import typer
 
         from ovms_authoring import commands

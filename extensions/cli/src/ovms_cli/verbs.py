@@ -182,15 +182,15 @@ def _first_lines() -> Iterator[tuple[str, str]]:
     """
     from importlib import metadata
 
+    from ovms_kernel.api.commands import construct, offered_commands
+
     for each in sorted(metadata.entry_points(group="ovms.commands"), key=lambda each: each.name):
         try:
-            app = each.load()({}).app
+            app = construct(each.load(), {}).app
             single = app.registered_commands[0] if len(app.registered_commands) == 1 else None
             text = single.help or single.callback.__doc__ if single else app.info.help
             yield each.name, " ".join((text or "").strip().partition("\n\n")[0].split()).partition(". ")[0]
         except Exception:  # noqa: BLE001 - this is another's code
-            from ovms_kernel.api.commands import offered_commands
-
             offered_commands([each.name])  # says what is wrong with it
 
 

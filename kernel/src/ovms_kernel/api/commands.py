@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ovms_kernel.drivers import KERNEL_KINDS as KERNEL_KINDS
     from ovms_kernel.drivers import Command as Command
     from ovms_kernel.drivers import Service as Service
+    from ovms_kernel.drivers import construct as construct
     from ovms_kernel.engine.installation import Installations
     from ovms_kernel.extensions import ExtensionReport as ExtensionReport
     from ovms_kernel.extensions import Extensions as Extensions
@@ -69,7 +70,7 @@ else:
         __name__,
         {
             "admission": "decode_request",
-            "drivers": "DRIVER_PROTOCOLS KERNEL_KINDS Command Service",
+            "drivers": "DRIVER_PROTOCOLS KERNEL_KINDS Command Service construct",
             "extensions": "ExtensionReport Extensions",
             "folding": "folded",
             "hookspecs": "hookimpl",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
@@ -99,9 +99,6 @@ class OvmsOnLinux:
     """A platform driver for the vendor's archives; a subclass names its ``row``."""
 
     row: ClassVar[LinuxRow]
-
-    def __init__(self, section: Mapping[str, Any]) -> None:
-        del section  # there is nothing to set
 
     def matches(self, host: Host) -> int:
         """Return how well the build fits."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import sys
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ovms_kernel.engine.ovms import inherited
 from ovms_kernel.errors import NotFound
 from ovms_kernel.values import LaunchPlan, Release
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ovms_kernel.values import Host, Installation, Ports, Requirement
 
 INHERITED = (
@@ -27,9 +25,6 @@ class PythonEngine:
 
     distribution: ClassVar[str]
     """What pip calls it; its module has underscores instead of dashes."""
-
-    def __init__(self, section: Mapping[str, Any]) -> None:
-        del section  # there is nothing to set
 
     def release(self, host: Host, version: str) -> Release:
         """Return the version that is installed beside us.

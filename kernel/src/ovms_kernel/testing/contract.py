@@ -34,6 +34,7 @@ from ovms_kernel.drivers import (
     Platform,
     Service,
     StreamingService,
+    construct,
 )
 from ovms_kernel.events import Events
 from ovms_kernel.examination import flaw_of
@@ -52,10 +53,8 @@ def configured(driver: Any, **values: Any) -> Any:  # noqa: ANN401 - any driver
     :raises BadRequest: one is unknown or has a wrong value.
     """
     declared = getattr(driver, "settings_type", NoSettings)
-    if declared is dict:
-        return driver(values)
-    read = read_struct(declared, values, lambda _: "the settings")
-    return driver({} if declared is NoSettings else read)
+    given = values if declared is dict else read_struct(declared, values, lambda _: "the settings")
+    return construct(driver, given)
 
 
 ANY_HOST = Host("linux", "x86_64", "ubuntu", "24.04", memory=16 << 30)

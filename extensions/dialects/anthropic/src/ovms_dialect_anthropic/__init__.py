@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -21,7 +21,7 @@ from ovms_kernel.api.faces import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator
 
     from starlette.requests import Request as HttpRequest
     from starlette.routing import BaseRoute
@@ -36,15 +36,9 @@ SERVICE = "chat"
 
 
 class Anthropic:
-    """The dialect.
-
-    :param section: nothing can be set.
-    """
+    """The dialect."""
 
     name = "anthropic"
-
-    def __init__(self, section: Mapping[str, Any]) -> None:
-        del section
 
     def routes(self, kernel: KernelApi) -> list[BaseRoute]:
         """Return the API's routes."""

@@ -9,8 +9,6 @@ from starlette.routing import Route
 from ovms_dialect_ollama.endpoints import Endpoints
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from starlette.routing import BaseRoute
 
     from ovms_kernel.api.faces import KernelApi
@@ -19,15 +17,9 @@ __all__ = ["Ollama"]
 
 
 class Ollama:
-    """The dialect.
-
-    :param section: nothing can be set.
-    """
+    """The dialect."""
 
     name = "ollama"
-
-    def __init__(self, section: Mapping[str, Any]) -> None:
-        del section
 
     def routes(self, kernel: KernelApi) -> list[BaseRoute]:
         """Return the API's routes."""

@@ -3,8 +3,7 @@
 The annotations are read at run time; everything heavy is imported by the command that runs, as help lists them all.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -24,8 +23,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 class Serve:
     """``ovms-plugin serve``."""
 
-    def __init__(self, section: Mapping[str, Any]) -> None:
-        del section
+    def __init__(self) -> None:
         self.app = typer.Typer()
         self.app.command()(serve)
 
@@ -33,8 +31,7 @@ class Serve:
 class Connect:
     """``ovms-plugin connect``."""
 
-    def __init__(self, section: Mapping[str, Any]) -> None:
-        del section
+    def __init__(self) -> None:
         self.app = typer.Typer()
         self.app.command()(connect)
 
@@ -42,8 +39,7 @@ class Connect:
 class Key:
     """``ovms-plugin key``, a group."""
 
-    def __init__(self, section: Mapping[str, Any]) -> None:
-        del section
+    def __init__(self) -> None:
         self.app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Make, list and revoke API keys.")
         for name, command in (("add", add_), ("list", list_), ("remove", remove)):
             self.app.command(name)(command)
