@@ -61,6 +61,16 @@ def interrupt(process: subprocess.Popen[Any]) -> None:
         process.send_signal(signal.SIGINT)
 
 
+def is_below(pid: int, process: subprocess.Popen[Any]) -> bool:
+    """Tell whether a process is one that was started or a descendant, as what a launcher of Windows starts is."""
+    import psutil
+
+    try:
+        return pid == process.pid or process.pid in {each.pid for each in psutil.Process(pid).parents()}
+    except psutil.NoSuchProcess:
+        return False
+
+
 def freeze(pid: int) -> None:
     """Stop a process where it is, until :func:`thaw`; its sockets stay open."""
     import psutil

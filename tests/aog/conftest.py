@@ -107,9 +107,10 @@ async def serve(make: Callable[[Any], Provider]) -> AsyncIterator[Face]:
     server = new_server()
     async with make(composed) as provider:
         server.add_registered_method_handlers(SERVICE, rpc_handlers(provider))
-        server.add_insecure_port(f"unix:{folder}/s")
+        unix = f"unix:{folder}/s"
+        port = server.add_insecure_port(unix if os.name == "posix" else "127.0.0.1:0")
         await start(server, Path(folder))
-        channel = connect(f"unix:{folder}/s")
+        channel = connect(unix if os.name == "posix" else f"127.0.0.1:{port}")
         try:
             yield Face(kernel, composed, channel)
         finally:
@@ -204,6 +205,6 @@ def left_of(data: Path, folder: Path) -> list[str]:
             named = any(str(data) in each for each in process.cmdline())
             if named and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
                 left.append(" ".join(process.cmdline()))
-        except psutil.Error:
+        except (psutil.Error, OSError):  # it has just ended, which psutil puts in its own words on few systems
             continue
     return left

@@ -98,7 +98,7 @@ class Run:
     def processes(self) -> list[psutil.Process]:
         found = []
         for process in psutil.process_iter():
-            with suppress(psutil.Error):
+            with suppress(psutil.Error, OSError):
                 marked = any(str(self.data) in each for each in process.cmdline())
                 if marked and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
@@ -107,7 +107,7 @@ class Run:
     def engines(self) -> list[psutil.Process]:
         found = []
         for process in self.processes():
-            with suppress(psutil.Error):
+            with suppress(psutil.Error, OSError):
                 if "--rest_port" in process.cmdline():
                     found.append(process)
         return found

@@ -4,12 +4,13 @@ import json
 import logging
 import os
 import re
+import threading
 from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovms_kernel.log import DescriptorHandler, HclogFormatter, Log, set_level
+from ovms_kernel.log import DescriptorHandler, HclogFormatter, Log, open_file, set_level
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
@@ -68,6 +69,14 @@ def test_the_file_has_readable_lines_and_is_kept_small(tmp_path: Path, monkeypat
     root = logging.getLogger()
     before, level, raising = root.handlers[:], root.level, logging.raiseExceptions
     reading, writing = os.pipe()
+    said: list[dict[str, str]] = []
+
+    def read() -> None:
+        with os.fdopen(reading, "rb") as lines:
+            said.extend(json.loads(line) for line in lines)
+
+    host = threading.Thread(target=read)
+    host.start()  # a pipe of Windows takes 4 KB
     try:
         log = Log(writing)
         log.add_file(tmp_path / "logs" / "plugin.log")
@@ -82,11 +91,31 @@ def test_the_file_has_readable_lines_and_is_kept_small(tmp_path: Path, monkeypat
         root.setLevel(level)
         logging.captureWarnings(capture=False)
         os.close(writing)
-    with os.fdopen(reading, "rb") as lines:
-        said = [json.loads(line) for line in lines]
+    host.join()
     assert said[0]["@message"] == "hello 漢"
     files = sorted(each.name for each in (tmp_path / "logs").iterdir())
     assert files == ["plugin.log", "plugin.log.1", "plugin.log.2"]
     text = (tmp_path / "logs" / "plugin.log.2").read_text("utf-8")
     assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO    ovms_kernel: hello 漢\n", text)
     assert "chatter" not in text
+
+
+def test_a_file_that_another_process_has_open_loses_no_line(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("ovms_kernel.log.FILE_LIMIT", 2_000)
+    path = tmp_path / "plugin.log"
+    handler = open_file(path)
+    assert handler
+
+    def write(count: int) -> None:
+        for at in range(count):
+            handler.emit(logging.LogRecord("x", logging.INFO, "", 1, f"line {at} {'x' * 60}", (), None))
+
+    with path.open("rb"):  # Windows renames no file that is open
+        write(60)
+    write(60)
+    handler.close()
+    found = "".join(each.read_text("utf-8") for each in tmp_path.iterdir())
+    assert "line 59 " in path.read_text("utf-8")
+    if os.name == "nt":
+        assert found.count("line 0 ") == 2
+        assert len(list(tmp_path.iterdir())) > 1, "it is set aside once nobody else has it open"

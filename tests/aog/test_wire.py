@@ -420,7 +420,8 @@ async def test_a_host_that_reads_no_log_holds_nothing_up(environment: Environmen
     )
     assert process.stdout
     client = ProviderClient()
-    client.channel = connect("unix:" + process.stdout.readline().decode().split("|")[3])
+    network, address = process.stdout.readline().decode().split("|")[2:4]
+    client.channel = connect(address if network == "tcp" else f"unix:{address}")
     for _ in range(1000):  # each is logged, and the pipe takes 64 KiB
         assert (await client.call("LoadModel", request_json=b"[]", timeout=10)).code == 0
     await client.channel.close()

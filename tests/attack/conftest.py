@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
 import psutil
 import pytest
 
-from tests.engines.conftest import NODES, Engine, write_graph
+from tests.engines.conftest import NODES, STOPPED, Engine, write_graph
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,20 +57,27 @@ class Watch:
         return (self._peaks[0] - self._before[0]) // MEGABYTE
 
 
-@pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory, fixtures: Path) -> Iterator[Engine]:
-    """An engine with all the tiny models; none of its workers may have ended when the tests are through."""
-    made = Engine(tmp_path_factory.mktemp("target"))
-    for kind in NODES:
-        made.entry(kind, write_graph(kind, fixtures / kind))
-    made.list(*NODES)
+@contextmanager
+def attacked(made: Engine) -> Iterator[Engine]:
+    """Start an engine; neither it nor one of its workers may have ended before the end of the block."""
     made.start("--metrics_enable").ready()
     yield made
     assert made.process
     assert made.process.poll() is None, "\n".join(made.log[-20:])
-    assert made.stop() == 0, "\n".join(made.log[-40:])
+    assert made.stop() == STOPPED, "\n".join(made.log[-40:])
     assert not [line for line in made.log if "crashed" in line or "Traceback" in line or "Ending the worker" in line]
     made.close()
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory, fixtures: Path, inference: None) -> Iterator[Engine]:
+    """An engine with all the tiny models."""
+    made = Engine(tmp_path_factory.mktemp("target"))
+    for kind in NODES:
+        made.entry(kind, write_graph(kind, fixtures / kind))
+    made.list(*NODES)
+    with attacked(made):
+        yield made
 
 
 @pytest.fixture

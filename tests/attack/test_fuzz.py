@@ -189,7 +189,7 @@ def sound(fixtures: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory, fixtures: Path, sound: bytes) -> Iterator[Target]:
+def target(tmp_path_factory: pytest.TempPathFactory, fixtures: Path, sound: bytes, inference: None) -> Iterator[Target]:
     """A server over all the tiny models and one that may be deleted, its routes, and its websockets."""
     folder = tmp_path_factory.mktemp("fuzz") / "data"
 

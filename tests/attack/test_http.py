@@ -13,14 +13,24 @@ import uvicorn
 
 from ovms_embedded.rest import http, protocol
 from ovms_embedded.rest.errors import HttpError
+from tests.attack.conftest import attacked
+from tests.engines.conftest import Engine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from tests.attack.conftest import Watch
-    from tests.engines.conftest import Engine
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\n"
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """An engine without models."""
+    made = Engine(tmp_path_factory.mktemp("target"))
+    made.list()
+    with attacked(made):
+        yield made
 
 
 def dial(target: Engine) -> socket.socket:

@@ -51,7 +51,7 @@ class Served:
     @property
     def note(self) -> dict[str, Any]:
         """Where it listens."""
-        found: dict[str, Any] = json.loads((self.folder / "data" / "run" / "http.json").read_text())
+        found: dict[str, Any] = json.loads((self.folder / "data" / "run" / "http.json").read_text("utf-8"))
         return found
 
     def client(self) -> httpx.Client:

@@ -40,11 +40,14 @@ LOOPBACK = """
       options { [mediapipe.SyncSetInputStreamHandlerOptions.ext] { sync_set { tag_index: "LOOPBACK:0" } } } }
 """
 PATIENCE = 60.0
+STOPPED = 0 if os.name == "posix" else 1
+"""What an engine exits with when it is asked to stop; Windows has no signal for that and ends it."""
 
 
 def write_graph(kind: str, models_path: Path | str, extra: str | None = None, *, loopback: bool = True) -> str:
     """Return a graph.pbtxt as OVMS's own generator lays it out."""
     calculator, options, usual = NODES[kind]
+    path = str(models_path).replace(os.sep, "/")  # a backslash escapes in this language
     return f"""# File created with: OpenVINO Model Server 2026.3.0
 input_stream: "HTTP_REQUEST_PAYLOAD:input"
 output_stream: "HTTP_RESPONSE_PAYLOAD:output"
@@ -56,7 +59,7 @@ node: {{
     input_side_packet: "RESOURCES:llm"
     {LOOPBACK if loopback else ""}
     node_options: {{ [type.googleapis.com / mediapipe.{options}]: {{
-        models_path: "{models_path}" {usual if extra is None else extra}
+        models_path: "{path}" {usual if extra is None else extra}
     }} }}
 }}
 """
@@ -85,7 +88,7 @@ class Engine:
         """Write the graph of an entry."""
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "graph.pbtxt").write_text(pbtxt)
+        (folder / "graph.pbtxt").write_text(pbtxt, "utf-8")
         return self
 
     def list(self, *names: str, also: str = "") -> None:
@@ -220,7 +223,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory, fixtures: Path, inference: 
         yield made
         assert made.process
         assert made.process.poll() is None, "\n".join(made.log[-20:])
-        assert made.stop() == 0
+        assert made.stop() == STOPPED
         assert not [line for line in made.log if "crashed" in line or "Traceback" in line]
     finally:
         made.close()

@@ -249,7 +249,7 @@ async def test_a_stall_in_the_middle_of_a_cancel_holds_nobody_up(hub, driver, re
     began = time.monotonic()
     with anyio.move_on_after(0.3):
         await download(driver(part_size=300_000), tmp_path / "into", no_report)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 5, "of 1000"
 
 
 async def test_everything_goes_through_a_proxy(hub, driver, repo, tmp_path, no_report, monkeypatch):

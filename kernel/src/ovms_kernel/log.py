@@ -118,6 +118,18 @@ class QueueHandler(logging.handlers.QueueHandler):
         return record
 
 
+class RotatingFile(logging.handlers.RotatingFileHandler):
+    """A file that is set aside when it is large; on Windows only if no other process has it open, else it grows on."""
+
+    def doRollover(self) -> None:  # noqa: N802 - logging's name
+        """Set the file aside and begin a new one."""
+        try:
+            super().doRollover()
+        except OSError:
+            self.maxBytes += FILE_LIMIT  # until it is tried again
+            self.stream = self.stream or self._open()
+
+
 def set_up(level: str) -> None:
     """Log to stderr in this process, readable to a person."""
     to_stderr = logging.StreamHandler()
@@ -130,7 +142,7 @@ def open_file(path: Path) -> logging.Handler | None:
     """Return a handler that writes readable lines and sets a large file aside; ``None`` if there cannot be one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        to_file = logging.handlers.RotatingFileHandler(
+        to_file = RotatingFile(
             path, maxBytes=FILE_LIMIT, backupCount=FILES_KEPT, encoding="utf-8", errors="backslashreplace"
         )
     except OSError as error:

@@ -21,6 +21,7 @@ import pytest
 from ovms_face_http import HttpFace, config
 from ovms_kernel.compose import compose_kernel
 from ovms_kernel.settings import read_settings
+from ovms_kernel.testing.process import is_below
 from ovms_kernel.testing.stub import StubEngine
 from tests.faces.http.ways import Aog, Terminal, aog_beside
 
@@ -70,17 +71,17 @@ def environment_of(data_dir: Path, **settings: object) -> dict[str, str]:
 def serving(data_dir: Path, *words: str, **settings: object) -> Iterator[Served]:
     """Run ``ovms-plugin serve`` until the end of the block."""
     environment = environment_of(data_dir, **settings)
-    executable = str(Path(sys.executable).with_name("ovms-plugin"))
+    executable = str(Path(sys.executable).with_name("ovms-plugin" + (".exe" if os.name == "nt" else "")))
     log = data_dir.with_name(f"{data_dir.name}.serve.log")
     with log.open("w") as stderr:
         process = subprocess.Popen([executable, "serve", *words], env=environment, stderr=stderr, text=True)
     try:
         where = data_dir / "run" / "http.json"
         with anyio_deadline(30) as waiting:
-            while not (where.exists() and json.loads(where.read_text())["pid"] == process.pid):
+            while not (where.exists() and is_below(json.loads(where.read_text("utf-8"))["pid"], process)):
                 assert process.poll() is None, log.read_text()
                 waiting()
-        found = json.loads(where.read_text())
+        found = json.loads(where.read_text("utf-8"))
         key = Path(found["key_file"]).read_text().strip() if found["key_file"] else "none"
         yield Served(found["url"], key, process, data_dir, environment, log.read_text().splitlines())
     finally:

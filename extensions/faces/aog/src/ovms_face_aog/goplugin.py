@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
     from pathlib import Path
 
+    import psutil
+
     from ovms_face_aog.grpc_server import Handlers
     from ovms_face_aog.parent import Seat
     from ovms_face_aog.protos import goplugin_pb2
@@ -85,11 +87,17 @@ class Host:
     def __init__(self, stderr: int) -> None:
         self.stderr = stderr
         self._parent = os.getppid()
+        self._process: psutil.Process | None = None
+        self._sought = False
 
     def is_gone(self) -> bool:
-        """Tell whether the host is known to be gone; on Windows only its streams tell, as our parent is a launcher."""
+        """Tell whether the host is known to be gone."""
         if sys.platform == "win32":
-            return False
+            if not self._sought:  # late, as the host waits for the handshake
+                from ovms_face_aog.launched import find_host
+
+                self._process, self._sought = find_host(), True
+            return self._process is None or not self._process.is_running()
         # A host that died before we knew its pid has left us to another parent, but nobody reads the pipe any more.
         pipe = select.poll()
         pipe.register(self.stderr, 0)

@@ -38,7 +38,12 @@ async def detach(session: Session) -> None:
     with log.open("ab") as output, log.open("rb") as told:
         told.seek(0, os.SEEK_END)
         process = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
-            _command(sys.orig_argv), stdin=subprocess.DEVNULL, stdout=output, stderr=output, **_alone()
+            _command(sys.orig_argv),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=os.environ | {"PYTHONIOENCODING": "utf-8"},  # not a code page, which other programs do not expect
+            **_alone(),
         )
         try:
             ready = False
@@ -56,8 +61,12 @@ async def detach(session: Session) -> None:
 
 
 def _command(typed: Sequence[str]) -> list[str]:
-    """Return the command line that this process was started with, without the option that brought it here."""
-    return [each for each in typed if each not in OPTIONS]
+    """Return the command line that this process was started with, without the option that brought it here.
+
+    The program is this interpreter by its path: Windows would look for ``python`` beside the one that a virtual
+    environment was made with, and not in the environment.
+    """
+    return [sys.executable, *(each for each in typed[1:] if each not in OPTIONS)]
 
 
 def _alone() -> dict[str, Any]:
