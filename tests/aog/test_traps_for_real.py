@@ -184,6 +184,7 @@ class Lacking(MisbehavingPlatform):
 """
 
 
+@pytest.mark.needs_posix  # shell scripts in the place of programs
 async def test_d2_4_d2_43_what_the_system_lacks_is_said_and_nothing_is_installed_into_it(
     environment: Environment, tmp_path: Path
 ) -> None:

@@ -59,6 +59,7 @@ async def gone(process: psutil.Process, limit: float = 5.0) -> bool:
 # -- start ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.needs_posix  # a Unix socket
 async def test_handshake_over_a_private_unix_socket(plugin: PluginHost, short_path: Path) -> None:
     core, version, network, address, protocol, certificate = plugin.stdout.decode().rstrip("\n").split("|")
     assert (core, version, network, protocol, certificate) == ("1", "1", "unix", "grpc", "")
@@ -111,6 +112,7 @@ def test_no_free_port_is_one_sentence(environment: Environment, tmp_path: Path) 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.needs_posix  # a Unix socket
 async def test_a_long_folder_of_temporary_files_is_no_obstacle(environment: Environment, tmp_path: Path) -> None:
     deep = tmp_path / ("deep" * 30)
     deep.mkdir()

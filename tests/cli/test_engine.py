@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import psutil
 import pytest
 
 from tests.cli.conftest import run_here
-from tests.processes import end_by_force
+from tests.processes import at_console, end_by_force, interrupt
 
 ANSWER = "OpenVINO is an open source toolkit for running AI models fast on Intel CPUs, GPUs and NPUs."
 CHAT, EMBED = "tiny/chat", "tiny/embed"
@@ -64,7 +65,13 @@ class Serve:
 
     def __init__(self, executable: str, environment: dict[str, str]) -> None:
         self.lines: list[str] = []
-        self.process = subprocess.Popen([executable, "serve"], env=environment, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            at_console([executable, "serve"]),
+            env=environment,
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def read_until(self, part: str) -> str:
         assert self.process.stderr
@@ -74,10 +81,24 @@ class Serve:
                 return line
         raise AssertionError(f"it ended without saying {part!r}: {self.lines}")
 
-    def end(self, number: signal.Signals) -> tuple[int, str]:
-        self.process.send_signal(number)
-        _, rest = self.process.communicate(timeout=20)
-        return self.process.returncode, rest
+    def interrupt(self) -> tuple[int, str]:
+        """Type Ctrl-C and return the exit code and the lines that are left."""
+        interrupt(self.process)
+        return self.rest()
+
+    def rest(self) -> tuple[int, str]:
+        """Wait for its end, with its stdin open, and return the exit code and the lines that are left."""
+        assert self.process.stderr
+        rest = self.process.stderr.read()
+        return self.process.wait(20), rest
+
+    def kill(self) -> None:
+        with suppress(psutil.NoSuchProcess):
+            for each in psutil.Process(self.process.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
+        self.process.kill()
+        self.process.communicate()
 
 
 @pytest.fixture
@@ -87,8 +108,7 @@ def server(installed: Any, executable: str, environment: dict[str, str]) -> Iter
         process.read_until("is ready at")
         yield process
     finally:
-        process.process.kill()
-        process.process.communicate()
+        process.kill()
 
 
 def test_engines_are_installed_listed_chosen_and_removed(here: Any) -> None:
@@ -103,6 +123,7 @@ def test_engines_are_installed_listed_chosen_and_removed(here: Any) -> None:
     assert "9.9" in here("engine", "use", "9.9", code=3).stderr
 
 
+@pytest.mark.needs_posix  # plays a relative of Ubuntu
 def test_an_engine_that_is_not_the_first_choice_is_no_secret(environment: dict[str, str]) -> None:
     """On a relative of Ubuntu whose build cannot be downloaded, another engine is installed; a warning says why."""
     code = (
@@ -121,6 +142,7 @@ def test_an_engine_that_is_not_the_first_choice_is_no_secret(environment: dict[s
     )
 
 
+@pytest.mark.needs_inference
 def test_an_engine_is_installed_for_the_first_request(here: Any, fixtures: Path) -> None:
     assert "No model for text is installed" in here("chat", "hello", code=3).stderr
     assert "begins when the engine" in here("logs", code=3).stderr
@@ -132,6 +154,7 @@ def test_an_engine_is_installed_for_the_first_request(here: Any, fixtures: Path)
     assert "No model is loaded" in here("ps").stderr
 
 
+@pytest.mark.needs_inference
 def test_an_engine_is_started_for_one_request(installed: Any, tmp_path: Path) -> None:
     done = installed("chat", "What is OpenVINO?")
     assert done.stdout == ANSWER + "\n"
@@ -168,6 +191,7 @@ def shown_by_ps(installed: Any, text: str) -> None:
         time.sleep(0.5)
 
 
+@pytest.mark.needs_inference
 def test_others_use_the_engine_that_serve_runs(
     server: Serve, installed: Any, run: Any, fixtures: Path, tmp_path: Path
 ) -> None:
@@ -211,13 +235,14 @@ def test_others_use_the_engine_that_serve_runs(
     assert EMBED in installed("call", "embed", '{"model": "tiny/chat", "input": "x"}', code=2).stderr
 
     assert json.loads(installed("status", "--json").stdout)["pid"] == status["pid"], "the same engine served all"
-    code, told = server.end(signal.SIGINT)
+    code, told = server.interrupt()
     assert code == 130
     assert told.splitlines()[-1] == "The server is stopped; models and settings are kept."
     assert not psutil.pid_exists(status["pid"])
     assert not left(tmp_path)
 
 
+@pytest.mark.needs_inference
 def test_call_uploads_the_files_that_a_request_names(
     installed: Any, here: Any, server: Serve, fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,13 +298,15 @@ def test_a_model_that_does_not_load_is_said_once(run: Any, installed: Any, fixtu
     assert "openvino_model.xml" in done.stderr.splitlines()[1]
 
 
+@pytest.mark.needs_posix  # SIGTERM
 def test_serve_tells_of_a_crash_and_ends_with_sigterm(server: Serve, installed: Any, tmp_path: Path) -> None:
     first = json.loads(installed("status", "--json").stdout)["pid"]
     end_by_force(first)
     server.read_until("killed")
     server.read_until("is ready at")
     assert json.loads(installed("status", "--json").stdout)["pid"] != first
-    assert server.end(signal.SIGTERM)[0] == 143
+    server.process.terminate()
+    assert server.rest()[0] == 143
     assert not left(tmp_path)
 
 
@@ -289,8 +316,8 @@ def test_serve_gives_up_with_the_engine(
     process = Serve(executable, environment | {"OVMS_PLUGIN_RESTART_LIMIT": "0"})
     process.read_until("is ready at")
     end_by_force(json.loads(installed("status", "--json").stdout)["pid"])
-    _, rest = process.process.communicate(timeout=20)
-    assert process.process.returncode == 4
+    code, rest = process.rest()
+    assert code == 4
     assert "given up" in rest.splitlines()[-1]
     assert not left(tmp_path)
 
@@ -300,18 +327,20 @@ def test_a_second_server_leaves_the_first_alone_and_one_can_follow_it(
 ) -> None:
     engine = json.loads(installed("status", "--json").stdout)["pid"]
     second = Serve(executable, environment)
-    assert "A server runs here already" in second.process.communicate(timeout=60)[1]
-    assert second.process.returncode == 4
+    code, told = second.rest()
+    assert code == 4
+    assert "A server runs here already" in told
     found = json.loads(installed("status", "--json").stdout)
     assert (found["pid"], found["engine"]) == (engine, "ready")
-    server.end(signal.SIGINT)
+    server.interrupt()
     third = Serve(executable, environment)
     third.read_until("is ready at")
-    code, told = third.end(signal.SIGINT)
+    code, told = third.interrupt()
     assert (code, told.splitlines()[-1]) == (130, "The server is stopped; models and settings are kept.")
     assert json.loads(installed("status", "--json").stdout)["engine"] == "stopped"
 
 
+@pytest.mark.needs_posix  # Ctrl-C while a pipe is its stdin
 def test_ctrl_c_ends_waiting_for_stdin(installed: Any, executable: str, environment: dict[str, str]) -> None:
     waiting = subprocess.Popen(
         [executable, "chat", "-"], env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -325,6 +354,7 @@ def test_ctrl_c_ends_waiting_for_stdin(installed: Any, executable: str, environm
     assert waiting.returncode == 130
 
 
+@pytest.mark.needs_posix  # an open log is renamed and cut
 def test_a_log_is_followed_until_ctrl_c(
     installed: Any, executable: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -370,10 +400,11 @@ def left(folder: Path) -> list[psutil.Process]:
 def _names(process: psutil.Process, folder: str) -> bool:
     try:
         return process.pid != os.getpid() and any(folder in word for word in process.cmdline())
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return False
 
 
+@pytest.mark.needs_inference
 def test_sound_goes_to_a_file_whose_path_is_printed(installed: Any, fixtures: Path, tmp_path: Path) -> None:
     installed("import", str(fixtures / "text_to_speech"), "tiny/speaker")
     asked = '{"model": "tiny/speaker", "input": "hi", "response_format": "flac"}'

@@ -40,7 +40,7 @@ class Watcher:
 
 
 @pytest.fixture
-async def stocked(tmp_path, fixtures):
+async def stocked(tmp_path, fixtures, inference):
     """A data folder with six models, each of which was loaded once, so that it is known what it takes."""
     ports = {"rest_port": 21000 + os.getpid() % 9000, "grpc_port": 31000 + os.getpid() % 9000}
     common = {"data_dir": tmp_path / "data", "platform": "portable", "models": {"tiny/text": {"cache_size": 0}}} | ports

@@ -88,6 +88,7 @@ async def test_idle_connections_and_open_streams_keep_nobody_out(
             return psutil.Process().memory_info().rss
 
         first = await round_of()
-        assert len([each for each in served.engine.requests if each.path.endswith("/m/ready")]) == 1
+        asked = [each for each in served.engine.requests if each.path.endswith("/m/ready")]
+        assert len(asked) < 10, "one answer serves all but those that ask at the same moment"
         second = await round_of()
         assert second - first < 20 << 20, "what connections take is given back"

@@ -65,7 +65,7 @@ class Keys:
             _write(self.file, key.encode() + b"\n", exclusive=True)
         except FileExistsError:
             # Another process made it at the same moment, or it is empty.
-            if kept := self.file.read_text("ascii").strip():
+            if kept := patiently(self.file.read_bytes).decode("ascii").strip():
                 return kept
             _write(self.file, key.encode() + b"\n")
         return key
@@ -159,7 +159,7 @@ def _write(path: Path, data: bytes, *, exclusive: bool = False) -> None:
         error.filename = error.filename or str(path)  # a write that fails names no file
         raise
     finally:
-        new.unlink(missing_ok=True)
+        patiently(lambda: new.unlink(missing_ok=True))
 
 
 def keys_of(settings: Settings) -> Keys:
