@@ -111,6 +111,7 @@ async def test_a_model_that_is_replaced_or_removed_takes_its_profiles_with_it(
         world.store.find("short")
 
 
+@pytest.mark.needs_posix  # symbolic links, which take a privilege on Windows
 async def test_where_files_cannot_be_linked_they_are_pointed_at(world: Any, monkeypatch: Any) -> None:
     def refuse(*_: object) -> None:
         raise OSError(18, "Invalid cross-device link")
