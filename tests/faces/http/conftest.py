@@ -21,9 +21,9 @@ import pytest
 from ovms_face_http import HttpFace, config
 from ovms_kernel.compose import compose_kernel
 from ovms_kernel.settings import read_settings
-from ovms_kernel.testing.process import is_below
 from ovms_kernel.testing.stub import StubEngine
 from tests.faces.http.ways import Aog, Terminal, aog_beside
+from tests.processes import is_below
 
 MODELS = {
     "tiny/chat": "text_generation",
