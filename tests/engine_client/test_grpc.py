@@ -1,4 +1,4 @@
-"""The engine's gRPC as far as it is needed: whether it lives and is ready."""
+"""The engine's gRPC as far as it is needed: whether it lives."""
 
 import socket
 
@@ -13,23 +13,18 @@ from ovms_kernel.values import Endpoint
 
 @pytest.fixture
 async def served():
-    said = {"live": True, "ready": False}
+    said = {"live": False}
 
     async def live(request, context):
         return kserve.ServerLiveResponse(live=said["live"])
 
-    async def ready(request, context):
-        return kserve.ServerReadyResponse(ready=said["ready"])
-
-    def handler(method, request, response):
-        return grpc.unary_unary_rpc_method_handler(
-            method, request_deserializer=request.FromString, response_serializer=response.SerializeToString
-        )
-
     server = grpc.aio.server()
     methods = {
-        "ServerLive": handler(live, kserve.ServerLiveRequest, kserve.ServerLiveResponse),
-        "ServerReady": handler(ready, kserve.ServerReadyRequest, kserve.ServerReadyResponse),
+        "ServerLive": grpc.unary_unary_rpc_method_handler(
+            live,
+            request_deserializer=kserve.ServerLiveRequest.FromString,
+            response_serializer=kserve.ServerLiveResponse.SerializeToString,
+        )
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("inference.GRPCInferenceService", methods),))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -41,10 +36,9 @@ async def served():
 async def test_what_grpc_says(served):
     said, target = served
     client = EngineClient(Endpoint("http://127.0.0.1:1", target))
+    assert not await client.grpc_live()
+    said["live"] = True
     assert await client.grpc_live()
-    assert not await client.grpc_ready()
-    said["ready"] = True
-    assert await client.grpc_ready()
     await client.aclose()
 
 
@@ -54,4 +48,4 @@ async def test_a_grpc_that_is_not_there_or_not_offered():
         client = EngineClient(Endpoint("http://127.0.0.1:1", f"127.0.0.1:{free.getsockname()[1]}"))
         assert not await client.grpc_live()
         await client.aclose()
-    assert await EngineClient(Endpoint("http://127.0.0.1:1", "")).grpc_ready()
+    assert await EngineClient(Endpoint("http://127.0.0.1:1", "")).grpc_live()

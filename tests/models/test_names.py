@@ -64,7 +64,7 @@ def test_whatever_passes_is_a_safe_path(text):
 
 @pytest.mark.parametrize("path", ["a.bin", "unet/openvino_model.xml", "1_Pooling/config.json", "说明.md", "a b.txt"])
 def test_good_paths_of_files(path):
-    assert check_file_path(path, "x") == path
+    check_file_path(path, "x")
 
 
 @pytest.mark.parametrize(

@@ -352,7 +352,7 @@ async def test_the_header_says_what_wrote_it(world, tiny):
     assert "me/a" in first
 
 
-async def test_a_graph_edited_by_hand_is_kept_until_asked(world, tiny):
+async def test_a_graph_edited_by_hand_is_kept_until_it_is_removed(world, tiny):
     model = await world.ingest.import_(tiny("embeddings"), "a")
     graph = model.directory / "graph.pbtxt"
     edited = graph.read_text().replace('models_path: "./"', 'models_path: "./"\n      truncate: true')
@@ -362,7 +362,8 @@ async def test_a_graph_edited_by_hand_is_kept_until_asked(world, tiny):
     await world.ingest.import_(tiny("embeddings"), "a")
     assert graph.read_text() == edited, "a new copy of the model keeps the graph, too"
     assert world.store.describe("a")["graph_edited"]
-    assert await world.graphs.refresh(model, overwrite=True)
+    graph.unlink()
+    assert await world.graphs.refresh(model)
     assert "truncate" not in graph.read_text()
     assert not world.store.describe("a")["graph_edited"]
 

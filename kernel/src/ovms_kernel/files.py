@@ -13,10 +13,11 @@ import threading
 import time
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from ovms_kernel.errors import Cancelled, OvmsError, PreconditionFailed, TimedOut
 from ovms_kernel.settings import ELSEWHERE
@@ -46,13 +47,21 @@ PATIENCE = 2.0
 # -- reading -------------------------------------------------------------------------------------------------------
 
 
-def read_json(path: Path) -> dict[str, object] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in that file; ``None`` if it is absent, damaged or not an object."""
     try:
         value = json.loads(patiently(path.read_bytes))
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def read_struct(path: Path, of: type[T]) -> T | None:
+    """Return the struct in that JSON file; ``None`` if it is absent, damaged or something else."""
+    try:
+        return msgspec.convert(read_json(path), of)
+    except msgspec.ValidationError:
+        return None
 
 
 def size_of(path: Path) -> int | None:
@@ -77,7 +86,7 @@ def disk_usage(folder: Path) -> int:
     return size
 
 
-def hash_file(path: Path, advance: Callable[[int], None] = lambda _: None) -> str:
+def hash_file(path: Path, advance: Callable[[int], None]) -> str:
     """Return the SHA-256 of a file as hex; ``advance`` is called with the bytes of each piece."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
@@ -250,7 +259,7 @@ def refused_by_system(error: BaseException) -> OvmsError | None:
     if not isinstance(error, OSError):
         return None
     where = f"{os.fsdecode(error.filename)} cannot be used" if isinstance(error.filename, str | bytes) else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         return OvmsError(f"{where or 'A file cannot be written'} ({error.strerror}); make room on that disk.")
     if where and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
         return OvmsError(f"{where} ({error.strerror}); fix that, or {ELSEWHERE}.")
@@ -263,9 +272,9 @@ def refused_by_system(error: BaseException) -> OvmsError | None:
 class Meter:
     """Counts bytes in a thread; the reports are made elsewhere."""
 
-    def __init__(self, status: str, total: int, completed: int = 0) -> None:
+    def __init__(self, status: str, total: int) -> None:
         self.status, self.total, self.subject = status, total, ""
-        self.completed = completed
+        self.completed = 0
         self._stop = threading.Event()
 
     def advance(self, count: int) -> None:

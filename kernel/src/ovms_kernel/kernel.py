@@ -171,7 +171,7 @@ class Kernel:
 
         Nothing is downloaded unless a version was asked for, here or by setting, so a face may ask after every start.
         """
-        from ovms_kernel.engine.upgrade import upgrade
+        from ovms_kernel.upgrade import upgrade
 
         async with self.control.installing:
             return await upgrade(self, version or self.settings.engine_version, report)

@@ -10,8 +10,9 @@ import json
 import os
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+import msgspec
 from msgspec.structs import asdict
 
 from ovms_kernel import processes
@@ -53,14 +54,14 @@ class RunningServer(Discreet, frozen=True):
 
 def read_server(data_dir: Path) -> RunningServer | None:
     """Return the server that runs for a data folder; ``None`` if none does."""
-    note: dict[str, Any] = read_json(_note(data_dir)) or {}
-    try:
-        if note.pop("boot") != processes.boot():
-            return None
-        found = RunningServer(**note)
-        return found if processes.is_alive(found.pid, found.started) else None
-    except (KeyError, TypeError):
+    note = read_json(_note(data_dir)) or {}
+    if note.pop("boot", None) != processes.boot():
         return None
+    try:
+        found = msgspec.convert(note, RunningServer)
+    except msgspec.ValidationError:
+        return None
+    return found if processes.is_alive(found.pid, found.started) else None
 
 
 def refuse_second(data_dir: Path) -> None:
@@ -84,9 +85,7 @@ async def only_server(data_dir: Path) -> AsyncIterator[None]:
     """
     with disk_errors("Starting the server"):
         _note(data_dir).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    async with locked(
-        _lock(data_dir), timeout=PATIENCE, busy=BUSY, waiting=lambda: refuse_second(data_dir), keep=lambda: True
-    ):
+    async with locked(_lock(data_dir), timeout=PATIENCE, busy=BUSY, waiting=lambda: refuse_second(data_dir)):
         yield
 
 
@@ -106,7 +105,7 @@ async def forget_dead_server(data_dir: Path) -> bool:
     if not _note(data_dir).exists() or read_server(data_dir):
         return False
     with suppress(TimedOut):  # one that starts replaces the note itself
-        async with locked(_lock(data_dir), timeout=0, keep=lambda: True):
+        async with locked(_lock(data_dir), timeout=0):
             _note(data_dir).unlink(missing_ok=True)
     return True
 

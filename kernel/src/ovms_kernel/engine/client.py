@@ -167,11 +167,23 @@ class EngineClient:
 
     async def grpc_live(self) -> bool:
         """Tell whether gRPC answers; true if the endpoint offers none."""
-        return await self._grpc_says("ServerLive", "live")
+        if not self.endpoint.grpc:
+            return True
+        import grpc.aio
 
-    async def grpc_ready(self) -> bool:
-        """Tell whether the engine says over gRPC that it is ready; true if the endpoint offers none."""
-        return await self._grpc_says("ServerReady", "ready")
+        from ovms_kernel.engine.protos.ovms_kserve_pb2 import ServerLiveRequest, ServerLiveResponse
+
+        if self._channel is None:
+            self._channel = self._open_channel()
+        call = self._channel.unary_unary(
+            "/inference.GRPCInferenceService/ServerLive",
+            request_serializer=ServerLiveRequest.SerializeToString,
+            response_deserializer=ServerLiveResponse.FromString,
+        )
+        try:
+            return bool((await call(ServerLiveRequest(), timeout=PROBE_LIMIT)).live)
+        except grpc.aio.AioRpcError:
+            return False
 
     # -- connections -----------------------------------------------------------------------------------------------
 
@@ -226,26 +238,6 @@ class EngineClient:
     async def _says_ok(self, path: str) -> bool:
         with _translated(), _limit(PROBE_LIMIT):
             return (await self._client().get(path)).status_code == 200
-
-    async def _grpc_says(self, method: str, field: str) -> bool:
-        if not self.endpoint.grpc:
-            return True
-        import grpc.aio
-
-        from ovms_kernel.engine.protos import ovms_kserve_pb2 as kserve
-
-        if self._channel is None:
-            self._channel = self._open_channel()
-        call = self._channel.unary_unary(
-            f"/inference.GRPCInferenceService/{method}",
-            request_serializer=getattr(kserve, method + "Request").SerializeToString,
-            response_deserializer=getattr(kserve, method + "Response").FromString,
-        )
-        try:
-            response = await call(getattr(kserve, method + "Request")(), timeout=PROBE_LIMIT)
-        except grpc.aio.AioRpcError:
-            return False
-        return bool(getattr(response, field))
 
     def _open_channel(self) -> grpc.aio.Channel:
         import grpc

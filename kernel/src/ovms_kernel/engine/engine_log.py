@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 LOG_LIMIT = 16 << 20
 """Bytes of an engine log before it is set aside."""
 LOGS_KEPT = 3
+READ_LIMIT = 64 << 10
+"""Bytes at the end of a log that are read for a cause."""
 ERRORS = re.compile(r"\[(error|critical)\]|error while loading|Traceback|Error:|terminate called", re.IGNORECASE)
 PREFIX = re.compile(r"^\[[^\]]*\]\[[^\]]*\]\[[^\]]*\]\[[^\]]*\]\[[^\]]*\]\s*")
 """Time, thread, logger, level and place before an OVMS log line."""
@@ -131,14 +133,14 @@ def _make_room(path: Path) -> None:
             newer.replace(path.with_suffix(f".log.{number}"))
 
 
-def log_lines(path: Path, begin: int = 0, *, limit: int = 64 << 10) -> list[str]:
-    """Return the lines of a log after a position in bytes, the last 64 KiB of them at most."""
+def log_lines(path: Path, begin: int = 0) -> list[str]:
+    """Return the lines of a log after a position in bytes, the last of them where they are many."""
     if not path.is_file():
         return []
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(begin, size - limit, 0))
+            file.seek(max(begin, size - READ_LIMIT, 0))
             return file.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return []

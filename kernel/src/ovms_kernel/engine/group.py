@@ -181,10 +181,6 @@ class EngineGroup(EngineClient):
         """Return true, as REST tells."""
         return True
 
-    async def grpc_ready(self) -> bool:
-        """Return true, as REST tells."""
-        return True
-
     async def _all(self, ask: Callable[[_Member], Awaitable[T]]) -> list[T]:
         answers: dict[int, T] = {}
 

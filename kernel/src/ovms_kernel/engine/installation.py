@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
+import msgspec
 
-from ovms_kernel.engine.record import Record, read_record, write_record
+from ovms_kernel.engine.record import Record
 from ovms_kernel.errors import BadRequest, EngineFailed, NotFound, TimedOut, Unavailable
-from ovms_kernel.files import locked, patiently, rename, write_atomically
+from ovms_kernel.files import locked, patiently, read_struct, rename, write_atomically
 from ovms_kernel.values import Installation, Ports, Progress
 
 if TYPE_CHECKING:
@@ -130,12 +131,13 @@ class Installations:
 
     def read_record(self) -> Record:
         """Return what earlier installs found out about platforms."""
-        return read_record(self._settings.active_file.with_name("platform.json"))
+        return read_struct(self._settings.active_file.with_name("platform.json"), Record) or Record()
 
     def write_record(self, record: Record) -> None:
         """Note what an install found out; nothing is written if that is known."""
         if record != self.read_record():
-            write_record(self._settings.active_file.with_name("platform.json"), record)
+            text = json.dumps(msgspec.to_builtins(record), indent=1) + "\n"
+            write_atomically(self._settings.active_file.with_name("platform.json"), text.encode())
 
     def forget(self, release: Release) -> None:
         """Remove what was fetched of a release that will not be installed."""

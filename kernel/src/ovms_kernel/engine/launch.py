@@ -7,27 +7,22 @@ import logging
 import os
 import secrets
 import socket
-import sys
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import anyio
 import msgspec
 from msgspec.structs import asdict
 
 from ovms_kernel import processes
+from ovms_kernel.declared import Count  # noqa: TC001 - msgspec reads annotations
+from ovms_kernel.engine.process import EngineProcess, spawn
 from ovms_kernel.errors import EngineFailed
 from ovms_kernel.events import merge
-from ovms_kernel.files import write_atomically
+from ovms_kernel.files import read_json, write_atomically
 from ovms_kernel.values import Endpoint, LaunchPlan, Ports
 
-if sys.platform == "win32":
-    from ovms_kernel.engine.process_windows import EngineProcess, spawn
-else:
-    from ovms_kernel.engine.process_posix import EngineProcess, spawn
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from ovms_kernel.events import Events
@@ -37,30 +32,27 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
+Pid = Annotated[int, msgspec.Meta(gt=0)]
 
 
 class RunningEngine(msgspec.Struct, frozen=True):
     """What ``run/engine.json`` says of the engine, for the next plugin or a second one."""
 
-    pid: int
+    pid: Pid
     started: float
     """Start time of the process as the system tells it: with the pid, it names one process for good."""
-    owner: int
+    owner: Pid
     """Pid of the plugin."""
     version: str
-    rest: int
-    grpc: int
+    rest: Count
+    grpc: Count
 
 
-def choose_ports(settings: Settings, avoid: Iterable[int] = ()) -> Ports:
+def choose_ports(settings: Settings) -> Ports:
     """Return two loopback ports, those of the settings if they are free."""
-    taken = set(avoid)
-    chosen = []
-    for wanted in (settings.rest_port, settings.grpc_port):
-        port = wanted if wanted not in taken and _is_free(wanted) else _any_free(taken)
-        taken.add(port)
-        chosen.append(port)
-    return Ports(*chosen)
+    rest = settings.rest_port if _is_free(settings.rest_port) else _any_free()
+    grpc = settings.grpc_port
+    return Ports(rest, grpc if grpc != rest and _is_free(grpc) else _any_free(rest))
 
 
 def _is_free(port: int) -> bool:
@@ -74,12 +66,12 @@ def _is_free(port: int) -> bool:
         return True
 
 
-def _any_free(taken: set[int]) -> int:
+def _any_free(taken: int = 0) -> int:
     while True:
         with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
             probe.bind((LOOPBACK, 0))
             port = int(probe.getsockname()[1])
-        if port not in taken:
+        if port != taken:
             return port
 
 
@@ -180,15 +172,12 @@ def note_running(settings: Settings, running: RunningEngine) -> None:
 
 def read_running(settings: Settings) -> RunningEngine | None:
     """Return the engine that was written down last, since the system was started; it may be gone."""
+    note = read_json(settings.run_dir / "engine.json") or {}
+    if note.pop("boot", None) != processes.boot():
+        return None
     try:
-        note = json.loads((settings.run_dir / "engine.json").read_text("utf-8"))
-        if note.pop("boot") != processes.boot():
-            return None
-        running = RunningEngine(**note)
-        numbers = (running.pid, running.owner, running.rest, running.grpc)
-        whole = all(type(each) is int and each >= 0 for each in numbers) and running.pid > 0 < running.owner
-        return running if whole and isinstance(running.started, int | float) else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return msgspec.convert(note, RunningEngine)
+    except msgspec.ValidationError:
         return None
 
 

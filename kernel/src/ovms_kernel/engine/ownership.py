@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from ovms_kernel.engine import launch
+from ovms_kernel.engine.process import end_stale
 
 if TYPE_CHECKING:
     import filelock
@@ -41,7 +42,7 @@ async def take_ownership(settings: Settings) -> filelock.BaseFileLock | None:
         stale = launch.read_running(settings)
         if stale and launch.is_alive(stale):
             log.warning("Engine process %d of plugin %d, which is gone, is ended", stale.pid, stale.owner)
-            _end_stale(stale.pid)
+            end_stale(stale.pid)
             while launch.is_alive(stale):  # noqa: ASYNC110 - another process's life is no event of this process
                 await anyio.sleep(POLL)
         launch.forget_running(settings)
@@ -49,13 +50,3 @@ async def take_ownership(settings: Settings) -> filelock.BaseFileLock | None:
         lock.release()
         raise
     return lock
-
-
-def _end_stale(pid: int) -> None:
-    import sys
-
-    if sys.platform == "win32":
-        from ovms_kernel.engine.process_windows import end_stale
-    else:
-        from ovms_kernel.engine.process_posix import end_stale
-    end_stale(pid)

@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING
-
 import msgspec
-
-from ovms_kernel.files import read_json, write_atomically
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class Skipped(msgspec.Struct, frozen=True):
@@ -29,17 +21,3 @@ class Record(msgspec.Struct, frozen=True):
     chosen: str = ""
     """The platform that the last install was told to use; empty = the best."""
     skipped: tuple[Skipped, ...] = ()
-
-
-def read_record(path: Path) -> Record:
-    """Return what is recorded; nothing if the file is absent or damaged."""
-    value = read_json(path) or {}
-    try:
-        return Record(str(value["chosen"]), tuple(Skipped(**each) for each in value["skipped"]))  # type: ignore[attr-defined]
-    except (KeyError, TypeError):
-        return Record()
-
-
-def write_record(path: Path, record: Record) -> None:
-    """Record it."""
-    write_atomically(path, (json.dumps(msgspec.to_builtins(record), indent=1) + "\n").encode())

@@ -31,19 +31,14 @@ from ovms_kernel.files import disk_error
 from ovms_kernel.values import EngineInfo
 
 if TYPE_CHECKING:
-    import sys
     from collections.abc import Awaitable, Callable
 
     from ovms_kernel.drivers import Platform
     from ovms_kernel.engine.client import EngineClient
+    from ovms_kernel.engine.process import EngineProcess
     from ovms_kernel.events import Events
     from ovms_kernel.settings import Settings
     from ovms_kernel.values import EngineExit, Installation, LaunchPlan
-
-    if sys.platform == "win32":
-        from ovms_kernel.engine.process_windows import EngineProcess
-    else:
-        from ovms_kernel.engine.process_posix import EngineProcess
 
 log = logging.getLogger(__name__)
 

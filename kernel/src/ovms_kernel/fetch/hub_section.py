@@ -66,14 +66,8 @@ class HubSettings(msgspec.Struct, frozen=True):
 
     def pace(self) -> Pace:
         """Return how fast files are fetched."""
-        return Pace(
-            connections=self.connections,
-            part_size=self.part_size,
-            max_rate=self.max_rate,
-            stall=self.stall_timeout,
-            retries=self.retries,
-            retry_delay=self.retry_delay,
-        )
+        limits = self.max_rate, self.stall_timeout, self.retries, self.retry_delay
+        return Pace(self.connections, self.part_size, *limits)
 
 
 def check_owner(ref: ModelRef) -> None:

@@ -30,15 +30,14 @@ def path_fault(path: str) -> str:
     return ""
 
 
-def check_file_path(path: str, what: str) -> str:
-    """Return the path if it is safe on every system.
+def check_file_path(path: str, what: str) -> None:
+    """Refuse a path that is not safe on every system.
 
     :param what: whose file it is, for the sentence.
     :raises BadRequest: it would lie outside its folder, or cannot exist on every system.
     """
     if fault := path_fault(path):
         raise BadRequest(f"{what} names a file {shown(path)}, which is refused because {fault}.")
-    return path
 
 
 def is_junk(path: str) -> bool:

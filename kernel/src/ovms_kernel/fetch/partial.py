@@ -23,6 +23,8 @@ PARTIAL = ".partial"
 HEADER = struct.Struct("<32sQ")
 """Digest of path, size and SHA-256 of the file, and the size of its parts."""
 COUNT = struct.Struct("<Q")
+HASH_STEPS = 64
+"""Pieces of one file that are hashed before it is another file's turn."""
 
 
 class Partial:
@@ -34,7 +36,7 @@ class Partial:
     :param version: of the file on its server where no digest is known, such as an ETag.
     """
 
-    def __init__(self, remote: RemoteFile, into: Path, part_size: int, version: str = "") -> None:
+    def __init__(self, remote: RemoteFile, into: Path, part_size: int, version: str) -> None:
         self.remote = remote
         self.done = False
         self.hashed = 0
@@ -98,7 +100,7 @@ class Partial:
         if count == self.length(index) and self.completed == self.remote.size:
             self.close()
 
-    def hash_some(self, buffer: memoryview, steps: int = 64) -> bool:
+    def hash_some(self, buffer: memoryview) -> bool:
         """Hash the next bytes, if they are here; return whether there is anything to do with the file now."""
         gap = self._first_gap()
         if self.hashed == gap:
@@ -106,7 +108,7 @@ class Partial:
         # Opened anew each time: many files may wait for their hash, and a process may open a few hundred.
         with self._data.open("rb", buffering=0) as reader:
             reader.seek(self.hashed)
-            for _ in range(steps):
+            for _ in range(HASH_STEPS):
                 count = reader.readinto(buffer[: gap - self.hashed])
                 self._digest.update(buffer[:count])
                 self.hashed += count

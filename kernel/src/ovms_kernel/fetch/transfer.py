@@ -78,7 +78,7 @@ async def fetch_files(
     into: Path,
     open_range: Opener,
     report: Callable[[Progress], None],
-    pace: Pace | None = None,
+    pace: Pace,
     *,
     version: str = "",
 ) -> None:
@@ -91,7 +91,6 @@ async def fetch_files(
     # hashing, until it has seen one of this size freed.
     bytearray(8 * CHUNK)
     loop, over = asyncio.get_running_loop(), anyio.Event()
-    pace = pace or Pace()
     transfer = _Transfer(files, into, open_range, pace, version)
     transfer.on_end = lambda: loop.call_soon_threadsafe(over.set)
     await anyio.to_thread.run_sync(transfer.prepare)

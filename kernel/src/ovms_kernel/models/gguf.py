@@ -144,9 +144,7 @@ def read_header(read: Callable[[int], bytes], name: str) -> Gguf:
     file_type = values.get("general.file_type")
     return Gguf(
         str(values.get("general.architecture", "")),
-        FILE_TYPES.get(file_type, most)
-        if isinstance(file_type, int)
-        else most or max(types, default="", key=types.get),  # type: ignore[arg-type]
+        FILE_TYPES.get(file_type, most) if isinstance(file_type, int) else most,
         str(values.get("general.size_label") or ""),
         frozenset(each.kind for each in found if each.dimensions > 1),
         _aligned(cursor.place, values) + max((each.end for each in found), default=0),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from ovms_kernel.declared import meant
+from ovms_kernel.declared import meant, read_bool
 from ovms_kernel.errors import BadRequest
 from ovms_kernel.models.properties import PLUGIN_CONFIG, read_properties
 from ovms_kernel.settings import ModelSettings
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from ovms_kernel.models.protos.ovms_graph_pb2 import CalculatorGraphConfig
     from ovms_kernel.values import Host
-
-BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
 
 
 def graph_of(
@@ -180,7 +178,7 @@ def _scalar(field: Any, value: Any) -> Any:  # noqa: ANN401 - any value to any f
         return field.enum_type.values_by_number[value].number
     kind = field.cpp_type
     if kind == field.CPPTYPE_BOOL:
-        return BOOLEANS[str(value).lower()]
+        return read_bool(value)
     if isinstance(value, (bool, dict, list)):
         raise TypeError(field.name)
     if kind == field.CPPTYPE_STRING:

@@ -178,19 +178,16 @@ class GraphWriter:
         guess = getattr(self._driver(model_type), "guess", None)
         return str(guess(described, self._given(model_id, given))) if guess else ""
 
-    async def refresh(
-        self, model: LocalModel, *, device: str = "", forced: bool = False, overwrite: bool = False
-    ) -> bool:
+    async def refresh(self, model: LocalModel, *, device: str = "", forced: bool = False) -> bool:
         """Write the graph that settings and extensions ask for now; return whether the file changed.
 
         :param device: as for :meth:`write`, like ``forced``.
-        :param overwrite: replace it even if a user edited it.
         """
         record = await anyio.to_thread.run_sync(read_record, model.directory)
         if record is None:
             raise NotFound(f"Model {model.id} is no longer installed; pull it again.")
         before = await anyio.to_thread.run_sync(graph_digest, model.directory)
-        if before not in ("", record.graph) and not overwrite:
+        if before not in ("", record.graph):
             log.info("Model %s: keeping its graph.pbtxt as somebody else wrote it", model.id)
             return False
         digest = await self.write(model.directory, model, record.options, device, forced=forced)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping  # noqa: TC003 - msgspec reads annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,6 @@ from ovms_kernel.files import read_json, size_of, write_atomically
 from ovms_kernel.values import LocalModel
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 VERSION = 1
@@ -73,11 +73,10 @@ def read_record(folder: Path) -> ModelRecord | None:
     if value is None or value.pop("version", None) != VERSION:
         return None
     try:
-        files = {str(path): (int(size), str(sha256)) for path, (size, sha256) in value.pop("files").items()}  # type: ignore[attr-defined]
-        record = ModelRecord(files=files, **value)  # type: ignore[arg-type]
+        record = msgspec.convert(value, ModelRecord)
         datetime.fromisoformat(record.published)
         return record
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except ValueError:
         return None
 
 

@@ -144,8 +144,8 @@ def check_target(settings: Settings, model_id: str) -> None:
         raise BadRequest(f"{model_id} is the folder of an owner's models here; choose a name such as {model_id}/model.")
 
 
-def publish(settings: Settings, model_id: str) -> Path:
-    """Make the staged model the published one, in place of an older one; return its folder.
+def publish(settings: Settings, model_id: str) -> None:
+    """Make the staged model the published one, in place of an older one.
 
     The caller holds the model's lock and has written the note, which makes the staged files complete.
     """
@@ -169,7 +169,6 @@ def publish(settings: Settings, model_id: str) -> Path:
     for each in (old, staging_folder(settings, model_id)):
         if each is not None:
             discard(settings, each)
-    return target
 
 
 def recover(settings: Settings, model_id: str) -> bool:

@@ -87,13 +87,12 @@ def _serve_grpc(port: int) -> Any:  # noqa: ANN401 - grpc's own
     class Health(grpc.GenericRpcHandler):
         def service(self, details: Any) -> Any:  # noqa: ANN401 - grpc's own
             name = details.method.rpartition("/")[2]
-            if name not in ("ServerLive", "ServerReady"):
+            if name != "ServerLive":
                 return None
-            response = getattr(kserve, name + "Response")(**{name.removeprefix("Server").lower(): True})
             return grpc.unary_unary_rpc_method_handler(
-                lambda _request, _context: response,
-                request_deserializer=getattr(kserve, name + "Request").FromString,
-                response_serializer=type(response).SerializeToString,
+                lambda _request, _context: kserve.ServerLiveResponse(live=True),
+                request_deserializer=kserve.ServerLiveRequest.FromString,
+                response_serializer=kserve.ServerLiveResponse.SerializeToString,
             )
 
     server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -20,46 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ovms_kernel.drivers import Platform
-    from ovms_kernel.engine.control import EngineControl
-    from ovms_kernel.engine.installation import Installations
-    from ovms_kernel.engine.supervisor import Supervisor
-    from ovms_kernel.events import Events
-    from ovms_kernel.models.residency import Residency
-    from ovms_kernel.settings import Settings
-    from ovms_kernel.values import Host, Installation, Progress, Release
+    from ovms_kernel.kernel import Kernel
+    from ovms_kernel.values import Installation, Progress, Release
 
 log = logging.getLogger(__name__)
 
 
-class Upgradable(Protocol):
-    """What an upgrade needs of the kernel."""
-
-    settings: Settings
-    host: Host
-    control: EngineControl
-    installations: Installations
-    supervisor: Supervisor
-    residency: Residency
-    events: Events
-
-    def platform(self) -> Platform:
-        """Return the platform driver in use."""
-        ...
-
-    def platform_name(self) -> str:
-        """Return its name."""
-        ...
-
-    async def init_environment(self) -> None:
-        """Make the folders and the engine's configuration file."""
-        ...
-
-    async def stop_engine(self, reason: str = "") -> None:
-        """Stop the engine and close the connections to it."""
-        ...
-
-
-async def upgrade(kernel: Upgradable, version: str, report: Callable[[Progress], None]) -> Installation:
+async def upgrade(kernel: Kernel, version: str, report: Callable[[Progress], None]) -> Installation:
     """Install a version, change over to it with all loaded models, and return what is in use then.
 
     An engine that did not run does not run afterwards either, but the new one has.
@@ -75,7 +42,7 @@ async def upgrade(kernel: Upgradable, version: str, report: Callable[[Progress],
     return await _change_to(kernel, release, report)
 
 
-async def _change_to(kernel: Upgradable, release: Release, report: Callable[[Progress], None]) -> Installation:
+async def _change_to(kernel: Kernel, release: Release, report: Callable[[Progress], None]) -> Installation:
     running = read_running(kernel.settings)
     if running is not None and running.owner != os.getpid() and is_alive(running):
         raise PreconditionFailed(
@@ -106,7 +73,7 @@ async def _change_to(kernel: Upgradable, release: Release, report: Callable[[Pro
     return new
 
 
-async def _bring_up(kernel: Upgradable, platform: Platform, installation: Installation, models: list[str]) -> None:
+async def _bring_up(kernel: Kernel, platform: Platform, installation: Installation, models: list[str]) -> None:
     await kernel.init_environment()
     await kernel.supervisor.start(platform, installation, trial=True)
     # A trial ends by itself, one way or the other, and then tells why.
@@ -117,7 +84,7 @@ async def _bring_up(kernel: Upgradable, platform: Platform, installation: Instal
         await kernel.residency.load(model)
 
 
-async def _roll_back(kernel: Upgradable, platform: Platform, old: Installation | None, models: list[str]) -> None:
+async def _roll_back(kernel: Kernel, platform: Platform, old: Installation | None, models: list[str]) -> None:
     await kernel.stop_engine("the new engine is not healthy")
     if old is None:
         return
