@@ -69,8 +69,8 @@ def parts_of_the_kernel() -> set[str]:
     [kernel] = (
         node for node in ast.parse((KERNEL / "kernel.py").read_text("utf-8")).body if isinstance(node, ast.ClassDef)
     )
-    [make] = (node for node in kernel.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
-    return {each.arg for each in make.args.args} - {"self", "live", "host"}
+    fields = (node.target for node in kernel.body if isinstance(node, ast.AnnAssign))
+    return {each.id for each in fields if isinstance(each, ast.Name)} - {"live", "host"}
 
 
 @pytest.mark.parametrize("folder", EXTENSIONS, ids=lambda each: f"{each.parent.name}/{each.name}")

@@ -99,7 +99,9 @@ def test_a_profile_with_a_wrong_value_is_refused_when_it_is_made(
 def test_a_model_without_a_length_has_no_context(here: Any, fixtures: Path) -> None:
     here("import", str(fixtures / "text_to_speech"), "tiny/voice")
     refused = here("alias", "mine", "tiny/voice", "--context", "64", code=2).stderr
-    assert refused == "tiny/voice does not say how many tokens it takes, so no context can be set for it.\n"
+    assert (
+        refused == "tiny/voice does not say how many tokens it takes, so no context can be set for it; leave it out.\n"
+    )
 
 
 def test_a_profile_shows_what_it_has_of_its_own(here: Any, fixtures: Path) -> None:

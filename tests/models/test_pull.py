@@ -362,7 +362,7 @@ async def test_gguf_is_pulled_for_text_generation(puller, hub, tmp_path):
         (gguf_header("gemma3"), r"architecture gemma3.*llama, qwen2, qwen3 only"),
         (gguf_header(tensors=(F32, Q5_0, Q4_K)), r"type Q5_0, which OpenVINO does not read.*Q4_K_M"),
         (gguf_header(tensors=(F32, BF16), file_type=32), r"weights of type BF16, which OpenVINO does not read"),
-        (b"<html>", "no GGUF file"),
+        (b"<html>", "not a GGUF file"),
     ],
 )
 async def test_gguf_that_the_engine_cannot_load_is_refused_before_the_download(puller, hub, tmp_path, header, words):

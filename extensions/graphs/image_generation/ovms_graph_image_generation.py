@@ -82,14 +82,7 @@ def check(options: ImageGenCalculatorOptions) -> None:
         raise BadRequest("num_images_per_prompt and guidance_scale need exactly one resolution.")
     if npu and len(sizes) != 1:
         raise BadRequest("An image model on NPU needs exactly one resolution, such as 512x512.")
-    if default := options.default_resolution:
-        if sizes and default not in sizes:
-            raise BadRequest(f"default_resolution {default} is not one of the resolutions {options.resolution}.")
-        if any(
-            int(side) > int(limit)
-            for side, limit in zip(default.split("x"), options.max_resolution.split("x"), strict=True)
-        ):
-            raise BadRequest(f"default_resolution {default} is above max_resolution {options.max_resolution}.")
+    _check_default(options, sizes)
     if npu:
         for adapter in options.lora_adapters:
             if not adapter.HasField("mode"):
@@ -102,3 +95,11 @@ def check(options: ImageGenCalculatorOptions) -> None:
                     f"The composite adapter {composite.alias} names {component.adapter_alias}, "
                     f"which is not an adapter; there are {', '.join(sorted(aliases)) or 'none'}."
                 )
+
+
+def _check_default(options: ImageGenCalculatorOptions, sizes: list[str]) -> None:
+    default, most = options.default_resolution, options.max_resolution
+    if default and sizes and default not in sizes:
+        raise BadRequest(f"default_resolution {default} is not one of the resolutions {options.resolution}; name one.")
+    if default and any(int(side) > int(limit) for side, limit in zip(default.split("x"), most.split("x"), strict=True)):
+        raise BadRequest(f"default_resolution {default} is above max_resolution {most}; lower it.")

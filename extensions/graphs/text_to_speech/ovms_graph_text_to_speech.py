@@ -48,7 +48,7 @@ class TextToSpeech:
         fill(message, defaults, self._section, options.values, what=self.model_type)
         for voice in message.voices:
             if not voice.path.startswith("/") and voice.path.removeprefix("./") not in files.sizes:
-                raise BadRequest(f"The voice {voice.name} names {voice.path}, which the model does not have.")
+                raise BadRequest(f"The voice {voice.name} names {voice.path}, which the model does not have; add it.")
         if message.speed_min > message.speed_max:
             raise BadRequest(f"speed_min ({message.speed_min:g}) must not be above speed_max ({message.speed_max:g}).")
         return graph_of("T2sCalculator", "T2sExecutor", message, side_packets=("TTS_NODE_RESOURCES:t2s_servable",))

@@ -129,7 +129,9 @@ class ModelScope:
         except (HubError, OSError) as error:
             raise self._ours(error, ModelRef(words)) from error
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise FetchFailed(f"{api.legacy.endpoint} cannot be searched ({type(error).__name__}).") from error
+            raise FetchFailed(
+                f"{api.legacy.endpoint} cannot be searched ({type(error).__name__}); try again later."
+            ) from error
 
     def _ours(self, error: Exception, ref: ModelRef, path: str = "") -> OvmsError:
         """Return our error for one of the client's or of requests."""

@@ -87,7 +87,9 @@ class Remote:
                 raise PreconditionFailed(f"The API key in {file} cannot be read: {error}.") from error
         ca_file = self._settings.ca_file
         if ca_file and not Path(ca_file).is_file():
-            raise PreconditionFailed(f"The certificate authority {ca_file} of platforms.remote is not there.")
+            raise PreconditionFailed(
+                f"The certificate authority {ca_file} is not there; set platforms.remote.ca_file to its file."
+            )
         return LaunchPlan((), {}, endpoint=Endpoint(self._url, self._settings.grpc, key, ca_file, self._others))
 
     def _in_charge(self) -> str:

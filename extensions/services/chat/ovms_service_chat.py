@@ -76,7 +76,9 @@ def _allowed(fields: dict[str, Any]) -> dict[str, Any]:
     offered = {_name(each): each for each in fields.get("tools") or () if _name(each)}
     names = [_name(each) for each in tools]
     if unknown := [name for name in names if name not in offered]:
-        raise BadRequest(f"tool_choice.allowed_tools names {unknown[0] or 'no function'}, which is not in tools.")
+        raise BadRequest(
+            f"tool_choice.allowed_tools names {unknown[0] or 'no function'}, which is not in tools; add it there."
+        )
     if not names:
         return {name: value for name, value in fields.items() if name not in ("tools", "tool_choice")}
     return fields | {"tools": [each for name, each in offered.items() if name in names], "tool_choice": mode}

@@ -108,7 +108,7 @@ class TextToImage:
                 kind = said if isinstance(said, str) else None
                 found[name] = await read_media(name, value, source=kind, hosts=self._hosts, local=call.local_files)
         if "mask" in found and "image" not in found:
-            raise BadRequest("A mask needs the image that it belongs to.")
+            raise BadRequest("A mask needs the image that it belongs to; send both.")
         return {name: Upload(f"{name}.png", data) for name, data in found.items()}
 
 
@@ -144,7 +144,7 @@ def prepare(fields: dict[str, Any]) -> dict[str, Any]:
     if "size" in fields:
         fields["size"] = size_of(fields["size"])
     if max(fields.get("width", 1), fields.get("height", 1)) > LARGEST:
-        raise BadRequest(f"An image may have at most {LARGEST} pixels a side.")
+        raise BadRequest(f"An image may have at most {LARGEST} pixels a side; ask for a smaller one.")
     if fields.get("n", 1) > MOST:
         raise BadRequest(f"At most {MOST} images are painted at once, not {fields['n']}.")
     return fields

@@ -62,7 +62,7 @@ def sound_for_engine(data: bytes) -> tuple[bytes, float]:
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise BadRequest(UNKNOWN) from error
     if not frames:
-        raise BadRequest("The audio is empty.")
+        raise BadRequest("The audio is empty; send a recording with sound in it.")
     return data, frames / sound.samplerate
 
 
@@ -117,7 +117,7 @@ def _decoded_by_ffmpeg(data: bytes, container: str) -> tuple[bytes, float]:
     except (av.FFmpegError, ValueError) as error:
         raise BadRequest(UNKNOWN) from error
     if not frames:
-        raise BadRequest("The audio is empty.")
+        raise BadRequest("The audio is empty; send a recording with sound in it.")
     return buffer.getvalue(), frames / RATE
 
 

@@ -107,7 +107,7 @@ def compose_models(
     """
     live = live or (lambda: settings)
     store = Store(settings, events, live)
-    graphs = GraphWriter(settings, events, store, drivers, host, live)
+    graphs = GraphWriter(events, store, drivers, host, live)
     following = _following(hubs, settings, host, live)
     return Models(store, graphs, Ingest(settings, events, store, graphs, following, live))
 

@@ -1,4 +1,4 @@
-"""What keeps an extension from being used, or makes it a bad neighbour, in words for its report or the log."""
+"""What keeps an extension from being used, or makes it a burden for others, in words for its report or the log."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _outside(wanted: str) -> str:
         if SpecifierSet(wanted).contains(version, prereleases=True):
             return ""
     except InvalidSpecifier:
-        return f"its metadata has the range {wanted} of ovms-kernel, which is none"
+        return f"its metadata has the range {wanted} of ovms-kernel, which is not a range of versions"
     return f"made for ovms-kernel {wanted}; this is {version}"
 
 

@@ -182,7 +182,7 @@ def check_names(settings: Settings, kind: str, known: Iterable[str]) -> None:
             raise BadRequest(
                 f"In {where}, {kind}.{name} names no extension that is installed; did you mean {kind}.{names[near[0]]}?"
             )
-        log.warning("%s.%s in %s names no extension that is installed.", kind, name, where)
+        log.warning("%s.%s in %s names no extension that is installed; install or remove it.", kind, name, where)
 
 
 def _check_models(settings: Settings, graphs: Iterable[Any]) -> None:

@@ -82,8 +82,13 @@ def disk_usage(folder: Path) -> int:
                 status = os.lstat(os.path.join(root, name))  # noqa: PTH118 - thousands of them
             except FileNotFoundError:
                 continue
-            size += getattr(status, "st_blocks", (status.st_size + 511) // 512) * 512
+            size += occupied(status)
     return size
+
+
+def occupied(status: os.stat_result) -> int:
+    """Return the bytes that a file takes on the disk; one that grows in ranges is as long as the whole at once."""
+    return int(getattr(status, "st_blocks", (status.st_size + 511) // 512)) * 512
 
 
 def hash_file(path: Path, advance: Callable[[int], None]) -> str:

@@ -6,6 +6,7 @@ It knows that there are services, platforms, graphs and hubs, and none of them b
 from __future__ import annotations
 
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 import anyio
@@ -56,40 +57,27 @@ def _unheard(_: Progress) -> None:
     """Take progress that nobody wants to hear of."""
 
 
+@dataclass(eq=False, repr=False)
 class Kernel:
     """Everything that a face can ask, once entered as an async context manager; ``compose.py`` makes one."""
 
-    def __init__(
-        self,
-        live: LiveSettings,
-        host: Host,
-        events: Events,
-        extensions: Extensions,
-        installations: Installations,
-        store: Store,
-        graphs: GraphWriter,
-        ingest: Ingest,
-        supervisor: Supervisor,
-        control: EngineControl,
-        servables: Servables,
-        residency: Residency,
-        passports: Passports,
-    ) -> None:
-        self.settings = live.now()
+    live: LiveSettings
+    host: Host
+    events: Events
+    extensions: Extensions
+    installations: Installations
+    store: Store
+    graphs: GraphWriter
+    ingest: Ingest
+    supervisor: Supervisor
+    control: EngineControl
+    servables: Servables
+    residency: Residency
+    passports: Passports
+
+    def __post_init__(self) -> None:
+        self.settings = self.live.now()
         """Those of the start."""
-        self._live = live
-        self.host = host
-        self.events = events
-        self.extensions = extensions
-        self.installations = installations
-        self.store = store
-        self.graphs = graphs
-        self.ingest = ingest
-        self.supervisor = supervisor
-        self.control = control
-        self.servables = servables
-        self.residency = residency
-        self.passports = passports
         self._stack = AsyncExitStack()
         self._stopping = False
 
@@ -134,13 +122,9 @@ class Kernel:
     async def install_engine(
         self, version: str = "", *, platform: str = "", retry: bool = False, report: Report = _unheard
     ) -> Installation:
-        """Install an engine and make it the active one; nothing happens if it is already.
+        """Install an engine and make it the active one; see ``platform_selection.install_engine``.
 
-        Where an engine is in use because the download of a better fitting one failed, that is tried again.
-
-        :param version: empty means the one by setting, else the newest that is known to work.
-        :param platform: empty means the one by setting, else the one that fits this host best.
-        :param retry: also try again what was refused or did not run here.
+        :param version: empty means the one by setting, like ``platform``.
         """
         return await self.control.install(version, platform, retry=retry, report=report)
 
@@ -149,11 +133,7 @@ class Kernel:
         await self.servables.prepare()
 
     async def start_engine(self, device: str = "") -> None:
-        """Start the engine if it does not run; return before it is ready.
-
-        :param device: ``CPU`` or ``GPU`` for models that name none; empty means that the engine chooses.
-        :raises PreconditionFailed: no engine is installed, or the machine has no such device.
-        """
+        """Start the engine if it does not run; see ``KernelApi``."""
         self.control.check_open()
         self.control.installed()
         if device and device not in self.host.devices:
@@ -189,10 +169,7 @@ class Kernel:
         return await self.control.client()
 
     async def health(self) -> None:
-        """Return if the engine answers now.
-
-        :raises Unavailable: it does not; the sentence says why.
-        """
+        """Return if the engine answers now; see ``KernelApi``."""
         await self.control.health()
 
     async def engine_version(self) -> str:
@@ -208,7 +185,7 @@ class Kernel:
     @property
     def aliases(self) -> Mapping[str, AliasSettings]:
         """The further names of models, as the config file has them now."""
-        return self._live.now().aliases
+        return self.live.now().aliases
 
     async def pull_model(
         self, model: str, *, model_type: str = "", refresh: bool = False, report: Report = _unheard
@@ -262,10 +239,7 @@ class Kernel:
         self.residency.default_idle_unload(seconds)
 
     async def unload_models(self, models: Sequence[str], reason: str = "asked to", *, hint: bool = False) -> None:
-        """Unload models; those that are not loaded are passed over.
-
-        :param hint: they may go first when memory is needed, or after a while; models in use stay.
-        """
+        """Unload models; see ``KernelApi``."""
         for model in (aliases.target(self.aliases, each) for each in models):
             if hint:
                 self.residency.hint(model)

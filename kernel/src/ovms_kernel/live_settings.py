@@ -55,7 +55,7 @@ class LiveSettings:
             try:
                 self._adopt(read_settings(data_dir=self._settings.data_dir))
             except OvmsError as error:
-                log.error("%s Until then the settings of before hold.", error.message)
+                log.error("%s Until then the earlier settings hold.", error.message)
         return self._settings
 
     def _adopt(self, new: Settings) -> None:

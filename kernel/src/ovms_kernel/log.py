@@ -27,17 +27,8 @@ LEVELS = ((logging.ERROR, "error"), (logging.WARNING, "warn"), (logging.INFO, "i
 READABLE = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 QUIET = (
-    "asyncio",
-    "filelock",
-    "grpc",
-    "hpack",
-    "httpcore",
-    "httpx",
-    "modelscope",
-    "modelscope_hub",
-    "stevedore",
-    "urllib3",
-)
+    "asyncio", "filelock", "grpc", "hpack", "httpcore", "httpx", "modelscope", "modelscope_hub", "stevedore", "urllib3",
+)  # fmt: skip
 
 
 class HclogFormatter(logging.Formatter):

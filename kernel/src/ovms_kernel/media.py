@@ -116,13 +116,15 @@ def read_file(field: str, text: str) -> bytes:
             raise BadRequest(f"The path in {field} must be absolute, not {text}.")
         status = path.stat()  # before it is opened: to open a pipe that nobody writes to would wait for ever
         if not stat.S_ISREG(status.st_mode):
-            raise BadRequest(f"{path}, named in {field}, is not a regular file.")
+            raise BadRequest(f"{path}, named in {field}, is not a regular file; name one.")
         if status.st_size > MAX_FILE:
-            raise BadRequest(f"{path}, named in {field}, has more than {MAX_FILE >> 20} MB.")
+            raise BadRequest(f"{path}, named in {field}, has more than {MAX_FILE >> 20} MB; send a smaller one.")
         return path.read_bytes()
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~ of somebody who is not known here
         cause = getattr(error, "strerror", None) or error
-        raise BadRequest(f"The file {text}, named in {field}, cannot be read ({cause}).") from error
+        raise BadRequest(
+            f"The file {text}, named in {field}, cannot be read ({cause}); check its path and permissions."
+        ) from error
 
 
 def _path_of(text: str) -> Path:
@@ -143,7 +145,9 @@ async def _fetch(field: str, url: str, hosts: frozenset[str]) -> bytes:
     try:
         parsed = parse_url(url)  # by what makes the request, so that both see the same host
     except LocationParseError as error:
-        raise BadRequest(f"The field {field} does not hold a valid URL.") from error
+        raise BadRequest(
+            f"The field {field} does not hold a valid URL; write one that begins with https://."
+        ) from error
     host = (parsed.host or "").strip("[]").lower()
     if parsed.scheme not in ("http", "https") or not host:
         raise BadRequest(f"The URL in {field} must begin with http:// or https://.")
@@ -159,8 +163,8 @@ async def _fetch(field: str, url: str, hosts: frozenset[str]) -> bytes:
             lambda: web.read(parsed.url, limit=MAX_FETCH, seconds=FETCH_LIMIT), abandon_on_cancel=True
         )
     except TooLarge as error:
-        raise BadRequest(f"The URL in {field} leads to more than {MAX_FETCH >> 20} MB.") from error
+        raise BadRequest(f"The URL in {field} leads to more than {MAX_FETCH >> 20} MB; send a smaller file.") from error
     except FetchFailed as error:
         if error.status:
-            raise BadRequest(f"{host} answered {error.status} for the URL in {field}.") from error
+            raise BadRequest(f"{host} answered {error.status} for the URL in {field}; check the URL.") from error
         raise Unavailable(f"The URL in {field} could not be fetched from {host}: {error.message}") from error

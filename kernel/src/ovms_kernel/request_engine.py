@@ -100,7 +100,7 @@ class RequestEngine:
     def late(self) -> TimedOut:
         """Return the error for a request whose time is up."""
         what = "The model was not ready" if self.waits else "The request was not done"
-        return TimedOut(f"{what} within its limit of {self._limit:g} s.")
+        return TimedOut(f"{what} within its limit of {self._limit:g} s; ask again, or allow more time.")
 
     async def _once_loaded(self, send: Callable[[], Awaitable[T]]) -> T:
         """Send a request, again for as long as the engine does not begin to work on it.

@@ -79,7 +79,7 @@ async def _bring_up(kernel: Kernel, platform: Platform, installation: Installati
     # A trial ends by itself, one way or the other, and then tells why.
     info = await kernel.supervisor.ensure_ready(math.inf)
     if info.version != installation.version:
-        raise Unavailable(f"Another process has started version {info.version} in the meantime.")
+        raise Unavailable(f"Another process has started version {info.version} in the meantime; try again.")
     for model in models:
         await kernel.residency.load(model)
 

@@ -228,12 +228,10 @@ def _until_interrupted(session: Session) -> Iterator[Callable[[], bool]]:
             session.on_interrupt = None
 
 
-async def ask_once(
-    services: Services, conversation: Conversation, text: str, *, stats: bool = False, reasoning: bool = True
-) -> None:
+async def ask_once(services: Services, conversation: Conversation, text: str, *, stats: bool) -> None:
     """Ask one question and show its answer."""
     measured = Stats()
-    with writer(plain=conversation.schema is not None, reasoning=reasoning) as shown:
+    with writer(plain=conversation.schema is not None) as shown:
         request = Request(fields=conversation.ask(text), caller="cli")
         async with aclosing(services.stream("chat", request)) as events:
             async for piece in pieces(events, measured):

@@ -193,7 +193,7 @@ class KernelApi(Protocol):
         ...
 
     async def unload_models(self, models: Sequence[str], reason: str = ..., *, hint: bool = False) -> None:
-        """Unload models.
+        """Unload models; those that are not loaded are passed over.
 
         :param hint: they may go first when memory is needed, or after a while; models in use stay.
         """
@@ -221,6 +221,7 @@ class KernelApi(Protocol):
         """Start the engine if it does not run; return before it is ready.
 
         :param device: ``CPU`` or ``GPU`` for models that name none; empty means that the engine chooses.
+        :raises PreconditionFailed: no engine is installed, or the machine has no such device.
         """
         ...
 

@@ -266,7 +266,7 @@ def _settle(settings: Settings, release: Release, file: Path, digest: str, known
         why = "" if known else ", which it had when it was first fetched"
         raise BadRequest(f"{release.archive} has the SHA-256 {digest} instead of {wanted}{why}")
     if not wanted:
-        log.warning("Nobody names the SHA-256 of %s; from now on it must be %s", release.archive, digest)
+        log.warning("No SHA-256 is published for %s; from now on it must be %s", release.archive, digest)
         _pin(settings, release, digest)
 
 

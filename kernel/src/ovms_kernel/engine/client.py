@@ -259,7 +259,7 @@ def _limit(seconds: float) -> Iterator[None]:
         with anyio.fail_after(seconds):
             yield
     except TimeoutError as error:
-        raise TimedOut(f"The engine did not answer within {seconds:g} s.") from error
+        raise TimedOut(f"The engine did not answer within {seconds:g} s; try again, or restart it.") from error
 
 
 @contextmanager

@@ -135,7 +135,7 @@ class EngineControl:
         :raises Unavailable: it does.
         """
         if self._closed:
-            raise Unavailable("The plugin is stopping.")
+            raise Unavailable("The plugin is stopping; start it again.")
 
     async def ready(self) -> EngineInfo:
         """Return the running engine, starting it if it does not run and waiting until it is ready."""
@@ -158,10 +158,7 @@ class EngineControl:
             await client.aclose()
 
     async def health(self) -> None:
-        """Return if the engine answers now.
-
-        :raises Unavailable: it does not; the sentence says why.
-        """
+        """Return if the engine answers now; see ``KernelApi``."""
         self.installed()
         if self._supervisor.info is None:
             raise Unavailable(f"The engine is {self._supervisor.describe()}.")
@@ -169,7 +166,7 @@ class EngineControl:
         with anyio.move_on_after(HEALTH_LIMIT):
             if await client.live() and await client.grpc_live():
                 return
-        raise Unavailable(f"The engine runs but did not answer within {HEALTH_LIMIT:g} s.")
+        raise Unavailable(f"The engine runs but did not answer within {HEALTH_LIMIT:g} s; try again, or restart it.")
 
     # -- whose it is -----------------------------------------------------------------------------------------------
 

@@ -89,7 +89,7 @@ def open_log(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():
             # A pipe would wait for a reader for ever, and /dev/full has no end.
-            log.warning("The engine's log %s is no file; it is replaced by one.", path)
+            log.warning("The engine's log %s is not a file; it is replaced by one.", path)
             path.unlink()
         if path.exists() and path.stat().st_size > LOG_LIMIT:
             _make_room(path)

@@ -245,7 +245,9 @@ async def try_version(platform: Platform, installation: Installation) -> str:
                 check=False,
             )
     except TimeoutError as error:
-        raise EngineFailed(f"Engine {installation.version} did not tell its version within {TRY_LIMIT:g} s.") from error
+        raise EngineFailed(
+            f"Engine {installation.version} did not tell its version within {TRY_LIMIT:g} s; try again."
+        ) from error
     except OSError as error:
         raise EngineFailed(f"Engine {installation.version} cannot be started here: {error.strerror}.") from error
     lines = done.stdout.decode("utf-8", "replace").splitlines()

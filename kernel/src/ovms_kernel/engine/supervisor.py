@@ -120,7 +120,7 @@ class Supervisor:
         :raises Unavailable: this process ends, so that nobody would start it.
         """
         if self._closing:
-            raise Unavailable("The plugin is stopping.")
+            raise Unavailable("The plugin is stopping; start it again.")
         if self._wanted is None or self.state is State.FAILED:
             self._failure = None
             self._restarts = 0 if trial else self._settings.restart_limit
@@ -151,7 +151,7 @@ class Supervisor:
                         raise Unavailable(f"The engine is {self.describe()}.")
                     await self._changed.wait()
         except TimeoutError as error:
-            raise TimedOut(f"The engine is {self.describe()} and was not ready within {limit:g} s.") from error
+            raise TimedOut(f"The engine is {self.describe()}: not ready within {limit:g} s; try again.") from error
 
     async def stop(self, reason: str) -> None:
         """Want no engine, and return when there is none, or when somebody wants one again."""

@@ -226,7 +226,9 @@ class Web:
             while piece := body.read(64 << 10):
                 data += piece
                 if len(data) > limit:
-                    raise TooLarge(f"{_host(url)} answers with more than {limit} bytes, which is refused.")
+                    raise TooLarge(
+                        f"{_host(url)} answers with more than {limit} bytes, which is refused; check the address."
+                    )
             return bytes(data)
         except FetchFailed as error:
             if time.monotonic() >= deadline:
@@ -296,7 +298,8 @@ def _next(url: str, place: str, headers: dict[str, str]) -> tuple[str, dict[str,
     here, there = urlsplit(url), urlsplit(target)
     if here.scheme == "https" and there.scheme != "https":
         raise FetchFailed(
-            f"{_host(url)} leads from https to {there.scheme or 'nowhere'}, which is refused.", final=True
+            f"{_host(url)} leads from https to {there.scheme or 'nowhere'}, which is refused; use another address.",
+            final=True,
         )
     if (here.scheme, here.netloc) != (there.scheme, there.netloc):
         headers = {name: value for name, value in headers.items() if name.lower() not in ("authorization", "cookie")}
@@ -312,7 +315,7 @@ def _refusal(url: str, response: urllib3.BaseHTTPResponse, asked: Mapping[str, s
             f"The file at {_host(url)} {has}, so {asked.get('Range')} is not in it.", status=416, contradiction=True
         )
     return FetchFailed(
-        f"{_host(url)} answers with status {status}.",
+        f"{_host(url)} answers with status {status}; check the address, or try again later.",
         status=status,
         retry_after=_retry_after(response.headers.get("Retry-After", "")),
         final=status < 500 and status not in (408, 425, 429),

@@ -46,21 +46,25 @@ def choose_files(files: Sequence[RemoteFile], name: str) -> list[RemoteFile]:
     :raises BadRequest: it is no model that an OpenVINO engine can use, or a path is unsafe.
     """
     if len(files) > MAX_FILES:
-        raise BadRequest(f"{name} lists {len(files)} files, more than the {MAX_FILES} that a model may have.")
+        raise BadRequest(
+            f"{name} lists {len(files)} files, more than the {MAX_FILES} that a model may have; choose another one."
+        )
     for file in files:
         check_file_path(file.path, name)
         if file.size < 0:
-            raise BadRequest(f"{name} lists {file.path} with {file.size} bytes, which no file has.")
+            raise BadRequest(
+                f"{name} lists {file.path} with {file.size} bytes, which no file has; choose another model."
+            )
     doubled, count = Counter(one_name(file.path) for file in files).most_common(1)[0] if files else ("", 0)
     if count > 1:
         raise BadRequest(
             f"{name} has two files that differ only in case or composition ({shown(doubled)}), "
-            "which not every system can hold."
+            "which not every system can hold; choose another model."
         )
     folders = {one_name(parent) for file in files for parent in _parents(file.path)}
     for file in files:
         if one_name(file.path) in folders:
-            raise BadRequest(f"{name} lists {file.path} as a file and as a folder.")
+            raise BadRequest(f"{name} lists {file.path} as a file and as a folder; choose another model.")
     chosen = [
         file for file in files if file.path not in OURS and not file.path.startswith(".") and not is_junk(file.path)
     ]

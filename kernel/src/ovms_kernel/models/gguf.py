@@ -127,8 +127,8 @@ def read_header(read: Callable[[int], bytes], name: str) -> Gguf:
     version = cursor.number("<I")
     if magic != b"GGUF" or version not in (2, 3):
         pointer = magic == b"vers"  # a Git LFS pointer begins with its version
-        what = f"version {version} of GGUF" if magic == b"GGUF" else "no GGUF file"
-        what = "a Git LFS pointer and no GGUF file" if pointer else what
+        what = f"version {version} of GGUF" if magic == b"GGUF" else "not a GGUF file"
+        what = "a Git LFS pointer and not a GGUF file" if pointer else what
         raise BadRequest(f"{name} is {what}, which cannot be served; get another file.")
     tensors, pairs = cursor.number("<Q"), cursor.number("<Q")
     if tensors > MAX_TENSORS or pairs > MAX_TENSORS:

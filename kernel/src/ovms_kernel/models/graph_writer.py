@@ -46,19 +46,18 @@ class GraphWriter:
     """Recognises models and writes their graphs.
 
     :param drivers: graph drivers by name.
-    :param live: returns the settings that hold now; ``None`` = those given.
+    :param live: returns the settings that hold now.
     """
 
     def __init__(
         self,
-        settings: Settings,
         events: Events,
         store: Store,
         drivers: Mapping[str, GraphTemplate],
         host: Host,
-        live: Callable[[], Settings] | None = None,
+        live: Callable[[], Settings],
     ) -> None:
-        self._live = live or (lambda: settings)
+        self._live = live
         self._events = events
         self._store = store
         self._drivers = {driver.model_type: driver for driver in drivers.values()}

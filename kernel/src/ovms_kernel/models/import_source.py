@@ -50,7 +50,7 @@ def open_source(path: Path) -> Source:
         raise BadRequest(f"{path} does not exist; give a folder or an archive that holds a model.")
     with disk_errors(f"Reading {path}"):
         if not (zipfile.is_zipfile(path) or tarfile.is_tarfile(path)):
-            raise BadRequest(f"{path} is neither a folder nor a zip or tar archive.")
+            raise BadRequest(f"{path} is neither a folder nor a zip or tar archive; give one that holds a model.")
         with opened(path, MODEL) as archive:
             found = {entry.path: entry.size for entry, _ in archive.entries() if entry.kind == "file"}
     prefix = _common_folder(found)

@@ -176,7 +176,7 @@ def _read_sound(body: bytes) -> Sample:
 def _samples(body: bytes) -> tuple[int, Sequence[float]]:
     """Return the rate and the samples, from -1 to 1, of a WAV of 16 bits or floats, which ``wave`` lacks."""
     if body[:4] != b"RIFF" or body[8:12] != b"WAVE":
-        raise ValueError("the answer is no WAV")
+        raise ValueError("the answer is not a WAV")
     at, form, data = 12, b"", b""
     while at + 8 <= len(body):
         name, size = body[at : at + 4], int.from_bytes(body[at + 4 : at + 8], "little")
@@ -205,7 +205,7 @@ def _judge_sound(found: Sample, known: Sample, same: bool) -> str:  # noqa: FBT0
 def _read_picture(body: bytes) -> Sample:
     data = base64.b64decode(json.loads(body)["data"][0]["b64_json"])
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise ValueError("the answer is no PNG")
+        raise ValueError("the answer is not a PNG")
     at, packed = 8, b""
     while at + 8 <= len(data):
         length, name = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]

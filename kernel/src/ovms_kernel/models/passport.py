@@ -16,12 +16,11 @@ import msgspec
 from msgspec.structs import replace
 
 from ovms_kernel.files import read_json, write_atomically
+from ovms_kernel.models.judge import Sample  # noqa: TC001 - msgspec reads annotations
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
-
-    from ovms_kernel.models.judge import Sample
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +104,6 @@ def _parse(value: dict[str, Any] | None) -> Iterable[PassportEntry]:
         return
     for each in value["entries"]:
         try:
-            key = Key(**{name: str(text) for name, text in each["key"].items()})
-            yield PassportEntry(key, tuple(dict(one) for one in each["answers"]), str(each["fault"]), str(each["at"]))
-        except (AttributeError, KeyError, TypeError, ValueError):
+            yield msgspec.convert(each, PassportEntry)
+        except msgspec.ValidationError:
             log.warning("An entry of a model's passport is damaged and is made again.")

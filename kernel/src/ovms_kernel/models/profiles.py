@@ -68,7 +68,9 @@ def check(profile: Profile, base: LocalModel, host: Host) -> None:
     if profile.context:
         most = _length(_config(base.directory))
         if most is None:
-            raise BadRequest(f"{base.id} does not say how many tokens it takes, so no context can be set for it.")
+            raise BadRequest(
+                f"{base.id} does not say how many tokens it takes, so no context can be set for it; leave it out."
+            )
         if profile.context > most:
             raise BadRequest(f"The context {profile.context} is too large: {base.id} takes {most} tokens at most.")
 

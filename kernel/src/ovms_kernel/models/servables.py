@@ -253,7 +253,9 @@ class Servables:
         except Unavailable:
             raise
         except TimeoutError as error:
-            raise TimedOut(f"The engine is still loading after {self._load_timeout:g} s.") from error
+            raise TimedOut(
+                f"The engine is still loading after {self._load_timeout:g} s; raise the setting load_timeout."
+            ) from error
         except OvmsError as error:
             log.debug("The engine says of the reload: %s", error.message)
 

@@ -160,7 +160,9 @@ def publish(settings: Settings, model_id: str) -> None:
     except OSError as error:
         if old is not None:
             _rename_into_place(old, target)
-        raise OvmsError(f"Model {model_id} could not be moved to {target} ({error.strerror}).") from error
+        raise OvmsError(
+            f"Model {model_id} could not be moved to {target} ({error.strerror}); fix that and pull it again."
+        ) from error
     sync(target.parent)
     sync(settings.models_dir)
     if old is not None:

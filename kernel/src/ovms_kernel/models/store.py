@@ -31,7 +31,7 @@ from ovms_kernel.models.usage import Usage, cache_sizes, staged_models, trash_si
 from ovms_kernel.values import LocalModel
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from pathlib import Path
 
     from ovms_kernel.events import Events
@@ -110,12 +110,8 @@ class Store:
 
     def damaged(self) -> dict[str, Path]:
         """Return the folders, by id, of models whose record cannot be read."""
-        found = {}
-        for folder in _folders(self._settings.models_dir):
-            for each in [folder] if (folder / RECORD).exists() else _folders(folder):
-                if (each / RECORD).exists() and read_record(each) is None:
-                    found[each.relative_to(self._settings.models_dir).as_posix()] = each
-        return found
+        models = self._settings.models_dir
+        return {each.relative_to(models).as_posix(): each for each in _recorded(models) if read_record(each) is None}
 
     def empty_trash(self) -> None:
         """Remove what killed or hindered removals left."""
@@ -227,7 +223,7 @@ class Store:
         async with self.hold(model_id, timeout=0, busy=f"{model_id} is being pulled right now; cancel that first."):
             folder = staging_folder(self._settings, model_id)
             if not folder.exists():
-                raise NotFound(f"Nothing of {model_id} is in staging.")
+                raise NotFound(f"Nothing of {model_id} is in staging, so nothing was removed.")
             await anyio.to_thread.run_sync(discard, self._settings, folder)
             await anyio.to_thread.run_sync(empty_trash, self._settings)
 
@@ -265,13 +261,9 @@ class Store:
         return of(self._settings, model_id)
 
     def _published(self) -> Sequence[tuple[Path, ModelRecord]]:
-        found = []
-        for folder in _folders(self._settings.models_dir):
-            for each in [folder] if (folder / RECORD).exists() else _folders(folder):
-                record = read_record(each)
-                # A copy that somebody made by hand has the note of the model that it is a copy of.
-                if record and _is_same(each, model_folder(self._settings, record.id)):
-                    found.append((each, record))
+        read = ((folder, read_record(folder)) for folder in _recorded(self._settings.models_dir))
+        # A copy that somebody made by hand has the record of the model that it is a copy of.
+        found = [(each, it) for each, it in read if it and _is_same(each, model_folder(self._settings, it.id))]
         return sorted(found, key=lambda pair: pair[1].id)
 
     def entry(self, model_id: str) -> tuple[Path, ModelRecord]:
@@ -302,6 +294,14 @@ def _is_same(one: Path, other: Path) -> bool:
         return one.samefile(other)
     except OSError:
         return False
+
+
+def _recorded(models: Path) -> Iterator[Path]:
+    """Yield the folders of models and of owners' models that have a record."""
+    for folder in _folders(models):
+        for each in [folder] if (folder / RECORD).exists() else _folders(folder):
+            if (each / RECORD).exists():
+                yield each
 
 
 def _folders(parent: Path) -> Sequence[Path]:

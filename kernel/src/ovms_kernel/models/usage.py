@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from ovms_kernel.files import disk_usage, read_json
+from ovms_kernel.files import disk_usage, occupied, read_json
 from ovms_kernel.models.staging import JOURNAL, TRASH
 
 if TYPE_CHECKING:
@@ -72,8 +72,7 @@ def staged_models(settings: Settings, age: float) -> list[Staged]:
                     status = os.stat(os.path.join(root, name))  # noqa: PTH116, PTH118 - thousands of parts
                 except FileNotFoundError:
                     continue
-                # What a file occupies: a file that grows in ranges is as long as the whole from the start.
-                size += getattr(status, "st_blocks", (status.st_size + 511) // 512) * 512
+                size += occupied(status)
                 newest = max(newest, status.st_mtime)
         found.append(
             Staged(model_id, folder, size, datetime.fromtimestamp(newest, UTC), offered=time.time() - newest > age)
