@@ -1,10 +1,12 @@
 """The embedded engine against openvino-genai called directly, on models in the shape of real ones.
 
-    python bench/embedded_real.py [--models FOLDER] [--pairs 5] [chat gguf embeddings rerank start call]
+    python bench/embedded_real.py [--models FOLDER] [--pairs 5] [--peers PYTHON]
+                                  [chat gguf embeddings rerank start peers call]
 
 The models are made here, with random weights of 8 bits: a Qwen3-0.6B (600 MB), a Qwen2-0.5B as GGUF (380 MB) and an
 all-MiniLM-L6-v2. Both sides stay loaded and take turns request by request. Each line is the median of the pairs'
-ratios, with the least and the greatest.
+ratios, with the least and the greatest. ``peers`` are sentence-transformers, fastembed and llama-cpp-python, where they
+are installed; as they may not fit beside the plugin, ``--peers`` names a Python that has them.
 """
 
 from __future__ import annotations
@@ -29,12 +31,14 @@ from embedded_throughput import Direct, Engine, chat, post, request
 if TYPE_CHECKING:
     import socket
 
-KINDS = ["chat", "gguf", "embeddings", "rerank", "start", "call"]
+KINDS = ["chat", "gguf", "embeddings", "rerank", "start", "peers", "call"]
+PEERS = Path(__file__).with_name("_peers.py")
 TOKENS = sized(48, 4)
 STREAMS = sized((1, 4, 8, 16), (1, 2))
 BATCH = sized(32, 4)
 SHORT = "The quick cat sat on the mat and looked at the birds, number "
 PASSAGE = f"{SHORT}one. " * 6
+SIZES = {"1 short": [SHORT], f"{BATCH} short": [SHORT] * BATCH, f"{BATCH} passages": [PASSAGE] * BATCH}
 BARE = """
 import sys, openvino_genai as genai
 scheduler = genai.SchedulerConfig()
@@ -46,11 +50,11 @@ pipeline.generate(["Hello"], [config])
 """
 
 
-def say(what: str, unit: str, ours: list[float], theirs: list[float], target: str) -> None:
+def say(what: str, unit: str, ours: list[float], theirs: list[float], target: str, other: str = "direct") -> None:
     """Print the ratio of this engine to the other, pair by pair."""
-    ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
+    ratios = [one / two for one, two in zip(ours, theirs, strict=True)]
     middle = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-    values = f"ours {statistics.median(ours):8.2f}  direct {statistics.median(theirs):8.2f} {unit}"
+    values = f"ours {statistics.median(ours):8.2f}  {other} {statistics.median(theirs):8.2f} {unit}"
     print(f"{what:44s} {values:44s} -> {middle:22s} target {target}", flush=True)
 
 
@@ -109,8 +113,7 @@ def measure_texts(models: Path, pairs: int, kind: str, path: str, key: str, orde
     model = make(kind, models, small=SMOKE)
     engine, direct = Engine(kind, model), Direct(kind, model)
     client = engine.connect()
-    sizes = {"1 short": [SHORT], f"{BATCH} short": [SHORT] * BATCH, f"{BATCH} passages": [PASSAGE] * BATCH}
-    for name, texts in sizes.items():
+    for name, texts in SIZES.items():
         body = request("POST", path, {"model": "m", key: texts} | extra)
         post(client, body)
         direct(order, texts)
@@ -134,6 +137,38 @@ def measure_texts(models: Path, pairs: int, kind: str, path: str, key: str, orde
         each.close()
     engine.close()
     direct.close()
+
+
+def measure_peers(models: Path, pairs: int, python: str) -> None:
+    """What people use instead, called directly, against this engine over REST."""
+    found = json.loads(subprocess.run([python, PEERS, "which"], check=True, capture_output=True, text=True).stdout)
+    if not found:
+        print(f"peers: {python} has none of them")
+    model = make("embeddings", models, small=SMOKE) if {"sentence-transformers", "fastembed"} & set(found) else None
+    for name in found:
+        if name == "llama-cpp-python":
+            measure_llama(make_gguf(models, small=SMOKE), pairs, python)
+            continue
+        engine, peer = Engine("embeddings", model), Direct(name, model, (python, PEERS))
+        with engine.connect() as client:
+            for size, texts in SIZES.items():
+                body = request("POST", "/v3/embeddings", {"model": "m", "input": texts})
+                pair = [(len(texts) / post(client, body), peer("embed", texts)["rate"]) for _ in range(pairs * 3 + 1)]
+                ours, theirs = zip(*pair[1:], strict=True)
+                say(f"embeddings, {size}", "texts/s", list(ours), list(theirs), "-", name)
+        engine.close()
+        peer.close()
+
+
+def measure_llama(file: Path, pairs: int, python: str) -> None:
+    """One streamed chat of the same GGUF file."""
+    engine, peer = Engine("text_generation", file), Direct("llama-cpp-python", file, (python, PEERS))
+    with engine.connect() as client:
+        pair = [(streams([client]), peer("stream", TOKENS)["rate"]) for _ in range(pairs + 1)]
+    ours, theirs = zip(*pair[1:], strict=True)
+    say("GGUF, 1 stream", "tokens/s", list(ours), list(theirs), "-", "llama-cpp-python")
+    engine.close()
+    peer.close()
 
 
 def bare(model: Path) -> float:
@@ -195,6 +230,9 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("wanted", nargs="*", help=f"{', '.join(KINDS)}; all of them if none is named")
     options.add_argument("--models", type=Path, help="keep the models in this folder, for further runs")
+    options.add_argument(
+        "--peers", default=sys.executable, help="the Python that has the peers; this one if none is named"
+    )
     options.add_argument("--pairs", type=int, default=sized(5, 1))
     chosen = options.parse_args()
     wanted = chosen.wanted or sized(KINDS, KINDS[:-1])
@@ -212,6 +250,8 @@ def main() -> None:
             measure_texts(models, pairs, "rerank", "/v3/rerank", "documents", "rank", extra)
         if "start" in wanted:
             measure_start(make("text_generation", models, small=SMOKE), pairs)
+        if "peers" in wanted:
+            measure_peers(models, pairs, chosen.peers)
         if "call" in wanted:
             measure_call(make("text_generation", models, small=SMOKE), pairs)
 

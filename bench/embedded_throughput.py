@@ -49,15 +49,21 @@ LENGTHS = {"sentences": 1, "passages": 6}
 """How many sentences a text has: a question, or the piece of a document that is usual in retrieval."""
 WINDOW = 900
 """Characters of a text that the tiny models take whole."""
+DIRECT = sys.executable, Path(__file__).with_name("_embedded_direct.py")
 DOCUMENTS = Path(__file__).parents[1] / "docs"
 NO_PROSE = re.compile(r"```.*?```|^[|#>-].*?$", re.DOTALL | re.MULTILINE)
 
 
 class Direct:
-    def __init__(self, kind: str, model: Path | None = None) -> None:
-        script = Path(__file__).with_name("_embedded_direct.py")
+    """A process that does on order what it is to be measured for.
+
+    :param kind: of the model, or the name of a peer.
+    :param program: the Python and the script that runs in it.
+    """
+
+    def __init__(self, kind: str, model: Path | None = None, program: tuple[str, Path] = DIRECT) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(script), kind, str(model or FIXTURES / kind)],
+            [*map(str, program), kind, str(model or FIXTURES / kind)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
