@@ -17,11 +17,12 @@ from ovms_embedded.graphs import GraphInvalid, digest_of, marks_of
 from ovms_embedded.guard import loading_limit, memory_limit, memory_of, weights_of
 from ovms_embedded.servable import EXTERNAL, Servable, State
 from ovms_embedded.templates import ChatTemplate
-from ovms_embedded.workers import LoadFailed, Spare, Worker
+from ovms_embedded.workers import LoadFailed, Worker
 
 if TYPE_CHECKING:
     from ovms_embedded.cli import Settings
     from ovms_embedded.graphs import Graph
+    from ovms_embedded.workers import Spare
 
 PARSE_TRIES = 3
 PARSE_PAUSE = 0.01
@@ -29,6 +30,8 @@ RELOADING_PATIENCE = 0.5
 """Seconds that a request waits for a servable that is being reloaded."""
 PAUSES = (1.0, 60.0)
 """Seconds before a worker that has crashed again and again is started: they double from the first to the last."""
+CHAT = "chat/completions"
+"""The endpoint that renders chat templates."""
 STABLE = 5.0
 """Seconds after which a crash is the first again, and its worker started at once."""
 
@@ -36,9 +39,7 @@ STABLE = 5.0
 class Manager:
     """Owns every servable; one change of the configuration at a time."""
 
-    def __init__(
-        self, config_path: Path | None, cache_dir: str | None = None, worker_memory: int = 0, *, spare: bool = False
-    ) -> None:
+    def __init__(self, config_path: Path | None, cache_dir: str | None, worker_memory: int, spare: Spare) -> None:
         self.servables: dict[str, Servable] = {}
         self.first_pass_done = False
         self._path = config_path
@@ -50,7 +51,7 @@ class Manager:
         self._calculators: Calculators | None = None
         """Found when the first graph is read."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._spare = Spare(wanted=spare)
+        self._spare = spare
         self._loads = asyncio.Semaphore(max(2, (os.cpu_count() or 2) // 2))
 
     def find(self, name: str) -> Servable | None:
@@ -189,13 +190,16 @@ class Manager:
             worker = await self._spare.take()
             worker.memory_limit = loading_limit(weights, graph.options, self._memory)
             servable.loading = worker
+            template = ChatTemplate(entry.name)
             try:
+                if CHAT in graph.calculator.endpoints:
+                    await template.prepare()
                 async with self._loads:  # its imports go on while others load
                     await worker.load(entry.name, servable.spec)
                     servable.worker = worker
-                    await self._load_template(servable, worker)
+                    await self._load_template(servable, worker, template)
             except BaseException:
-                await worker.close()
+                await asyncio.gather(worker.close(), template.close())
                 raise
             finally:
                 servable.loading = None
@@ -233,11 +237,12 @@ class Manager:
                 worker.on_exit = lambda cause: servable.forget(worker, cause)
             return servable.undrafted
 
-    async def _load_template(self, servable: Servable, worker: Worker) -> None:
+    async def _load_template(self, servable: Servable, worker: Worker, template: ChatTemplate) -> None:
         if (found := worker.info.get("chat_template")) is None:
+            await template.close()
             return
-        servable.template = ChatTemplate(servable.name, found)
-        await servable.template.load(calls_tools=bool(worker.info["tool_parser"]))
+        servable.template = template
+        await template.load(found, calls_tools=bool(worker.info["tool_parser"]))
         if not worker.alive:
             message = "The worker ended while its chat template was loaded."
             raise LoadFailed(message)
@@ -304,4 +309,4 @@ class Manager:
         """Unload everything."""
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(self._spare.close(), *(self._close(each) for each in self.servables.values()))
+        await asyncio.gather(*(self._close(each) for each in self.servables.values()))

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from ovms_embedded import log, wire
 from ovms_embedded.guard import processor_time
 from ovms_embedded.rest.errors import Invalid
-from ovms_embedded.workers import CallFailed, LoadFailed, Worker
+from ovms_embedded.workers import CallFailed, LoadFailed, Spare
 
 if TYPE_CHECKING:
-    from ovms_embedded.workers import Call
+    from ovms_embedded.workers import Call, Worker
 
 LIMIT = 3.0
 """Seconds that a template may render; the largest ones take some hundredths."""
@@ -35,27 +35,33 @@ class ChatTemplate:
 
     Each process renders one prompt at a time. Where one takes longer than ``PATIENCE`` the others get another process,
     and where it takes longer than ``LIMIT`` its process ends.
-
-    :param spec: ``template``, ``tool_template`` and ``tokens``, as ``renderer.py`` wants them.
     """
 
-    def __init__(self, name: str, spec: dict[str, Any]) -> None:
-        self.problem = "" if spec["template"] else NO_TEMPLATE
+    def __init__(self, name: str) -> None:
+        self.problem = NO_TEMPLATE
         """Why chat is not served, or what it lacks."""
         self._name = name
-        self._spec = spec
+        self._spec: dict[str, Any] = {"template": ""}
+        self._first = Spare(wanted=True, module=MODULE)
         self._idle: asyncio.LifoQueue[Worker] = asyncio.LifoQueue()
         self._starting = 0
         self._processes: set[Worker] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    async def load(self, *, calls_tools: bool) -> None:
-        """Start the first process, and say in the log what is wrong with the template.
+    async def prepare(self) -> None:
+        """Start the first process, which imports what it needs while the model loads."""
+        await self._first.refill()
 
+    async def load(self, spec: dict[str, Any], *, calls_tools: bool) -> None:
+        """Take the template, and say in the log what is wrong with it.
+
+        :param spec: ``template``, ``tool_template`` and ``tokens``, as ``renderer.py`` wants them.
         :param calls_tools: the model calls tools, so that its template must render past calls.
         """
-        if not self.problem:
+        self._spec = spec
+        if spec["template"]:
+            self.problem = ""
             try:
                 found = await self._ask("describe", {})
             except Invalid as error:
@@ -63,6 +69,8 @@ class ChatTemplate:
             else:
                 if calls_tools and found["drops_tool_calls"]:
                     self.problem = "The chat template does not render the tool calls of earlier turns."
+        else:
+            await self._first.close()
         if self.problem:
             log.calculator.warning("%s: %s", self._name, self.problem)
 
@@ -81,6 +89,7 @@ class ChatTemplate:
     async def close(self) -> None:
         """End the processes; what still renders fails."""
         self._closed = True
+        await self._first.close()
         for process in self._processes:
             process.kill()
         await asyncio.gather(*self._tasks, *(process.close() for process in self._processes))
@@ -123,7 +132,7 @@ class ChatTemplate:
     async def _start(self) -> Worker:
         self._starting += 1
         try:
-            process = await Worker.spawn(MODULE)
+            process = await self._first.take()
             await process.load(f"{self._name}, chat template", self._spec)
         except LoadFailed as error:
             raise _Ended(FAILED + str(error), wire.INTERNAL) from error

@@ -15,6 +15,7 @@ from ovms_embedded.guard import volunteer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+MODULE = "ovms_embedded.worker"
 PATIENCE = 2.0
 """Seconds that a worker has to end by itself once its pipe is closed."""
 _LEVELS = {name.lower(): level for name, level in log.LEVELS.items()}
@@ -124,7 +125,7 @@ class Worker(asyncio.SubprocessProtocol):
         self._input: asyncio.WriteTransport
 
     @classmethod
-    async def spawn(cls, module: str = "ovms_embedded.worker") -> Worker:
+    async def spawn(cls, module: str = MODULE) -> Worker:
         """Start the process: it imports what it needs and waits for its graph.
 
         :param module: the program that it runs.
@@ -262,28 +263,30 @@ class Worker(asyncio.SubprocessProtocol):
 
 
 class Spare:
-    """A worker that waits for the next graph, so that a load does not wait for a process and its imports.
+    """A process that waits for what it is to load, so that a load does not wait for a process and its imports.
 
     :param wanted: whether there is one at all.
+    :param module: the program that it runs.
     """
 
-    def __init__(self, *, wanted: bool) -> None:
+    def __init__(self, *, wanted: bool, module: str = MODULE) -> None:
         self._wanted = wanted
+        self._module = module
         self._worker: Worker | None = None
         self._lock = asyncio.Lock()
 
     async def take(self) -> Worker:
-        """Return the worker that waits, or else a new one."""
+        """Return the process that waits, or else a new one."""
         worker, self._worker = self._worker, None
         if worker is not None and worker.alive:
             return worker
-        return await Worker.spawn()
+        return await Worker.spawn(self._module)
 
     async def refill(self) -> None:
         """Start the next one, unless one waits or none is wanted."""
         async with self._lock:
             if self._wanted and (self._worker is None or not self._worker.alive):
-                self._worker = await Worker.spawn()
+                self._worker = await Worker.spawn(self._module)
 
     async def close(self) -> None:
         """End the one that waits; there is none any more."""
@@ -291,6 +294,7 @@ class Spare:
             self._wanted = False
             worker, self._worker = self._worker, None
             if worker is not None:
+                worker.kill()  # it may be in the middle of its imports, and has nothing to lose
                 await worker.close()
 
 
