@@ -37,12 +37,11 @@ def read(
 ) -> list[Tokens]:
     """Return the tokens of each text, some texts at a time.
 
-    :param between: called before each time.
+    :param between: called before each time, if there are several.
     :param options: of the library's ``encode``.
     """
     guesses = [1 + len(text.encode()) // TOKEN_SIZE for text in texts]
     if max(guesses) * len(texts) <= TOKENS_AT_ONCE:  # as of nearly every request
-        between()
         ids, mask = common.encode(tokenizer, texts, **options)
         return [row[kept] for row, kept in zip(ids, mask == 1, strict=True)]
     sizes = np.array(guesses)
@@ -149,11 +148,11 @@ def _known(model: openvino.Model) -> Iterator[tuple[int, str]]:
 
 def _alone(row: Tokens, first: int) -> _Feed:
     """Return the feed of one text, which needs no filling."""
-    ids = np.ascontiguousarray(row)[None]
-    kinds = np.zeros_like(ids)
+    ids = row[None]
+    kinds = np.zeros(ids.shape, np.int64)
     if first:
         kinds[:, first:] = 1
-    return _Feed(ids, np.ones_like(ids), kinds)
+    return _Feed(ids, np.full(ids.shape, 1, np.int64), kinds)
 
 
 def _filled(rows: list[Tokens], firsts: list[int], filler: int) -> _Feed:
