@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, NoReturn, Self
 from ovms_face_aog import payloads, rpcs
 from ovms_face_aog.manifest import manifest_of
 from ovms_face_aog.protos import aog_provider_pb2 as pb
+from ovms_face_aog.pulling import Pulling
 from ovms_face_aog.settings import AogSettings
 from ovms_face_aog.shapes import invoke_shaped
-from ovms_kernel.api.faces import BadRequest, Message, NotSupported, OvmsError, Progress, Request
+from ovms_kernel.api.faces import BadRequest, Message, NotSupported, Request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from ovms_face_aog.grpc_server import Handlers
     from ovms_face_aog.rpcs import Context
-    from ovms_kernel.api.faces import Answer, KernelApi, LocalModel
+    from ovms_kernel.api.faces import Answer, KernelApi, LocalModel, OvmsError, Progress
 
 log = logging.getLogger(__name__)
 
@@ -349,44 +350,6 @@ def rpc_handlers(of: Provider) -> Handlers:
 
 FOREVER = 1e9
 """Seconds that nobody waits."""
-
-
-class Pulling:
-    """A pull that is under way, and what is still to be reported of it."""
-
-    def __init__(self) -> None:
-        self._latest: Progress | None = Progress("starting")
-        self._model: LocalModel | None = None
-        self._error: Exception | None = None
-
-    async def run(self, pull: Awaitable[LocalModel]) -> None:
-        """Do it."""
-        try:
-            self._model = await pull
-        except Exception as error:
-            self._error = error
-            raise
-
-    def report(self, progress: Progress) -> None:
-        """Note how far it is; that the kernel says success is not yet that the pull returned."""
-        if progress.status != "success":
-            self._latest = progress
-
-    def news(self) -> Progress | None:
-        """Return what was noted since the last time, if anything."""
-        latest, self._latest = self._latest, None
-        return latest
-
-    def done(self) -> Progress:
-        """Return the last word on it.
-
-        :raises Exception: whatever the pull raised.
-        """
-        if self._error:
-            raise self._error
-        if self._model is None:
-            raise OvmsError("The pull was stopped; ask for it again.")
-        return Progress("success", self._model.size, self._model.size, digest=self._model.digest)
 
 
 def time_left(context: Context) -> float | None:
