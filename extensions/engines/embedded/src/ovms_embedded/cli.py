@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
@@ -105,6 +104,8 @@ def version_lines() -> list[str]:
 
 
 def _version(distribution: str) -> str:
+    from importlib import metadata  # takes longer than the rest of this module; the first worker starts before it
+
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

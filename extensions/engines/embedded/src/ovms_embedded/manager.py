@@ -49,7 +49,7 @@ class Manager:
         self._digest = ""
         self._failed = False
         self._calculators: Calculators | None = None
-        """Found when the first graph is read."""
+        """Found when the first graph is read, or before it while there is nothing else to do."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._spare = spare
         self._loads = asyncio.Semaphore(max(2, (os.cpu_count() or 2) // 2))
@@ -59,6 +59,16 @@ class Manager:
         if servable := self.servables.get(name):
             return servable
         return next((each for each in self.servables.values() if name in each.aliases()), None)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request runs or a model loads."""
+        return any(each.in_use or each.loading for each in self.servables.values())
+
+    async def prepare(self) -> None:
+        """Import what the first graph will need."""
+        if self._calculators is None:
+            self._calculators = await asyncio.to_thread(find_calculators)
 
     async def settle(self, servable: Servable) -> None:
         """Give a servable that is being reloaded a moment."""
@@ -140,10 +150,9 @@ class Manager:
         listed = {entry.name for entry in config.entries}
         gone = [each for each in self.servables.values() if each.name not in listed and each.state is not State.RETIRED]
         different = [entry for entry in config.entries if self._differs(entry)]
-        if different and self._calculators is None:
-            self._calculators = await asyncio.to_thread(find_calculators)
+        if different:
+            await self.prepare()
         await asyncio.gather(*map(self._retire, gone), *map(self._bring, different))
-        await self._spare.refill()
         self._digest = config.digest
         states = [self.servables[entry.name].state for entry in different]
         self._failed = bool(config.duplicate) or State.FAILED in states
@@ -282,8 +291,7 @@ class Manager:
     async def _close(self, servable: Servable) -> None:
         ended = [each for each in (servable.template, servable.worker, servable.undrafted) if each is not None]
         servable.template = servable.worker = servable.undrafted = None
-        for each in ended:
-            await each.close()
+        await asyncio.gather(*(each.close() for each in ended))
 
     def _crashed(self, servable: Servable, cause: str) -> None:
         log.manager.error("Mediapipe: %s crashed: %s", servable.name, cause)

@@ -14,7 +14,6 @@ import contextlib
 import os
 import queue
 import sys
-import tempfile
 import threading
 import time
 from functools import partial
@@ -229,6 +228,8 @@ def _constant_pipeline(tokenizer: genai.Tokenizer, width: int) -> genai.LLMPipel
     shape = ops.concat([ops.shape_of(inputs[0]), ops.constant(np.array([width], np.int64))], 0)
     result = ops.result(ops.broadcast(ops.constant(np.float32(0)), shape))
     result.output(0).set_names({"logits"})
+    import tempfile  # takes as long as all of this package, and few requests have a grammar
+
     with tempfile.TemporaryDirectory(prefix="ovms-embedded-") as folder:
         openvino.save_model(openvino.Model([result], inputs, "constant"), Path(folder, MODELS[0]))
         return genai.LLMPipeline(folder, tokenizer, "CPU", ATTENTION_BACKEND="SDPA")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ovms_embedded import wire
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable
 
 MEMORY = 2 << 30
@@ -97,6 +97,8 @@ class Trial:
             process.communicate()
 
     def _start(self) -> subprocess.Popen[bytes]:
+        import subprocess  # takes as long as all of this package, and few requests have a grammar
+
         self._unpacker = wire.Unpacker()
         command = [sys.executable, "-P", "-X", "utf8", "-m", __name__]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
