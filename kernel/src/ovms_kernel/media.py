@@ -108,7 +108,7 @@ def _exists(text: str) -> bool:
 def read_file(field: str, text: str) -> bytes:
     """Return the bytes of a file of this machine.
 
-    :raises BadRequest: its path is not absolute, it is no regular file, too large, or cannot be read.
+    :raises BadRequest: its path is not absolute, it is not a regular file, too large, or cannot be read.
     """
     try:
         path = _path_of(text)

@@ -29,12 +29,12 @@ from ovms_kernel.api.commands import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     import httpx
 
     from ovms_cli.session import Session
-    from ovms_kernel.api.commands import Kernel, Request, RunningServer, Service
+    from ovms_kernel.api.commands import Extensions, Kernel, Request, RunningServer, Service
 
 ERRORS: dict[int, type[OvmsError]] = {
     400: BadRequest,
@@ -100,7 +100,7 @@ async def services_of(session: Session) -> AsyncIterator[Services]:
         async with kernel_of(session) as kernel:
             yield kernel
         return
-    installed = session.extensions(["services"]).services
+    installed = session.extensions(["services"])
     async with client_of(server) as client:
         yield ServerServices(client, installed)
 
@@ -121,10 +121,10 @@ class Starting:
 class ServerServices:
     """The services of the server that runs for this data folder.
 
-    :param installed: the services of this environment, which say at which path each is offered.
+    :param installed: the extensions of this environment, whose services say at which path each is offered.
     """
 
-    def __init__(self, client: httpx.AsyncClient, installed: Mapping[str, Service]) -> None:
+    def __init__(self, client: httpx.AsyncClient, installed: Extensions) -> None:
         self._client = client
         self._installed = installed
 
@@ -133,11 +133,7 @@ class ServerServices:
 
         :raises NotFound: there is none of that name.
         """
-        try:
-            return self._installed[name]
-        except KeyError:
-            offered = ", ".join(sorted(self._installed)) or "none"
-            raise NotFound(f"There is no service {name!r}; installed: {offered}.") from None
+        return self._installed.service(name)
 
     async def list_models(self) -> list[LocalModel]:
         """Return the installed models, by id; of each only what the server says."""

@@ -123,8 +123,8 @@ async def _prompt(services: "Services", model: str, tokens: int) -> str:
 
 async def _ask(services: "Services", request: dict[str, Any]) -> Stats:
     stats = Stats()
-    async with aclosing(services.stream("chat", Request(fields=request, caller="cli"))) as events:
-        async for _ in pieces(events, stats):
+    async with aclosing(pieces(services.stream("chat", Request(fields=request, caller="cli")), stats)) as found:
+        async for _ in found:
             pass
     if not stats.completion_tokens:
         raise EngineFailed("The model's answer does not report its tokens, so its speed cannot be measured.")

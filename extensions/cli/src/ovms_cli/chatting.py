@@ -81,10 +81,8 @@ async def run(
     With a text, or one on stdin, it prints the answer; without, it goes on until you leave with /bye.
     """
     ref = parse_model_ref(model)
-    conversation = Conversation(ref.id, system, schema=await _schema(schema, any_object=json))
-    _options(conversation, temperature=temperature, max_tokens=max_tokens, seed=seed)
-    for path in image:
-        await anyio.to_thread.run_sync(conversation.add_image, path)
+    options = {"temperature": temperature, "max_tokens": max_tokens or None, "seed": seed}
+    conversation = await _conversation(ref.id, system, options, image, await _schema(schema, any_object=json))
     await _need(session, ref)
     await _talk(session, conversation, text, stats=stats)
 
@@ -114,10 +112,8 @@ async def chat(
 
     The setting services.chat.default_model names the default; with one model for text, that is it.
     """
-    conversation = Conversation(model, system, schema=await _schema(schema, any_object=json))
-    _options(conversation, temperature=temperature, max_tokens=max_tokens, seed=seed)
-    for path in image:
-        await anyio.to_thread.run_sync(conversation.add_image, path)
+    options = {"temperature": temperature, "max_tokens": max_tokens or None, "seed": seed}
+    conversation = await _conversation(model, system, options, image, await _schema(schema, any_object=json))
     await _talk(session, conversation, text, stats=stats)
 
 
@@ -169,9 +165,14 @@ async def _need(session: Session, model: ModelRef) -> None:
             await library.pull(str(model), "", refresh=False, report=report)
 
 
-def _options(conversation: Conversation, *, temperature: float | None, max_tokens: int, seed: int | None) -> None:
-    given: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens or None, "seed": seed}
-    conversation.options |= {name: value for name, value in given.items() if value is not None}
+async def _conversation(
+    model: str, system: str, options: dict[str, Any], images: list[Path], schema: dict[str, Any] | None
+) -> Conversation:
+    given = {name: value for name, value in options.items() if value is not None}
+    conversation = Conversation(model, system, given, schema=schema)
+    for path in images:
+        await anyio.to_thread.run_sync(conversation.add_image, path)
+    return conversation
 
 
 async def _schema(path: Path | None, *, any_object: bool) -> dict[str, Any] | None:

@@ -6,13 +6,15 @@ import base64
 import json
 import mimetypes
 import time
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from ovms_kernel.api.commands import BadRequest
+from ovms_kernel.api.faces import read_events
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
     from pathlib import Path
 
 OPTIONS: dict[str, type[int | float]] = {
@@ -166,14 +168,11 @@ class Stats:
         return ", ".join(parts)
 
 
-async def pieces(events: AsyncIterator[bytes], stats: Stats) -> AsyncIterator[Piece]:
-    """Yield the text and the reasoning in the server-sent events of a chat's answer, and fill in its stats."""
-    async for event in events:
-        for line in event.decode().splitlines():
-            data = line.removeprefix("data:").strip()
-            if not line.startswith("data:") or data in ("", "[DONE]"):
-                continue
-            for piece in _pieces_of(json.loads(data), stats):
+async def pieces(chunks: AsyncGenerator[bytes, None], stats: Stats) -> AsyncGenerator[Piece, None]:
+    """Yield the text and the reasoning in the events of a chat's answer, and fill in its stats; closes ``chunks``."""
+    async with aclosing(read_events(chunks)) as events:
+        async for event in events:
+            for piece in _pieces_of(event, stats):
                 if stats.first is None:
                     stats.first = time.monotonic() - stats.began
                 yield piece

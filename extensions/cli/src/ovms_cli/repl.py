@@ -100,8 +100,8 @@ class Repl:
         try:
             with _until_interrupted(self._session) as interrupted, shown:
                 request = Request(fields=self._conversation.ask(text), caller="cli")
-                async with aclosing(self._services.stream("chat", request)) as events:
-                    async for piece in pieces(events, stats):
+                async with aclosing(pieces(self._services.stream("chat", request), stats)) as found:
+                    async for piece in found:
                         shown.write(piece)
         except OvmsError:
             self._conversation.withdraw()
@@ -233,8 +233,8 @@ async def ask_once(services: Services, conversation: Conversation, text: str, *,
     measured = Stats()
     with writer(plain=conversation.schema is not None) as shown:
         request = Request(fields=conversation.ask(text), caller="cli")
-        async with aclosing(services.stream("chat", request)) as events:
-            async for piece in pieces(events, measured):
+        async with aclosing(pieces(services.stream("chat", request), measured)) as found:
+            async for piece in found:
                 shown.write(piece)
     if stats:
         output.say(measured.line())

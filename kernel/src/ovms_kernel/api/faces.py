@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ovms_kernel.files import patiently as patiently
     from ovms_kernel.files import refused_by_system as refused_by_system
     from ovms_kernel.hookspecs import hookimpl as hookimpl
+    from ovms_kernel.models.model_card import context_length as context_length
     from ovms_kernel.models.report import ResidentModel as ResidentModel
     from ovms_kernel.processes import collect_rarely as collect_rarely
     from ovms_kernel.quantities import parse_duration as parse_duration
@@ -55,6 +56,7 @@ else:
             "extensions": "ExtensionReport compose",
             "files": "patiently refused_by_system",
             "hookspecs": "hookimpl",
+            "models.model_card": "context_length",
             "models.report": "ResidentModel",
             "processes": "collect_rarely",
             "quantities": "parse_duration parse_size",

@@ -69,19 +69,11 @@ class EngineGroup(EngineClient):
 
     async def post(self, path: str, body: bytes, *, content_type: str = "application/json") -> Answer:
         """Send one request and return the whole answer."""
-
-        async def send(member: _Member) -> Answer:
-            return await member.client.post(path, body, content_type=content_type)
-
-        return await self._sent(_model_in(body), send)
+        return await self._sent(_model_in(body), lambda each: each.client.post(path, body, content_type=content_type))
 
     async def upload(self, path: str, fields: Mapping[str, str | list[str]], files: Mapping[str, Upload]) -> Answer:
         """Send one multipart request and return the whole answer."""
-
-        async def send(member: _Member) -> Answer:
-            return await member.client.upload(path, fields, files)
-
-        return await self._sent(str(fields.get("model", "")), send)
+        return await self._sent(str(fields.get("model", "")), lambda each: each.client.upload(path, fields, files))
 
     async def stream(
         self, path: str, body: bytes, *, content_type: str = "application/json"
@@ -126,11 +118,11 @@ class EngineGroup(EngineClient):
 
     async def live(self) -> bool:
         """Tell whether one of them answers."""
-        return any(await self._all(lambda each: each.client.live()))
+        return True in await self._all(lambda each: each.client.live())
 
     async def server_ready(self) -> bool:
         """Tell whether one of them has looked at its whole configuration."""
-        return any(await self._all(lambda each: each.client.server_ready()))
+        return True in await self._all(lambda each: each.client.server_ready())
 
     async def model_ready(self, name: str) -> bool:
         """Tell whether one of them serves a model.
@@ -138,11 +130,8 @@ class EngineGroup(EngineClient):
         :raises OvmsError: none of those that answer serves it, and another one cannot be asked.
         """
 
-        async def ask(member: _Member) -> bool | OvmsError:
-            try:
-                ready = await member.client.model_ready(name)
-            except (Unavailable, TimedOut) as error:
-                return error
+        async def ask(member: _Member) -> bool:
+            ready = await member.client.model_ready(name)
             (member.lacks.discard if ready else member.lacks.add)(name)
             return ready
 
@@ -154,14 +143,7 @@ class EngineGroup(EngineClient):
 
     async def config(self) -> dict[str, Any]:
         """Return what they say of every servable; of one that several have, what the first says that serves it."""
-
-        async def ask(member: _Member) -> dict[str, Any] | OvmsError:
-            try:
-                return await member.client.config()
-            except (Unavailable, TimedOut) as error:
-                return error
-
-        answers = await self._all(ask)
+        answers = await self._all(lambda each: each.client.config())
         found: dict[str, Any] = {}
         for answer in answers:
             if not isinstance(answer, OvmsError):
@@ -181,11 +163,15 @@ class EngineGroup(EngineClient):
         """Return true, as REST tells."""
         return True
 
-    async def _all(self, ask: Callable[[_Member], Awaitable[T]]) -> list[T]:
-        answers: dict[int, T] = {}
+    async def _all(self, ask: Callable[[_Member], Awaitable[T]]) -> list[T | OvmsError]:
+        """Return the answer of each, or why it cannot be asked."""
+        answers: dict[int, T | OvmsError] = {}
 
         async def one(number: int, member: _Member) -> None:
-            answers[number] = await ask(member)
+            try:
+                answers[number] = await ask(member)
+            except (Unavailable, TimedOut) as error:
+                answers[number] = error
 
         async with anyio.create_task_group() as group:
             for number, each in enumerate(self._members):

@@ -40,11 +40,11 @@ def read_host() -> Host:
 
 def _os_release() -> Mapping[str, str]:
     if sys.platform in ("win32", "darwin"):  # not even where such a file is found: under Wine it is Linux's
-        return {"ID": "", "VERSION_ID": platform.release() if sys.platform == "win32" else platform.mac_ver()[0]}
+        return {"VERSION_ID": platform.release() if sys.platform == "win32" else platform.mac_ver()[0]}
     try:
         return platform.freedesktop_os_release()
     except OSError:
-        return {"ID": "", "VERSION_ID": ""}
+        return {}
 
 
 def _memory() -> int:

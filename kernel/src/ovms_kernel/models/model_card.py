@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ovms_kernel.drivers import ModelFiles
 from ovms_kernel.fetch.names import is_junk
+from ovms_kernel.files import read_json
 from ovms_kernel.models.model_record import OURS
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ PRECISION = re.compile(r"(?i)(?:^|[-_.])(int4|int8|fp16|bf16|fp32|q\d(?:_[0k1](?
 CONSTANT = re.compile(rb'<data element_type="(\w+)"[^>]*? offset="(\d+)" size="(\d+)"')
 """A constant in an IR file: its type, and where its bytes are among the weights; several may share them."""
 BITS = {"u4": 4, "i4": 4, "nf4": 4, "u8": 8, "i8": 8, "f8e4m3": 8, "f8e5m2": 8, "f16": 16, "bf16": 16, "f32": 32}
+CONFIG = "config.json"
+LENGTHS = ("max_position_embeddings", "n_positions", "seq_len", "seq_length", "n_ctx", "max_seq_len")
+"""Where a model's ``config.json`` says how many tokens it takes, by family; engines read the first that is there."""
 NAMES = {"u4": "int4", "i4": "int4", "u8": "int8", "i8": "int8", "f16": "fp16", "f32": "fp32"}
 
 
@@ -73,6 +77,14 @@ def is_served_format(paths: Iterable[str]) -> bool:
         path.endswith(".gguf") or (path.endswith(".xml") and path.removesuffix(".xml") + ".bin" in names)
         for path in names
     )
+
+
+def context_length(folder: Path) -> int | None:
+    """Return how many tokens a prompt and its answer may have together; ``None`` if ``config.json`` does not say."""
+    config = read_json(folder / CONFIG) or {}
+    tables = [each for each in (config, config.get("text_config")) if isinstance(each, dict)]
+    found = (table.get(name) for table in tables for name in LENGTHS)
+    return next((each for each in found if isinstance(each, int) and each > 1), None)
 
 
 def weight_bytes(sizes: Mapping[str, int]) -> int:

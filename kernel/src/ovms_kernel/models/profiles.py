@@ -10,12 +10,13 @@ import json
 import os
 import sys
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from ovms_kernel.errors import BadRequest, PreconditionFailed
-from ovms_kernel.files import rename, write_atomically
+from ovms_kernel.files import read_json, rename, write_atomically
+from ovms_kernel.models.model_card import CONFIG, LENGTHS, context_length
 from ovms_kernel.models.model_record import RECORD, read_record, write_record
 from ovms_kernel.models.staging import TRASH, discard_profile, profile_folder
 from ovms_kernel.values import Profile
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 DEVICES = ("CPU", "GPU", "NPU")
 SEVERAL = ("AUTO", "HETERO", "MULTI")
 """Names that may have a list of devices after a colon, such as ``AUTO:GPU,CPU``."""
-CONFIG = "config.json"
-LENGTHS = ("max_position_embeddings", "n_positions", "seq_len", "seq_length", "n_ctx", "max_seq_len")
-"""Where a model's ``config.json`` says how many tokens it takes, by family; engines read the first that is there."""
 
 
 def profile_of(settings: Settings, name: str) -> Profile | None:
@@ -66,7 +64,7 @@ def check(profile: Profile, base: LocalModel, host: Host) -> None:
     if profile.device:
         _check_device(profile.device, host)
     if profile.context:
-        most = _length(_config(base.directory))
+        most = context_length(base.directory)
         if most is None:
             raise BadRequest(
                 f"{base.id} does not say how many tokens it takes, so no context can be set for it; leave it out."
@@ -131,7 +129,7 @@ def _link(source: Path, target: Path) -> None:
 
 def _write_context(source: Path, target: Path, context: int) -> None:
     data = source.read_bytes()
-    config = _config(source.parent)
+    config = read_json(source) or {}
     if context and config:
         for table in (config, config.get("text_config")):
             if isinstance(table, dict):
@@ -141,18 +139,3 @@ def _write_context(source: Path, target: Path, context: int) -> None:
         data = json.dumps(config, ensure_ascii=False, indent=2).encode()
     if target.read_bytes() != data:
         write_atomically(target, data)
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        value = json.loads((folder / CONFIG).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _length(config: dict[str, Any]) -> int | None:
-    """Return how many tokens a model takes in all; ``None`` if its ``config.json`` does not say."""
-    tables = [each for each in (config, config.get("text_config")) if isinstance(each, dict)]
-    found = (table.get(name) for table in tables for name in LENGTHS)
-    return next((each for each in found if isinstance(each, int)), None)

@@ -18,6 +18,7 @@ from ovms_kernel.api.faces import (
     OvmsError,
     Request,
     StreamedAnswer,
+    context_length,
     decode_request,
     read_events,
     reported,
@@ -107,7 +108,7 @@ class Endpoints:
         if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
             return None
         model = await self._find(str(asked["model"]))
-        length = _length(await anyio.to_thread.run_sync(_texts, model.directory))
+        length = await anyio.to_thread.run_sync(context_length, model.directory)
         answer = await self._kernel.invoke("tokenize", _request({"model": model.id, "text": texts}, {}, http))
         tokens = json.loads(answer.body)["tokens"]
         if length is None or all(len(each) <= length for each in tokens):
@@ -173,7 +174,8 @@ class Endpoints:
         capabilities = [*CAPABILITIES.get(model.model_type, ())]
         if "vision_config" in _config(texts):
             capabilities.append("vision")
-        return JSONResponse(answers.shown(model, texts, _length(texts), capabilities))
+        length = await anyio.to_thread.run_sync(context_length, model.directory)
+        return JSONResponse(answers.shown(model, texts, length, capabilities))
 
     async def pull(self, http: HttpRequest) -> Response:
         """``/api/pull``: fetch a model from its hub."""
@@ -272,9 +274,3 @@ def _config(texts: Mapping[str, str]) -> Fields:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _length(texts: Mapping[str, str]) -> int | None:
-    """Return how many tokens a model takes; ``None`` if its ``config.json`` does not say."""
-    length = _config(texts).get("max_position_embeddings")
-    return length if isinstance(length, int) and length > 1 else None

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import anyio.to_thread
 
-from ovms_kernel.api.faces import NotFound, Unavailable
+from ovms_kernel.api.faces import NotFound, Unavailable, context_length
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
 
     from ovms_face_http.exchange import Exchange
     from ovms_kernel.api.faces import KernelApi, LocalModel
-
-LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
-"""Where ``config.json`` says how many tokens a model takes in all, by family."""
 
 
 class Models:
@@ -106,17 +102,3 @@ def find(installed: list[LocalModel], name: str) -> LocalModel:
 def voice_names(directory: Path) -> list[str]:
     """Return the voices in a model's folder; one without any has its own voice under the name of OpenAI's first."""
     return sorted(each.stem for each in directory.glob("voices/*.bin")) or ["alloy"]
-
-
-def context_length(directory: Path) -> int | None:
-    """Return how many tokens a model takes in all; ``None`` if its ``config.json`` does not say."""
-    try:
-        config = json.loads((directory / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    for table in (config, config.get("text_config")) if isinstance(config, dict) else ():
-        if isinstance(table, dict):
-            for name in LENGTHS:
-                if isinstance(table.get(name), int):
-                    return int(table[name])
-    return None

@@ -14,8 +14,8 @@ from ovms_face_http.errors import unknown_url
 from ovms_face_http.exchange import encode
 from ovms_face_http.guard import Denied
 from ovms_face_http.response_events import Events
-from ovms_face_http.services import NAME, fields_of, in_words
-from ovms_kernel.api.faces import BadRequest, EngineFailed, NotFound, Request, read_events
+from ovms_face_http.services import NAME, in_words
+from ovms_kernel.api.faces import BadRequest, EngineFailed, NotFound, Request, decode_request, read_events
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -87,7 +87,7 @@ class Responses:
 
     async def create(self, exchange: Exchange) -> None:
         """Answer a request, whole or streamed."""
-        fields = fields_of(await exchange.body())
+        fields = decode_request(await exchange.body())
         streams = fields.get("stream") or False
         if not isinstance(streams, bool):
             raise BadRequest("The field stream must be true or false.")

@@ -191,7 +191,7 @@ def tls_of(settings: HttpSettings) -> ssl.SSLContext:
     try:
         context.load_cert_chain(files["tls_cert"], files["tls_key"], password)
     except ssl.SSLError as error:
-        cause = "they do not belong together" if error.reason == "KEY_VALUES_MISMATCH" else "one is no PEM file"
+        cause = "they do not belong together" if error.reason == "KEY_VALUES_MISMATCH" else "one is not a PEM file"
         raise BadRequest(
             f"The certificate {files['tls_cert']} and the key {files['tls_key']} cannot be used: {cause}; "
             "check faces.http.tls_cert and faces.http.tls_key."
@@ -210,7 +210,7 @@ def bind(settings: HttpSettings) -> socket.socket:
         found = socket.getaddrinfo(host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         cause = getattr(error, "strerror", None) or "no such name can exist"
-        raise BadRequest(f"faces.http.host {host!r} is not an address of this machine ({cause}).") from error
+        raise BadRequest(f"faces.http.host {host!r} is not an address of this machine ({cause}); change it.") from error
     family, kind, protocol, _, address = found[0]
     sock = socket.socket(family, kind, protocol)
     try:

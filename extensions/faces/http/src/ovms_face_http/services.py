@@ -81,7 +81,7 @@ async def read_request(exchange: Exchange, added: dict[str, Any] | None = None) 
     if not body.strip():
         raise BadRequest("The request is empty; send one JSON object.")
     if added:
-        return Request(fields=fields_of(body) | added, caller=NAME, id=exchange.id, trace=exchange.trace)
+        return Request(fields=decode_request(body) | added, caller=NAME, id=exchange.id, trace=exchange.trace)
     return Request(body, caller=NAME, id=exchange.id, trace=exchange.trace)
 
 
@@ -90,17 +90,9 @@ def need_image(request: Request) -> None:
 
     :raises BadRequest: there is none.
     """
-    fields = request.fields if request.fields is not None else fields_of(request.body)
+    fields = request.fields if request.fields is not None else decode_request(request.body)
     if not fields.get("image") and not any(name.startswith("image") for name in request.files):
         raise BadRequest("The field image is missing; upload the image that is to be changed.")
-
-
-def fields_of(body: bytes) -> dict[str, Any]:
-    """Return the JSON object in a body.
-
-    :raises BadRequest: there is something else in it.
-    """
-    return decode_request(body)
 
 
 def speech_type(request: Request, content_type: Callable[[Mapping[str, Any]], str]) -> bytes:
@@ -108,7 +100,7 @@ def speech_type(request: Request, content_type: Callable[[Mapping[str, Any]], st
 
     OpenAI sends speech in pieces unless told otherwise. Of WAV only the whole has a right head.
     """
-    fields = request.fields if request.fields is not None else fields_of(request.body)
+    fields = request.fields if request.fields is not None else decode_request(request.body)
     if fields.get("response_format") == "wav" and not fields.get("stream_format"):
         return b""
     return content_type(fields).encode()
