@@ -17,6 +17,7 @@ from ovms_embedded.worker import grammars, trial  # noqa: E402 - after the check
 from ovms_embedded.worker.grammars import COMPILED, Grammars, logits  # noqa: E402
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 SMALL = json.dumps({"schema": {"type": "boolean"}})
@@ -31,14 +32,16 @@ ENDLESS = json.dumps({"schema": {"type": "object", "patternProperties": KEYED}})
 MINUTE = 60
 
 
-def compiling() -> psutil.Process:
+def compiling(before: list[psutil.Process]) -> psutil.Process:
     """Wait for the process that tries a grammar, and for it to work."""
     deadline = time.monotonic() + MINUTE
     while time.monotonic() < deadline:
         for each in psutil.Process().children():
             with contextlib.suppress(psutil.Error):  # one that has ended
-                if "ovms_embedded.worker.trial" in each.cmdline() and each.cpu_times().user > 0.3:
+                new = each not in before and "ovms_embedded.worker.trial" in each.cmdline()
+                if new and each.cpu_times().user > 0.3:
                     return each
+        time.sleep(0.01)
     raise AssertionError
 
 
@@ -56,14 +59,33 @@ class Model:
         assert sender is self.grammars
         return wanted, error
 
+    def close(self) -> None:
+        """End the threads, each with its process."""
+        for number in range(10):
+            self.grammars.leave(number)
+        self.grammars.renewed(self.tokenizer)
+
 
 @pytest.fixture
 def folder(fixtures: Path) -> Path:
     return fixtures / "text_generation"
 
 
-def test_requests_wait_for_their_grammar_and_no_other(folder: Path) -> None:
-    model = Model(folder)
+@pytest.fixture
+def make_model(folder: Path) -> Iterator[Callable[..., Model]]:
+    made: list[Model] = []
+
+    def make(**more: Any) -> Model:
+        made.append(Model(folder, **more))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def test_requests_wait_for_their_grammar_and_no_other(make_model: Callable[..., Model]) -> None:
+    model = make_model()
     for number, wanted in enumerate([SLOW[0], SMALL, SMALL]):
         model.grammars.hold(number, [number], wanted)
     assert model.compiled() == (SMALL, None), "a slow grammar keeps no other waiting"
@@ -75,11 +97,12 @@ def test_requests_wait_for_their_grammar_and_no_other(folder: Path) -> None:
     assert model.grammars.pause() is None
 
 
-def test_a_compile_is_stopped_when_nobody_waits_for_it(folder: Path) -> None:
-    model = Model(folder)
+def test_a_compile_is_stopped_when_nobody_waits_for_it(make_model: Callable[..., Model]) -> None:
+    before = psutil.Process().children()
+    model = make_model()
     model.grammars.hold(1, ["first"], ENDLESS)
     model.grammars.hold(2, ["second"], ENDLESS)
-    process = compiling()
+    process = compiling(before)
     model.grammars.leave(1)
     assert process.is_running(), "the other request waits for it"
     model.grammars.leave(2)
@@ -88,9 +111,11 @@ def test_a_compile_is_stopped_when_nobody_waits_for_it(folder: Path) -> None:
     assert model.compiled() == (TRIED, None)
 
 
-def test_a_compile_that_takes_too_much_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compile_that_takes_too_much_is_refused(
+    make_model: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(grammars, "TRIAL", 0.5)
-    model = Model(folder)
+    model = make_model()
     model.grammars.hold(1, ["first"], ENDLESS)
     assert model.inbox.get(timeout=MINUTE) == [grammars.REFUSED, model.grammars, ENDLESS]
     assert model.grammars.refuse(ENDLESS) == [["first"]]
@@ -111,8 +136,8 @@ def test_only_what_may_take_long_is_tried_before() -> None:
     assert not quick(enum=list(range(2000)))
 
 
-def test_a_grammar_that_cannot_be_compiled_says_why_and_stays_unusable(folder: Path) -> None:
-    model = Model(folder)
+def test_a_grammar_that_cannot_be_compiled_says_why_and_stays_unusable(make_model: Callable[..., Model]) -> None:
+    model = make_model()
     bad = json.dumps({"schema": {"type": "nonsense"}})
     model.grammars.hold(1, ["first"], bad)
     wanted, error = model.compiled()
@@ -121,8 +146,10 @@ def test_a_grammar_that_cannot_be_compiled_says_why_and_stays_unusable(folder: P
     assert model.grammars.usable(bad) is False
 
 
-def test_a_request_waits_for_so_long_and_a_grammar_that_nobody_waits_for_is_not_begun(folder: Path) -> None:
-    model = Model(folder, patience=0.01)
+def test_a_request_waits_for_so_long_and_a_grammar_that_nobody_waits_for_is_not_begun(
+    make_model: Callable[..., Model],
+) -> None:
+    model = make_model(patience=0.01)
     for number, wanted in enumerate(SLOW[:3]):
         model.grammars.hold(number, [number], wanted)
     pause = model.grammars.pause()
