@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
@@ -163,7 +164,7 @@ def _insist(session: Session, proxy: str, ca_file: str) -> None:
         def send(self, request: PreparedRequest, **how: Any) -> Response:  # type: ignore[override]  # noqa: ANN401
             how["timeout"] = (REACH_TIME, LISTING_TIME)
             response = super().send(request, **how)
-            response.raw.stream = _bounded(response.raw.stream, response)
+            _bound(response.raw)
             return response
 
     merge = session.merge_environment_settings
@@ -178,22 +179,30 @@ def _insist(session: Session, proxy: str, ca_file: str) -> None:
         session.mount(scheme, Bounded())
 
 
-def _bounded(stream: Any, response: Response) -> Any:  # noqa: ANN401 - urllib3's, without types here
+def _bound(raw: Any) -> None:  # noqa: ANN401 - urllib3's answer, without types here
+    """Bound the bytes and seconds of an answer, in both ways in which the client reads one."""
+    stream, read1, end, size = raw.stream, raw.read1, time.monotonic() + LISTING_TIME, 0
+
+    def counted(piece: bytes) -> bytes:
+        nonlocal size
+        size += len(piece)
+        if size > LISTING_LIMIT:
+            raise OSError(f"an answer of more than {LISTING_LIMIT >> 20} MB")
+        if time.monotonic() > end:
+            raise OSError(f"an answer that takes more than {LISTING_TIME:g} s")
+        return piece
+
     def pieces(*words: Any, **how: Any) -> Iterator[bytes]:  # noqa: ANN401
-        timer = threading.Timer(LISTING_TIME, response.raw.shutdown)
+        timer = threading.Timer(LISTING_TIME, raw.shutdown)
         timer.daemon = True
         timer.start()
-        size = 0
         try:
-            for piece in stream(*words, **how):
-                size += len(piece)
-                if size > LISTING_LIMIT:
-                    raise OSError(f"an answer of more than {LISTING_LIMIT >> 20} MB")
-                yield piece
+            yield from map(counted, stream(*words, **how))
         finally:
             timer.cancel()
 
-    return pieces
+    raw.stream = pieces
+    raw.read1 = lambda *words, **how: counted(read1(*words, **how))
 
 
 def _path(value: object) -> str:
