@@ -168,7 +168,8 @@ async def test_a_listing_without_end_or_a_bomb_is_given_up(hub, kind, monkeypatc
     monkeypatch.setattr("modelscope_hub._legacy_api.REPO_TREE_PAGE_MAX_ATTEMPTS", 1)
     for answer in (endless(), gzip.compress(bytes(64 << 20))):
         hub.raw = answer
-        with pytest.raises(Unavailable, match=r"more than 4 MB"):
+        # Hugging Face's is not asked for compressed, so that a bomb is no listing.
+        with pytest.raises(Unavailable, match="more than 4 MB" if kind is ModelScope else ""):
             await configured(kind, endpoint=hub.url).list_files(REF)
 
 

@@ -189,8 +189,10 @@ class Stubbed:
 
 
 @asynccontextmanager
-async def over_stub(folder: Path, answers: dict[str, object], **settings: Any) -> AsyncIterator[Stubbed]:
-    """Serve the model ``m`` of an engine that answers as told, with settings of the whole."""
+async def over_stub(
+    folder: Path, answers: dict[str, object], face: dict[str, object] | None = None, **settings: Any
+) -> AsyncIterator[Stubbed]:
+    """Serve the model ``m`` of an engine that answers as told, with settings of the face and of the whole."""
     ready: dict[str, object] = {
         "/v2/health/live": {},
         "/v2/health/ready": {},
@@ -206,10 +208,13 @@ async def over_stub(folder: Path, answers: dict[str, object], **settings: Any) -
             composed = asyncio.get_running_loop().create_future()
             composed.set_result(kernel)
             where = asyncio.get_running_loop().create_future()
-            serving = asyncio.create_task(HttpFace(config.read({"port": 0})).serve(composed, ready=where.set_result))
+            serving = asyncio.create_task(
+                HttpFace(config.read({"port": 0} | (face or {}))).serve(composed, ready=where.set_result)
+            )
             port = int((await where).url.rpartition(":")[2])
             try:
-                yield Stubbed(engine, port, (folder / "http" / "key").read_text().strip())
+                key = folder / "http" / "key"
+                yield Stubbed(engine, port, key.read_text().strip() if key.exists() else "none")
             finally:
                 serving.cancel()
                 await asyncio.wait([serving])
@@ -217,5 +222,5 @@ async def over_stub(folder: Path, answers: dict[str, object], **settings: Any) -
 
 @pytest.fixture
 def stubbed(tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[Stubbed]]:
-    """Serve over an engine that answers as told, with settings of the whole."""
+    """Serve over an engine that answers as told, with settings of the face and of the whole."""
     return lambda answers, **settings: over_stub(tmp_path, answers, **settings)

@@ -201,10 +201,13 @@ def test_a_wrong_setting_is_refused_with_its_name(section: dict[str, object], pa
         config.read(section)
 
 
-def test_without_keys_everything_on_this_machine_may_ask(start) -> None:
-    with start(keys="none") as served, httpx.Client(base_url=served.url, trust_env=False) as client:
-        assert client.get("/v1/models").status_code == 200
-        assert client.get("/v1/models", headers={"origin": "http://evil.example"}).status_code == 403
+async def test_without_keys_everything_on_this_machine_may_ask(stubbed: Any) -> None:
+    async with (
+        stubbed({}, face={"keys": "none"}) as served,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{served.port}", trust_env=False) as client,
+    ):
+        assert (await client.get("/v1/models")).status_code == 200
+        assert (await client.get("/v1/models", headers={"origin": "http://evil.example"})).status_code == 403
 
 
 def test_an_answer_that_has_begun_is_sent_to_its_end(start) -> None:

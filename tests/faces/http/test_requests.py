@@ -1,11 +1,14 @@
 """Requests and refusals: bodies, errors, forms, ids, and clients that leave."""
 
+import asyncio
 import json
 import socket
 import time
 from datetime import UTC, datetime
+from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 CHAT = {"model": "tiny/chat", "messages": [{"role": "user", "content": "What is OpenVINO?"}]}
@@ -74,75 +77,73 @@ def test_null_counts_as_absent(client: httpx.Client) -> None:
     assert client.post("/v1/embeddings", json=fields).status_code == 200
 
 
-def test_a_body_beyond_the_limit_is_refused_before_it_is_read(start) -> None:
-    with start(max_body=2000) as served, served.client() as client:
-        assert client.post("/v1/chat/completions", json=CHAT).status_code == 200
-        large = CHAT | {"user": "x" * 3000}
-        refused = client.post("/v1/chat/completions", json=large)
+async def test_a_body_beyond_the_limit_is_refused_before_it_is_read(stubbed: Any) -> None:
+    answer = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}], "model": "m"}
+    asked = CHAT | {"model": "m"}
+    async with (
+        stubbed({"/v3/chat/completions": answer}, face={"max_body": 2000}) as served,
+        served.client() as client,
+    ):
+        assert (await client.post("/v1/chat/completions", json=asked)).status_code == 200
+        refused = await client.post("/v1/chat/completions", json=asked | {"user": "x" * 3000})
         assert (refused.status_code, refused.json()["error"]["code"]) == (413, "request_too_large")
 
-        def pieces():
-            yield b'{"user": "'
-            for _ in range(5):
-                yield b"x" * 1000
-
-        refused = client.post("/v1/chat/completions", content=pieces())
-        assert refused.status_code == 413
-        host, port = served.url.removeprefix("http://").split(":")
         head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nx-api-key: {served.key}\r\n"
-        with socket.create_connection((host, int(port)), timeout=10) as declared:
-            declared.sendall(f"{head}content-length: 100000000000\r\n\r\n".encode())
-            assert declared.recv(1000).startswith(b"HTTP/1.1 413 ")
+        for unfinished in (
+            f"transfer-encoding: chunked\r\n\r\nbb8\r\n{'x' * 3000}\r\n",
+            "content-length: 100000000000\r\n\r\n",
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+            writer.write(f"{head}{unfinished}".encode())
+            async with asyncio.timeout(10):
+                assert (await reader.read(1000)).startswith(b"HTTP/1.1 413 ")
+            writer.close()
 
 
-def test_request_ids_are_in_answer_and_log_and_prompts_are_in_none(start) -> None:
+def test_request_ids_are_in_answer_and_log_and_prompts_are_in_none(server: Any, client: httpx.Client) -> None:
     secret = "the password is swordfish"
-    with start() as served, served.client() as client:
-        answer = client.post("/v1/chat/completions", json=CHAT, headers={"x-request-id": "mine-1"})
-        assert answer.headers["x-request-id"] == "mine-1"
-        assert client.get("/health").headers["x-request-id"].startswith("req_")
-        assert "\n" not in client.get("/health", headers={"x-request-id": "a b"}).headers["x-request-id"]
-        fields = {"model": "tiny/chat", "messages": [{"role": "user", "content": secret}], "max_tokens": "many"}
-        client.post("/v1/chat/completions?q=swordfish", json=fields)
-        client.post("/v1/chat/completions", content=f'{{"messages": "{secret}"'.encode())
-    logs = [each.read_text() for each in served.data_dir.glob("logs/*.log")]
-    logs.append(served.data_dir.with_name("data.serve.log").read_text())
+    answer = client.post("/v1/chat/completions", json=CHAT, headers={"x-request-id": "mine-1"})
+    assert answer.headers["x-request-id"] == "mine-1"
+    assert client.get("/health").headers["x-request-id"].startswith("req_")
+    assert "\n" not in client.get("/health", headers={"x-request-id": "a b"}).headers["x-request-id"]
+    fields = {"model": "tiny/chat", "messages": [{"role": "user", "content": secret}], "max_tokens": "many"}
+    client.post("/v1/chat/completions?q=swordfish", json=fields)
+    client.post("/v1/chat/completions", content=f'{{"messages": "{secret}"'.encode())
+    logs = [each.read_text() for each in server.data_dir.glob("logs/*.log")]
+    logs.append(server.data_dir.with_name("data.serve.log").read_text())
     assert not [each for each in logs if "swordfish" in each]
 
 
-def test_a_client_that_leaves_ends_its_generation(start) -> None:
+def test_a_client_that_leaves_ends_its_generation(server: Any, client: httpx.Client) -> None:
     counting = CHAT | {"messages": [{"role": "user", "content": "Count to a hundred"}]}
-    with start() as served, served.client() as client:
-        client.post("/v1/chat/completions", json=CHAT)  # loads it
+    client.post("/v1/chat/completions", json=CHAT)  # loads it
+    found = json.loads((server.data_dir / "run" / "engine.json").read_text())
+    engine = psutil.Process(found["pid"])
 
-        def busy() -> float:
-            import psutil
+    def busy() -> float:
+        return sum(sum(each.cpu_times()[:2]) for each in [engine, *engine.children(recursive=True)])
 
-            engine = json.loads((served.data_dir / "run" / "engine.json").read_text())
-            processes = [psutil.Process(engine["pid"]), *psutil.Process(engine["pid"]).children(recursive=True)]
-            return sum(sum(each.cpu_times()[:2]) for each in processes)
+    def grows() -> bool:
+        before = busy()
+        time.sleep(0.3)
+        return busy() - before > 0.05
 
-        def grows() -> bool:
-            before = busy()
-            time.sleep(0.3)
-            return busy() - before > 0.05
-
-        while grows():  # the engine makes the process ready that takes the next model
-            assert served.process.poll() is None
-        for stream in (True, False):
-            body = json.dumps(counting | {"stream": stream, "max_tokens": 1900, "ignore_eos": True}).encode()
-            host, port = served.url.removeprefix("http://").split(":")
-            with socket.create_connection((host, int(port)), timeout=10) as leaving:
-                head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nx-api-key: {served.key}\r\n"
-                leaving.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
-                if stream:
-                    assert leaving.recv(100)
-                else:
-                    time.sleep(0.3)
-            time.sleep(0.7)
-            before = busy()
-            time.sleep(0.5)
-            assert busy() - before < 0.2, "the engine still works for nobody"
+    while grows():  # the engine makes the process ready that takes the next model
+        assert server.process.poll() is None
+    host, port = server.url.removeprefix("http://").split(":")
+    for stream in (True, False):
+        body = json.dumps(counting | {"stream": stream, "max_tokens": 1900, "ignore_eos": True}).encode()
+        with socket.create_connection((host, int(port)), timeout=10) as leaving:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nx-api-key: {server.key}\r\n"
+            leaving.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+            if stream:
+                assert leaving.recv(100)
+            else:
+                time.sleep(0.3)
+        time.sleep(0.7)
+        before = busy()
+        time.sleep(0.5)
+        assert busy() - before < 0.2, "the engine still works for nobody"
 
 
 def test_a_model_stays_for_as_long_as_is_said(client: httpx.Client) -> None:
