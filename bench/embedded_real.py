@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     import socket
 
 KINDS = ["chat", "gguf", "embeddings", "rerank", "start", "peers", "call"]
+SMOKE_KINDS = ["gguf", "rerank", "start", "peers"]
+"""The others are measured by the same functions."""
 PEERS = Path(__file__).with_name("_peers.py")
 TOKENS = sized(48, 4)
-STREAMS = sized((1, 4, 8, 16), (1, 2))
+STREAMS = sized((1, 4, 8, 16), (2,))
 BATCH = sized(32, 4)
 SHORT = "The quick cat sat on the mat and looked at the birds, number "
 PASSAGE = f"{SHORT}one. " * 6
@@ -235,14 +237,14 @@ def main() -> None:
     )
     options.add_argument("--pairs", type=int, default=sized(5, 1))
     chosen = options.parse_args()
-    wanted = chosen.wanted or sized(KINDS, KINDS[:-1])
+    wanted = chosen.wanted or sized(KINDS, SMOKE_KINDS)
     pairs = chosen.pairs
     with tempfile.TemporaryDirectory() as folder:
         models = chosen.models or Path(folder)
         if "chat" in wanted:
             measure_chat("chat", make("text_generation", models, small=SMOKE), pairs, STREAMS)
         if "gguf" in wanted:
-            measure_chat("GGUF", make_gguf(models, small=SMOKE), pairs, (1,))
+            measure_chat("GGUF", make_gguf(models, small=SMOKE), pairs, sized((1,), STREAMS))
         if "embeddings" in wanted:
             measure_texts(models, pairs, "embeddings", "/v3/embeddings", "input", "embed", {})
         if "rerank" in wanted:

@@ -266,7 +266,7 @@ def measure_run() -> None:
 
 
 def measure_calls(host: Host, name: str, base: Figures | None) -> tuple[float, float]:
-    host.do("InvokeService", invocation(BODY), count=500)
+    host.do("InvokeService", invocation(BODY), count=sized(500, 5))
     before = cpu(host)
     through = host.do("InvokeService", invocation(BODY), count=CALLS)
     ours = f"{(cpu(host) - before) / CALLS * 1e6:.0f} us of its process each"
@@ -283,9 +283,9 @@ def measure_calls(host: Host, name: str, base: Figures | None) -> tuple[float, f
 
 
 def measure_streams(host: Host, name: str, base: Figures | None) -> float:
-    host.do("InvokeServiceStream", invocation(STREAM), count=20)
+    host.do("InvokeServiceStream", invocation(STREAM), count=sized(20, 2))
     before = cpu(host)
-    one = host.do("InvokeServiceStream", invocation(STREAM), count=100)
+    one = host.do("InvokeServiceStream", invocation(STREAM), count=sized(100, 4))
     ours = f"{(cpu(host) - before) / one['events'] * 1e6:.1f} us of its process each"
     show(f"stream of {CHUNKS} ({name})", f"{one['events'] / one['seconds']:.0f} chunks/s", "", ours)
     show(f"first chunk ({name})", f"{one['first'] * 1000:.2f} ms")

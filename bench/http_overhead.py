@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HERE = Path(__file__).parent
-CALLS, STREAMS = sized((1500, 100), (200, 20))
+CALLS, STREAMS = sized((1500, 100), (20, 4))
 CHUNKS = 200
 """Pieces of the stub's streamed answer."""
 MOST_CPU, MOST_CHUNK_CPU, MOST_MEMORY = 400e-6, 6e-6, 90 << 20

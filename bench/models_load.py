@@ -128,7 +128,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--repeat", type=int, default=sized(7, 1))
     chosen = options.parse_args()
-    for model_type in ("text_generation", "embeddings"):
+    for model_type in sized(("text_generation", "embeddings"), ("embeddings",)):
         anyio.run(measure, model_type, chosen.repeat)
 
 
