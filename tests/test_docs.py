@@ -199,21 +199,26 @@ def dev_commands() -> set[str]:
 
 def test_every_command_line_has_words_that_the_program_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    seen = 0
+    program, development, seen = typer.main.get_command(make_app()), dev_commands(), 0
     for line in shell_lines():
         if words := line[line.index("ovms-plugin") + 1 :] if "ovms-plugin" in line else []:
-            command = typer.main.get_command(make_app())
+            command: Any = program
             while words and hasattr(command, "commands"):
                 command, words = command.commands[words[0]], words[1:]
             # Parses everything and runs nothing, and reads nothing from stdin.
             command.make_context(command.name, [each for each in words if each not in ("|", "&", "-")])
             seen += 1
         elif "dev.py" in line:
-            assert line[line.index("dev.py") + 1] in dev_commands()
+            assert line[line.index("dev.py") + 1] in development
     assert seen > 5
 
 
-def test_the_commands_for_users_run(tmp_path: Path, fixtures: Path) -> None:
+def test_the_commands_for_users_run(
+    tmp_path: Path, fixtures: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from tests.cli.conftest import run_here  # not at the top, as this file is also run as a program
+
+    monkeypatch.chdir(tmp_path)
     environment = os.environ | {
         "OVMS_PLUGIN_DATA_DIR": str(tmp_path / "data"),
         "OVMS_PLUGIN_PLATFORM": "portable",
@@ -225,22 +230,21 @@ def test_the_commands_for_users_run(tmp_path: Path, fixtures: Path) -> None:
         '{"model": "tiny/chat", "messages": [{"role": "user", "content": "What is OpenVINO?"}]}'
     )
 
-    def call(words: list[str], text: str = "") -> str:
+    def call(words: list[str]) -> str:
+        capfd.readouterr()
+        ended = run_here(words, environment)
+        told, errors = capfd.readouterr()
+        assert ended == 0, f"{words}: {errors}"
+        return told
+
+    def pipe(text: str, words: list[str]) -> str:
         done = subprocess.run(
-            words,
-            check=False,
-            cwd=tmp_path,
-            env=environment,
-            input=text,
-            capture_output=True,
-            encoding="utf-8",
-            timeout=60,
+            [executable, *words], check=True, env=environment, input=text, capture_output=True, text=True, timeout=60
         )
-        assert done.returncode == 0, f"{words}: {done.stderr}"
         return done.stdout
 
-    call([executable, "import", str(fixtures / "embeddings"), "tiny/embeddings"])
-    call([executable, "import", str(fixtures / "text_generation"), "tiny/chat"])
+    call(["import", str(fixtures / "embeddings"), "tiny/embeddings"])
+    call(["import", str(fixtures / "text_generation"), "tiny/chat"])
     ran, stays = [], None
     try:
         for words in shell_lines(ROOT / "docs" / "users.md"):
@@ -250,9 +254,9 @@ def test_the_commands_for_users_run(tmp_path: Path, fixtures: Path) -> None:
                 assert any("is ready at" in line for line in stays.stderr)
             elif words[0] == "echo":
                 assert words[2:4] == ["|", "ovms-plugin"]
-                ran.append(call([executable, *words[4:]], words[1]))
+                ran.append(pipe(words[1], words[4:]))
             elif words[0] == "ovms-plugin" and words[1] not in NOT_HERE:
-                ran.append(call([executable, *words[1:]]))
+                ran.append(call(words[1:]))
     finally:
         if stays:
             stays.terminate()
