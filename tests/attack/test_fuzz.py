@@ -1,6 +1,6 @@
 """Whatever bytes a program sends to whatever route of the HTTP face: an answer in words, and a server that lives on.
 
-2 000 requests unless the environment variable ``OVMS_FUZZ_REQUESTS`` says another number.
+800 requests unless the environment variable ``OVMS_FUZZ_REQUESTS`` says another number.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from tests.faces.http.conftest import Served
 
-REQUESTS = int(os.environ.get("OVMS_FUZZ_REQUESTS", "2000"))
+REQUESTS = int(os.environ.get("OVMS_FUZZ_REQUESTS", "800"))
 TOGETHER = 5
 """Requests that are sent at the same time, as one example of hypothesis."""
 GROWTH = 64 << 20
@@ -369,7 +369,7 @@ async def test_every_route_and_websocket_of_the_http_face(target: Target) -> Non
             max_examples=REQUESTS // TOGETHER,
             deadline=None,
             database=None,
-            derandomize=REQUESTS <= 2000,
+            derandomize=REQUESTS <= 800,
             phases=(Phase.explicit, Phase.generate),
             suppress_health_check=list(HealthCheck),
         )

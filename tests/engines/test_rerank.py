@@ -165,7 +165,7 @@ def test_a_long_query_is_cut_to_half_of_the_window(serve: Callable[..., Engine],
 
 def test_a_closed_connection_ends_a_long_call(serve: Callable[..., Engine], fixtures: Path) -> None:
     engine = serve(r=(fixtures / "rerank", "max_allowed_chunks: 10000"))
-    ask = {"model": "r", "query": QUERY, "documents": ["The cat sat on the mat. " * 60] * 1000}
+    ask = {"model": "r", "query": QUERY, "documents": ["The cat sat on the mat. " * 60] * 300}
     began = time.monotonic()
     assert engine.post("/v3/rerank", **ask).status_code == 200
     whole = time.monotonic() - began

@@ -27,6 +27,7 @@ from tests.processes import ENDED_BY_FORCE, end_by_force
 
 REF = ModelRef("me/model")
 BIG = "openvino_model.bin"
+KILLS = 20 * int(os.environ.get("OVMS_KILLS", "1"))
 
 
 def assert_whole(world, repo, model_id="me/model"):
@@ -631,7 +632,7 @@ def written_and_noted(staging: Path, repo: Path) -> tuple[int, int]:
 
 
 @pytest.mark.needs_posix  # processes are forked here
-def test_fifty_kills_at_random_moments(make_world, hub, tmp_path, repo, fixtures):
+def test_kills_at_random_moments(make_world, hub, tmp_path, repo, fixtures):
     part_size = 1 << 20
     chance = random.Random(2026)
     (repo / BIG).write_bytes(chance.randbytes(30_000_000))
@@ -642,7 +643,7 @@ def test_fifty_kills_at_random_moments(make_world, hub, tmp_path, repo, fixtures
     zygote = Zygote(tmp_path, world.settings.data_dir, hub.url, part_size)
     wasted, interrupted = 0, 0
     try:
-        for _ in range(50):
+        for _ in range(KILLS):
             hub.rate = chance.choice([100_000, 1_000_000, 3_000_000])
             code = zygote.pull("me/model", chance.uniform(0, 0.2))
             interrupted += code == ENDED_BY_FORCE
@@ -654,13 +655,13 @@ def test_fifty_kills_at_random_moments(make_world, hub, tmp_path, repo, fixtures
         hub.rate = 0
         assert zygote.pull("me/model", None) == 0
         assert_whole(world, repo)
-        assert interrupted >= 40
+        assert interrupted >= KILLS * 0.8
         assert hub.sent <= size + interrupted * part_size
         # The other moments: recognising, writing the graph and the note, publishing.
         small = {name: repo / name for name in ("openvino_model.xml", "config.json")}
         small["openvino_model.bin"] = fixtures / "text_generation" / "openvino_model.bin"
         hub.add("me/small", small)
-        for _ in range(12):
+        for _ in range(KILLS // 3):
             zygote.pull("me/small", chance.uniform(0, 0.06))
             for model in (each for each in world.store.list() if each.id == "me/small"):
                 assert all(

@@ -16,7 +16,7 @@ import pytest
 from ovms_kernel.errors import OvmsError
 from ovms_kernel.models.staging import TRASH
 
-SECONDS = float(os.environ.get("OVMS_STRESS_SECONDS", "8"))
+SECONDS = float(os.environ.get("OVMS_STRESS_SECONDS", "4"))
 IDS = ("me/one", "me/two", "you/three")
 
 WORK = """

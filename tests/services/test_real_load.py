@@ -195,7 +195,7 @@ class Mix:
         assert (await self.house.invoke("text-to-speech", Request(body))).body.startswith(b"RIFF")
 
 
-async def test_200_mixed_requests_at_once_with_50_cancelled(house, fixtures):
+async def test_100_mixed_requests_at_once_with_25_cancelled(house, fixtures):
     mix = Mix(house, fixtures)
     kinds = [mix.chat, mix.stream, mix.generate, mix.embed, mix.rerank, mix.hear, mix.chat, mix.embed]
     rare = [mix.paint, mix.speak]
@@ -204,23 +204,23 @@ async def test_200_mixed_requests_at_once_with_50_cancelled(house, fixtures):
     tasks_before = asyncio.all_tasks()
     client = await house.client()
     rng = random.Random(5)  # a fixed seed: the same plan each time
-    plan = [(rare if number % 20 == 0 else kinds)[number % (2 if number % 20 == 0 else 8)] for number in range(200)]
-    cancelled = set(rng.sample(range(200), 50))
+    plan = [(rare if number % 20 == 0 else kinds)[number % (2 if number % 20 == 0 else 8)] for number in range(100)]
+    cancelled = set(rng.sample(range(100), 25))
     done = set()
 
     async def one(number):
         with anyio.CancelScope() as scope:
             if number in cancelled:
-                asyncio.get_running_loop().call_later(rng.uniform(0, 3), scope.cancel)
+                asyncio.get_running_loop().call_later(rng.uniform(0, 1.5), scope.cancel)
             await plan[number]()
             done.add(number)
 
     with anyio.fail_after(90):
         async with anyio.create_task_group() as group:
-            for number in range(200):
+            for number in range(100):
                 group.start_soon(one, number)
-    assert done >= set(range(200)) - cancelled
-    assert len(done) < 200, "some were still under way when they were cancelled"
+    assert done >= set(range(100)) - cancelled
+    assert len(done) < 100, "some were still under way when they were cancelled"
     # Nothing leaks: no task, no connection in use, no slot of the engine.
     with anyio.fail_after(5):
         while left := asyncio.all_tasks() - tasks_before - {asyncio.current_task()}:

@@ -19,7 +19,7 @@ from ovms_kernel.values import Request
 
 from .conftest import TINY
 
-REQUESTS = int(os.environ.get("OVMS_TURNS_REQUESTS", "120"))
+REQUESTS = int(os.environ.get("OVMS_TURNS_REQUESTS", "50"))
 CALLERS = 8
 PATIENCE = 6.0
 
@@ -39,11 +39,12 @@ class Watcher:
         self.loads.append(model.seconds)
 
 
-@pytest.fixture
-async def stocked(tmp_path, fixtures, inference):
+@pytest.fixture(scope="module")
+async def stocked(tmp_path_factory, fixtures, inference):
     """A data folder with six models, each of which was loaded once, so that it is known what it takes."""
+    folder = tmp_path_factory.mktemp("turns") / "data"
     ports = {"rest_port": 21000 + os.getpid() % 9000, "grpc_port": 31000 + os.getpid() % 9000}
-    common = {"data_dir": tmp_path / "data", "platform": "portable", "models": {"tiny/text": {"cache_size": 0}}} | ports
+    common = {"data_dir": folder, "platform": "portable", "models": {"tiny/text": {"cache_size": 0}}} | ports
     settings = read_settings({}, **common)
     async with compose_kernel(settings) as kernel:
         await kernel.install_engine()
