@@ -6,6 +6,7 @@ skips what needs an engine that infers, as under Wine, where OpenVINO loads and 
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from xdist.remote import Producer
 
     from tests.spread import PartScheduling
@@ -40,6 +43,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> PartSch
 
     config.option.loadscopereorder = False
     return PartScheduling(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Look for no garbage among what is collected: thousands of tests and all their imports, which stay to the end."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
