@@ -157,7 +157,7 @@ SHAPES = [
 @pytest.mark.parametrize("kind", [HuggingFace, ModelScope])
 async def test_a_listing_without_shape_is_one_sentence(hub, kind, answer):
     hub.raw = answer
-    with pytest.raises((Unavailable, NotFound, BadRequest), match=r"listing|has no files|has no me/model|cannot be"):
+    with pytest.raises((Unavailable, NotFound, BadRequest), match=r"list of|has no files|has no me/model|cannot be"):
         await configured(kind, endpoint=hub.url).list_files(REF)
 
 
