@@ -36,7 +36,7 @@ async def test_every_kind_of_model_answers_its_probe(
         for kind in TYPES:
             await kernel.import_model(fixtures / kind, f"tiny/{kind}")
             await kernel.load_model(f"tiny/{kind}")
-        client = await kernel.client()
+        client = await kernel.control.client()
         probe: Any = kernel.supervisor.probe
         posts: list[str] = []
         post = client.post

@@ -310,7 +310,7 @@ async def test_a_platform_that_does_not_work_gives_way_to_the_next_with_a_senten
         left = [path.name for path in (tmp_path / "other/engine").rglob("*") if "2026.3.0" in path.name]
         assert left == [], "what is of no use takes no room"
         # From now on that is the platform: it is what is installed.
-        assert kernel.platform() is portable
+        assert kernel.control.choice().platform is portable
         assert (await kernel.engine()).version == installed.version
     # A version that somebody asked for does not turn into something else.
     async with compose(

@@ -347,10 +347,10 @@ async def test_an_install_that_is_up_to_date_does_nothing_even_twenty_times_at_o
 async def test_a_host_that_no_platform_fits_is_told_what_to_install(tmp_path: Path) -> None:
     kernel = compose_kernel(read_settings({}, data_dir=tmp_path), host=HOST, extensions=Extensions())
     with pytest.raises(NotSupported, match="install ovms-platform-portable"):
-        kernel.platform()
+        kernel.control.choice()
     named = compose_kernel(read_settings({}, data_dir=tmp_path, platform="beos"), host=HOST, extensions=Extensions())
     with pytest.raises(NotSupported, match="No platform extension named beos"):
-        named.platform()
+        named.control.choice()
 
 
 async def test_a_start_may_name_the_device_of_models_that_name_none(ready: Setup, fixtures: Path) -> None:
@@ -403,7 +403,7 @@ async def test_a_request_waits_while_the_engine_loads_its_model_again(ready: Set
 
     kernel = ready.kernel
     await kernel.load_model("tiny/text")
-    client, refused = await kernel.client(), 0
+    client, refused = await kernel.control.client(), 0
     post = client.post
 
     async def reloading(*arguments: Any, **more: Any) -> Any:

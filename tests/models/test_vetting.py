@@ -219,7 +219,7 @@ def heard(kernel: Kernel) -> Heard:
 
 async def test_every_kind_of_model_answers_what_it_is_asked_and_answers_it_again(kernel: Kernel) -> None:
     vetting: Any = kernel.supervisor.probe._ask.__self__  # type: ignore[attr-defined]
-    client = await kernel.client()
+    client = await kernel.control.client()
     kinds = set()
     for model in await kernel.list_models():
         asked = vetting._questions[model.model_type]
@@ -235,14 +235,14 @@ async def test_every_kind_of_model_answers_what_it_is_asked_and_answers_it_again
 async def test_good_models_raise_no_alarm(kernel: Kernel, heard: Heard) -> None:
     vetting: Any = kernel.supervisor.probe._ask.__self__  # type: ignore[attr-defined]
     for _ in range(ROUNDS):
-        client = await kernel.client()
+        client = await kernel.control.client()
         for model in await kernel.list_models():
             assert await vetting.probe(model, "CPU", client) is not False
     for number in range(ROUNDS):
         name = f"tiny/{TYPES[number % len(TYPES)]}"
         await kernel.unload_models([name])
         await kernel.load_model(name)
-        assert await vetting.probe(await kernel.load_model(name), "CPU", await kernel.client()) is not False
+        assert await vetting.probe(await kernel.load_model(name), "CPU", await kernel.control.client()) is not False
     assert heard.suspects == []
     asked = [
         each for each in await kernel.list_models() if each.model_type not in ("speech_to_text", "image_generation")
@@ -295,7 +295,7 @@ async def test_garbage_of_a_real_model_is_found_by_one_probe(kernel: Kernel, hea
     model_type, turn = GARBAGE[kind]
     vetting: Any = kernel.supervisor.probe._ask.__self__  # type: ignore[attr-defined]
     model = next(each for each in await kernel.list_models() if each.model_type == model_type)
-    client = await kernel.client()
+    client = await kernel.control.client()
     for _ in range(3):  # the first notes what is good, and each question has its turn
         assert await vetting.probe(model, "CPU", client)
     assert heard.suspects == []
@@ -316,7 +316,7 @@ async def test_a_model_that_turns_to_garbage_is_shown_in_ps(kernel: Kernel, hear
     vetting: Any = kernel.supervisor.probe._ask.__self__  # type: ignore[attr-defined]
     models = {each.model_type: each for each in await kernel.list_models()}
     model = models["text_generation"]
-    client = await kernel.client()
+    client = await kernel.control.client()
     assert await vetting.probe(model, "CPU", client)
 
     class Broken:

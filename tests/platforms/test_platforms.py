@@ -157,10 +157,10 @@ def test_the_choice_is_explained_and_a_setting_wins() -> None:
         return explain(host, DRIVERS, wanted, active).text
 
     debian = TABLE["Debian 12"][0]
-    assert said(UBUNTU2404) == "ubuntu2404: it is made for ubuntu 24.04"
+    assert said(UBUNTU2404) == "ubuntu2404: built for ubuntu 24.04"
     assert said(TABLE["Mint 22"][0]) == "ubuntu2404: linuxmint 22 derives from its system (noble)"
     assert said(TABLE["Alma 9"][0]) == "redhat: almalinux 9.6 derives from its system"
-    assert said(debian) == ("ubuntu2204: built for a system like debian 12; if it does not run, portable is used")
+    assert said(debian) == ("ubuntu2204: built for a system like debian 12; falls back to portable if it does not run")
     assert said(TABLE["Fedora Rawhide"][0]) == "portable: nothing more specific fits fedora rawhide on x86_64"
     assert said(UBUNTU2404, "portable") == "portable: the setting `platform` names it"
     assert said(debian, active=Installation("0.1", Path(), "portable")) == (

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from ovms_kernel.api.platforms import DERIVED, DNF, GUESS, Build, LinuxRow, OvmsOnLinux, System
 
-ROW = LinuxRow(
-    Build("redhat", python="3.12"),
-    (
-        System("rhel", "9", "9", derived=DERIVED),
-        System("ol", "9", "9", DERIVED),  # names Fedora alone as what it derives from
-        System("rhel", "10", fit=GUESS, derived=GUESS),
-        System("ol", "10", fit=GUESS),
-        System("fedora", "39", fit=GUESS),
-    ),
-    packages=DNF,
-)
-
 
 class RedHat(OvmsOnLinux):
     """The vendor's archives for this system."""
 
-    row = ROW
+    row = LinuxRow(
+        Build("redhat", python="3.12"),
+        (
+            System("rhel", "9", "9", derived=DERIVED),
+            System("ol", "9", "9", DERIVED),  # names Fedora alone as what it derives from
+            System("rhel", "10", fit=GUESS, derived=GUESS),
+            System("ol", "10", fit=GUESS),
+            System("fedora", "39", fit=GUESS),
+        ),
+        packages=DNF,
+    )

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from ovms_kernel.api.platforms import DERIVED, GUESS, Build, LinuxRow, OvmsOnLinux, System
 
-ROW = LinuxRow(
-    Build("ubuntu24", python="3.12"),
-    (System("ubuntu", "24.04", "24.04"),),
-    {"noble": DERIVED, **dict.fromkeys(("oracular", "plucky", "questing", "trixie"), GUESS)},
-)
-
 
 class Ubuntu2404(OvmsOnLinux):
     """The vendor's archives for this system."""
 
-    row = ROW
+    row = LinuxRow(
+        Build("ubuntu24", python="3.12"),
+        (System("ubuntu", "24.04", "24.04"),),
+        {"noble": DERIVED, **dict.fromkeys(("oracular", "plucky", "questing", "trixie"), GUESS)},
+    )

@@ -109,7 +109,7 @@ async def use_engine(kernel: Kernel, version: str) -> None:
 
 def newest_engine(kernel: Kernel) -> str:
     """Return the version that an upgrade brings: the one by setting, else the newest that is known to work."""
-    return kernel.platform().release(kernel.host, kernel.settings.engine_version).version
+    return kernel.control.choice().platform.release(kernel.host, kernel.settings.engine_version).version
 
 
 def skipped_platforms(kernel: Kernel) -> Sequence[Skipped]:

@@ -156,7 +156,7 @@ def _compose_residency(
         servables,
         memory,
         table,
-        engine_memory=lambda: engine_memory(control.pid()),
+        engine_memory=lambda: engine_memory(supervisor.owned_pid),
         owns_engine=lambda: not control.runs_elsewhere(),
         place=vetting.place,
         live=live.now,

@@ -52,17 +52,17 @@ async def _platform(kernel: Kernel) -> list[Finding]:
 
 async def _engine(kernel: Kernel) -> list[Finding]:
     try:
-        platform, name = kernel.platform(), kernel.platform_name()
+        choice = kernel.control.choice()
         if (installation := kernel.installations.active()) is None:
-            text = f"not installed; {name} would install {administration.newest_engine(kernel)}"
+            text = f"not installed; {choice.name} would install {administration.newest_engine(kernel)}"
             return [Finding("warning", "engine", text, "ovms-plugin engine install")]
         findings = [
             Finding("error" if each.fatal else "warning", "engine", each.what, each.remedy)
-            for each in await platform.requirements(installation)
+            for each in await choice.platform.requirements(installation)
         ]
     except OvmsError as error:
         return [Finding("error", "engine", error.message)]
-    return findings or [Finding("ok", "engine", f"{installation.version} of {name}, nothing is missing")]
+    return findings or [Finding("ok", "engine", f"{installation.version} of {choice.name}, nothing is missing")]
 
 
 async def _models(kernel: Kernel) -> list[Finding]:

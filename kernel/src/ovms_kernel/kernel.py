@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ovms_kernel.aliases import AliasSettings
-    from ovms_kernel.drivers import ConversingService, Platform, Service, StreamingService
-    from ovms_kernel.engine.client import EngineClient
+    from ovms_kernel.drivers import ConversingService, Service, StreamingService
     from ovms_kernel.engine.control import EngineControl
     from ovms_kernel.engine.installation import Installations
     from ovms_kernel.engine.supervisor import Supervisor
@@ -104,17 +103,6 @@ class Kernel:
 
     # -- the engine ------------------------------------------------------------------------------------------------
 
-    def platform(self) -> Platform:
-        """Return the platform driver by setting, else that of the engine in use, else the one that fits this host best.
-
-        :raises NotSupported: there is none; the sentence says what to install.
-        """
-        return self.control.choice().platform
-
-    def platform_name(self) -> str:
-        """Return the name of the platform driver in use."""
-        return self.control.choice().name
-
     async def check_engine(self) -> bool:
         """Tell whether an engine is installed."""
         return await anyio.to_thread.run_sync(self.installations.active) is not None
@@ -163,10 +151,6 @@ class Kernel:
     def engine_runs(self) -> bool:
         """Tell whether there is an engine already: here, of another process on this data folder, or elsewhere."""
         return self.control.runs()
-
-    async def client(self) -> EngineClient:
-        """Return the connection to the running engine, starting the engine if need be."""
-        return await self.control.client()
 
     async def health(self) -> None:
         """Return if the engine answers now; see ``KernelApi``."""

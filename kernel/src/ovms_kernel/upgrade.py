@@ -36,7 +36,7 @@ async def upgrade(kernel: Kernel, version: str, report: Callable[[Progress], Non
     :raises PreconditionFailed: another process runs the engine.
     """
     active = kernel.control.installed()
-    release = kernel.platform().release(kernel.host, version)
+    release = kernel.control.choice().platform.release(kernel.host, version)
     if release.version == active.version or (release.archive and not version):
         return active
     return await _change_to(kernel, release, report)
@@ -50,8 +50,9 @@ async def _change_to(kernel: Kernel, release: Release, report: Callable[[Progres
             f"{release.version}; end it and try again."
         )
     old = kernel.installations.active()
-    platform = kernel.platform()
-    new = await kernel.installations.install(kernel.platform_name(), platform, release, report, activate=False)
+    choice = kernel.control.choice()
+    platform = choice.platform
+    new = await kernel.installations.install(choice.name, platform, release, report, activate=False)
     ran = kernel.supervisor.started
     models = [each.id for each in kernel.residency.loaded()]
     try:

@@ -63,15 +63,12 @@ class EngineControl:
 
         :raises NotSupported: there is none; the sentence says what to install.
         """
-        return self._choices()[0]
+        active = self._installations.active()
+        return candidates(self._host, self._platforms, self._settings.platform, active)[0]
 
     def explain(self) -> Finding:
         """Return which platform is chosen and why, and which comes next."""
         return explain(self._host, self._platforms, self._settings.platform, self._installations.active())
-
-    def _choices(self) -> list[Choice]:
-        active = self._installations.active()
-        return candidates(self._host, self._platforms, self._settings.platform, active)
 
     def installed(self) -> Installation:
         """Return the active version.
@@ -185,7 +182,3 @@ class EngineControl:
             return True
         active = self._installations.active()
         return active is not None and not self.choice().platform.launch(active, Ports(0, 0)).argv
-
-    def pid(self) -> int | None:
-        """Return the engine's process if this process started it."""
-        return self._supervisor.owned_pid

@@ -125,9 +125,9 @@ class Installations:
             )
         # What is half removed must not look complete.
         doomed = found.directory.with_name(found.directory.name + ".partial")
-        await anyio.to_thread.run_sync(shutil.rmtree, doomed, True)  # noqa: FBT003 - ignore_errors
+        await anyio.to_thread.run_sync(_remove, doomed)
         await anyio.to_thread.run_sync(rename, found.directory, doomed)
-        await anyio.to_thread.run_sync(shutil.rmtree, doomed, True)  # noqa: FBT003 - ignore_errors
+        await anyio.to_thread.run_sync(_remove, doomed)
 
     def read_record(self) -> Record:
         """Return what earlier installs found out about platforms."""
@@ -162,11 +162,11 @@ class Installations:
             said = await try_version(platform, installation)
         except EngineFailed as error:
             explained = await _explained(error, platform, installation)
-            await anyio.to_thread.run_sync(shutil.rmtree, partial, True)  # noqa: FBT003 - ignore_errors
+            await anyio.to_thread.run_sync(_remove, partial)
             raise explained from error
         log.info("Engine %s says that it is %s", release.version, said)
         if release.archive and not f"{said}.".startswith(f"{release.version}."):
-            await anyio.to_thread.run_sync(shutil.rmtree, partial, True)  # noqa: FBT003 - ignore_errors
+            await anyio.to_thread.run_sync(_remove, partial)
             discard_download(self._settings, release)
             raise EngineFailed(
                 f"{release.archive} holds version {said}, not {release.version}; report that to its vendor."
@@ -215,6 +215,10 @@ async def _only_one(settings: Settings) -> AsyncIterator[None]:
                 "Another process is installing an engine in this data folder; wait for it."
             ) from error
         yield
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _publish(partial: Path, target: Path, note: dict[str, str | None]) -> None:
