@@ -93,14 +93,14 @@ def test_a_data_folder_that_is_a_file_is_refused_with_where_to_name_another(tmp_
 
 
 def test_what_the_system_refuses_is_no_riddle(tmp_path: Path) -> None:
-    for number, remedy in ((errno.EACCES, "--data-dir"), (errno.EROFS, "--data-dir"), (errno.ENOSPC, "make room")):
+    for number, remedy in ((errno.EACCES, "--data-dir"), (errno.EROFS, "--data-dir"), (errno.ENOSPC, "free some space")):
         told = refused_by_system(OSError(number, os.strerror(number), str(tmp_path / "models")))
         assert told
         assert told.message.startswith(f"{tmp_path / 'models'} cannot be used ({os.strerror(number)}); ")
         assert remedy in told.message
     full = refused_by_system(OSError(errno.ENOSPC, "No space left on device"))
     assert full
-    assert full.message == "A file cannot be written (No space left on device); make room on that disk."
+    assert full.message == "A file cannot be written (No space left on device); free some space on that disk."
     for other in (OSError(errno.ECONNREFUSED, "refused"), FileNotFoundError(2, "gone", "x"), ValueError("wrong")):
         assert refused_by_system(other) is None
 

@@ -52,7 +52,7 @@ class Face:
                 async with asyncio.timeout(START_LIMIT):
                     await self.start()
             except (TimeoutError, PluginFailed, OSError, httpx.HTTPError, grpc.aio.AioRpcError) as error:
-                if "disk is full" in str(error) or "make room on that disk" in str(error):
+                if "disk is full" in str(error) or "free some space on that disk" in str(error):
                     self.told[str(error)[-160:]] += 1
                 elif not self.killed and not self.stopping:
                     self.failures.append(f"{self.name} did not start: {error!r:.600}")

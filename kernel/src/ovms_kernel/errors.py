@@ -115,6 +115,6 @@ class EngineFailed(OvmsError):
 
 
 class Unavailable(OvmsError):
-    """The engine is not there, not ready yet, or has no room; trying again later may help."""
+    """The engine is not there, not ready yet, or full; trying again later may help."""
 
     code = 503

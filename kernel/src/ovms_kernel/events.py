@@ -196,7 +196,7 @@ def _rest(work: Coroutine[Any, Any, object], waits_for: object) -> Generator[Any
 
 
 async def _in_thread(function: Callable[[], Any], finished: Callable[[], None]) -> Any:  # noqa: ANN401 - its result
-    """Run a function that ought not to block, so that blocking costs nobody else anything.
+    """Run a function that should not block, so that one that does delays nothing else.
 
     A daemon thread of its own, because a pool's thread that never returns would keep the process from ending.
     """

@@ -169,7 +169,7 @@ def sync_tree(folder: Path) -> None:
         sync(Path(root))
 
 
-# -- room on the disk ----------------------------------------------------------------------------------------------
+# -- space on the disk ---------------------------------------------------------------------------------------------
 
 
 def human(size: int) -> str:
@@ -265,7 +265,7 @@ def refused_by_system(error: BaseException) -> OvmsError | None:
         return None
     where = f"{os.fsdecode(error.filename)} cannot be used" if isinstance(error.filename, str | bytes) else ""
     if error.errno in FULL:
-        return OvmsError(f"{where or 'A file cannot be written'} ({error.strerror}); make room on that disk.")
+        return OvmsError(f"{where or 'A file cannot be written'} ({error.strerror}); free some space on that disk.")
     if where and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
         return OvmsError(f"{where} ({error.strerror}); fix that, or {ELSEWHERE}.")
     return None

@@ -59,7 +59,7 @@ async def fetch_and_extract(settings: Settings, release: Release, into: Path, re
     :raises BadRequest: the archive is not what it should be; it is removed.
     :raises NotFound: no mirror has it.
     :raises Unavailable: no mirror can be reached.
-    :raises PreconditionFailed: there is no room, or its digest is not known and a setting demands that.
+    :raises PreconditionFailed: the disk is too small, or its digest is not known and a setting demands that.
     """
     if Path(release.archive).name != release.archive:
         raise BadRequest(f"{release.archive!r} is not the name of an archive.")

@@ -204,7 +204,7 @@ class AlreadyInstalling(Unavailable):
 async def _only_one(settings: Settings) -> AsyncIterator[None]:
     """Keep other processes from installing at the same time.
 
-    :raises AlreadyInstalling: one is at it.
+    :raises AlreadyInstalling: one installs already.
     """
     settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     async with AsyncExitStack() as stack:

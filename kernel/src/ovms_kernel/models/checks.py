@@ -41,7 +41,7 @@ IR, IR_END = b"<net ", b"</net>"
 
 
 def choose_files(files: Sequence[RemoteFile], name: str) -> list[RemoteFile]:
-    """Return what to fetch of what a hub offers, checked; the note and the graph are always ours.
+    """Return what to fetch of what a hub offers, checked; the record and the graph are always ours.
 
     :raises BadRequest: it is no model that an OpenVINO engine can use, or a path is unsafe.
     """

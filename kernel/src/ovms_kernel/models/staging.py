@@ -147,7 +147,7 @@ def check_target(settings: Settings, model_id: str) -> None:
 def publish(settings: Settings, model_id: str) -> None:
     """Make the staged model the published one, in place of an older one.
 
-    The caller holds the model's lock and has written the note, which makes the staged files complete.
+    The caller holds the model's lock and has written the record, which makes the staged files complete.
     """
     staged = staged_files(settings, model_id)
     target = model_folder(settings, model_id)
@@ -228,7 +228,7 @@ class Download:
     published: Path
     """Where an older state of the model may be, to take files over from."""
     known: ModelRecord | None
-    """The note of that state."""
+    """The record of that state."""
 
     @property
     def origin(self) -> dict[str, str]:
@@ -242,7 +242,7 @@ class Download:
 
     @cached_property
     def same(self) -> Sequence[RemoteFile]:
-        """The files that the published state has, too, as far as its note says."""
+        """The files that the published state has, too, as far as its record says."""
         if self.known is None:
             return []
         had = {path: entry for path, entry in self.known.files.items() if path not in self.known.damaged}
@@ -260,7 +260,7 @@ class Download:
         return PullPlan(tuple(self.files), self.total, sum(map(of, self.files)))
 
     async def prepare(self, report: Callable[[Progress], None]) -> None:
-        """Throw out what belongs to another state of the model, take over what is published already."""
+        """Remove what belongs to another state of the model, take over what is published already."""
         meter = Meter("verifying", sum(file.size for file in self.same))
         await run_with_progress(lambda: self._prepare(meter), meter, report if self.same else lambda _: None)
 

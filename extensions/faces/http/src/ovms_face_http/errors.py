@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ovms_face_http.guard import Headers
 
 RETRY_AFTER = b"1"
-"""Seconds after which a request that met no room is worth another try."""
+"""Seconds after which a request that a full engine refused is worth another try."""
 NO_RETRY = (b"x-should-retry", b"false")
 """OpenAI's clients send again what failed with a 5xx, unless they are told that it is no use."""
 

@@ -51,7 +51,7 @@ class Store:
         self._size = 0
 
     def keep(self, response: Fields, messages: list[Fields], owner: str) -> None:
-        """Keep an answer, and drop the oldest ones if there is no room."""
+        """Keep an answer, and drop the oldest ones beyond the limit."""
         size = len(encode(messages)) + len(encode(response))
         self._kept[response["id"]] = Kept(response, messages, owner, time.monotonic() + KEPT_SECONDS, size)
         self._size += size
