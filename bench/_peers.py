@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import sys
 import time
@@ -122,7 +123,8 @@ class LlamaCpp:
     def __init__(self, file: Path) -> None:
         from llama_cpp import Llama
 
-        self._model = Llama(str(file), n_ctx=512, verbose=False)
+        # Its own default is half of the processors.
+        self._model = Llama(str(file), n_ctx=512, n_threads=os.cpu_count(), verbose=False)
         self._never_ends = {self._model.token_eos(): -1e9}
 
     def stream(self, tokens: int) -> dict[str, float]:
