@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +46,15 @@ def volunteer(pid: int) -> None:
 def memory_of(pid: int) -> int:
     """Return the bytes of memory that a process has, 0 when it is gone."""
     try:
-        return int(psutil.Process(pid).memory_info().rss)
+        return int(_process(pid).memory_info().rss)
     except psutil.Error:
         return 0
+
+
+@lru_cache(maxsize=64)
+def _process(pid: int) -> psutil.Process:
+    # Made once for each worker: that reads more of the system than its memory does.
+    return psutil.Process(pid)
 
 
 def processor_time(pid: int) -> float:
