@@ -33,10 +33,10 @@ LEFT_OUT = {
     "test_architecture.py, test_docs.py, test_kubernetes.py": "they read the sources, which are the same everywhere",
 }
 """Tests that are not run here, and why."""
+PORTS = "Wine does not tell which process listens on a port"
 WINE_LACKS = {
-    "tests/aog/test_traps_for_real.py::test_d2_14_the_engine_listens_on_this_machine_only": (
-        "Wine does not tell which process listens on a port"
-    ),
+    "tests/aog/test_traps_for_real.py::test_d2_14_the_engine_listens_on_this_machine_only": PORTS,
+    "tests/cli/test_demo.py::test_traces_sees_processes_ports_and_ends_them": PORTS,
 }
 """Tests that fail under Wine by Wine's own fault, and by which."""
 MINUTES = 60
@@ -67,7 +67,7 @@ def main() -> int:
     report = python.tree / "report.xml"
     report.unlink(missing_ok=True)
     # A test that hangs ends its process, which -n replaces.
-    spread = [] if "no:xdist" in words else ["-n", "1", "--dist", "load"]
+    spread = [] if "no:xdist" in words else ["-n", "2", "--dist", "load"]
     # Other tracebacks look for the sources of every module, which takes minutes here.
     pytest = ["-m", "pytest", "-p", "no:cacheprovider", "--tb=native", *spread, "--without", "inference"]
     pytest += [f"--deselect={each}" for each in WINE_LACKS]

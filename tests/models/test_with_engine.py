@@ -92,6 +92,7 @@ async def use(model_type, client, model, fixtures):
         assert answer["results"][0]["relevance_score"] >= answer["results"][1]["relevance_score"]
 
 
+@pytest.mark.needs_inference
 @pytest.mark.timeout(120)
 async def test_three_types_load_and_serve(engine, fixtures):
     for model_type in TYPES:
@@ -110,6 +111,7 @@ async def test_three_types_load_and_serve(engine, fixtures):
     await use("text_generation", engine.client, "tiny/text_generation", fixtures)
 
 
+@pytest.mark.needs_inference
 @pytest.mark.timeout(120)
 async def test_loading_another_model_does_not_disturb_a_stream(engine, fixtures):
     await engine.ingest.import_(fixtures / "text_generation", "tiny/chat")
@@ -160,6 +162,7 @@ async def test_a_template_that_cannot_serve_is_shown(engine, fixtures, tmp_path)
     assert "line 1" in engine.store.describe("me/broken")["problem"]
 
 
+@pytest.mark.needs_inference
 @pytest.mark.parametrize("quantization", ["F16", "Q8_0", "Q4_0", "Q4_1"])
 async def test_a_gguf_file_answers_as_the_model_that_it_was_made_of(engine, fixtures, tmp_path, quantization):
     folder = tmp_path / "gguf"
