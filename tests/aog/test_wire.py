@@ -51,8 +51,9 @@ def engines(pid: int) -> list[psutil.Process]:
 
 async def gone(process: psutil.Process, limit: float = 5.0) -> bool:
     async with asyncio.timeout(limit):
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:  # noqa: ASYNC110 - not ours
-            await asyncio.sleep(0.02)
+        with suppress(psutil.NoSuchProcess):
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:  # noqa: ASYNC110 - not ours
+                await asyncio.sleep(0.02)
     return True
 
 
@@ -393,6 +394,7 @@ async def test_streams_that_end_without_a_shutdown_mean_that_the_host_is_gone(pl
     assert any("closed its streams" in line for line in plugin.stderr)
 
 
+@pytest.mark.needs_posix  # a Unix socket
 async def test_d1_47_a_socket_of_a_killed_plugin_is_removed_by_the_next(
     environment: Environment, short_path: Path
 ) -> None:
@@ -424,11 +426,11 @@ async def test_a_host_that_reads_no_log_holds_nothing_up(environment: Environmen
     client = ProviderClient()
     network, address = process.stdout.readline().decode().split("|")[2:4]
     client.channel = connect(address if network == "tcp" else f"unix:{address}")
-    for _ in range(1000):  # each is logged, and the pipe takes 64 KiB
+    for _ in range(1000):  # each is logged, and the pipe takes 64 KiB, on Windows 4
         assert (await client.call("LoadModel", request_json=b"[]", timeout=10)).code == 0
     await client.channel.close()
     process.kill()
-    assert len(process.communicate()[1]) > 60_000
+    assert len(process.communicate()[1]) > (60_000 if os.name == "posix" else 3_000), "it was full"
 
 
 async def test_what_is_no_plugin_is_told(tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ def collect_rarely() -> None:
 
 def boot() -> str:
     """Return a name of this run of the system, as start times are counted from its beginning; empty if it has none."""
+    if sys.platform != "linux":  # elsewhere they are times of the clock
+        return ""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except OSError:
