@@ -19,14 +19,14 @@ ENDED_BY_FORCE = FORCE if os.name == "nt" else -FORCE
 
 
 CONSOLE = """
-import ctypes, signal, subprocess, sys
+import ctypes, os, signal, subprocess, sys, threading
 console = ctypes.windll.kernel32
 console.FreeConsole(), console.AllocConsole()
 signal.signal(signal.SIGINT, lambda *_: None)
 process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=sys.stdout, stderr=sys.stderr)
+threading.Thread(target=lambda: os._exit(process.wait())).start()
 sys.stdin.read()
 console.GenerateConsoleCtrlEvent(0, 0)
-sys.exit(process.wait())
 """
 """Runs a program in a console of its own, where Ctrl-C reaches nobody else, and types that when its input ends."""
 

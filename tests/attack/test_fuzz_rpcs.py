@@ -112,7 +112,7 @@ async def ask(channel: Any, name: str, requests: list[bytes]) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-async def filled(tmp_path_factory: pytest.TempPathFactory, fixtures: Path) -> Path:
+async def filled(tmp_path_factory: pytest.TempPathFactory, fixtures: Path, inference: None) -> Path:
     """A data folder with the tiny models and one to delete; the hub is nowhere, so that a pull ends at once."""
     folder = tmp_path_factory.mktemp("rpcs") / "data"
     async with compose_kernel(read_settings({}, data_dir=folder, platform="portable")) as kernel:

@@ -84,7 +84,7 @@ def run(executable: str, environment: dict[str, str]) -> Run:
             capture_output=True,
             input=text,
             env=environment | variables,
-            encoding="utf-8",
+            text=True,
             timeout=60,
         )
         assert done.returncode == code, f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"

@@ -86,9 +86,7 @@ def test_a_command_imports_only_what_it_needs(
 ) -> None:
     here("import", str(fixtures / "text_generation"), "tiny/chat")
     code = f"import sys; from ovms_cli.app import run; run({words.split()}); print(*sys.modules, file=sys.stderr)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, encoding="utf-8", env=environment
-    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
     assert not left & set(done.stderr.split())
     assert "Traceback" not in done.stderr
 

@@ -90,7 +90,9 @@ class Serve:
         """Wait for its end, with its stdin open, and return the exit code and the lines that are left."""
         assert self.process.stderr
         rest = self.process.stderr.read()
-        return self.process.wait(20), rest
+        code = self.process.wait(20)
+        self._close()
+        return code, rest
 
     def kill(self) -> None:
         with suppress(psutil.NoSuchProcess):
@@ -98,7 +100,13 @@ class Serve:
                 with suppress(psutil.NoSuchProcess):
                     each.kill()
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        self._close()
+
+    def _close(self) -> None:
+        for each in (self.process.stdin, self.process.stderr):
+            if each:
+                each.close()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ def folded(text: str, width: int) -> list[str]:
         joined = f"{lines[-1]} {word}" if lines[-1] else word
         if columns(joined) <= width:
             lines[-1] = joined
-        elif columns(word) > width and not word.isascii() and os.sep not in word:
+        elif columns(word) > width and not word.isascii() and not {"/", os.sep} & set(word):
             lines[-1:] = _chopped(joined, width)
         else:
             lines += [word]
