@@ -686,7 +686,7 @@ async def test_d2_10_d2_11_version_and_config_are_real(aog: Any) -> None:
         "recommend_model": "",
         "download_url": "",
         "download_path": str(aog.kernel.settings.models_dir),
-        "engine_path": "/data/engine/versions/1",
+        "engine_path": str(active.directory),
         "exec_path": str(program.parent),
         "exec_file": "ovms",
         "device_type": "CPU",

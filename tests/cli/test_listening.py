@@ -34,6 +34,7 @@ def spoken(fixtures: Path) -> bytes:
         return file.readframes(file.getnframes()) + SILENCE
 
 
+@pytest.mark.needs_inference
 def test_what_is_piped_is_written_sentence_by_sentence(
     run: Any, executable: str, environment: dict[str, str], fixtures: Path, spoken: bytes
 ) -> None:

@@ -157,7 +157,7 @@ async def test_two_processes_end_in_a_consistent_state(make_puller, hub, repo, t
     server.shutdown()
     server.server_close()
     for result in results:
-        assert result.returncode == 0, result.stderr.decode()[-3000:]
+        assert result.returncode == 0, result.stderr.decode(errors="replace")[-3000:]
     one, other = (Counter(eval(result.stdout)) for result in results)
     asked = {what.removesuffix(" 404") for what in one + other}
     assert asked >= {"pull", "load", "unload", "delete"}, (one, other)

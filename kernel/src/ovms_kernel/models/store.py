@@ -12,7 +12,16 @@ import anyio.to_thread
 from msgspec.structs import replace
 
 from ovms_kernel.errors import NotFound, PreconditionFailed
-from ovms_kernel.files import Meter, disk_errors, disk_usage, free_space, hash_file, locked, run_with_progress
+from ovms_kernel.files import (
+    Meter,
+    disk_errors,
+    disk_usage,
+    free_space,
+    hash_file,
+    locked,
+    patiently,
+    run_with_progress,
+)
 from ovms_kernel.models import profiles
 from ovms_kernel.models.model_record import RECORD, describe, local_model, read_record, write_record
 from ovms_kernel.models.names import parse_model_id
@@ -307,6 +316,8 @@ def _recorded(models: Path) -> Iterator[Path]:
 def _folders(parent: Path) -> Sequence[Path]:
     """Return the folders in one; none if it is not there, or not any more."""
     try:
-        return [each for each in parent.iterdir() if not each.name.startswith(".") and each.is_dir()]
+        # Another process may be removing it, during which Windows does not open it.
+        inside = patiently(lambda: list(parent.iterdir()))
     except (FileNotFoundError, NotADirectoryError):
         return []
+    return [each for each in inside if not each.name.startswith(".") and each.is_dir()]
