@@ -39,8 +39,8 @@ WINE_LACKS = {
     "tests/cli/test_demo.py::test_traces_sees_processes_ports_and_ends_them": PORTS,
 }
 """Tests that fail under Wine by Wine's own fault, and by which."""
-MINUTES = 60
-"""An estimate for two cores: the folders were run one by one; building the Python before takes ten more."""
+MINUTES = 40
+"""An estimate for two cores; building the Python before takes ten more."""
 HOST_SOURCE = ROOT / "tests" / "hosts" / "go"
 
 
