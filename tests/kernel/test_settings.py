@@ -93,7 +93,8 @@ def test_a_data_folder_that_is_a_file_is_refused_with_where_to_name_another(tmp_
 
 
 def test_what_the_system_refuses_is_no_riddle(tmp_path: Path) -> None:
-    for number, remedy in ((errno.EACCES, "--data-dir"), (errno.EROFS, "--data-dir"), (errno.ENOSPC, "free some space")):
+    remedies = {errno.EACCES: "--data-dir", errno.EROFS: "--data-dir", errno.ENOSPC: "free some space"}
+    for number, remedy in remedies.items():
         told = refused_by_system(OSError(number, os.strerror(number), str(tmp_path / "models")))
         assert told
         assert told.message.startswith(f"{tmp_path / 'models'} cannot be used ({os.strerror(number)}); ")
