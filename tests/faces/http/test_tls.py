@@ -70,9 +70,9 @@ def test_a_certificate_serves_https_and_nothing_else(
         ("missing", "key", "tls_cert .*missing cannot be read .No such file"),
         ("cert", "missing", "tls_key .*missing cannot be read .No such file"),
         ("cert", "other", "do not belong together"),
-        ("text", "key", "no PEM file"),
-        ("cert", "text", "no PEM file"),
-        ("key", "cert", "no PEM file"),
+        ("text", "key", "not a PEM file"),
+        ("cert", "text", "not a PEM file"),
+        ("key", "cert", "not a PEM file"),
         ("cert", "locked", "encrypted"),
     ],
 )
