@@ -116,7 +116,8 @@ class Run:
         limit = asyncio.get_running_loop().time() + PATIENCE
         while left := self.processes():
             if asyncio.get_running_loop().time() > limit:
-                log = (self.data / "logs" / "plugin.log").read_text("utf-8").splitlines()[-20:]
+                path = self.data / "logs" / "plugin.log"
+                log = path.read_text("utf-8").splitlines()[-20:] if path.exists() else []
                 raise AssertionError("\n".join([*(str(each) for each in left), *log]))
             await asyncio.sleep(0.05)
 
@@ -182,6 +183,23 @@ async def start_and_stop(run: Run) -> None:
     run.host.kill()
     run.host.communicate()
     await run.client.channel.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a parent process that starts the plugin's own")
+async def test_a_plugin_whose_parent_dies_before_it_serves_ends(
+    environment: dict[str, str | None], folder: Path
+) -> None:
+    values = {**os.environ, **AOG, **environment}
+    run = Run(folder / "data", {name: value for name, value in values.items() if value is not None})
+    assert run.host.stdout
+    parent = psutil.Process(int(await asyncio.to_thread(run.host.stdout.readline)))
+    async with asyncio.timeout(PATIENCE):
+        while not (started := parent.children()):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    parent.kill()
+    await asyncio.to_thread(psutil.wait_procs, started, PATIENCE)
+    await run.nothing_left()
+    run.host.communicate()
 
 
 @pytest.mark.timeout(600)  # dozens of starts, which a busy machine is slow at; each of their steps has its own limit

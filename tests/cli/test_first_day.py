@@ -130,7 +130,7 @@ DAY: list[tuple[str, int, str]] = [
     ("say hello -o hello.wav", 0, r"^hello\.wav$"),
     ("imagine cat --size 64x64 --steps 1", 0, r"image\.png$"),
     ('call embed \'{"input": "hi"}\'', 0, r'"embedding"'),
-    ("call nosuch", 3, r"^There is no service 'nosuch'; installed: chat, embed"),
+    ("call nosuch", 3, r"^There is no service 'nosuch' \(installed: chat, embed"),
     # The server and its engine
     ("ps", 0, r"^MODEL +MEMORY +DEVICE +USERS +IDLE +UNLOADED\n"),
     ("status", 0, r"^engine +ready\n(?s:.*)\nhttp url +http://127"),

@@ -202,7 +202,7 @@ async def test_100_mixed_requests_at_once_with_25_cancelled(house, fixtures):
     for kind in {*kinds, *rare}:
         await kind()  # everything is loaded
     tasks_before = asyncio.all_tasks()
-    client = await house.client()
+    client = await house.control.client()
     rng = random.Random(5)  # a fixed seed: the same plan each time
     plan = [(rare if number % 20 == 0 else kinds)[number % (2 if number % 20 == 0 else 8)] for number in range(100)]
     cancelled = set(rng.sample(range(100), 25))

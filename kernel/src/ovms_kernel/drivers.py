@@ -308,15 +308,3 @@ DRIVER_PROTOCOLS: dict[str, Any] = {
 KERNEL_KINDS = ("services", "platforms", "graphs", "hubs", "observers")
 """The kinds that a kernel is composed of. The others bring libraries of their own, so they are loaded where they are
 used: a face by the process that serves it, dialects by the HTTP face, commands by the command line."""
-
-
-def construct(driver: Any, given: Any) -> Any:  # noqa: ANN401 - any driver's class
-    """Return a driver of that class, made with its settings, or with nothing if it declares none.
-
-    A constructor that has a parameter all the same is given an empty mapping, as it was up to version 0.1.
-    """
-    import inspect
-
-    if hasattr(driver, "settings_type"):
-        return driver(given)
-    return driver({}) if inspect.signature(driver).parameters else driver()

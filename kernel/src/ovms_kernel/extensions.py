@@ -18,7 +18,8 @@ import msgspec
 from msgspec.structs import replace
 
 from ovms_kernel.blame import origin
-from ovms_kernel.drivers import DRIVER_PROTOCOLS, KERNEL_KINDS, construct
+from ovms_kernel.construction import construct
+from ovms_kernel.drivers import DRIVER_PROTOCOLS, KERNEL_KINDS
 from ovms_kernel.errors import BadRequest, NotFound
 from ovms_kernel.examination import flaw_of, made_for_another_kernel, watched
 from ovms_kernel.settings import ModelSettings

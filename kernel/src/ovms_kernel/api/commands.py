@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from ovms_kernel.admission import decode_request as decode_request
+    from ovms_kernel.construction import construct as construct
     from ovms_kernel.drivers import DRIVER_PROTOCOLS as DRIVER_PROTOCOLS
     from ovms_kernel.drivers import KERNEL_KINDS as KERNEL_KINDS
     from ovms_kernel.drivers import Command as Command
     from ovms_kernel.drivers import Service as Service
-    from ovms_kernel.drivers import construct as construct
     from ovms_kernel.engine.installation import Installations
     from ovms_kernel.extensions import ExtensionReport as ExtensionReport
     from ovms_kernel.extensions import Extensions as Extensions
@@ -70,7 +70,8 @@ else:
         __name__,
         {
             "admission": "decode_request",
-            "drivers": "DRIVER_PROTOCOLS KERNEL_KINDS Command Service construct",
+            "construction": "construct",
+            "drivers": "DRIVER_PROTOCOLS KERNEL_KINDS Command Service",
             "extensions": "ExtensionReport Extensions",
             "folding": "folded",
             "hookspecs": "hookimpl",

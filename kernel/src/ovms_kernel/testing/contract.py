@@ -21,6 +21,7 @@ import anyio
 import pytest
 
 from ovms_kernel import hookspecs
+from ovms_kernel.construction import construct
 from ovms_kernel.declared import NoSettings, read_struct
 from ovms_kernel.drivers import (
     Command,
@@ -34,7 +35,6 @@ from ovms_kernel.drivers import (
     Platform,
     Service,
     StreamingService,
-    construct,
 )
 from ovms_kernel.events import Events
 from ovms_kernel.examination import flaw_of

@@ -82,11 +82,12 @@ class Host:
     """The process that started us, by what tells that it is gone; to be made as early as possible.
 
     :param stderr: our end of the pipe that the host reads.
+    :param parent: the process that started this one.
     """
 
-    def __init__(self, stderr: int) -> None:
+    def __init__(self, stderr: int, parent: int) -> None:
         self.stderr = stderr
-        self._parent = os.getppid()
+        self._parent = parent
         self._process: psutil.Process | None = None
         self._sought = False
 

@@ -41,10 +41,12 @@ class Seat:
     """Where the plugin's process serves: given to it by the parent.
 
     :param ready: descriptor that the parent reads.
+    :param parent: the parent's process id, as it may have ended already.
     """
 
-    def __init__(self, folder: Path, generation: int, ready: int) -> None:
+    def __init__(self, folder: Path, generation: int, ready: int, parent: int) -> None:
         self.folder = folder
+        self.parent = parent
         self.private = folder / str(generation)
         """The path to listen at; :meth:`take` makes it the public one."""
         self.public = folder / PUBLIC
@@ -81,6 +83,7 @@ class Parent:
         self._folder = folder
         self._serve = serve
         self._host = os.getppid()
+        self._pid = os.getpid()
         self._child = 0
         self._generation = 0
         self._started: list[float] = []
@@ -134,7 +137,7 @@ class Parent:
         self._door.close()
         self._wake.close()
         os.close(reading)
-        self._serve(Seat(self._folder, self._generation, writing))
+        self._serve(Seat(self._folder, self._generation, writing, self._pid))
 
     def _reap(self) -> int | None:
         """Start the plugin's process again if it died; return the exit code if it ended."""

@@ -56,7 +56,7 @@ def take_process(launcher: str = "", seat: Seat | None = None) -> PluginProcess:
     """
     version = read_environment(AOG_PLUGIN, os.environ)
     stdout, stderr = goplugin.take_standard_streams()
-    host = goplugin.Host(stderr)
+    host = goplugin.Host(stderr, seat.parent if seat else os.getppid())
     from ovms_kernel.api.programs import Log
 
     return PluginProcess(version, stdout, host, Log(stderr), Path(launcher or sys.argv[0]).absolute(), seat)
