@@ -111,7 +111,7 @@ async def _introduce(kernel: KernelApi, where: RunningServer, say: Callable[[str
     say(f"The key is in {where.key_file}." if where.key_file else "No key is needed.")
     if models:
         count = "1 model" if len(models) == 1 else f"{len(models)} models"
-        say(f"{count}, {len(loaded)} loaded; the rest load on their first request:")
+        say(f"{count}, {len(loaded)} loaded; models load on their first request:")
         for each in models:
             say(f"  {each.id} ({each.model_type}{', loaded' if each.id in loaded else ''})")
     else:
