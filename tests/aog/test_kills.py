@@ -158,17 +158,25 @@ async def kill(run: Run, victim: str) -> None:
         return
     if victim == "engine":
         async with asyncio.timeout(15):
-            while not (engines := run.engines()):  # noqa: ASYNC110
+            while not (engine := next((each for each in run.engines() if killed(each)), None)):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
-        engines[0].kill()
-        await comes_back(run, engines[0])
+        await comes_back(run, engine)
     run.host.kill()
 
 
-async def comes_back(run: Run, killed: psutil.Process) -> None:
+def killed(process: psutil.Process) -> bool:
+    """Kill a process; false if it has just ended by itself."""
+    try:
+        process.kill()
+    except psutil.NoSuchProcess:
+        return False
+    return True
+
+
+async def comes_back(run: Run, ended: psutil.Process) -> None:
     """The plugin survives its engine's death and starts another one."""
     async with asyncio.timeout(15):
-        while not [each for each in run.engines() if each.pid != killed.pid]:  # noqa: ASYNC110
+        while not [each for each in run.engines() if each.pid != ended.pid]:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     assert psutil.Process(run.plugin).is_running()
 

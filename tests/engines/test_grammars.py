@@ -37,7 +37,7 @@ def compiling(before: list[psutil.Process]) -> psutil.Process:
     deadline = time.monotonic() + MINUTE
     while time.monotonic() < deadline:
         for each in psutil.Process().children():
-            with contextlib.suppress(psutil.Error):  # one that has ended
+            with contextlib.suppress(psutil.Error, OSError):  # one that has ended, or begins
                 new = each not in before and "ovms_embedded.worker.trial" in each.cmdline()
                 if new and each.cpu_times().user > 0.3:
                     return each

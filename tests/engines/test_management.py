@@ -156,7 +156,8 @@ def test_an_interrupted_pull_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> N
         assert "acme/words was not pulled from" in failed[2]
         assert not (tmp_path / "acme" / "words").exists()
     hub.stops_after = None
-    assert run(*words)[0] == 0
+    code, _, error = run(*words)
+    assert code == 0, error
     assert any(wanted for _, wanted in hub.asked)
     for path in hub.folder.iterdir():
         assert (tmp_path / "acme" / "words" / path.name).read_bytes() == path.read_bytes()

@@ -10,7 +10,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO
 
-from ovms_kernel.files import rename, size_of, sync
+from ovms_kernel.files import patiently, rename, size_of, sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -124,7 +124,7 @@ class Partial:
         sync(self._data)  # first: the next pull after a power cut takes a file under its own name for complete
         self._target.parent.mkdir(parents=True, exist_ok=True)
         rename(self._data, self._target)
-        self._journal.unlink(missing_ok=True)
+        patiently(lambda: self._journal.unlink(missing_ok=True))  # another process may read how far it is
         self.done = True
         return True
 
