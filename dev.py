@@ -84,7 +84,7 @@ def install(*options: str) -> None:
     syncing.touch()
     call_quietly(tool("uv"), "sync", "--quiet", "--all-packages", "--python", tool("python"), *again, *options)
     _make_paths_relative()
-    syncing.unlink()
+    syncing.unlink(missing_ok=True)  # another command may have been faster
 
 
 def _make_environment() -> None:
