@@ -2,10 +2,10 @@
 """The commands of a clone. They need Python 3.11 or newer with pip and venv; everything else they install.
 
 python3 dev.py run      make an environment, install the workspace, run the demo   (half a minute the first time)
-python3 dev.py test     run the tests; further words go to pytest, such as `-n 2`  (half an hour; 16 minutes with -n 2)
+python3 dev.py test     run the tests; further words go to pytest, such as `-n 2`  (half an hour; 15 minutes with -n 2)
 python3 dev.py check    ruff, mypy --strict, import-linter, bandit and pip-audit   (1 minute)
 python3 dev.py bench    run every benchmark; further words name some of them       (20 minutes; most take 1 or 2)
-python3 dev.py windows  run tests in a Windows Python under Wine, as root on Linux (40 minutes; more the first time)
+python3 dev.py windows  run tests in a Windows Python under Wine, as root on Linux (12 minutes; more the first time)
                         words after `--` go to pytest, such as `-- tests/models -q`
 python3 dev.py soak     use every service while processes are killed and the disk fills; --minutes N says how long
 python3 dev.py release  build wheels and sdists into dist/ and check them; needs a commit    (3 minutes)

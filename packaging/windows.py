@@ -39,7 +39,7 @@ WINE_LACKS = {
     "tests/cli/test_demo.py::test_traces_sees_processes_ports_and_ends_them": PORTS,
 }
 """Tests that fail under Wine by Wine's own fault, and by which."""
-MINUTES = 40
+MINUTES = 12
 """An estimate for two cores; building the Python before takes ten more."""
 HOST_SOURCE = ROOT / "tests" / "hosts" / "go"
 
